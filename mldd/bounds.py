@@ -1,0 +1,89 @@
+"""Component-wise bounds ``lower <= x <= upper`` and the criticality measure that goes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The box ``{x : lower <= x <= upper}``.
+
+    Parameters
+    ----------
+    lower, upper : Tensor, shape (n,) or (p, m)
+        Bounds, infinite where there is none. A batch of subdomains has one row per subdomain.
+    is_free : bool
+        No component has a bound; every operation is then free of cost.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    is_free: bool = False
+
+    @staticmethod
+    def free(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
+        """No bounds on `n` unknowns (takes no memory)."""
+        infinity = torch.tensor([torch.inf], dtype=dtype, device=device)
+        return Bounds((-infinity).expand(n), infinity.expand(n), is_free=True)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse bounds that fit no vector like `x`.
+
+        Raises
+        ------
+        ValueError
+            Wrong shape, NaN, or a lower bound above its upper bound.
+        """
+        for name, bound in (("lower", self.lower), ("upper", self.upper)):
+            if bound.shape != x.shape:
+                raise ValueError(f"`{name}` must have the shape of x, {tuple(x.shape)}, got {tuple(bound.shape)}")
+        if self.is_free:
+            return
+        wrong = ~(self.lower <= self.upper)
+        if bool(wrong.any()):
+            i = int(wrong.flatten().nonzero()[0])
+            raise ValueError(
+                f"bounds need lower <= upper in every component, got {float(self.lower.flatten()[i])} > "
+                f"{float(self.upper.flatten()[i])} at component {i} ({int(wrong.sum())} in all); swap or widen them"
+            )
+
+    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the nearest point of the box, ``clip(x, lower, upper)``."""
+        if self.is_free:
+            return x.clone() if out is None else out.copy_(x)
+        return torch.clamp(x, self.lower, self.upper, out=out)
+
+    def shifted(self, x: Tensor) -> Bounds:
+        """Bounds on a correction ``e`` such that ``x + e`` stays in the box."""
+        return self if self.is_free else Bounds(self.lower - x, self.upper - x)
+
+    def intersect(self, other: Bounds) -> Bounds:
+        """Return the intersection: the larger lower and the smaller upper bounds."""
+        if self.is_free:
+            return other
+        if other.is_free:
+            return self
+        return Bounds(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
+
+    def criticality(self, x: Tensor, g: Tensor) -> Tensor:
+        """Return the projected first-order step ``d = project(x - g) - x``; it vanishes exactly at critical points."""
+        if self.is_free:
+            return -g
+        return torch.clamp(x - g, self.lower, self.upper).sub_(x)
+
+    def measure(self, x: Tensor, g: Tensor, norm: float = torch.inf) -> float:
+        """Return the norm of ``project(x - g) - x`` (infinity norm unless `norm` says otherwise)."""
+        d = g if self.is_free else self.criticality(x, g)
+        if norm == torch.inf:
+            return float(d.abs().max())  # ten times faster than vector_norm, which does not vectorise this norm
+        return float(torch.linalg.vector_norm(d, norm))
+
+    def violation(self, x: Tensor) -> float:
+        """Return the largest amount by which a component of `x` lies outside (0.0 inside)."""
+        if self.is_free or x.numel() == 0:
+            return 0.0
+        return max(0.0, float((self.lower - x).max()), float((x - self.upper).max()))

@@ -1,0 +1,373 @@
+"""Decompositions of the unknowns into overlapping subdomains, and the local models that subdomains minimise.
+
+Two things are decomposed and named apart: the *graph* (who evaluates which nodes, `mldd.graph`) and the *parameters*
+(who updates which unknowns, here). A subdomain of the graph usually updates all parameters; see `mldd.problems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mldd.bounds import Bounds
+from mldd.cost import on_this_rank
+from mldd.objective import Objective
+from mldd.transfer import IndexTransfer
+
+Combine = Literal["asm", "ras", "wasm"]
+
+
+@dataclass(frozen=True)
+class Subdomain:
+    """One overlapping subdomain.
+
+    Parameters
+    ----------
+    indices : Tensor, shape (m,), int64
+        Unknowns it updates, owned ones and overlap.
+    owned : Tensor, shape (m,), bool
+        Which of them it owns; every unknown is owned by exactly one subdomain.
+    """
+
+    indices: Tensor
+    owned: Tensor
+
+
+# Makes the batch of local objectives (one row per local subdomain, shape (p, m)) at the iterate x, with its gradient
+# g where the models are first-order corrected.
+LocalModels = Callable[[Objective, Tensor, Tensor | None], Objective]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Subdomains of n unknowns; the local ones are stacked into a (p, m) batch, padded at the end of rows.
+
+    Parameters
+    ----------
+    size : int
+        Number n of unknowns.
+    subdomains : sequence of Subdomain
+        All of them, on every rank (records of indices only).
+    models : callable
+        ``models(f, x, g)`` gives the batch of local objectives of the subdomains in `local`, as functions of the
+        stacked local unknowns; padded entries have equal bounds and so never move.
+    local : range
+        Numbers of the subdomains that this rank holds.
+    corrected : bool
+        The models need the gradient at x.
+    blocks : sequence of slice
+        Consecutive groups of unknowns (layers of a network) by which a small coarse space splits its columns.
+
+    Raises
+    ------
+    ValueError
+        An empty subdomain, or an unknown that is owned by none or by several.
+    """
+
+    size: int
+    subdomains: Sequence[Subdomain]
+    models: LocalModels
+    local: range = field(default=None)  # type: ignore[assignment]
+    corrected: bool = False
+    blocks: Sequence[slice] = (slice(None),)
+
+    def __post_init__(self) -> None:
+        """Check the invariants once."""
+        if self.local is None:
+            object.__setattr__(self, "local", range(len(self.subdomains)))
+        empty = [k for k, s in enumerate(self.subdomains) if len(s.indices) == 0]
+        if empty:
+            raise ValueError(f"every subdomain needs an unknown, got none in number {empty[0]}; use fewer parts")
+        owners = self._count(lambda s: s.indices[s.owned])
+        if not bool((owners == 1).all()):
+            i = int((owners != 1).nonzero()[0])
+            raise ValueError(f"every unknown must be owned by one subdomain, got {int(owners[i])} for unknown {i}")
+
+    def _count(self, pick: Callable[[Subdomain], Tensor]) -> Tensor:
+        return torch.bincount(torch.cat([pick(s) for s in self.subdomains]).cpu(), minlength=self.size)
+
+    @property
+    def parts(self) -> int:
+        """Number of subdomains on all ranks."""
+        return len(self.subdomains)
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """Number of subdomains that update each unknown, shape (n,)."""
+        return self._count(lambda s: s.indices).to(self.subdomains[0].indices.device)
+
+    @cached_property
+    def indices(self) -> Tensor:
+        """Stacked indices of the local subdomains, shape (p, m); padding repeats the first index of the row."""
+        mine = [self.subdomains[k].indices for k in self.local]
+        width = max((len(i) for i in mine), default=0)
+        return (
+            torch.stack([torch.cat([i, i[:1].expand(width - len(i))]) for i in mine])
+            if mine
+            else torch.empty((0, 0), dtype=torch.int64)
+        )
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Which entries of the stack are unknowns (not padding), shape (p, m)."""
+        return self._stack(lambda s: torch.ones_like(s.owned))
+
+    @cached_property
+    def owned(self) -> Tensor:
+        """Which entries of the stack are owned, shape (p, m)."""
+        return self._stack(lambda s: s.owned)
+
+    def _stack(self, pick: Callable[[Subdomain], Tensor]) -> Tensor:
+        out = torch.zeros_like(self.indices, dtype=torch.bool)
+        for row, k in enumerate(self.local):
+            values = pick(self.subdomains[k])
+            out[row, : len(values)] = values
+        return out
+
+    def transfer(self, k: int) -> IndexTransfer:
+        """Return the Boolean transfer between all unknowns and those of subdomain `k`."""
+        return IndexTransfer(self.subdomains[k].indices, self.size)
+
+    def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the diagonal weights of the local corrections, shape (p, m), zero at padding.
+
+        ``asm``: one (sum of all corrections); ``ras``: one at owned unknowns; ``wasm``: one over the multiplicity. The
+        last two are partitions of unity, so combined corrections stay in the box.
+
+        Raises
+        ------
+        ValueError
+            Unknown `kind`.
+        """
+        if kind == "asm":
+            return self.valid.to(dtype)
+        if kind == "ras":
+            return self.owned.to(dtype)
+        if kind == "wasm":
+            return self.valid.to(dtype) / self.multiplicity[self.indices].to(dtype)
+        raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the local copies of `x`, shape (p, m)."""
+        return x[self.indices]
+
+    def scatter(self, corrections: Tensor) -> Tensor:
+        """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
+        return corrections.new_zeros(self.size).index_add_(0, self.indices.flatten(), corrections.flatten())
+
+    def spread(self, corrections: Tensor) -> Tensor:
+        """Return each local correction extended by zero to all unknowns, shape (p, n)."""
+        return corrections.new_zeros((len(corrections), self.size)).scatter_add_(1, self.indices, corrections)
+
+    def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
+        """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`."""
+        if bounds.is_free and bool(self.valid.all()):
+            return Bounds(bounds.lower[:1].expand_as(y), bounds.upper[:1].expand_as(y), is_free=True)
+        lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
+        return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
+
+
+@dataclass(frozen=True)
+class LocalRestrictions:
+    """Local models of any objective: ``y_i -> f(x + P_i (y_i - R_i x))``, one fine gradient per subdomain.
+
+    The fallback for objectives that know no cheaper way to evaluate a subdomain; `f` that take a batch of vectors (p,
+    n) say so with the attribute ``batched`` and are called once.
+    """
+
+    f: Objective
+    decomposition: Decomposition
+    x: Tensor
+
+    @property
+    def size(self) -> int:
+        """Length of a row."""
+        return self.decomposition.indices.shape[1]
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of the stacked unknowns."""
+        return self.decomposition.gather_bounds(self.f.bounds, self.decomposition.gather(self.x))
+
+    def _points(self, y: Tensor) -> Tensor:
+        # Padding repeats the first unknown of its row with the value of x there, so it must be written first.
+        points = self.x.expand(len(y), -1).clone()
+        indices, valid = self.decomposition.indices, self.decomposition.valid
+        rows = torch.arange(len(y), device=y.device)[:, None].expand_as(indices)
+        points[rows[valid], indices[valid]] = y[valid]
+        return points
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return the values, shape (p,)."""
+        points = self._points(y)
+        with on_this_rank():
+            return self.f.value(points) if _batched(self.f) else torch.stack([self.f.value(p) for p in points])
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradients of all local models, shape (p, m)."""
+        points = self._points(y)
+        with on_this_rank():
+            g = self.f.gradient(points) if _batched(self.f) else torch.stack([self.f.gradient(p) for p in points])
+        return g.gather(1, self.decomposition.indices) * self.decomposition.valid
+
+
+def _batched(f: Objective) -> bool:
+    return bool(getattr(getattr(f, "f", f), "batched", False))
+
+
+def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: range | None = None) -> Decomposition:
+    """Return a decomposition of the unknowns of `f` whose local models are restrictions of `f` itself.
+
+    Examples
+    --------
+    A network's layers as subdomains: ``index_decomposition(f, layer_subdomains(f.sizes, parts=2))``.
+    """
+
+    def models(objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        return LocalRestrictions(objective, decomposition, x.clone())
+
+    chosen = range(len(subdomains)) if local is None else local
+    decomposition = Decomposition(f.size, subdomains, models, chosen)
+    return decomposition
+
+
+def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:
+    """Split consecutive blocks of unknowns (layers) into `parts` runs, each widened by `overlap` blocks on both sides.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of unknowns of each block.
+    parts, overlap : int
+
+    Raises
+    ------
+    ValueError
+        More parts than blocks, or a negative overlap.
+    """
+    if not 1 <= parts <= len(sizes):
+        raise ValueError(f"`parts` must be between 1 and {len(sizes)} (the number of blocks), got {parts}")
+    if overlap < 0:
+        raise ValueError(f"`overlap` must be >= 0, got {overlap}")
+    starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    cuts = [k * len(sizes) // parts for k in range(parts + 1)]
+    subdomains = []
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        low, high = max(0, first - overlap), min(len(sizes), last + overlap)
+        indices = torch.arange(starts[low], starts[high])
+        subdomains.append(Subdomain(indices, (indices >= starts[first]) & (indices < starts[last])))
+    return subdomains
+
+
+@dataclass(frozen=True)
+class SharedDecomposition:
+    """Subdomains that update the same unknowns: parts of a graph or of the data, each with a copy of all parameters.
+
+    It has the batch interface of `Decomposition` without lists of indices: local unknowns are rows of length n.
+
+    Parameters
+    ----------
+    size : int
+        Number n of unknowns.
+    parts : int
+        Number of subdomains on all ranks.
+    models : callable
+        As for `Decomposition`; rows have length n.
+    owner : Tensor, shape (n,), int64
+        The subdomain that owns each unknown (for the weights "ras").
+    local : range
+        Numbers of the subdomains that this rank holds.
+    mask : Tensor, shape (parts, n), bool, optional
+        The unknowns that every subdomain updates, all by default: subdomains of both the graph and the parameters.
+    corrected, blocks
+        As for `Decomposition`.
+
+    Raises
+    ------
+    ValueError
+        An owner that does not update its unknown, or a subdomain that updates nothing.
+    """
+
+    size: int
+    parts: int
+    models: LocalModels
+    owner: Tensor
+    local: range
+    mask: Tensor | None = None
+    corrected: bool = True
+    blocks: Sequence[slice] = (slice(None),)
+
+    def __post_init__(self) -> None:
+        """Check the invariants once."""
+        if self.owner.shape != (self.size,):
+            raise ValueError(f"`owner` must have shape ({self.size},), got {tuple(self.owner.shape)}")
+        if int(self.owner.min()) < 0 or int(self.owner.max()) >= self.parts:
+            raise ValueError(
+                f"`owner` must lie in 0..{self.parts - 1}, got {int(self.owner.min())}..{int(self.owner.max())}"
+            )
+        if self.mask is None:
+            return
+        if self.mask.shape != (self.parts, self.size) or self.mask.dtype != torch.bool:
+            raise ValueError(f"`mask` must be bool of shape ({self.parts}, {self.size}), got {tuple(self.mask.shape)}")
+        if not bool(self.mask.any(1).all()):
+            raise ValueError("every subdomain needs an unknown, got a row of `mask` without any; use fewer parts")
+        if not bool(self.mask.gather(0, self.owner[None]).all()):
+            raise ValueError(
+                "every unknown must be updated by its owner, got one that is not in the owner's row of `mask`"
+            )
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """Number of subdomains that update each unknown, shape (n,)."""
+        return torch.full_like(self.owner, self.parts) if self.mask is None else self.mask.sum(0)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Which entries of the local rows are updated, shape (p, n)."""
+        if self.mask is None:
+            return torch.ones(1, 1, dtype=torch.bool, device=self.owner.device).expand(len(self.local), self.size)
+        return self.mask[self.local.start : self.local.stop]
+
+    @cached_property
+    def owned(self) -> Tensor:
+        """Which entries of the local rows are owned, shape (p, n)."""
+        return self.owner == torch.tensor(self.local, device=self.owner.device)[:, None]
+
+    def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the diagonal weights of the local corrections, shape (p, n), as `Decomposition.weights` does.
+
+        Raises
+        ------
+        ValueError
+            Unknown `kind`.
+        """
+        if kind == "asm":
+            return self.valid.to(dtype)
+        if kind == "ras":
+            return self.owned.to(dtype)
+        if kind == "wasm":
+            return self.valid.to(dtype) / self.multiplicity.to(dtype)
+        raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return a copy of `x` per local subdomain, shape (p, n)."""
+        return x.expand(len(self.local), -1).clone()
+
+    def scatter(self, corrections: Tensor) -> Tensor:
+        """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
+        return corrections.sum(0)
+
+    def spread(self, corrections: Tensor) -> Tensor:
+        """Return each local correction extended by zero to all unknowns, shape (p, n)."""
+        return corrections
+
+    def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
+        """Return the bounds of the local rows; what a subdomain does not update is fixed at its value in `y`."""
+        if self.mask is None:
+            return Bounds(bounds.lower.expand_as(y), bounds.upper.expand_as(y), bounds.is_free)
+        return Bounds(torch.where(self.valid, bounds.lower, y), torch.where(self.valid, bounds.upper, y))

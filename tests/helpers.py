@@ -1,0 +1,181 @@
+"""Small objectives whose answers are known, for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mldd.bounds import Bounds
+from mldd.cost import Price
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """``x . A x / 2 - b . x`` with a dense symmetric A.
+
+    Parameters
+    ----------
+    A : Tensor, shape (n, n)
+    b : Tensor, shape (n,)
+    bounds : Bounds
+    price : Price
+    """
+
+    A: Tensor
+    b: Tensor
+    bounds: Bounds
+    price: Price = field(default_factory=Price)
+
+    @property
+    def size(self) -> int:
+        return len(self.b)
+
+    def value(self, x: Tensor) -> Tensor:
+        self.price.of_value()
+        return 0.5 * x @ (self.A @ x) - self.b @ x
+
+    def gradient(self, x: Tensor) -> Tensor:
+        self.price.of_gradient()
+        return self.A @ x - self.b
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.price.of_gradient()
+        product = self.A @ x
+        return 0.5 * x @ product - self.b @ x, product - self.b
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        self.price.of_product()
+        return self.A @ v
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        return self.A.diagonal().clone()
+
+    def solution(self) -> Tensor:
+        """Return the minimiser without bounds."""
+        return torch.linalg.solve(self.A, self.b)
+
+
+def quadratic(
+    n: int = 20, *, condition: float = 100.0, bounded: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Quadratic:
+    """Return a random convex quadratic with eigenvalues from 1 to `condition`; bounded: about half are active."""
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+    A = (Q * torch.logspace(0, torch.log10(torch.tensor(condition)).item(), n, dtype=torch.float64)) @ Q.T
+    A = (A + A.T) / 2
+    x = torch.randn(n, generator=generator, dtype=torch.float64)
+    bounds = Bounds.free(n, dtype=dtype)
+    if bounded:
+        width = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
+        lower = torch.where(torch.arange(n) % 4 == 0, x + 0.1, x - width)
+        upper = torch.where(torch.arange(n) % 4 == 2, x - 0.1, x + width)
+        lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
+        bounds = Bounds(lower.to(dtype), upper.to(dtype))
+    return Quadratic(A.to(dtype), (A @ x).to(dtype), bounds)
+
+
+@dataclass(frozen=True)
+class Rosenbrock:
+    """``sum_i 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2``, minimiser (1, ..., 1)."""
+
+    size: int = 10
+    dtype: torch.dtype = torch.float64
+    bounds: Bounds = field(init=False)
+    price: Price = field(default_factory=Price)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", Bounds.free(self.size, dtype=self.dtype))
+
+    def _value(self, x: Tensor) -> Tensor:
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    def _gradient(self, x: Tensor) -> Tensor:
+        bend = x[1:] - x[:-1] ** 2
+        g = torch.zeros_like(x)
+        g[:-1] = -400 * x[:-1] * bend - 2 * (1 - x[:-1])
+        g[1:] += 200 * bend
+        return g
+
+    def value(self, x: Tensor) -> Tensor:
+        self.price.of_value()
+        return self._value(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        self.price.of_gradient()
+        return self._gradient(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.price.of_gradient()
+        return self._value(x), self._gradient(x)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        self.price.of_product()
+        out = torch.zeros_like(v)
+        out[:-1] = (1200 * x[:-1] ** 2 - 400 * x[1:] + 2) * v[:-1] - 400 * x[:-1] * v[1:]
+        out[1:] += 200 * v[1:] - 400 * x[:-1] * v[:-1]
+        return out
+
+    def start(self) -> Tensor:
+        """Return the customary start (-1.2, 1, -1.2, 1, ...)."""
+        x = torch.ones(self.size, dtype=self.dtype)
+        x[::2] = -1.2
+        return x
+
+
+class NoValueError(AssertionError):
+    """Raised by an objective whose value must never be asked for."""
+
+
+@dataclass(frozen=True)
+class WithoutValue:
+    """`f` with a value that raises: a method without function values must never notice."""
+
+    f: Quadratic | Rosenbrock
+
+    @property
+    def size(self) -> int:
+        return self.f.size
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.f.bounds
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.f.gradient(x)
+
+    def value(self, x: Tensor) -> Tensor:
+        raise NoValueError("the value was asked for")
+
+
+@dataclass
+class Failing:
+    """`f`, calling `fail` in place of evaluation number `at` (a gradient with or without value), counted from 0."""
+
+    f: Quadratic | Rosenbrock
+    at: int
+    fail: Callable[[], Tensor]
+    calls: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.f.size
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.f.bounds
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.f.value(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.value_and_gradient(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        if self.calls > self.at:
+            bad = self.fail()
+            return bad, x * bad
+        return self.f.value_and_gradient(x)
