@@ -1,0 +1,158 @@
+"""What a run tells: one record per outer step, and the monitors that keep, show or write it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """One outer step; record 0 is the start.
+
+    Attributes
+    ----------
+    step, level : int
+        Outer steps done, and the coarsest level visited by the last one.
+    seconds : float
+        Wall time of the run, without monitors and values computed for the user.
+    measure : float
+        Norm of ``project(x - g) - x``.
+    value : float
+        Objective, NaN where it was not computed for the user.
+    gradient_evaluations : int
+        Gradients of the fine objective.
+    work_units : float
+        Cost of everything evaluated, on all ranks, in fine gradients.
+    synchronisations, bytes_exchanged : int
+        Collectives on vectors; bytes sent in them by all ranks.
+    accepted, rejected : int
+        Corrections (coarse or subdomain) accepted and rejected so far.
+    """
+
+    step: int
+    level: int
+    seconds: float
+    measure: float
+    value: float
+    gradient_evaluations: int
+    work_units: float
+    synchronisations: int
+    bytes_exchanged: int
+    accepted: int
+    rejected: int
+
+
+Monitor = Callable[[Record], None]
+FIELDS = tuple(f.name for f in fields(Record))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the name of a new file beside `path`, which it replaces once the block has written it whole."""
+    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield new
+        with open(new, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@dataclass
+class History:
+    """A monitor that keeps every record."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def __call__(self, record: Record) -> None:
+        """Keep `record`."""
+        self.records.append(record)
+
+    def column(self, name: str) -> list[float]:
+        """Return one field over all records."""
+        return [getattr(record, name) for record in self.records]
+
+
+def read_csv(path: Path) -> History:
+    """Read a history written by `CsvWriter`.
+
+    Raises
+    ------
+    ValueError
+        The header is not that of a history, or a row is broken.
+    """
+    try:
+        with open(path, newline="") as stream:
+            rows = list(csv.reader(stream))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a history.csv of mldd, got a file that is no text table ({error})") from error
+    if not rows or tuple(rows[0]) != FIELDS:
+        raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
+    kinds: list[Any] = [float if f.type == "float" else int for f in fields(Record)]
+    try:
+        return History([Record(*(k(v) for k, v in zip(kinds, row, strict=True))) for row in rows[1:]])
+    except ValueError as error:
+        raise ValueError(f"{path} has a row that is not a record ({error}); write it again") from error
+
+
+class CsvWriter:
+    """A monitor that appends each record to a CSV file, whole lines only, so that a killed run keeps its past.
+
+    Parameters
+    ----------
+    path : Path
+    past : History, optional
+        Records of the run that is resumed; they are written first.
+    """
+
+    def __init__(self, path: Path, past: History | None = None) -> None:
+        self._stream = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (lives as long as the run)
+        self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._writer.writerow(FIELDS)
+        for record in past.records if past else ():
+            self(record)
+
+    def __call__(self, record: Record) -> None:
+        """Append one row; floats keep all their digits."""
+        self._writer.writerow(repr(v) if isinstance(v, float) else v for v in astuple(record))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class Progress:
+    """A progress bar on standard error: rank 0 only, off when that is not a terminal.
+
+    Parameters
+    ----------
+    steps : int
+        Steps asked for.
+    label : str
+    shown : bool
+        False on all ranks but 0, and with --quiet.
+    """
+
+    def __init__(self, steps: int, label: str, shown: bool = True) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=steps, desc=label, disable=not (shown and sys.stderr.isatty()), leave=False)
+
+    def __call__(self, record: Record) -> None:
+        """Show the record."""
+        if self._bar.disable:
+            return
+        self._bar.set_postfix(measure=f"{record.measure:.2e}", value=f"{record.value:.4g}", refresh=False)
+        self._bar.update(record.step - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
