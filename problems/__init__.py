@@ -1,0 +1,1 @@
+"""Problems: what is trained or solved, one file per family."""
