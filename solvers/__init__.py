@@ -1,0 +1,1 @@
+"""Solvers: frozen hyper-parameters with `init` and `step`, one file per family of methods."""
