@@ -1,0 +1,216 @@
+"""ADAGB2: AdaGrad for bound constraints that uses curvature where there is some, and never a function value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mldd.bounds import Bounds
+from mldd.objective import Objective, offers, product_price
+from mldd.solver import State
+from mldd.solvers.pairs import Pairs
+
+Curvature = Literal["auto", "none", "exact", "diagonal", "lbfgs"]
+
+
+@dataclass(frozen=True)
+class AdaGrad:
+    r"""ADAGB2, a trust-region method without function values whose radii are those of AdaGrad.
+
+    With ``d = project(x - g) - x`` and ``w_i <- sqrt(w_i^2 + d_i^2)``, ``w_i = varsigma`` before the first step, the
+    radii are ``Delta_i = rate |d_i| / w_i`` and the step satisfies ``|s_i| <= kappa Delta_i``, the bounds, and
+
+        g^T s + s^T B s / 2  <=  tau (g^T s_Q + s_Q^T B s_Q / 2),    s_Q = gamma s_L,
+
+    where ``s_L = clip(-sign(g) Delta, lower - x, upper - x)`` and ``gamma = min(1, -g^T s_L / s_L^T B s_L)`` (1 without
+    positive curvature). With ``B = 0`` and no bounds this is AdaGrad, ``x - rate g / w``, to the last bit of its first
+    step.
+
+    Parameters
+    ----------
+    varsigma : float
+        Initial value of the weights w, in (0, 1].
+    rate : float
+        Factor on all radii (``1 / sqrt(theta)`` of ASTR1): 1 for energies, a learning rate for networks.
+    kappa : float
+        The step may exceed the radius by this factor, >= 1.
+    tau : float
+        Fraction of the decrease of s_Q that the step must reach, in (0, 1]; the model steps stop once they would lose
+        it.
+    curvature : {"auto", "none", "exact", "diagonal", "lbfgs"}
+        B: "exact" Hessian products, the "diagonal" of the Hessian, or "lbfgs" pairs of gradients; "auto" takes exact
+        products where one costs no more than a gradient (stencils) and none otherwise.
+    model_steps : int
+        Projected steps that improve s_Q inside the box of radii and bounds, one product with B each.
+    memory : int
+        Pairs kept for "lbfgs".
+
+    References
+    ----------
+    arXiv 2505.06374 (ADAGB2) and 2203.01757 (ASTR1); the step s_L with bounds and the projected model steps are a
+    reconstruction.
+    """
+
+    varsigma: float = 0.01
+    rate: float = 1.0
+    kappa: float = 1.0
+    tau: float = 1.0
+    curvature: Curvature = "auto"
+    model_steps: int = 3
+    memory: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        if not 0 < self.varsigma <= 1:
+            raise ValueError(f"`varsigma` must be in (0, 1], got {self.varsigma}")
+        if not self.rate > 0:
+            raise ValueError(f"`rate` must be > 0, got {self.rate}")
+        if not self.kappa >= 1:
+            raise ValueError(f"`kappa` must be >= 1, got {self.kappa}")
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"`tau` must be in (0, 1], got {self.tau}")
+        if self.curvature not in ("auto", "none", "exact", "diagonal", "lbfgs"):
+            raise ValueError(f"`curvature` must be auto, none, exact, diagonal or lbfgs, got {self.curvature!r}")
+
+    def init(self, objective: Objective, x: Tensor) -> AdaGradState:
+        """Return weights at `varsigma` and no curvature pairs."""
+        state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
+        if self.curvature == "lbfgs":
+            state.pairs, state.last_x, state.last_g = Pairs.empty(x, self.memory), x.clone(), torch.zeros_like(x)
+        return state
+
+    def step(self, objective: Objective, x: Tensor, state: AdaGradState) -> tuple[Tensor, AdaGradState]:
+        """Do one iteration, in place."""
+        taylor_step(self, objective, x, objective.gradient(x), objective.bounds, state)
+        return x, state
+
+
+@dataclass
+class AdaGradState(State):
+    """State of ADAGB2 at one level or for a batch of subdomains.
+
+    Attributes
+    ----------
+    squares : Tensor, shape (n,) or (p, m)
+        ``varsigma^2 + sum of d^2``; the accumulator w is its root.
+    scratch : Tensor
+        Buffer.
+    pairs, last_x, last_g, learned
+        Curvature pairs and what the next one is made of; empty unless the curvature is "lbfgs".
+    """
+
+    squares: Tensor = field(default_factory=lambda: torch.empty(0))
+    scratch: Tensor = field(default_factory=lambda: torch.empty(0))
+    pairs: Pairs = field(default_factory=lambda: Pairs.empty(torch.empty(0), 0))
+    last_x: Tensor = field(default_factory=lambda: torch.empty(0))
+    last_g: Tensor = field(default_factory=lambda: torch.empty(0))
+    learned: int = 0
+
+    def learn(self, x: Tensor, g: Tensor) -> None:
+        """Make a curvature pair of this point and the last one."""
+        if self.learned:
+            self.pairs.push(x - self.last_x, g - self.last_g)
+        self.last_x.copy_(x)
+        self.last_g.copy_(g)
+        self.learned += 1
+
+    @property
+    def accumulator(self) -> Tensor:
+        """AdaGrad's weights w."""
+        return self.squares.sqrt()
+
+
+def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: AdaGradState) -> None:
+    """Do one ADAGB2 iteration on `x` in place, from the gradient `g`; a batch has one row per member."""
+    curvature = curvature_of(solver, f)
+    if bounds.is_free and curvature == "none":
+        state.squares.addcmul_(g, g)
+        x.addcdiv_(g, torch.sqrt(state.squares, out=state.scratch), value=-solver.rate)
+        return
+    if curvature == "lbfgs":
+        state.learn(x, g)
+    d = bounds.criticality(x, g)
+    state.squares.addcmul_(d, d)
+    radius = d.abs_().div_(torch.sqrt(state.squares, out=state.scratch))
+    if solver.rate != 1.0:
+        radius.mul_(solver.rate)
+    if bounds.is_free:
+        step = torch.copysign(radius, g).neg_()
+        box = None if curvature == "none" else Bounds(-solver.kappa * radius, solver.kappa * radius)
+    else:
+        step, box = _linear_step(x, g, bounds, radius, solver.kappa if curvature != "none" else 0.0)
+    if box is not None:
+        step = model_step(solver, _model(solver, curvature, f, x, state), g, step, box)
+    x.add_(step)
+    if not bounds.is_free:
+        bounds.project(x, out=x)  # x + (upper - x) may round to just above upper
+
+
+def _linear_step(x: Tensor, g: Tensor, bounds: Bounds, radius: Tensor, kappa: float) -> tuple[Tensor, Bounds | None]:
+    """Return ``clip(-sign(g) radius, lower - x, upper - x)`` and, for kappa > 0, the box of bounds and kappa radii."""
+    lower, upper = bounds.lower - x, bounds.upper - x
+    if kappa == 0.0:
+        return torch.copysign(radius, g).neg_().clamp_(lower, upper), None
+    if kappa != 1.0:
+        step = torch.copysign(radius, g).neg_().clamp_(lower, upper)
+        radius.mul_(kappa)
+    torch.minimum(upper, radius, out=upper)
+    torch.maximum(lower, radius.neg_(), out=lower)
+    if kappa == 1.0:
+        step = torch.where(g > 0, lower, upper)  # the corner of the box on the side of -g; radius 0 where g = 0
+    return step, Bounds(lower, upper)
+
+
+def _model(solver: AdaGrad, curvature: str, f: Objective, x: Tensor, state: AdaGradState) -> Callable[[Tensor], Tensor]:
+    """Return the product with B."""
+    if curvature == "exact":
+        return lambda v: f.hessian_product(x, v)  # type: ignore[attr-defined]
+    if curvature == "diagonal":
+        diagonal = f.hessian_diagonal(x)  # type: ignore[attr-defined]
+        return lambda v: diagonal * v
+    return state.pairs.product
+
+
+def curvature_of(solver: AdaGrad, f: Objective) -> str:
+    """Return the curvature to use with `f`: resolves "auto" and refuses what `f` does not offer."""
+    if solver.curvature == "auto":
+        return "exact" if product_price(f) <= 1.0 else "none"
+    needs = {"exact": "hessian_product", "diagonal": "hessian_diagonal"}.get(solver.curvature)
+    if needs is not None and not offers(f, needs):
+        raise ValueError(f"curvature {solver.curvature!r} needs an objective with `{needs}`; use lbfgs or none")
+    return solver.curvature
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product along the last axis, which is kept; one per member of a batch."""
+    return torch.dot(a, b).reshape(1) if a.dim() == 1 else (a * b).sum(-1, keepdim=True)
+
+
+def model_step(solver: AdaGrad, product: Callable[[Tensor], Tensor], g: Tensor, s: Tensor, box: Bounds) -> Tensor:
+    """Decrease ``q(s) = g^T s + s^T B s / 2`` in the box, from the linear step on, by exact steps along projected ones.
+
+    Every step decreases q, so the result satisfies the condition on the decrease with tau = 1.
+    """
+    Bs = product(s)
+    curvature = dot(s, Bs)
+    gamma = _step_length(curvature, dot(g, s))
+    length = torch.where(curvature > 0, dot(s, s) / curvature, 1.0)
+    s, r = s.mul_(gamma), torch.addcmul(g, Bs, gamma)
+    for _ in range(solver.model_steps):
+        p = torch.addcmul(s, r, -length).clamp_(box.lower, box.upper).sub_(s)
+        Bp = product(p)
+        curvature = dot(p, Bp)
+        alpha = _step_length(curvature, dot(r, p))
+        length = torch.where(curvature > 0, dot(p, p) / curvature, length)
+        s.addcmul_(p, alpha)
+        r.addcmul_(Bp, alpha)
+    return s
+
+
+def _step_length(curvature: Tensor, slope: Tensor) -> Tensor:
+    """Return ``min(1, -slope / curvature)``, 1 without positive curvature, 0 if rounding makes the slope positive."""
+    return torch.where(curvature > 0, torch.clamp(-slope / curvature, 0.0, 1.0), 1.0)

@@ -1,0 +1,195 @@
+"""DD-ADAGB2: the properties D1 to D4, feasibility, the reference counts, and graph subdomains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mldd import Stop, minimise
+from mldd.cost import counting
+from mldd.decomposition import contiguous, index_decomposition
+from mldd.petsc import petsc
+from mldd.problems.graphs import NodeClassification
+from mldd.problems.pde import Obstacle
+from mldd.solvers.adagrad import AdaGrad
+from mldd.solvers.schwarz import SchwarzAdaGrad
+from tests.helpers import WithoutValue, quadratic
+
+SETTINGS = {"rate": 0.1, "varsigma": 1e-3, "local_steps": 4, "global_steps": 0, "combine": "wasm"}
+
+
+@pytest.fixture(scope="module")
+def obstacle() -> Obstacle:
+    return Obstacle(n=63)
+
+
+@pytest.fixture(scope="module")
+def sbm() -> NodeClassification:
+    return NodeClassification("sbm", dropout=0.5)
+
+
+def has_petsc() -> bool:
+    try:
+        petsc()
+    except ImportError:
+        return False
+    return True
+
+
+def run(f: object, x: Tensor, solver: SchwarzAdaGrad, steps: int) -> Tensor:
+    return minimise(f, x, solver, stop=Stop(steps)).x
+
+
+def test_one_subdomain_is_so_many_single_level_steps() -> None:
+    f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
+    for curvature in ("none", "exact"):
+        decomposition = index_decomposition(f, contiguous([12], 1))
+        local = {"curvature": curvature, "model_steps": 3}
+        schwarz = SchwarzAdaGrad(decomposition, local_steps=3, global_steps=0, **local)
+        together = run(f, x, schwarz, 4)
+        alone = minimise(f, x, AdaGrad(**local), stop=Stop(12)).x
+        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+def test_disjoint_subdomains_are_combined_alike_by_all_weights() -> None:
+    f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
+    decomposition = index_decomposition(f, contiguous([3, 3, 3, 3], 4))
+    results = [
+        run(f, x, SchwarzAdaGrad(decomposition, combine=kind, curvature="none"), 5) for kind in ("ras", "wasm", "asm")
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_the_order_of_subdomains_does_not_matter() -> None:
+    f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
+    subdomains = contiguous([2] * 6, 3, overlap=1)
+    for kind in ("ras", "wasm", "asm"):
+        a = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains), combine=kind, curvature="none"), 5)
+        b = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains[::-1]), combine=kind, curvature="none"), 5)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_no_function_value_is_used() -> None:
+    f = WithoutValue(quadratic(12, bounded=True))
+    decomposition = index_decomposition(f, contiguous([2] * 6, 3, overlap=1))
+    with counting() as cost:
+        run(f, torch.zeros(12, dtype=torch.float64), SchwarzAdaGrad(decomposition), 3)
+    assert cost.values == 0
+
+
+@pytest.mark.parametrize("kind", ["ras", "wasm", "asm"])
+def test_every_combination_is_feasible_before_any_projection(obstacle: Obstacle, kind: str) -> None:
+    f, x = obstacle.objective(), obstacle.initial(0)
+    solver = SchwarzAdaGrad(obstacle.decomposition(16, 2), combine=kind, global_steps=0)
+    state = solver.init(f, x)
+    for _ in range(6):
+        corrections = solver._solve_locally(f, x, state)
+        x = x + solver.factor * solver.decomposition.scatter(corrections)
+        assert f.bounds.violation(x) <= 1e-16
+        f.bounds.project(x, out=x)
+
+
+def test_undamped_asm_is_clipped(obstacle: Obstacle) -> None:
+    f = obstacle.objective()
+    solver = SchwarzAdaGrad(obstacle.decomposition(16, 1), combine="asm", damping=1.0)
+    assert f.bounds.violation(run(f, obstacle.initial(0), solver, 10)) == 0.0
+
+
+# (subdomains, overlap): most outer steps for RAS, WASM with one level, then with two, of the reference run
+COUNTS = {
+    (4, 1): ((26, 30), (19, 22)),
+    (4, 4): ((22, 30), (15, 22)),
+    (16, 2): ((31, 38), (16, 19)),
+    (64, 1): ((52, 57), (8, 8)),
+    (64, 2): ((42, 54), (8, 8)),
+}
+COARSEN = {4: 16, 16: 8, 64: 4}
+
+
+@pytest.mark.parametrize(("parts", "overlap"), COUNTS)
+def test_counts_of_the_reference_run(obstacle: Obstacle, parts: int, overlap: int) -> None:
+    decomposition = obstacle.decomposition(parts, overlap)
+    hierarchies = None, obstacle.hierarchy(2, COARSEN[parts])
+    for hierarchy, most in zip(hierarchies, COUNTS[parts, overlap], strict=True):
+        for kind, limit in zip(("ras", "wasm"), most, strict=True):
+            solver = SchwarzAdaGrad(decomposition, hierarchy=hierarchy, combine=kind)
+            result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(100, atol=1e-6))
+            assert result.status.name == "converged_atol"
+            assert result.record.step <= limit
+            assert obstacle.objective().bounds.violation(result.x) == 0.0
+
+
+def test_two_level_counts_do_not_grow_with_the_number_of_subdomains(obstacle: Obstacle) -> None:
+    steps = []
+    for parts in (4, 64):
+        solver = SchwarzAdaGrad(obstacle.decomposition(parts, 2), obstacle.hierarchy(2, COARSEN[parts]))
+        result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(100, atol=1e-6))
+        steps.append(result.record.step)
+    assert steps[1] <= steps[0]
+
+
+def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) -> None:
+    decomposition = obstacle.decomposition(16, 2)
+    solver = SchwarzAdaGrad(decomposition, local_steps=5, global_steps=0, curvature="none")
+    result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(1))
+    # a step of 5 local gradients, and the gradients at the start and at the end
+    share = sum(len(s.indices) for s in decomposition.subdomains) / obstacle.objective().size
+    assert result.record.work_units == pytest.approx(2 + 5 * share)
+    assert result.record.gradient_evaluations == 2
+    assert result.record.synchronisations == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"combine": "ras"}, {"levels": 2}, {"levels": 3, "nested": 10}])
+def test_graph_subdomains_lower_the_loss(sbm: NodeClassification, settings: dict) -> None:
+    settings = {**SETTINGS, **settings}
+    levels = settings.pop("levels", 1)
+    f, x = sbm.objective(), sbm.initial(0)
+    solver = SchwarzAdaGrad(sbm.decomposition(4), sbm.hierarchy(levels) if levels > 1 else None, **settings)
+    end = run(f, x, solver, 15)
+    assert float(f.value(end)) < 0.5 * float(f.value(x))
+
+
+def test_subdomains_of_graph_and_parameters(sbm: NodeClassification) -> None:
+    f, x = sbm.objective(), sbm.initial(0)
+    decomposition = sbm.decomposition(3, unknowns="layers")
+    end = run(f, x, SchwarzAdaGrad(decomposition, **SETTINGS), 15)
+    assert float(f.value(end)) < 0.7 * float(f.value(x))
+
+
+@pytest.mark.skipif(not has_petsc(), reason="petsc4py is missing")
+def test_the_small_coarse_space_beats_the_plain_sum(sbm: NodeClassification) -> None:
+    plain_problem = replace(sbm, dropout=0.0)
+    f, x = plain_problem.objective(), plain_problem.initial(0)
+    decomposition = plain_problem.decomposition(4)
+    plain = run(f, x, SchwarzAdaGrad(decomposition, **SETTINGS), 8)
+    spanned = minimise(f, x, SchwarzAdaGrad(decomposition, span=6, **SETTINGS), stop=Stop(8), values=True)
+    assert float(f.value(spanned.x)) < float(f.value(plain))
+    values = spanned.history.column("value")
+    assert all(b <= a for a, b in zip(values, values[1:], strict=False))  # it never accepts an increase
+
+
+def test_a_critical_point_is_left_alone(obstacle: Obstacle) -> None:
+    f = obstacle.objective()
+    solver = SchwarzAdaGrad(obstacle.decomposition(16, 2), obstacle.hierarchy(2, 8), combine="ras")
+    x = minimise(f, obstacle.initial(0), solver, stop=Stop(60, atol=1e-13)).x
+    for kind in ("ras", "wasm", "asm"):
+        again = run(f, x, SchwarzAdaGrad(solver.decomposition, solver.hierarchy, combine=kind, varsigma=1.0), 3)
+        torch.testing.assert_close(again, x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"combine": "mean"}, "`combine` must be one of asm, ras, wasm"),
+        ({"local_steps": -1}, "`local_steps` must be >= 0"),
+        ({"damping": -0.5}, "`damping` must be >= 0"),
+        ({"varsigma": 0.0}, "`varsigma` must be in"),
+    ],
+)
+def test_bad_parameters_are_refused(obstacle: Obstacle, settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SchwarzAdaGrad(obstacle.decomposition(4, 1), **settings)
