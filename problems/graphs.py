@@ -1,0 +1,374 @@
+"""Node classification by graph networks, decomposed by graph parts and coarsened by aggregation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from mldd.cost import Price
+from mldd.decomposition import SharedDecomposition
+from mldd.graph import Graph, aggregate, edge_weights, grow, normalised, partition
+from mldd.hierarchy import Hierarchy, Level
+from mldd.objective import Corrected, Objective
+from mldd.parallel import SERIAL, Communicator
+from mldd.parallel import device as pick_device
+from mldd.problems.composite import Ints, Source, composite_labels, stack
+from mldd.problems.datasets import GraphData, load_graph
+from mldd.problems.models import Batch, GraphNet, Kind
+from mldd.problems.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.transfer import Identity
+
+_SHARE = 0.11  # of the nodes: clusters of the first coarse graph, 300 for Cora
+_CHOICES = {
+    "model": ("gcn", "sage"),
+    "local": ("composite", "own"),
+    "labels": ("train", "all"),
+    "dtype": ("float64", "float32"),
+}
+
+
+@dataclass(frozen=True)
+class NodeClassification:
+    """Classify the nodes of a graph by a GCN or GraphSAGE network, full batch.
+
+    Parameters
+    ----------
+    name : str or GraphData
+        A data set (`mldd.problems.datasets.NAMES`), a file, or the data themselves.
+    model : {"gcn", "sage"}
+    hidden, layers : int
+        Width and number of layers.
+    dropout : float
+        Probability, on the features and on every hidden layer.
+    decay : float
+        The loss has ``decay / 2 ||W_1||^2``.
+    split : int
+        Number or seed of the split.
+    seed : int
+        Of dropout and of the partitions.
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a composite graph before its own nodes become fine; 0: 11 % of
+        all nodes.
+    local : {"composite", "own"}
+        Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
+    labels : {"train", "all"}
+        Nodes in the loss: the training nodes, or all outside the test set.
+    data : str, optional
+        Folder of the data sets.
+    dtype : {"float64", "float32"}
+    device : {"cpu", "cuda", "auto"}
+    comm : Communicator
+
+    Raises
+    ------
+    ValueError
+        An option that makes no sense.
+
+    References
+    ----------
+    Kipf and Welling, arXiv:1609.02907, section 5.2 (the recipe).
+    """
+
+    name: str | GraphData = "cora"
+    model: Kind = "gcn"
+    hidden: int = 16
+    layers: int = 2
+    dropout: float = 0.5
+    decay: float = 5e-4
+    split: int = 0
+    seed: int = 0
+    clusters: int = 0
+    local: Literal["composite", "own"] = "composite"
+    labels: Literal["train", "all"] = "train"
+    data: str | os.PathLike[str] | None = None
+    dtype: Literal["float64", "float32"] = "float64"
+    device: str = "cpu"
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, least in (("hidden", 1), ("layers", 1), ("clusters", 0), ("split", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
+        if not 0 <= self.decay < np.inf:
+            raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+
+    # -------------------------------------------------------------------------------- what everything is made of
+
+    @cached_property
+    def graph_data(self) -> GraphData:
+        """The data set."""
+        return (
+            self.name if isinstance(self.name, GraphData) else load_graph(self.name, data=self.data, split=self.split)
+        )
+
+    @cached_property
+    def net(self) -> GraphNet:
+        """The network."""
+        data = self.graph_data
+        widths = (data.features.shape[1], *[self.hidden] * (self.layers - 1), data.classes)
+        return GraphNet(self.model, widths)
+
+    @cached_property
+    def _kind(self) -> dict[str, Any]:
+        return {"dtype": getattr(torch, self.dtype), "device": pick_device(self.device, self.comm)}
+
+    @cached_property
+    def labelled(self) -> Tensor:
+        """Nodes in the loss, shape (n,), bool."""
+        return self.graph_data.train if self.labels == "train" else ~self.graph_data.test
+
+    @cached_property
+    def _one_hot(self) -> Any:
+        """Labels of the nodes in the loss, zero rows for the others, shape (n, C)."""
+        data = self.graph_data
+        rows = torch.nn.functional.one_hot(data.labels, data.classes).double()
+        return (rows * self.labelled[:, None]).numpy()
+
+    @cached_property
+    def source(self) -> Source:
+        """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
+        data = self.graph_data
+        operator = normalised(data.graph, "gcn" if self.model == "gcn" else "mean")
+        return Source.of(self.model, operator, _matrix(data.features), self._one_hot / int(self.labelled.sum()))
+
+    def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
+        return stack([self.source.piece(outputs, self.layers, propagated=propagated)], single=True, **self._kind)
+
+    @cached_property
+    def _outputs(self) -> Ints:
+        """Labelled nodes that this rank evaluates."""
+        mine = self.labelled
+        if self.comm.ranks > 1:
+            mine = mine & (partition(self.graph_data.graph, self.comm.ranks, seed=self.seed) == self.comm.rank)
+        return mine.nonzero().flatten().numpy()
+
+    def _share(self, batch: Batch) -> float:
+        """Cost of evaluating `batch` over that of the fine objective on a single rank."""
+        return batch.work(self.net.widths) / self._work
+
+    @cached_property
+    def _work(self) -> float:
+        batch = self._objective.batch
+        if self.comm.ranks > 1:
+            batch = self._own(self.labelled.nonzero().flatten().numpy())
+        return batch.work(self.net.widths)
+
+    # -------------------------------------------------------------------------------- the problem
+
+    @cached_property
+    def _objective(self) -> NodeLoss:
+        batch = self._own(self._outputs)
+        if self.dropout == 0:
+            return NodeLoss(self.net, batch, self.decay, comm=self.comm)
+        samples = self._own(self._outputs, propagated=False) if batch.propagated else batch
+        return StochasticNodeLoss(
+            self.net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
+        )
+
+    def objective(self, sample: int | None = None) -> NodeLoss:
+        """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
+        f = self._objective
+        return f if sample is None or not isinstance(f, StochasticNodeLoss) else f.sample(sample)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Return Glorot's start, shape (N,)."""
+        return self.net.initial(seed).to(**self._kind)
+
+    def solution(self) -> None:
+        """Return None: no minimiser is known."""
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the loss and its models on coarse graphs: 11 % of the nodes (or `clusters`), then a quarter per level.
+
+        All levels have the same parameters. Coarse models have no dropout; every rank evaluates all of them.
+
+        Raises
+        ------
+        ValueError
+            No level, or more than the graph has nodes for.
+        """
+        sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
+        if levels < 1 or (sizes and sizes[-1] < 2):
+            most = 1 + sum(self._clusters // 4**k >= 2 for k in range(64))
+            raise ValueError(
+                f"`levels` must be in 1..{most} for a graph of {self.graph_data.graph.nodes} nodes, got {levels}"
+            )
+        made = [Level(self.objective())]
+        for size in sizes:
+            f = self.coarse(size)
+            made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
+        return Hierarchy(tuple(made))
+
+    def coarse(self, clusters: int) -> NodeLoss:
+        """Return the loss on the whole graph aggregated to about `clusters` nodes."""
+        labels = aggregate(self.graph_data.graph, clusters, seed=self.seed).numpy()
+        batch = stack([self.source.aggregated(labels, self.layers)], single=True, **self._kind)
+        price = Price(self._share(batch), fine=False)
+        return NodeLoss(self.net, batch, self.decay, price)
+
+    @property
+    def _clusters(self) -> int:
+        n = self.graph_data.graph.nodes
+        return min(n, self.clusters or max(self.graph_data.classes, round(_SHARE * n)))
+
+    # -------------------------------------------------------------------------------- subdomains
+
+    def parts(self, parts: int) -> Tensor:
+        """Return the part of every node, shape (n,): METIS, which cuts edges between dissimilar nodes first."""
+        graph = self.graph_data.graph
+        weighted = Graph(graph.indptr, graph.indices, edge_weights(graph, self.graph_data.features))
+        return partition(weighted, parts, seed=self.seed)
+
+    def local_batch(
+        self, part: Tensor, chosen: Sequence[int], overlap: int = 0, mask: Tensor | None = None
+    ) -> NodeLoss:
+        """Return the local losses of the `chosen` parts as one batched objective of (p, N), without correction.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            The part of every node.
+        chosen : sequence of int
+            A part may occur several times.
+        overlap : int
+            Layers of nodes that are added to every part.
+        mask : Tensor, shape (p, N), optional
+            Parameters that every member updates.
+        """
+        unique = sorted(set(chosen))
+        make = self._composite if self.local == "composite" else self._own_piece
+        pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
+        batch = stack([pieces[k] for k in chosen], **self._kind)
+        price = Price(self._share(batch), fine=False, local=True)
+        return NodeLoss(self.net, batch, self.decay, price, mask=mask)
+
+    def _grown(self, part: Tensor, number: int, overlap: int) -> Any:
+        return grow(self.graph_data.graph, part == number, overlap).numpy()
+
+    def _composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
+        within = max(self._clusters, int(part.max()) + 1)
+        clusters = aggregate(self.graph_data.graph, within, seed=self.seed, within=part).numpy()
+        labels = [composite_labels(self._grown(part, k, overlap), clusters) for k in chosen]
+        return [self.source.aggregated(of_part, self.layers) for of_part in labels]
+
+    def _own_piece(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
+        """Mean loss over the labelled nodes of the part; none are left where it has none."""
+        made = []
+        for k in chosen:
+            outputs = np.flatnonzero(self._grown(part, k, overlap) & self.labelled.numpy())
+            made.append(self.source.piece(outputs, self.layers, targets=self._one_hot / max(len(outputs), 1)))
+        return made
+
+    def decomposition(
+        self,
+        parts: int,
+        overlap: int = 0,
+        comm: Communicator | None = None,
+        *,
+        unknowns: Literal["all", "layers"] = "all",
+    ) -> SharedDecomposition:
+        """Return the decomposition of the graph into `parts`; every subdomain has a copy of all parameters.
+
+        Local models are first-order corrected: their gradient at the current iterate is the global one.
+
+        Parameters
+        ----------
+        parts, overlap : int
+        comm : Communicator, optional
+            The ranks that share the subdomains, the problem's own by default.
+        unknowns : {"all", "layers"}
+            With "layers" there is a subdomain for every pair of a graph part and a layer of the network, which updates
+            that layer's parameters alone.
+
+        Raises
+        ------
+        ValueError
+            More parts than nodes, fewer subdomains than ranks, a negative overlap, an unknown choice.
+        """
+        comm = self.comm if comm is None else comm
+        if unknowns not in ("all", "layers"):
+            raise ValueError(f"`unknowns` must be one of all, layers, got {unknowns!r}")
+        if overlap < 0:
+            raise ValueError(f"`overlap` must be >= 0, got {overlap}")
+        part, layout, device = self.parts(parts), self.net.layout, self._kind["device"]
+        layers = self.layers if unknowns == "layers" else 1
+        total = parts * layers
+        if total < comm.ranks:
+            raise ValueError(f"`parts` must be >= {-(-comm.ranks // layers)} for {comm.ranks} ranks, got {parts}")
+        mine = comm.share(total)
+        owner, mask = self.net.units % parts, None
+        if layers > 1:
+            owner = owner * layers + layout.layer
+            mask = (torch.arange(total)[:, None] % layers == layout.layer).to(device)
+        rows = None if mask is None else mask[mine.start : mine.stop]
+        local = self.local_batch(part, [k // layers for k in mine], overlap, rows)
+
+        def models(f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            y0 = decomposition.gather(x)
+            g = f.gradient(x) if g is None else g
+            delta = (g if rows is None else g * rows) - local.gradient(y0)
+            return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
+
+        decomposition = SharedDecomposition(
+            layout.size, total, models, owner.to(device), mine, mask, blocks=layout.slices
+        )
+        return decomposition
+
+    # -------------------------------------------------------------------------------- what the user sees
+
+    @cached_property
+    def _whole(self) -> Batch:
+        return self._own(np.arange(self.graph_data.graph.nodes))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the outputs at all nodes without dropout, shape (n, C)."""
+        with torch.no_grad():
+            return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
+        data, outputs = self.graph_data, self.logits(x).cpu()
+        right = (outputs.argmax(1) == data.labels).double()
+        masks = {"train": data.train, "validation": data.validation, "test": data.test}
+        found = {f"{name}_accuracy": float(right[mask].mean()) for name, mask in masks.items()}
+        if data.metric == "auc":
+            score = (outputs[:, 1] - outputs[:, 0])[data.test]
+            found["test_auc"] = area_under_curve(score, data.labels[data.test])
+        return found
+
+
+def area_under_curve(score: Tensor, positive: Tensor) -> float:
+    """Return the area under the ROC curve: the share of pairs in the right order, ties count one half.
+
+    Examples
+    --------
+    >>> area_under_curve(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
+    0.75
+    """
+    ranks, of_class = rankdata(score.numpy()), positive.numpy() > 0
+    m = int(of_class.sum())
+    pairs = m * (len(of_class) - m)
+    return float((ranks[of_class].sum() - m * (m + 1) / 2) / pairs) if pairs else float("nan")
+
+
+def _matrix(features: Tensor) -> Any:
+    """View features as a NumPy array or a SciPy CSR matrix."""
+    if features.layout == torch.strided:
+        return features.numpy()
+    pieces = (features.values().numpy(), features.col_indices().numpy(), features.crow_indices().numpy())
+    return sp.csr_matrix(pieces, shape=tuple(features.shape))
