@@ -1,0 +1,262 @@
+"""Names of the command line and the objects behind them: the one place where strings become problems and solvers."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+# Name -> "module:Class"; what follows "?" are fields that the name itself sets.
+PROBLEMS = {
+    "quadratic": "mldd.problems.quadratic:Quadratic",
+    "obstacle": "mldd.problems.pde:Obstacle",
+    "membrane": "mldd.problems.pde:Membrane",
+    "minimal-surface": "mldd.problems.pde:MinimalSurface",
+    "bratu": "mldd.problems.pde:Bratu",
+    "ignition": "mldd.problems.pde:Ignition",
+    "morebv": "mldd.problems.pde:MoreBV",
+    **{
+        name: f"mldd.problems.graphs:NodeClassification?name={name}"
+        for name in ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
+    },
+    "digits": "mldd.problems.supervised:Digits",
+}
+SOLVERS = {
+    "adagrad": "mldd.solvers.adagrad:AdaGrad",
+    "ml-adagrad": "mldd.solvers.recursive:MultilevelAdaGrad",
+    "dd-adagrad": "mldd.solvers.schwarz:SchwarzAdaGrad",
+    "adam": "mldd.solvers.baselines:Adam",
+    "sgd": "mldd.solvers.baselines:Sgd",
+    "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
+    "lbfgs": "mldd.solvers.baselines:LBFGS",
+    "tao": "mldd.solvers.tao:Tao",
+}
+USER_FILE = "mldd.problems.graphs:NodeClassification?name="
+FIRST = {"tao": "type"}  # the key of a value without one: tao:blmvm
+NEEDS = {"tao": ("petsc4py", "greenlet")}
+_SCALARS = (bool, int, float, str)
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """``NAME:key=value,...`` of the command line, read.
+
+    Attributes
+    ----------
+    text : str
+        As it was given.
+    kind : type
+        The dataclass behind the name.
+    keys : dict
+        Fields that the user set.
+    fixed : dict
+        Fields that the name sets.
+    """
+
+    text: str
+    kind: type
+    keys: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Say whether the dataclass has the field `name`."""
+        return any(f.name == name for f in fields(self.kind))
+
+    def make(self, **given: Any) -> Any:
+        """Make the object, with those of `given` that it has fields for; what the user wrote comes first.
+
+        Raises
+        ------
+        ValueError
+            A field without a default was not set.
+        """
+        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | self.keys
+        missing = [f.name for f in fields(self.kind) if f.init and _default(f) is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(
+                f"{self.text} needs `{missing[0]}`; write {self.text.partition(':')[0]}:{missing[0]}=VALUE"
+            )
+        return self.kind(**values)
+
+
+def problem_spec(text: str) -> Spec:
+    """Read a PROBLEM: a name or a ``.npz`` or ``.pt`` file, with keys.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or key, or a value of the wrong kind.
+    FileNotFoundError
+        No such file.
+    """
+    for suffix in (".npz", ".pt"):
+        head, found, rest = text.partition(suffix)
+        if found and (not rest or rest[0] == ":"):
+            from pathlib import Path
+
+            if not Path(head + suffix).is_file():
+                raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
+            return _spec(text, head + suffix, rest[1:], USER_FILE + head + suffix, None)
+    name, _, rest = text.partition(":")
+    return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def solver_spec(text: str) -> Spec:
+    """Read a SOLVER; see `problem_spec`."""
+    name, _, rest = text.partition(":")
+    return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
+
+
+def split_specs(text: str) -> list[str]:
+    """Split ``A:key=1,key=2,B`` into specs: what looks like ``key=value`` goes on with the spec before it.
+
+    Examples
+    --------
+    >>> split_specs("adam:rate=0.1,beta=0.9,tao:blmvm,lbfgs")
+    ['adam:rate=0.1,beta=0.9', 'tao:blmvm', 'lbfgs']
+    """
+    specs: list[str] = []
+    for piece in text.split(","):
+        key, equals, _ = piece.partition("=")
+        if equals and ":" not in key and specs:
+            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
+        else:
+            specs.append(piece)
+    return specs
+
+
+def _exists(target: str) -> bool:
+    """Say whether the module of a target is there, without importing it."""
+    return find_spec(target.partition(":")[0]) is not None
+
+
+def _look_up(name: str, table: dict[str, str], what: str) -> str:
+    if name not in table or not _exists(table[name]):
+        there = [n for n, target in table.items() if _exists(target)]
+        file = ", or a file .npz or .pt" if what == "problem" else ""
+        raise ValueError(f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}")
+    return table[name]
+
+
+def _spec(text: str, name: str, rest: str, target: str, first: str | None) -> Spec:
+    home, _, preset = target.partition("?")
+    module, _, attribute = home.partition(":")
+    kind = getattr(import_module(module), attribute)
+    fixed = dict([preset.split("=", 1)]) if preset else {}
+    hints = {key: hint for key, hint in keys_of(kind).items() if key not in fixed}
+    keys: dict[str, Any] = {}
+    for k, item in enumerate(rest.split(",") if rest else []):
+        key, equals, value = item.partition("=")
+        if not equals and k == 0 and first is not None:
+            key, value, equals = first, item, "="
+        if not equals:
+            raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {' '.join(hints) or 'none'}")
+        if key not in hints:
+            raise ValueError(
+                f"{name} has no key {key!r}{_hint(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
+            )
+        keys[key] = convert(value, hints[key], f"{name}:{key}")
+    return Spec(text, kind, keys, fixed)
+
+
+def keys_of(kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that the command line can set, with their annotations."""
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:  # a name that is imported for type checkers only
+        hints = {f.name: type(f.default) for f in fields(kind)}
+    return {f.name: hints[f.name] for f in fields(kind) if f.init and f.name[0] != "_" and _leaves(hints[f.name])}
+
+
+def _leaves(hint: Any) -> bool:
+    """Say whether a value of this annotation can be written on the command line."""
+    if hint in _SCALARS or typing.get_origin(hint) is Literal:
+        return True
+    origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a not in (type(None), Ellipsis)]
+    return origin in (tuple, typing.Union, types.UnionType) and bool(inner) and all(map(_leaves, inner))
+
+
+def convert(value: str, hint: Any, what: str) -> Any:
+    """Turn the text of a value into what the annotation `hint` asks for.
+
+    Examples
+    --------
+    >>> convert("64:32", tuple[int, ...], "digits:hidden")
+    (64, 32)
+
+    Raises
+    ------
+    ValueError
+        It cannot be one.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value.lower() == "none" and type(None) in inner:
+            return None
+        return _first_that_fits(value, [a for a in inner if a is not type(None)], what)
+    if origin is tuple:
+        return tuple(convert(item, inner[0], what) for item in value.split(":"))
+    if origin is Literal:
+        match = next((choice for choice in inner if str(choice) == value), MISSING)
+        if match is not MISSING:
+            return match
+        raise ValueError(f"`{what}` must be one of {' '.join(map(str, inner))}, got {value!r}")
+    try:
+        return _WORDS[value.lower()] if hint is bool else hint(value)
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
+        raise ValueError(f"`{what}` must be {kind}, got {value!r}") from None
+
+
+def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return convert(value, hint, what)
+        except ValueError:
+            continue
+    return convert(value, hints[-1], what)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def _text(value: Any) -> str:
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def listing() -> Iterator[str]:
+    """Give one line per problem and solver: name, keys with defaults, and what is missing."""
+    for title, table in (("problems", PROBLEMS), ("solvers", SOLVERS)):
+        yield f"{title}:"
+        for name, target in table.items():
+            if _exists(target):
+                shown = f"{name}:{FIRST[name].upper()}" if name in FIRST else name
+                yield f"  {shown:<16} {_keys_line(name, target)}".rstrip()
+        if title == "problems" and _exists(USER_FILE):
+            yield f"  {'FILE.npz FILE.pt':<16} {_keys_line('', USER_FILE)}"
+
+
+def _keys_line(name: str, target: str) -> str:
+    lacking = [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
+    try:
+        spec = _spec(name, name, "", target, None)
+    except ImportError as error:
+        if error.name is None or error.name.startswith("mldd"):
+            raise
+        return f"needs {error.name}"
+    defaults = {f.name: _default(f) for f in fields(spec.kind)}
+    shown = {key: defaults[key] for key in keys_of(spec.kind) if key not in spec.fixed}
+    line = ",".join(key if value is MISSING else f"{key}={_text(value)}" for key, value in shown.items())
+    return line + (f"  (needs {' '.join(lacking)})" if lacking else "")
