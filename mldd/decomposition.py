@@ -83,6 +83,9 @@ class Decomposition:
         empty = [k for k, s in enumerate(self.subdomains) if len(s.indices) == 0]
         if empty:
             raise ValueError(f"every subdomain needs an unknown, got none in number {empty[0]}; use fewer parts")
+        ends = [end for s in self.subdomains for end in (int(s.indices.min()), int(s.indices.max()))]
+        if min(ends) < 0 or max(ends) >= self.size:
+            raise ValueError(f"unknowns of subdomains must be in 0..{self.size - 1}, got {min(ends)}..{max(ends)}")
         owners = self._count(lambda s: s.indices[s.owned])
         if not bool((owners == 1).all()):
             i = int((owners != 1).nonzero()[0])
@@ -214,6 +217,18 @@ class LocalRestrictions:
         with on_this_rank():
             g = self.f.gradient(points) if _batched(self.f) else torch.stack([self.f.gradient(p) for p in points])
         return g.gather(1, self.decomposition.indices) * self.decomposition.valid
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``R_i H P_i v_i`` of all local models, shape (p, m)."""
+        product = self.f.hessian_product  # type: ignore[attr-defined]
+        points, directions = self._points(y), self.decomposition.spread(v * self.decomposition.valid)
+        with on_this_rank():
+            if _batched(self.f):
+                spread = product(points, directions)
+            else:
+                spread = torch.stack([product(p, d) for p, d in zip(points, directions, strict=True)])
+        gathered: Tensor = spread.gather(1, self.decomposition.indices)
+        return gathered * self.decomposition.valid
 
 
 def _batched(f: Objective) -> bool:

@@ -64,6 +64,11 @@ class Spec:
     keys: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The name without keys."""
+        return self.text.partition(":")[0]
+
     def has(self, name: str) -> bool:
         """Say whether the dataclass has the field `name`."""
         return any(f.name == name for f in fields(self.kind))

@@ -105,19 +105,25 @@ def build_solver(
     """Make the solver for `problem`, and say which ``parts``, ``overlap`` and ``levels`` it uses.
 
     A field `decomposition` gets subdomains, a field `hierarchy` gets levels: three by default where the solver cannot
-    do without, one (none) where it can.
+    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems say
+    which hyper-parameters suit them (a learning rate, say) by ``settings(name)``; what the user wrote comes first.
     """
-    given: dict[str, Any] = {"comm": comm, "seed": seed}
+    advised = problem.settings(spec.name)
+    given: dict[str, Any] = {"comm": comm, "seed": seed, **advised}
     shape = {"parts": 1, "overlap": 0, "levels": 1}
     if spec.has("decomposition"):
-        shape["parts"] = max(4, comm.ranks) if options.parts is None else options.parts
+        shape["parts"] = advised.get("parts", max(4, comm.ranks)) if options.parts is None else options.parts
         shape["overlap"] = 1 if options.overlap is None else options.overlap
         given["decomposition"] = problem.decomposition(shape["parts"], shape["overlap"], comm)
     if spec.has("hierarchy"):
         needed = any(f.name == "hierarchy" and f.default is MISSING for f in fields(spec.kind))
         shape["levels"] = options.levels or (3 if needed else 1)
         if needed or shape["levels"] > 1:
-            given["hierarchy"] = problem.hierarchy(shape["levels"])
+            matching = spec.has("decomposition") and hasattr(problem, "coarse_hierarchy")
+            levels = shape["levels"]
+            given["hierarchy"] = (
+                problem.coarse_hierarchy(levels, shape["parts"]) if matching else problem.hierarchy(levels)
+            )
     for name in ("combine", "local_steps"):
         if getattr(options, name) is not None:
             given[name] = getattr(options, name)

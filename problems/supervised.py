@@ -23,6 +23,16 @@ from mldd.problems.datasets import load_digits_images
 from mldd.transfer import Identity
 
 Activation = Literal["tanh", "relu", "sigmoid"]
+# Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
+_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.3, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.1},
+    "adagrad": _FIRST_ORDER,
+    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
+    "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
@@ -44,7 +54,17 @@ class Dense:
         """Refuse a network that cannot be."""
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(f"`widths` must be two or more numbers >= 1, got {self.widths}")
-        if self.activation not in _ACTIVATIONS:
+        if self.activation not in # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
+_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.3, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.1},
+    "adagrad": _FIRST_ORDER,
+    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
+    "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+}
+_ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
 
     @property
@@ -97,8 +117,8 @@ class Classification:
     total : int
         Samples of all ranks.
     price : Price
-    comm : Communicator
-        Value and gradient are summed over its ranks in one collective.
+    comm : Communicator or None
+        Value and gradient are summed over its ranks in one collective; None where this rank has all samples.
     """
 
     net: Dense
@@ -106,7 +126,7 @@ class Classification:
     labels: Tensor
     total: int
     price: Price = Price()  # noqa: RUF009 (frozen)
-    comm: Communicator = SERIAL
+    comm: Communicator | None = SERIAL
 
     batched = True  # takes (p, N), p copies of the parameters on the same samples, too
 
@@ -177,12 +197,15 @@ class Classification:
     def _rows(self, x: Tensor) -> int:
         return 1 if x.dim() == 1 else len(x)
 
+    def _summed(self, buffer: Tensor) -> Tensor:
+        return buffer if self.comm is None else self.comm.sum(buffer)
+
     def value(self, x: Tensor) -> Tensor:
         """Return the loss, shape () or (p,)."""
         self.price.of_value(self._rows(x))
         with torch.no_grad():
             value = self._loss(self.net.layout.views(x))
-        if self.comm.ranks == 1:
+        if self.comm is None or self.comm.ranks == 1:
             return value
         total = self.comm.sum_scalars(value.flatten().tolist())
         return value.new_tensor(total).view_as(value)
@@ -197,7 +220,7 @@ class Classification:
         leaves = self.net.layout.leaves(x)
         values = self._loss(leaves)
         g = torch.autograd.grad(values.sum(), leaves)
-        buffer = self.comm.sum(self.net.layout.pack(g, values.detach()[..., None]))
+        buffer = self._summed(self.net.layout.pack(g, values.detach()[..., None]))
         return buffer[..., -1].clone(), buffer[..., :-1]
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -206,7 +229,7 @@ class Classification:
         leaves = self.net.layout.leaves(x)
         g = torch.autograd.grad(self._loss(leaves).sum(), leaves, create_graph=True)
         slope = torch.stack([(a * b).sum() for a, b in zip(g, self.net.layout.views(v), strict=True)]).sum()
-        return self.comm.sum(self.net.layout.pack(torch.autograd.grad(slope, leaves)))
+        return self._summed(self.net.layout.pack(torch.autograd.grad(slope, leaves)))
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -258,7 +281,17 @@ class Digits:
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
         parse_widths(self.hidden)
-        if self.activation not in _ACTIVATIONS:
+        if self.activation not in # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
+_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.3, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.1},
+    "adagrad": _FIRST_ORDER,
+    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
+    "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+}
+_ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
         if self.dtype not in ("float64", "float32"):
             raise ValueError(f"`dtype` must be one of float64, float32, got {self.dtype!r}")
@@ -275,10 +308,10 @@ class Digits:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         return images[order].to(**self._kind), labels[order].to(self._kind["device"])
 
-    def _on(self, samples: int, price: Price, comm: Communicator) -> Classification:
+    def _on(self, samples: int, price: Price, comm: Communicator | None) -> Classification:
         images, labels = self._permuted
         net = Dense((64, *parse_widths(self.hidden), 10), self.activation)
-        mine = comm.share(samples)
+        mine = range(samples) if comm is None else comm.share(samples)
         part = slice(mine.start, mine.stop)
         return Classification(net, images[part], labels[part], samples, price, comm)
 
@@ -323,7 +356,7 @@ class Digits:
             More parts than layers, fewer than ranks, or a negative overlap.
         """
         comm = self.comm if comm is None else comm
-        f = self._on(self.samples, Price(), SERIAL)  # ranks hold other subdomains, so each evaluates all samples
+        f = self._on(self.samples, Price(), None)  # ranks hold other subdomains, so each evaluates all samples
         if not 1 <= parts <= len(f.sizes):
             raise ValueError(f"`parts` must be in 1..{len(f.sizes)} (the layers of the network), got {parts}")
         if parts < comm.ranks:
@@ -335,6 +368,10 @@ class Digits:
         subdomains = contiguous(f.sizes, parts, overlap)
         decomposition = Decomposition(f.size, subdomains, models, comm.share(parts), blocks=f.net.layout.slices)
         return decomposition
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters of a solver of the command line that suit this problem."""
+        return dict(_SETTINGS.get(solver, {}))
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies on training and test samples."""

@@ -98,7 +98,8 @@ def test_kornhuber_takes_maximum_and_minimum_over_the_support() -> None:
 
 
 def test_stored_zeros_are_not_in_the_support() -> None:
-    P = torch.sparse_coo_tensor(torch.tensor([[0, 1], [0, 0]]), torch.tensor([1.0, 0.0]), (2, 1)).coalesce()
+    entries = torch.tensor([[0, 1], [0, 0]]), torch.tensor([1.0, 0.0])
+    P = torch.sparse_coo_tensor(*entries, (2, 1), check_invariants=True).coalesce()
     coarse = MatrixTransfer(P).restrict_bounds(Bounds(torch.tensor([-2.0, -1.0]), torch.tensor([2.0, 1.0])))
     assert coarse.lower.tolist() == [-2.0] and coarse.upper.tolist() == [2.0]
 

@@ -1,0 +1,47 @@
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: a build leaves files behind, and files that it finds get into the wheel."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("mldd", "solvers", "problems"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / file).exists():
+            shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(target), str(source)], check=True)
+    (path,) = target.glob("mldd-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_only_mldd_lands_in_site_packages(wheel):
+    (top_level,) = (name for name in wheel.namelist() if name.endswith("/top_level.txt"))
+    assert wheel.read(top_level).decode().split() == ["mldd"]
+    assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"mldd"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "package"), [("mldd", "mldd"), ("solvers", "mldd/solvers"), ("problems", "mldd/problems")]
+)
+def test_every_module_is_shipped(wheel, folder, package):
+    expected = {f"{package}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    shipped = {name for name in wheel.namelist() if name.endswith(".py") and name.rpartition("/")[0] == package}
+    assert shipped == expected
+    assert f"{package}/__init__.py" in shipped
+
+
+def test_types_and_command_are_shipped(wheel):
+    assert "mldd/py.typed" in wheel.namelist()
+    (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "mldd = mldd.cli:main" in wheel.read(entry_points).decode()
