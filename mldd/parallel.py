@@ -60,7 +60,7 @@ class Communicator:
         return vector
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the `rows` of all ranks (of equal width), in order of ranks, on every rank; one synchronisation."""
+        """Concatenate the `rows` of all ranks (of equal width), in their order, on every rank; one synchronisation."""
         count(synchronisations=1, sent=0 if self.ranks == 1 else rows.numel() * rows.element_size())
         if self.mpi is None or self.ranks == 1:
             return rows

@@ -105,8 +105,8 @@ def build_solver(
     """Make the solver for `problem`, and say which ``parts``, ``overlap`` and ``levels`` it uses.
 
     A field `decomposition` gets subdomains, a field `hierarchy` gets levels: three by default where the solver cannot
-    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems say
-    which hyper-parameters suit them (a learning rate, say) by ``settings(name)``; what the user wrote comes first.
+    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems
+    say which hyper-parameters suit them (a learning rate, say) by ``settings(name)``; what the user wrote comes first.
     """
     advised = problem.settings(spec.name)
     given: dict[str, Any] = {"comm": comm, "seed": seed, **advised}

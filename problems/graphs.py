@@ -203,7 +203,7 @@ class NodeClassification:
         """Return None: no minimiser is known."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
-        """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter per level.
+        """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
 
         All levels have the same parameters. Coarse models have no dropout; every rank evaluates all of them.
 

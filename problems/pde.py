@@ -90,7 +90,7 @@ class GridProblem:
         return grid_hierarchy(self.grid(), self.energy, levels, coarsen)
 
     def coarse_hierarchy(self, levels: int, parts: int) -> Hierarchy:
-        """Return levels for a Schwarz method of `parts` subdomains: the coarsest has about two cells per subdomain side."""
+        """Return levels for a Schwarz method of `parts` subdomains: about two coarsest cells per subdomain side."""
         cells = (self.n + 1) // (2 * max(1, round(parts**0.5)))
         halvings = max(1, (max(cells, 2).bit_length() - 1) // max(1, levels - 1))
         return self.hierarchy(levels, 2**halvings)
