@@ -162,7 +162,7 @@ class MultilevelAdaGrad:
         y = y0.clone()
         self.visit(k + 1, Corrected(coarse, g_c - coarse.gradient(y0), y0, box), y, g_c, box, state)
         s = transfer.prolong(y.sub_(y0))
-        x.add_(self._scaled(f, x, g, s))
+        self._advance(f, x, g, s)
         if not bounds.is_free:
             bounds.project(x, out=x)
         state.accepted += 1
@@ -185,14 +185,25 @@ class MultilevelAdaGrad:
         limit = (self.cap * self.rate * radius).expand_as(d)
         return Bounds(-limit, limit)
 
-    def _scaled(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> Tensor:
-        """Return the recursive step scaled back along itself to where its model stops decreasing."""
+    def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:
+        """Add the recursive step to `x`, scaled back along itself to where its model stops decreasing."""
         curved = curvature_of(self.smoother, f) == "exact"
         if not self.safeguard or (curved and self.coarse_bounds != "truncated"):
-            return s
-        Bs = f.hessian_product(x, s) if curved else f.gradient(x + s) - g  # type: ignore[attr-defined]
-        curvature = dot(s, Bs)
-        return s * torch.where(curvature > 0, torch.clamp(-dot(g, s) / curvature, 0.0, 1.0), 1.0)
+            x.add_(s)
+            return
+        if curved:
+            x.add_(s, alpha=_scale(g, s, f.hessian_product(x, s)))  # type: ignore[attr-defined]
+            return
+        # Evaluated at x itself, so that a loop that remembers has the next gradient when the whole step is taken.
+        theta = _scale(g, s, f.gradient(x.add_(s)) - g)
+        if theta < 1.0:
+            x.add_(s, alpha=theta - 1.0)
+
+
+def _scale(g: Tensor, s: Tensor, Bs: Tensor) -> float:
+    """Return ``min(1, -g^T s / s^T B s)``, 1 without positive curvature."""
+    curvature = float(dot(s, Bs))
+    return min(1.0, max(0.0, -float(dot(g, s)) / curvature)) if curvature > 0 else 1.0
 
 
 @dataclass
