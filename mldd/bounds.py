@@ -36,7 +36,7 @@ class Bounds:
         Raises
         ------
         ValueError
-            Wrong shape, NaN, or a lower bound above its upper bound.
+            Wrong shape, NaN, a lower bound above its upper bound, or no finite number between them.
         """
         for name, bound in (("lower", self.lower), ("upper", self.upper)):
             if bound.shape != x.shape:
@@ -50,6 +50,8 @@ class Bounds:
                 f"bounds need lower <= upper in every component, got {float(self.lower.flatten()[i])} > "
                 f"{float(self.upper.flatten()[i])} at component {i} ({int(wrong.sum())} in all); swap or widen them"
             )
+        if bool((self.lower == torch.inf).any() or (self.upper == -torch.inf).any()):
+            raise ValueError("bounds need a finite number between them, got a lower one of inf or an upper of -inf")
 
     def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the nearest point of the box, ``clip(x, lower, upper)``."""

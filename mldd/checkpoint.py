@@ -8,6 +8,8 @@ the state that ``solver.init`` of the same solver makes, into which `restore` fi
 from __future__ import annotations
 
 import copy
+import pickle
+import re
 import typing
 import warnings
 from collections import deque
@@ -146,12 +148,31 @@ def load(path: Path | str) -> Checkpoint:
             warnings.simplefilter("ignore")  # about pickles of others
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file may raise anything
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} must be a whole checkpoint of mldd, but it cannot be read ({reason})") from error
+        raise CheckpointError(
+            f"{path} must be a whole checkpoint of mldd, but it cannot be read ({unreadable(error)}); "
+            "give another one, or start anew without --resume"
+        ) from error
     try:
         return _unpack(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} must be a checkpoint written by mldd, got another file ({error})") from error
+
+
+def unreadable(error: BaseException) -> str:
+    """Return in a few words why torch could not read a file as data; its own advice is to trust the file, ours is not.
+
+    Examples
+    --------
+    >>> unreadable(RuntimeError("Unsupported global: GLOBAL posix.system was not an allowed global by default"))
+    'it asks for posix.system, which no data file needs'
+    """
+    text = " ".join(str(error).split())
+    asked = re.search(r"GLOBAL (\S+)", text)
+    if asked:
+        return f"it asks for {asked[1]}, which no data file needs"
+    if isinstance(error, EOFError | pickle.UnpicklingError) or "zip archive" in text:
+        return "it is truncated, or not a file of torch.save"
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
 
 
 def restore(template: Any, saved: Any) -> Any:

@@ -116,8 +116,7 @@ def _fail(error: Exception, stage: Stage) -> int:
     """Print one line, on one rank where all have failed, and end the other ranks where they have not."""
     expected = isinstance(error, ValueError | OSError | ImportError)
     code = 2 if expected and not stage.running else 1
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text if expected else f"{type(error).__name__}: {text}"
+    text = _one_line(error, expected)
     ranks = 1 if stage.comm is None else stage.comm.ranks
     lowest = 0 if stage.comm is None else stage.comm.agree(True, patience=10.0 if code == 2 else 2.0)
     if stage.debug:
@@ -129,6 +128,16 @@ def _fail(error: Exception, stage: Stage) -> int:
     if lowest is None and stage.comm is not None:
         stage.comm.abort(1)
     return code
+
+
+def _one_line(error: Exception, expected: bool) -> str:
+    """Return what went wrong, with the way out where Python or torch do not name it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name and "install" not in text:
+        return f"{text}; install it with `pip install {error.name.partition('.')[0]}`"
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
+        return f"the run does not fit into memory ({text[-120:]}); make it smaller, or try --dtype float32"
+    return text if expected else f"{type(error).__name__}: {text}"
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -285,11 +294,14 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
     comm = early or _begin(options, stage)
     from mldd import run as runs
+    from mldd.monitor import check_replaceable
 
     runs.check_options(options, [pair[1]])
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
         if folder is not None:
             runs.check_folder(folder, comm)
+    if options.checkpoint is not None:
+        check_replaceable(options.checkpoint)
     problem = runs.build_problem(pair[0], options, options.seed, comm)
     run = runs.prepare(problem, pair, options, options.seed, comm)
     if options.checkpoint is not None:

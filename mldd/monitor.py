@@ -53,9 +53,29 @@ Monitor = Callable[[Record], None]
 FIELDS = tuple(f.name for f in fields(Record))
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of something else: a folder, or a device such as ``/dev/null``.
+
+    Raises
+    ------
+    OSError
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(
+            f"{path} must be a file, got {'a folder' if path.is_dir() else 'a device or pipe'}; give another name"
+        )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a new file beside `path`, which it replaces once the block has written it whole."""
+    """Give the name of a new file beside `path`, which it replaces once the block has written it whole.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or would replace something that is no file.
+    """
+    check_replaceable(path)
     new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield new

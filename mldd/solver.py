@@ -185,9 +185,9 @@ def check_start(objective: Objective, x: Tensor) -> None:
     like = objective.bounds.lower
     if x.dtype != like.dtype or x.device != like.device:
         raise ValueError(f"`x` must be {like.dtype} on {like.device} as the objective is, got {x.dtype} on {x.device}")
+    objective.bounds.check(x)  # first: a start is made to lie between bounds, and not finite where these are not
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"`x` must be finite, got {int((~torch.isfinite(x)).sum())} components that are not")
-    objective.bounds.check(x)
 
 
 @contextmanager

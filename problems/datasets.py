@@ -337,6 +337,12 @@ def _assembled(name: str, raw: Raw, split: int, normalise: bool) -> GraphData:
     nodes, classes = len(raw.labels), int(raw.labels.max()) + 1
     labels = torch.from_numpy(raw.labels)
     if raw.masks is None:
+        largest = int(torch.bincount(labels).max())
+        if classes > 1 and largest < 3:
+            raise DataError(
+                f"{name}: expected masks, or a class of >= 3 nodes to draw a split from, got at most {largest} nodes "
+                "per class; add train_mask, val_mask, test_mask"
+            )
         masks = _drawn(labels, split)
     else:
         count = len(raw.masks["train"])

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.checkpoint import unreadable
+
 Array = NDArray[Any]
 
 SPLITS = ("train", "validation", "test")
@@ -313,10 +315,12 @@ def read_npz(content: bytes, where: str) -> Raw:
 def _arrays(content: bytes, where: str) -> dict[str, Array]:
     """Load all arrays of a `.npz` without pickles."""
     try:
+        with zipfile.ZipFile(io.BytesIO(content)):
+            pass  # np.load takes everything else for a pickle, and advises to trust it
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zip, zlib, header parser: each has its own exceptions
-        reason = _line(error)
+        reason = "it holds objects" if "allow_pickle" in str(error) else _line(error)
     raise DataError(f"{where}: expected a .npz of plain arrays, got {len(content)} bytes ({reason}); write it anew")
 
 
@@ -370,7 +374,8 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
     try:
         names = _geometric_names() if b"torch_geometric" in content else []
         checked: Any = torch.sparse.check_sparse_tensor_invariants
-        with torch.serialization.safe_globals(names), checked():
+        with torch.serialization.safe_globals(names), checked(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of others
             loaded = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         fields = loaded if isinstance(loaded, dict) else loaded.to_dict()
         found = {key: fields[key] for key in _PT_FIELDS if isinstance(fields.get(key), Tensor)}
@@ -378,7 +383,7 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
     except ModuleNotFoundError:
         reason, way = "a torch_geometric file", "pip install torch_geometric, or save a plain dict of the tensors"
     except Exception as error:  # a hostile or damaged file can raise anything
-        reason, way = _line(error), "save a torch_geometric Data or a dict of tensors"
+        reason, way = unreadable(error), "save a torch_geometric Data or a dict of tensors"
     raise DataError(f"{where}: expected a .pt of plain tensors, got {len(content)} bytes ({reason}); {way}")
 
 

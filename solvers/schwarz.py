@@ -80,7 +80,7 @@ class SchwarzAdaGrad:
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
         for name in ("local_steps", "global_steps", "span", "nested", "damping"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         if self.combine not in ("asm", "ras", "wasm"):
             raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
@@ -118,7 +118,15 @@ class SchwarzAdaGrad:
         return 1.0 / float(self.decomposition.multiplicity.max()) if self.combine == "asm" else 1.0
 
     def init(self, objective: Objective, x: Tensor) -> SchwarzState:
-        """Return fresh weights for subdomains and levels."""
+        """Return fresh weights for subdomains and levels.
+
+        Raises
+        ------
+        ValueError
+            The objective does not offer the `curvature`, or has bounds where there is a `span`.
+        """
+        if self.span and not objective.bounds.is_free:
+            raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
         y = self.decomposition.gather(x)
         return SchwarzState(
             weights=self.decomposition.weights(self.combine, x.dtype),

@@ -165,9 +165,12 @@ class Tao:
         ------
         ImportError
             PETSc or greenlet is missing.
+        ValueError
+            The method does not fit the objective, see `mldd.petsc.TaoProblem`.
         """
         petsc()
         _greenlet()
+        TaoProblem(objective, x, self.type, self.prefix).destroy()
         return TaoState()
 
     def step(self, objective: Objective, x: Tensor, state: TaoState) -> tuple[Tensor, TaoState]:

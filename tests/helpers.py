@@ -1,10 +1,22 @@
-"""Small objectives whose answers are known, for every test."""
+"""Small objectives whose answers are known, files of users, and how programs are started, for every test."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -179,3 +191,80 @@ class Failing:
             bad = self.fail()
             return bad, x * bad
         return self.f.value_and_gradient(x)
+
+
+# files
+
+
+def user_arrays(n: int = 60, seed: int = 0) -> dict[str, Any]:
+    """Return a graph of three classes in the layout of gnn-benchmark."""
+    random = np.random.default_rng(seed)
+    adjacency = sp.random(n, n, 0.1, format="csr", random_state=seed)
+    features = sp.csr_matrix(random.random((n, 5)))
+    return {
+        **{f"adj_{key}": getattr(adjacency, key) for key in ("data", "indices", "indptr", "shape")},
+        **{f"attr_{key}": getattr(features, key) for key in ("data", "indices", "indptr", "shape")},
+        "labels": np.arange(n) % 3,
+    }
+
+
+def user_tensors(n: int = 60) -> dict[str, Tensor]:
+    """Return a path of three classes as torch_geometric names its tensors."""
+    edges = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
+    return {"x": torch.rand(n, 5), "edge_index": edges, "y": torch.arange(n) % 3}
+
+
+class Evil:
+    """Touch a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def result(folder: Path) -> Any:
+    """Return what a run has written into ``result.json``."""
+    return json.loads((folder / "result.json").read_text())
+
+
+# programs
+
+MLDD = "import sys; from mldd.cli import main; sys.exit(main())"
+# Put before a program, it hides the packages in $HIDDEN as if they were not installed.
+WITHOUT = """
+import os, sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in os.environ["HIDDEN"].split()
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+needs_mpi = pytest.mark.skipif(MPIEXEC is None or find_spec("mpi4py") is None, reason="needs mpiexec and mpi4py")
+
+
+def command(ranks: int, program: str, *arguments: str, safe: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """Return how to run a program on some ranks; `safe`: an exception on one ends all, as the command line does."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [str(MPIEXEC), "-n", str(ranks), sys.executable, *(["-m", "mpi4py"] if safe else [])]
+    words += ["-c", textwrap.dedent(program), *map(str, arguments)]
+    return words, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+
+
+def launch(
+    ranks: int, program: str, *arguments: str, cwd: Path | None = None, safe: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a program on some ranks; a hang is a failure."""
+    words, options = command(ranks, program, *arguments, safe=safe)
+    return subprocess.run(words, timeout=100, cwd=cwd, **options)

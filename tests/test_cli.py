@@ -1,47 +1,30 @@
 """The command line: what it reads, what it refuses, what it writes, and how it ends."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mldd import cli, names
-from mldd.cli import main
 from mldd.monitor import FIELDS, read_csv
+from tests.helpers import MLDD, result, user_arrays
 
-MLDD = [sys.executable, "-c", "import sys; from mldd.cli import main; sys.exit(main())"]
 KEYS = """problem solver options seed ranks parts overlap levels status steps loss measure metrics gradient_evaluations
 work_units synchronisations bytes_exchanged seconds bounds_violation versions""".split()
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command line; give exit status, standard output and error."""
-
-    def call(text, *more):
-        code = main([*text.split(), *map(str, more)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}
 
 
 @pytest.fixture(autouse=True)
-def without_figures(request, monkeypatch):
-    """Draw only where the figure is what is tested: it takes longer than a run."""
+def figures(request):
+    """Draw only where the figure is what is tested."""
     if request.node.originalname not in DRAWS:
-        monkeypatch.setattr("mldd.plot.convergence", lambda history, path, title: path.touch())
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
+        request.getfixturevalue("without_figures")
 
 
 # train
@@ -203,9 +186,23 @@ def _raise(error):
 # checkpoints
 
 
-@pytest.mark.parametrize("solver", ["adagrad", "ml-adagrad --levels 3", "adam:lr=0.05"])
-def test_resumed_run_is_the_uninterrupted_one(run, tmp_path, solver):
-    line = f"train obstacle:n=15 --quiet --solver {solver}"
+@pytest.mark.parametrize(
+    ("problem", "solver"),
+    [
+        ("obstacle:n=15", "adagrad"),
+        ("obstacle:n=15", "ml-adagrad --levels 3"),
+        ("obstacle:n=15", "dd-adagrad --levels 2"),
+        ("obstacle:n=15", "adam:lr=0.05"),
+        ("graph", "adagrad:curvature=lbfgs"),
+        ("graph", "ml-adagrad --levels 2"),
+        ("graph", "dd-adagrad --levels 2"),
+        ("graph", "adam"),
+        ("graph:dropout=0", "lbfgs"),
+    ],
+)
+def test_resumed_run_is_the_uninterrupted_one(run, tmp_path, problem, solver):
+    np.savez(tmp_path / "graph.npz", **user_arrays())  # its network has dropout
+    line = f"train {problem.replace('graph', str(tmp_path / 'graph.npz'))} --quiet --solver {solver}"
     file = tmp_path / "c.pt"
     assert run(f"{line} --steps 14 --out", tmp_path / "whole")[0] == 0
     assert run(f"{line} --steps 5 --checkpoint", file)[0] == 0
@@ -355,9 +352,8 @@ def test_ctrl_c_writes_history_and_checkpoint(tmp_path, run):
     line = (
         f"train obstacle:n=31 --solver adam:lr=1e-9 --steps 10000000 --out {tmp_path} --checkpoint {tmp_path / 'c.pt'}"
     )
-    process = subprocess.Popen(
-        [*MLDD, *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    words = [sys.executable, "-c", MLDD, *line.split()]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     wait_for_rows(tmp_path / "history.csv", process)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)

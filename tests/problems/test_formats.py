@@ -1,7 +1,6 @@
 """Files of graphs: layouts by hand, and everything that can be wrong or hostile in a file."""
 
 import io
-import os
 import pickle
 import zipfile
 from collections import defaultdict
@@ -15,6 +14,7 @@ from mldd.graph import Graph
 from mldd.problems import formats
 from mldd.problems.datasets import DataError, load_graph
 from mldd.problems.formats import csr, read_graphdata, read_planetoid, unpickle
+from tests.helpers import Evil, user_arrays, user_tensors
 
 
 def refused(call, *words):
@@ -29,25 +29,9 @@ def refused(call, *words):
 # ------------------------------------------------------------------------------------------------- a user's file
 
 
-def user_arrays(n=60, seed=0):
-    random = np.random.default_rng(seed)
-    adjacency = sp.random(n, n, 0.1, format="csr", random_state=seed)
-    features = sp.csr_matrix(random.random((n, 5)))
-    return {
-        **{f"adj_{key}": getattr(adjacency, key) for key in ("data", "indices", "indptr", "shape")},
-        **{f"attr_{key}": getattr(features, key) for key in ("data", "indices", "indptr", "shape")},
-        "labels": np.arange(n) % 3,
-    }
-
-
 def saved(path, arrays):
     np.savez(path, **arrays)
     return str(path)
-
-
-def user_tensors(n=60):
-    edges = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
-    return {"x": torch.rand(n, 5), "edge_index": edges, "y": torch.arange(n) % 3}
 
 
 def test_npz_of_a_user(tmp_path):
@@ -212,16 +196,6 @@ def test_bad_pt_is_one_line(tmp_path, change, words):
 
 
 # ------------------------------------------------------------------------------------------------- malice
-
-
-class Evil:
-    """Touch a file when unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def test_evil_pickles_execute_nothing(tmp_path):

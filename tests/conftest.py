@@ -1,0 +1,23 @@
+"""Fixtures of several files."""
+
+import pytest
+
+from mldd.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line; give exit status, standard output and error."""
+
+    def call(text, *more):
+        code = main([*text.split(), *map(str, more)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Draw nothing: it takes longer than a run."""
+    monkeypatch.setattr("mldd.plot.convergence", lambda history, path, title: path.touch())

@@ -1,0 +1,77 @@
+"""The README's examples run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mldd.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README.read_text(), re.DOTALL)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh" and not text.startswith("#!")
+    for line in text.splitlines()
+    if "mldd" in line
+]
+BATCH_SCRIPTS = [text for kind, text in BLOCKS if text.startswith("#!")]
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(PYTHON) == 1
+    assert len(COMMANDS) >= 6
+    assert len(BATCH_SCRIPTS) == 1
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["converged_atol", "converged_atol"]
+    assert len([line for line in PYTHON[0].splitlines() if line]) <= 12
+
+
+def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        words = shlex.split(command)
+        if words[0] == "mldd":
+            assert main(words[1:]) == 0, command
+    assert (tmp_path / "runs/obstacle/result.json").is_file()
+    assert (tmp_path / "runs/sbm/compare.png").is_file()
+
+
+@pytest.mark.mpi
+def test_the_parallel_command_runs_with_a_graph_at_hand(tmp_path: Path) -> None:
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    found = str(mpiexec) if mpiexec.is_file() else shutil.which("mpiexec")
+    pytest.importorskip("mpi4py")
+    if found is None:
+        pytest.skip("mpiexec is missing")
+    (command,) = [c for c in COMMANDS if c.startswith("mpiexec")]
+    # Cora needs a download; the command is the same for a graph that is made on the spot
+    words = shlex.split(command.replace("cora", "sbm"))
+    words[0], words[words.index("mldd")] = found, str(Path(sys.executable).with_name("mldd"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*words, "--steps", "3"], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert (tmp_path / "runs/sbm/result.json").is_file()
+
+
+def test_the_batch_script_is_sound(tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    script.write_text(BATCH_SCRIPTS[0])
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    (command,) = [line for line in BATCH_SCRIPTS[0].splitlines() if line.startswith("srun")]
+    from mldd.cli import parse
+
+    options = parse(shlex.split(command)[2:])
+    assert options.solver == "dd-adagrad"
