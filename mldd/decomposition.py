@@ -125,6 +125,20 @@ class Decomposition:
         """Which entries of the stack are owned, shape (p, m)."""
         return self._stack(lambda s: s.owned)
 
+    @cached_property
+    def places(self) -> Tensor:
+        """Positions of the entries of the stack in p full vectors laid end to end, shape (p, m)."""
+        return self.indices + self.size * torch.arange(len(self.indices), device=self.indices.device)[:, None]
+
+    @cached_property
+    def runs(self) -> list[slice] | None:
+        """The local subdomains as slices where all are runs of consecutive unknowns (layers): copying is then cheap."""
+        mine = [self.subdomains[k].indices for k in self.local]
+        in_front = all(bool(row[: len(i)].all()) for row, i in zip(self.valid, mine, strict=True))
+        if not in_front or not all(bool((i.diff() == 1).all()) for i in mine):
+            return None
+        return [slice(int(i[0]), int(i[-1]) + 1) for i in mine]
+
     def _stack(self, pick: Callable[[Subdomain], Tensor]) -> Tensor:
         out = torch.zeros_like(self.indices, dtype=torch.bool)
         for row, k in enumerate(self.local):
@@ -194,16 +208,36 @@ class LocalRestrictions:
 
     @property
     def bounds(self) -> Bounds:
-        """Bounds of the stacked unknowns."""
+        """Bounds of the stacked unknowns; without any, padding stays because its gradient is zero."""
+        if self.f.bounds.is_free:
+            like = self.decomposition.indices
+            free = Bounds.free(self.size, dtype=self.x.dtype, device=self.x.device)
+            return Bounds(free.lower.expand_as(like), free.upper.expand_as(like), is_free=True)
         return self.decomposition.gather_bounds(self.f.bounds, self.decomposition.gather(self.x))
 
+    @cached_property
+    def _buffer(self) -> Tensor:
+        return self.x.expand(len(self.decomposition.indices), -1).clone()
+
     def _points(self, y: Tensor) -> Tensor:
-        # Padding repeats the first unknown of its row with the value of x there, so it must be written first.
-        points = self.x.expand(len(y), -1).clone()
-        indices, valid = self.decomposition.indices, self.decomposition.valid
-        rows = torch.arange(len(y), device=y.device)[:, None].expand_as(indices)
-        points[rows[valid], indices[valid]] = y[valid]
-        return points
+        """Return the full vectors ``x + P_i (y_i - R_i x)``, in a buffer where only these unknowns ever change."""
+        d = self.decomposition
+        if d.runs is not None:
+            for point, row, run in zip(self._buffer, y, d.runs, strict=True):
+                point[run] = row[: run.stop - run.start]
+        else:  # padding repeats the first unknown of its row and must not overwrite it
+            self._buffer.view(-1).index_copy_(0, d.places[d.valid], y[d.valid])
+        return self._buffer
+
+    def _rows(self, vectors: Tensor) -> Tensor:
+        """Return ``R_i`` of the full vectors, zero at padding."""
+        d = self.decomposition
+        if d.runs is None:
+            return vectors.gather(1, d.indices).mul_(d.valid)
+        rows = vectors.new_zeros(d.indices.shape)
+        for row, vector, run in zip(rows, vectors, d.runs, strict=True):
+            row[: run.stop - run.start] = vector[run]
+        return rows
 
     def value(self, y: Tensor) -> Tensor:
         """Return the values, shape (p,)."""
@@ -216,7 +250,7 @@ class LocalRestrictions:
         points = self._points(y)
         with on_this_rank():
             g = self.f.gradient(points) if _batched(self.f) else torch.stack([self.f.gradient(p) for p in points])
-        return g.gather(1, self.decomposition.indices) * self.decomposition.valid
+        return self._rows(g)
 
     def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
         """Return ``R_i H P_i v_i`` of all local models, shape (p, m)."""
@@ -227,8 +261,7 @@ class LocalRestrictions:
                 spread = product(points, directions)
             else:
                 spread = torch.stack([product(p, d) for p, d in zip(points, directions, strict=True)])
-        gathered: Tensor = spread.gather(1, self.decomposition.indices)
-        return gathered * self.decomposition.valid
+        return self._rows(spread)
 
 
 def _batched(f: Objective) -> bool:
