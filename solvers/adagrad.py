@@ -39,8 +39,7 @@ class AdaGrad:
     kappa : float
         The step may exceed the radius by this factor, >= 1.
     tau : float
-        Fraction of the decrease of s_Q that the step must reach, in (0, 1]; the model steps stop once they would lose
-        it.
+        Fraction of the decrease of s_Q that makes a projected Newton step (diagonal or L-BFGS) acceptable, in (0, 1].
     curvature : {"auto", "none", "exact", "diagonal", "lbfgs"}
         B: "exact" Hessian products, the "diagonal" of the Hessian, or "lbfgs" pairs of gradients; "auto" takes exact
         products where one costs no more than a gradient (stencils) and none otherwise.
@@ -77,7 +76,14 @@ class AdaGrad:
             raise ValueError(f"`curvature` must be auto, none, exact, diagonal or lbfgs, got {self.curvature!r}")
 
     def init(self, objective: Objective, x: Tensor) -> AdaGradState:
-        """Return weights at `varsigma` and no curvature pairs."""
+        """Return weights at `varsigma` and no curvature pairs.
+
+        Raises
+        ------
+        ValueError
+            The objective does not offer the `curvature`.
+        """
+        curvature_of(self, objective)
         state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
         if self.curvature == "lbfgs":
             state.pairs, state.last_x, state.last_g = Pairs.empty(x, self.memory), x.clone(), torch.zeros_like(x)
@@ -144,7 +150,8 @@ def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bou
     else:
         step, box = _linear_step(x, g, bounds, radius, solver.kappa if curvature != "none" else 0.0)
     if box is not None:
-        step = model_step(solver, _model(solver, curvature, f, x, state), g, step, box)
+        product, newton = _model(curvature, f, x, g, state)
+        step = model_step(solver, product, g, step, box, newton)
     x.add_(step)
     if not bounds.is_free:
         bounds.project(x, out=x)  # x + (upper - x) may round to just above upper
@@ -165,14 +172,16 @@ def _linear_step(x: Tensor, g: Tensor, bounds: Bounds, radius: Tensor, kappa: fl
     return step, Bounds(lower, upper)
 
 
-def _model(solver: AdaGrad, curvature: str, f: Objective, x: Tensor, state: AdaGradState) -> Callable[[Tensor], Tensor]:
-    """Return the product with B."""
+def _model(
+    curvature: str, f: Objective, x: Tensor, g: Tensor, state: AdaGradState
+) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
+    """Return the product with B and, where it is cheap, the step ``-B^{-1} g``."""
     if curvature == "exact":
-        return lambda v: f.hessian_product(x, v)  # type: ignore[attr-defined]
+        return (lambda v: f.hessian_product(x, v)), None  # type: ignore[attr-defined]
     if curvature == "diagonal":
         diagonal = f.hessian_diagonal(x)  # type: ignore[attr-defined]
-        return lambda v: diagonal * v
-    return state.pairs.product
+        return (lambda v: diagonal * v), torch.where(diagonal > 0, -g / diagonal, -g)
+    return state.pairs.product, -state.pairs.solve(g)
 
 
 def curvature_of(solver: AdaGrad, f: Objective) -> str:
@@ -181,7 +190,7 @@ def curvature_of(solver: AdaGrad, f: Objective) -> str:
         return "exact" if product_price(f) <= 1.0 else "none"
     needs = {"exact": "hessian_product", "diagonal": "hessian_diagonal"}.get(solver.curvature)
     if needs is not None and not offers(f, needs):
-        raise ValueError(f"curvature {solver.curvature!r} needs an objective with `{needs}`; use lbfgs or none")
+        raise ValueError(f"`curvature` {solver.curvature} needs an objective with `{needs}`, got none; use lbfgs")
     return solver.curvature
 
 
@@ -190,16 +199,29 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a, b).reshape(1) if a.dim() == 1 else (a * b).sum(-1, keepdim=True)
 
 
-def model_step(solver: AdaGrad, product: Callable[[Tensor], Tensor], g: Tensor, s: Tensor, box: Bounds) -> Tensor:
+def model_step(
+    solver: AdaGrad,
+    product: Callable[[Tensor], Tensor],
+    g: Tensor,
+    s: Tensor,
+    box: Bounds,
+    newton: Tensor | None = None,
+) -> Tensor:
     """Decrease ``q(s) = g^T s + s^T B s / 2`` in the box, from the linear step on, by exact steps along projected ones.
 
-    Every step decreases q, so the result satisfies the condition on the decrease with tau = 1.
+    Where a step ``-B^{-1} g`` is known, its projection takes the place of s_Q if it satisfies the condition on the
+    decrease. Every further step decreases q.
     """
     Bs = product(s)
     curvature = dot(s, Bs)
     gamma = _step_length(curvature, dot(g, s))
     length = torch.where(curvature > 0, dot(s, s) / curvature, 1.0)
     s, r = s.mul_(gamma), torch.addcmul(g, Bs, gamma)
+    if newton is not None:
+        c = newton.clamp(box.lower, box.upper)
+        Bc = product(c)
+        better = dot(c, g + 0.5 * Bc) <= solver.tau * 0.5 * dot(s, g + r)
+        s, r = torch.where(better, c, s), torch.where(better, g + Bc, r)
     for _ in range(solver.model_steps):
         p = torch.addcmul(s, r, -length).clamp_(box.lower, box.upper).sub_(s)
         Bp = product(p)

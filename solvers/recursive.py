@@ -46,11 +46,11 @@ class MultilevelAdaGrad:
     recursion : float
         kappa_R of the recursion test.
     cap : float
-        Without curvature, coarse corrections are confined to ``|s_i| <= cap max_j Delta_j``, the current radii; 0 for
+        Without curvature, recursive steps are scaled back to ``|s_i| <= cap max_j Delta_j``, the current radii; 0 for
         no cap.
     nested : int
-        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each level
-        starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
+        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each
+        level starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
     safeguard : bool
         Scale the recursive step by ``theta = min(1, -g^T s / s^T B s)``. B s is a Hessian product for "truncated"
         bounds, and the difference of gradients where no curvature is used (one gradient more). The plain rules with
@@ -149,8 +149,6 @@ class MultilevelAdaGrad:
         assert transfer is not None  # noqa: S101 (checked by Hierarchy)
         if self.coarse_bounds == "truncated" and not bounds.is_free:
             transfer = Truncated(transfer, (room.lower >= -1e-14) | (room.upper <= 1e-14))
-        if self.cap > 0 and curvature_of(self.smoother, f) == "none":
-            room = room.intersect(self._cap(d, state.levels[k]))
         y0, g_c = transfer.inject(x), transfer.restrict(g)
         box = transfer.restrict_bounds(room, self.coarse_bounds)
         box = box if box.is_free else Bounds(y0 + box.lower, y0 + box.upper)
@@ -162,6 +160,8 @@ class MultilevelAdaGrad:
         y = y0.clone()
         self.visit(k + 1, Corrected(coarse, g_c - coarse.gradient(y0), y0, box), y, g_c, box, state)
         s = transfer.prolong(y.sub_(y0))
+        if self.cap > 0 and curvature_of(self.smoother, f) == "none":
+            s = s * self._cap(s, d, state.levels[k])
         self._advance(f, x, g, s)
         if not bounds.is_free:
             bounds.project(x, out=x)
@@ -179,11 +179,11 @@ class MultilevelAdaGrad:
             if kind == "T" or not self.recurse(k, f, y, g, bounds, state):
                 taylor_step(self.smoother, f, y, g, bounds, state.levels[k])
 
-    def _cap(self, d: Tensor, state: AdaGradState) -> Bounds:
-        """Return the box of corrections no longer than `cap` times the largest radius of an ADAGB2 step."""
-        radius = (d / torch.sqrt(torch.addcmul(state.squares, d, d))).abs_().max()
-        limit = (self.cap * self.rate * radius).expand_as(d)
-        return Bounds(-limit, limit)
+    def _cap(self, s: Tensor, d: Tensor, state: AdaGradState) -> float:
+        """Return the factor that makes no component of `s` longer than `cap` times the largest ADAGB2 radius."""
+        squares = torch.addcmul(state.squares, d, d, out=state.scratch)
+        radius = self.rate * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
+        return min(1.0, self.cap * radius / max(float(s.abs().max()), 1e-300))
 
     def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:
         """Add the recursive step to `x`, scaled back along itself to where its model stops decreasing."""
