@@ -284,6 +284,10 @@ class MoreBV(GridProblem):
     Moré and Cosnard, ACM Trans. Math. Softw. 5 (1979); arXiv 2103.14552, example MOREBV.
     """
 
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters that suit a fourth-order energy: longer and better steps on all levels."""
+        return {"kappa": 10.0, "model_steps": 20} if solver == "ml-adagrad" else {}
+
     def energy(self, grid: Grid, price: Price) -> BoundaryValueEnergy:
         """Return the energy on `grid`."""
         x, y = grid.points(self.torch_dtype, self.torch_device)
