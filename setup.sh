@@ -267,7 +267,7 @@ if [ -n "$mpicc" ]; then
     wheels=$venv/wheels
 else
     stage mpi "$(pinned mpich) $(pinned mpi4py)" "MPI: mpich $(pinned mpich), mpi4py $(pinned mpi4py), about 5 s"
-    wheels=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/mldd/$(echo "$(uname -sm) $("$python" -V) $(pinned mpich) ${PETSC_CONFIGURE_OPTIONS:-$default_options}" | cksum | tr ' ' -)
+    wheels=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/mldd/wheels/$(echo "$(uname -sm) $("$python" -V) $(pinned mpich) ${PETSC_CONFIGURE_OPTIONS:-$default_options}" | cksum | tr ' ' -)
 fi
 if [ -z "$without" ] && [ ! -e "$stages/failed" ]; then
     if [ -n "${PETSC_DIR:-}" ]; then
