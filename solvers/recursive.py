@@ -39,8 +39,8 @@ class MultilevelAdaGrad:
         One or two recursive iterations per visit of an intermediate level.
     smoothing : int
         ADAGB2 iterations before and after every recursive one.
-    coarse_steps : int
-        Iterations per visit of the coarsest level.
+    coarse_steps, coarse_rtol : int, float
+        Most iterations per visit of the coarsest level; they end once its criticality has fallen by the factor.
     coarse_bounds : {"kornhuber", "gelman-mandel", "truncated"}
         Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
     recursion : float
@@ -76,6 +76,7 @@ class MultilevelAdaGrad:
     cycle: Literal["V", "W"] = "V"
     smoothing: int = 1
     coarse_steps: int = 20
+    coarse_rtol: float = 1e-3
     coarse_bounds: Rule = "kornhuber"
     recursion: float = 0.5
     cap: float = 30.0
@@ -93,7 +94,7 @@ class MultilevelAdaGrad:
         for name in ("smoothing", "coarse_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
-        for name in ("recursion", "cap", "nested"):
+        for name in ("coarse_rtol", "recursion", "cap", "nested"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         _ = self.smoother
@@ -174,8 +175,11 @@ class MultilevelAdaGrad:
         smooth = "T" * self.smoothing
         coarsest = k + 1 == len(self.hierarchy)
         plan = "T" * self.coarse_steps if coarsest else smooth + ("R" + smooth) * (2 if self.cycle == "W" else 1)
+        solved = self.coarse_rtol * float(torch.linalg.vector_norm(bounds.criticality(y, g))) if coarsest else 0.0
         for i, kind in enumerate(plan):
             g = g if i == 0 else f.gradient(y)
+            if i and coarsest and float(torch.linalg.vector_norm(bounds.criticality(y, g))) <= solved:
+                break
             if kind == "T" or not self.recurse(k, f, y, g, bounds, state):
                 taylor_step(self.smoother, f, y, g, bounds, state.levels[k])
 

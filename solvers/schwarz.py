@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -117,6 +118,11 @@ class SchwarzAdaGrad:
             return self.damping
         return 1.0 / float(self.decomposition.multiplicity.max()) if self.combine == "asm" else 1.0
 
+    @cached_property
+    def _adds_up(self) -> bool:
+        """Whether several subdomains contribute to one unknown."""
+        return self.combine != "ras" and int(self.decomposition.multiplicity.max()) > 1
+
     def init(self, objective: Objective, x: Tensor) -> SchwarzState:
         """Return fresh weights for subdomains and levels.
 
@@ -180,7 +186,8 @@ class SchwarzAdaGrad:
             known = g is not None and k == 0
             local = self.decomposition.gather(g) if known else models.gradient(y)  # type: ignore[arg-type]
             taylor_step(self.local, models, y, local, bounds, state.local)
-        return y.sub_(y0).mul_(state.weights)
+        corrections = y.sub_(y0).mul_(state.weights)
+        return _exactly_summable(corrections, x) if self._adds_up else corrections
 
     def _combine_in_span(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
         """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
@@ -204,6 +211,18 @@ class SchwarzAdaGrad:
         state.accepted += 1
         state.previous.copy_(s)
         x.add_(s)
+
+
+def _exactly_summable(corrections: Tensor, x: Tensor) -> Tensor:
+    """Round float64 corrections to multiples of 2^-49 max |x|, whose sums are exact and so the same in any order.
+
+    Where several subdomains add to one unknown, the ranks that hold them would otherwise decide about the last digit,
+    which local iterations can amplify to the first within a few steps.
+    """
+    if corrections.dtype != torch.float64 or not bool(torch.isfinite(x).all()):
+        return corrections
+    quantum = 2.0 ** (math.frexp(float(x.abs().max()) or 1.0)[1] - 49)
+    return corrections.div_(quantum).round_().mul_(quantum)
 
 
 def _only(rows: Tensor, block: slice) -> Tensor:

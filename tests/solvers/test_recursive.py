@@ -60,7 +60,7 @@ def test_an_exact_coarse_solve_removes_the_coarse_part_of_the_gradient() -> None
     problem = Quadratic(dim=1, n=15)
     hierarchy = problem.hierarchy(2)  # in one dimension the coarse operator is the Galerkin one
     f, x = problem.objective(), torch.randn(15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    solver = MultilevelAdaGrad(hierarchy, coarse_steps=400, varsigma=1e-6, recursion=0.0)
+    solver = MultilevelAdaGrad(hierarchy, coarse_steps=400, coarse_rtol=0.0, varsigma=1e-6, recursion=0.0)
     state = replace(solver.init(f, x), smoothing_left=0)
     x, state = solver.step(f, x, state)
     assert state.accepted == 1
