@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import SharedDecomposition
+from mldd.decomposition import SharedDecomposition, contiguous
 from mldd.graph import Graph, aggregate, edge_weights, grow, normalised, partition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
@@ -42,6 +42,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _CHOICES = {
     "model": ("gcn", "sage"),
     "local": ("composite", "own"),
+    "subdomains": ("graph", "parameters", "both"),
     "labels": ("train", "all"),
     "dtype": ("float64", "float32"),
 }
@@ -71,6 +72,9 @@ class NodeClassification:
         all nodes.
     local : {"composite", "own"}
         Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
+    subdomains : {"graph", "parameters", "both"}
+        What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
+        graph part and a layer.
     labels : {"train", "all"}
         Nodes in the loss: the training nodes, or all outside the test set.
     data : str, optional
@@ -99,6 +103,7 @@ class NodeClassification:
     seed: int = 0
     clusters: int = 0
     local: Literal["composite", "own"] = "composite"
+    subdomains: Literal["graph", "parameters", "both"] = "graph"
     labels: Literal["train", "all"] = "train"
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
@@ -262,7 +267,8 @@ class NodeClassification:
             Parameters that every member updates.
         """
         unique = sorted(set(chosen))
-        make = self._composite if self.local == "composite" else self._own_piece
+        whole = self.subdomains == "parameters"
+        make = self._composite if self.local == "composite" and not whole else self._own_piece
         pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
         batch = stack([pieces[k] for k in chosen], **self._kind)
         price = Price(self._share(batch), fine=False, local=True)
@@ -285,49 +291,39 @@ class NodeClassification:
             made.append(self.source.piece(outputs, self.layers, targets=self._one_hot / max(len(outputs), 1)))
         return made
 
-    def decomposition(
-        self,
-        parts: int,
-        overlap: int = 0,
-        comm: Communicator | None = None,
-        *,
-        unknowns: Literal["all", "layers"] = "all",
-    ) -> SharedDecomposition:
-        """Return the decomposition of the graph into `parts`; every subdomain has a copy of all parameters.
+    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
+        """Return the decomposition into `parts` of the graph, of the parameters, or of both (`subdomains`).
 
         Local models are first-order corrected: their gradient at the current iterate is the global one.
 
         Parameters
         ----------
         parts, overlap : int
+            Parts, and layers (of nodes, or of the network) that are added to each.
         comm : Communicator, optional
             The ranks that share the subdomains, the problem's own by default.
-        unknowns : {"all", "layers"}
-            With "layers" there is a subdomain for every pair of a graph part and a layer of the network, which updates
-            that layer's parameters alone.
 
         Raises
         ------
         ValueError
-            More parts than nodes, fewer subdomains than ranks, a negative overlap, an unknown choice.
+            More parts than nodes or layers, fewer subdomains than ranks, a negative overlap.
         """
         comm = self.comm if comm is None else comm
-        if unknowns not in ("all", "layers"):
-            raise ValueError(f"`unknowns` must be one of all, layers, got {unknowns!r}")
-        if overlap < 0:
-            raise ValueError(f"`overlap` must be >= 0, got {overlap}")
-        part, layout, device = self.parts(parts), self.net.layout, self._kind["device"]
-        layers = self.layers if unknowns == "layers" else 1
-        total = parts * layers
+        for name, least, given in (("parts", 1, parts), ("overlap", 0, overlap)):
+            if given < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {given}")
+        layout, device = self.net.layout, self._kind["device"]
+        owner, mask, part_of = self._unknowns(parts, overlap)
+        total = len(part_of)
         if total < comm.ranks:
-            raise ValueError(f"`parts` must be >= {-(-comm.ranks // layers)} for {comm.ranks} ranks, got {parts}")
+            least = -(-comm.ranks // (total // parts))
+            raise ValueError(f"`parts` must be >= {least} for {comm.ranks} ranks, got {parts}")
         mine = comm.share(total)
-        owner, mask = self.net.units % parts, None
-        if layers > 1:
-            owner = owner * layers + layout.layer
-            mask = (torch.arange(total)[:, None] % layers == layout.layer).to(device)
         rows = None if mask is None else mask[mine.start : mine.stop]
-        local = self.local_batch(part, [k // layers for k in mine], overlap, rows)
+        by_parameters = self.subdomains == "parameters"
+        # Every subdomain of the parameters reads the whole graph.
+        part = torch.zeros(self.graph_data.graph.nodes, dtype=torch.int64) if by_parameters else self.parts(parts)
+        local = self.local_batch(part, [part_of[k] for k in mine], 0 if by_parameters else overlap, rows)
 
         def models(f: Objective, x: Tensor, g: Tensor | None) -> Objective:
             y0 = decomposition.gather(x)
@@ -339,6 +335,22 @@ class NodeClassification:
             layout.size, total, models, owner.to(device), mine, mask, blocks=layout.slices
         )
         return decomposition
+
+    def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Return owner of parameters, who updates which (None: everyone all), and the part of each subdomain."""
+        layout, device = self.net.layout, self._kind["device"]
+        if self.subdomains == "graph":
+            return self.net.units % parts, None, list(range(parts))
+        if self.subdomains == "both":
+            owner = (self.net.units % parts) * self.layers + layout.layer
+            mask = torch.arange(parts * self.layers)[:, None] % self.layers == layout.layer
+            return owner, mask.to(device), [k // self.layers for k in range(parts * self.layers)]
+        runs = contiguous(layout.blocks, parts, overlap)
+        owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
+        for k, run in enumerate(runs):
+            owner[run.indices[run.owned]] = k
+            mask[k, run.indices] = True
+        return owner, mask.to(device), [0] * parts
 
     # -------------------------------------------------------------------------------- what the user sees
 

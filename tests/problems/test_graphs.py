@@ -146,14 +146,17 @@ def test_composite_graph_against_dense_matrices(model):
 
 
 @pytest.mark.parametrize("local", ["composite", "own"])
-@pytest.mark.parametrize(("parts", "overlap", "unknowns"), [(1, 0, "all"), (5, 0, "all"), (3, 1, "layers")])
-def test_local_models_are_first_order_consistent(local, parts, overlap, unknowns):
-    p = problem(local=local, dropout=0.5)
-    d = p.decomposition(parts, overlap, unknowns=unknowns)
+@pytest.mark.parametrize(
+    ("parts", "overlap", "subdomains"),
+    [(1, 0, "graph"), (5, 0, "graph"), (3, 1, "both"), (2, 0, "parameters"), (2, 1, "parameters")],
+)
+def test_local_models_are_first_order_consistent(local, parts, overlap, subdomains):
+    p = problem(local=local, dropout=0.5, subdomains=subdomains)
+    d = p.decomposition(parts, overlap)
     f, x = sampled(p.objective(), 0), start(p)
     g = f.gradient(x)
     models, y = d.models(f, x, g), d.gather(x)
-    assert d.parts == parts * (2 if unknowns == "layers" else 1)
+    assert d.parts == parts * (2 if subdomains == "both" else 1)
     assert torch.allclose(models.gradient(y), g * d.valid, atol=1e-15)
     v = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * d.valid
     slopes = (models.value(y + 1e-6 * v) - models.value(y - 1e-6 * v)) / 2e-6
@@ -331,8 +334,10 @@ def test_refuses_decompositions_and_data():
         p.decomposition(0)
     with pytest.raises(ValueError, match="`overlap` must be >= 0, got -1"):
         p.decomposition(2, -1)
-    with pytest.raises(ValueError, match="`unknowns` must be one of all, layers"):
-        p.decomposition(2, unknowns="nodes")
+    with pytest.raises(ValueError, match="`subdomains` must be one of graph, parameters, both"):
+        problem(subdomains="nodes")
+    with pytest.raises(ValueError, match="`parts` must be between 1 and 2"):
+        problem(subdomains="parameters").decomposition(3)
     with pytest.raises(ValueError, match="`combine` must be one of"):
         p.decomposition(2).weights("sum")
 

@@ -153,10 +153,11 @@ def test_graph_subdomains_lower_the_loss(sbm: NodeClassification, settings: dict
     assert float(f.value(end)) < 0.5 * float(f.value(x))
 
 
-def test_subdomains_of_graph_and_parameters(sbm: NodeClassification) -> None:
-    f, x = sbm.objective(), sbm.initial(0)
-    decomposition = sbm.decomposition(3, unknowns="layers")
-    end = run(f, x, SchwarzAdaGrad(decomposition, **SETTINGS), 15)
+@pytest.mark.parametrize(("subdomains", "parts"), [("parameters", 2), ("both", 3)])
+def test_subdomains_of_the_parameters_and_of_both(sbm: NodeClassification, subdomains: str, parts: int) -> None:
+    problem = replace(sbm, subdomains=subdomains)
+    f, x = problem.objective(), problem.initial(0)
+    end = run(f, x, SchwarzAdaGrad(problem.decomposition(parts), **SETTINGS), 15)
     assert float(f.value(end)) < 0.7 * float(f.value(x))
 
 
