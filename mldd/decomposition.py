@@ -161,13 +161,7 @@ class Decomposition:
         ValueError
             Unknown `kind`.
         """
-        if kind == "asm":
-            return self.valid.to(dtype)
-        if kind == "ras":
-            return self.owned.to(dtype)
-        if kind == "wasm":
-            return self.valid.to(dtype) / self.multiplicity[self.indices].to(dtype)
-        raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
+        return _weights(kind, self.valid, self.owned, self.multiplicity[self.indices], dtype)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the local copies of `x`, shape (p, m)."""
@@ -187,6 +181,16 @@ class Decomposition:
             return Bounds(bounds.lower[:1].expand_as(y), bounds.upper[:1].expand_as(y), is_free=True)
         lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
         return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
+
+
+def _weights(kind: Combine, valid: Tensor, owned: Tensor, multiplicity: Tensor, dtype: torch.dtype) -> Tensor:
+    if kind == "asm":
+        return valid.to(dtype)
+    if kind == "ras":
+        return owned.to(dtype)
+    if kind == "wasm":
+        return valid.to(dtype) / multiplicity.to(dtype)
+    raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
 
 
 @dataclass(frozen=True)
@@ -394,13 +398,7 @@ class SharedDecomposition:
         ValueError
             Unknown `kind`.
         """
-        if kind == "asm":
-            return self.valid.to(dtype)
-        if kind == "ras":
-            return self.owned.to(dtype)
-        if kind == "wasm":
-            return self.valid.to(dtype) / self.multiplicity.to(dtype)
-        raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
+        return _weights(kind, self.valid, self.owned, self.multiplicity, dtype)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return a copy of `x` per local subdomain, shape (p, n)."""

@@ -181,11 +181,12 @@ class SchwarzAdaGrad:
         models = self.decomposition.models(objective, x, g)
         y0, bounds = self.decomposition.gather(x), models.bounds
         y = y0.clone()
+        # A corrected model's gradient at its start is R_i g by construction.
+        local = models.gradient(y) if g is None else self.decomposition.gather(g)
+        if not bounds.is_free:
+            local.mul_(self.decomposition.valid)
         for k in range(self.local_steps):
-            # A corrected model's gradient at its start is R_i g by construction.
-            known = g is not None and k == 0
-            local = self.decomposition.gather(g) if known else models.gradient(y)  # type: ignore[arg-type]
-            taylor_step(self.local, models, y, local, bounds, state.local)
+            taylor_step(self.local, models, y, local if k == 0 else models.gradient(y), bounds, state.local)
         corrections = y.sub_(y0).mul_(state.weights)
         return _exactly_summable(corrections, x) if self._adds_up else corrections
 
