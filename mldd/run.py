@@ -316,7 +316,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
     return {
         "problem": run.names[0],
         "solver": run.names[1],
-        "options": run.options,
+        "options": {**run.options, **{key: run.meta[key] for key in ("problem", "solver")}},  # with all their keys
         "seed": run.seed,
         "ranks": run.comm.ranks,
         **run.shape,
