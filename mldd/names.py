@@ -33,7 +33,7 @@ SOLVERS = {
     "adam": "mldd.solvers.baselines:Adam",
     "sgd": "mldd.solvers.baselines:Sgd",
     "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
-    "lbfgs": "mldd.solvers.baselines:LBFGS",
+    "lbfgs": "mldd.solvers.lbfgs:LBFGS",
     "tao": "mldd.solvers.tao:Tao",
 }
 USER_FILE = "mldd.problems.graphs:NodeClassification?name="

@@ -15,7 +15,8 @@ from mldd.monitor import FIELDS, History, Record
 from mldd.parallel import Communicator
 from mldd.solver import State, Status, Stop, minimise
 from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.baselines import LBFGS, Adam, Sgd, TorchAdaGrad
+from mldd.solvers.baselines import Adam, Sgd, TorchAdaGrad
+from mldd.solvers.lbfgs import LBFGS
 from tests.helpers import quadratic
 
 META = {"problem": "bowl:n=3", "solver": "adam:lr=0.1", "seed": 0, "size": 3, "levels": [1, 2], "mldd": "0.1.0"}

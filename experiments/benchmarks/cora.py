@@ -27,7 +27,8 @@ from mldd.parallel import prepare, world
 from mldd.problems.graphs import NodeClassification
 from mldd.solver import Stop, minimise
 from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.baselines import LBFGS, Adam
+from mldd.solvers.baselines import Adam
+from mldd.solvers.lbfgs import LBFGS
 from mldd.solvers.schwarz import SchwarzAdaGrad
 
 PARTS = 4

@@ -14,7 +14,8 @@ from mldd.bounds import Bounds
 from mldd.cost import counting
 from mldd.objective import Remembered
 from mldd.solver import Status, Stop, minimise
-from mldd.solvers.baselines import LBFGS, Adam, Sgd, TorchAdaGrad, Trial, cubic_minimiser
+from mldd.solvers.baselines import Adam, Sgd, TorchAdaGrad
+from mldd.solvers.lbfgs import LBFGS, Trial, cubic_minimiser
 from tests.helpers import Failing, Quadratic, Rosenbrock, WithoutValue, quadratic
 
 PAIRS = [
