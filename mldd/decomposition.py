@@ -165,11 +165,22 @@ class Decomposition:
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the local copies of `x`, shape (p, m)."""
-        return x[self.indices]
+        if self.runs is None:
+            return x[self.indices]
+        rows = x.new_empty(self.indices.shape)
+        for row, run in zip(rows, self.runs, strict=True):
+            row[: run.stop - run.start] = x[run]
+            row[run.stop - run.start :] = x[run.start]
+        return rows
 
     def scatter(self, corrections: Tensor) -> Tensor:
         """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
-        return corrections.new_zeros(self.size).index_add_(0, self.indices.flatten(), corrections.flatten())
+        total = corrections.new_zeros(self.size)
+        if self.runs is None:
+            return total.index_add_(0, self.indices.flatten(), corrections.flatten())
+        for row, run in zip(corrections, self.runs, strict=True):
+            total[run] += row[: run.stop - run.start]
+        return total
 
     def spread(self, corrections: Tensor) -> Tensor:
         """Return each local correction extended by zero to all unknowns, shape (p, n)."""
@@ -291,6 +302,8 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
 def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:
     """Split consecutive blocks of unknowns (layers) into `parts` runs, each widened by `overlap` blocks on both sides.
 
+    Every cut is the one nearest to an even division of the unknowns that leaves a block for each part.
+
     Parameters
     ----------
     sizes : sequence of int
@@ -307,7 +320,11 @@ def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdo
     if overlap < 0:
         raise ValueError(f"`overlap` must be >= 0, got {overlap}")
     starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    cuts = [k * len(sizes) // parts for k in range(parts + 1)]
+    cuts = [0]
+    for k in range(1, parts):
+        possible = range(cuts[-1] + 1, len(sizes) - (parts - k) + 1)
+        cuts.append(min(possible, key=lambda cut, k=k: abs(starts[cut] * parts - k * starts[-1])))
+    cuts.append(len(sizes))
     subdomains = []
     for first, last in zip(cuts, cuts[1:], strict=False):
         low, high = max(0, first - overlap), min(len(sizes), last + overlap)

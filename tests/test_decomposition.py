@@ -299,3 +299,14 @@ def test_bad_shared_decompositions_are_refused(owner: list[int], mask: list[list
         SharedDecomposition(
             3, 2, lambda f, x, g: f, torch.tensor(owner), range(2), None if mask is None else torch.tensor(mask)
         )
+
+
+def test_layers_are_split_evenly_by_their_unknowns() -> None:
+    def sizes(blocks: list[int], parts: int) -> list[int]:
+        return [int(s.owned.sum()) for s in contiguous(blocks, parts)]
+
+    assert sizes([2] * 6, 3) == [4, 4, 4]
+    assert sizes([800, 1050, 130, 1], 2) == [800, 1181]
+    assert sizes([1, 1, 1000], 3) == [1, 1, 1000]
+    assert sizes([1000, 1, 1], 3) == [1000, 1, 1]
+    assert sizes([7], 1) == [7]
