@@ -7,6 +7,7 @@ memory with a Vec; every other tensor is copied and cast, here and nowhere else 
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ def petsc() -> Any:
         petsc4py is missing or broken.
     """
     try:
+        # PETSc calls BLAS on vectors: several threads of OpenBLAS only get into each other's way (three times slower at
+        # 261 thousand unknowns on two cores). It reads this when it is loaded.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         import petsc4py
 
         petsc4py.init(["mldd", *_arguments])
