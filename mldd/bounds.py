@@ -63,14 +63,6 @@ class Bounds:
         """Bounds on a correction ``e`` such that ``x + e`` stays in the box."""
         return self if self.is_free else Bounds(self.lower - x, self.upper - x)
 
-    def intersect(self, other: Bounds) -> Bounds:
-        """Return the intersection: the larger lower and the smaller upper bounds."""
-        if self.is_free:
-            return other
-        if other.is_free:
-            return self
-        return Bounds(torch.maximum(self.lower, other.lower), torch.minimum(self.upper, other.upper))
-
     def criticality(self, x: Tensor, g: Tensor) -> Tensor:
         """Return the projected first-order step ``d = project(x - g) - x``; it vanishes exactly at critical points."""
         if self.is_free:

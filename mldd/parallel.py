@@ -83,10 +83,6 @@ class Communicator:
         self.mpi.Allreduce(self._in_place(), buffer.numpy())
         return [float(v) for v in buffer]
 
-    def broadcast(self, item: Any) -> Any:
-        """Return rank 0's `item` on every rank."""
-        return item if self.mpi is None or self.ranks == 1 else self.mpi.bcast(item, root=0)
-
     def gather_items(self, item: Any) -> list[Any]:
         """Return the items of all ranks, in order, on every rank (for checkpoints; not a vector synchronisation)."""
         return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))

@@ -75,11 +75,6 @@ class Grid:
         """Number of unknowns."""
         return prod(self.shape)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether no side carries unknowns."""
-        return not any(self.natural)
-
     def axis(self, k: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """Return the coordinates of the unknowns along axis `k` (0 is y in two dimensions)."""
         first = 0 if self.natural[2 * k] else 1

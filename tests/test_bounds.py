@@ -63,13 +63,6 @@ def test_a_shifted_box_holds_the_corrections_that_stay_inside(rows: list[tuple[f
     assert box.violation(x + shifted.project(torch.full_like(x, -1e6))) <= 1e-9
 
 
-def test_intersection_with_itself_with_free_and_with_another() -> None:
-    free = Bounds.free(3)
-    assert free.intersect(BOX) is BOX and BOX.intersect(free) is BOX
-    both = BOX.intersect(Bounds(vector(0.5, 0.5, 0.5), vector(3.0, 3.0, 3.0)))
-    assert both.lower.tolist() == [0.5, 0.5, 1.0] and both.upper.tolist() == [1.0, 2.0, 1.0]
-
-
 @pytest.mark.parametrize(
     ("lower", "upper", "message"),
     [

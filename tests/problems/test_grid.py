@@ -133,7 +133,7 @@ def test_coarse_energies_are_consistent(problem: Obstacle) -> None:
     u = (0.1 * torch.sin(torch.pi * x / 2) * (2.0 - x) * (torch.sin(torch.pi * y) + 0.2 * y * (1 - y))).expand(
         grid.shape
     )
-    u = (u * (1.0 - x) if grid.is_open else u).reshape(-1)
+    u = (u * (1.0 - x) if not any(grid.natural) else u).reshape(-1)
     down, g = transfer.restrict(fine.gradient(u)), coarse.gradient(transfer.inject(u))
     inner = tuple(slice(2, -2) for _ in grid.shape)
     shape = grid.coarser().shape
