@@ -323,7 +323,7 @@ def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdo
     cuts = [0]
     for k in range(1, parts):
         possible = range(cuts[-1] + 1, len(sizes) - (parts - k) + 1)
-        cuts.append(min(possible, key=lambda cut, k=k: abs(starts[cut] * parts - k * starts[-1])))
+        cuts.append(min((abs(starts[cut] * parts - k * starts[-1]), cut) for cut in possible)[1])
     cuts.append(len(sizes))
     subdomains = []
     for first, last in zip(cuts, cuts[1:], strict=False):
