@@ -126,6 +126,9 @@ class MultilevelAdaGrad:
 
     def nest(self, objective: Objective, x: Tensor, state: MultilevelState) -> None:
         """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start."""
+        # Fresh weights: those of a rough start would only shorten all later steps of the coarse levels.
+        fresh = self.init(objective, x)
+        fresh.step = state.step
         starts, levels = [x.clone()], self.hierarchy.levels
         for level in levels[1:]:
             starts.append(level.transfer.inject(starts[-1]))  # type: ignore[union-attr]
@@ -135,8 +138,8 @@ class MultilevelAdaGrad:
             f.bounds.project(y, out=y)
             for i in range(self.nested):
                 g = f.gradient(y)
-                if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, state):
-                    taylor_step(self.smoother, f, y, g, f.bounds, state.levels[k])
+                if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, fresh):
+                    taylor_step(self.smoother, f, y, g, f.bounds, fresh.levels[k])
             y = starts[k - 1] + levels[k].transfer.prolong(y - starts[k])  # type: ignore[union-attr]
         objective.bounds.project(y, out=x)
         state.level = len(levels) - 1
