@@ -209,7 +209,7 @@ class Noisy:
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the noisy gradient."""
-        return self.f.gradient(x).mul_(self._factor)
+        return self.f.gradient(x) * self._factor  # out of place: `f` may remember its gradient
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``H(x) v`` without noise."""

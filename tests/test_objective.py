@@ -12,6 +12,7 @@ from mldd.bounds import Bounds
 from mldd.cost import counting
 from mldd.objective import (
     Corrected,
+    Noisy,
     Objective,
     Remembered,
     Restricted,
@@ -165,3 +166,14 @@ def test_objectives_are_recognised() -> None:
     assert not isinstance(object(), Objective)
     with pytest.raises(AttributeError):
         Corrected(Plain(), x, x).hessian_product(x, x)
+
+
+def test_noise_leaves_a_remembered_gradient_alone_and_is_one_per_step() -> None:
+    f, x = Obstacle(n=7).objective(), randn(49)
+    clean, remembered = f.gradient(x), Remembered(f)
+    noisy = Noisy(remembered, 0.5, seed=3).sample(2)
+    first = noisy.gradient(x)
+    assert torch.equal(noisy.gradient(x), first)
+    assert torch.equal(remembered.gradient(x), clean)
+    assert not torch.equal(noisy.sample(4).gradient(x), first)
+    assert float(((first / clean) - 1.0).std()) == pytest.approx(0.5, rel=0.5)
