@@ -25,10 +25,10 @@ class Bounds:
     is_free: bool = False
 
     @staticmethod
-    def free(n: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
-        """No bounds on `n` unknowns (takes no memory)."""
+    def free(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
+        """No bounds on ``free(n)`` unknowns or on a batch of ``free(p, m)`` (takes no memory)."""
         infinity = torch.tensor([torch.inf], dtype=dtype, device=device)
-        return Bounds((-infinity).expand(n), infinity.expand(n), is_free=True)
+        return Bounds((-infinity).expand(shape), infinity.expand(shape), is_free=True)
 
     def check(self, x: Tensor) -> None:
         """Refuse bounds that fit no vector like `x`.

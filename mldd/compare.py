@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import re
 import statistics
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mldd import run as runs
-from mldd.monitor import History, read_csv, replacing
+from mldd.monitor import History, read_csv, write_table
 from mldd.names import Spec
 from mldd.parallel import Communicator
 from mldd.solver import Result, Stop, minimise
@@ -168,13 +167,12 @@ def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
     metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
     keys = ["status", "steps", "loss", "measure", "gradient_evaluations", "work_units", "synchronisations"]
     keys += ["bytes_exchanged", "seconds", "bounds_violation"]
-    with replacing(out / "compare.csv") as new, open(new, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["solver", "seed", *keys, *metrics, "error"])
-        for row in rows:
-            numbers = [row.content.get(key, "") for key in keys]
-            found = row.content.get("metrics", {})
-            writer.writerow([row.solver, row.seed, *numbers, *(found.get(m, "") for m in metrics), row.error])
+    table = []
+    for row in rows:
+        numbers = {key: row.content.get(key, "") for key in keys}
+        found = {name: row.content.get("metrics", {}).get(name, "") for name in metrics}
+        table.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
+    write_table(out / "compare.csv", table)
     written = [out / "compare.csv"]
     curves: dict[str, list[History]] = {}
     for row in rows:

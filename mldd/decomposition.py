@@ -189,7 +189,7 @@ class Decomposition:
     def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
         """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`."""
         if bounds.is_free and bool(self.valid.all()):
-            return Bounds(bounds.lower[:1].expand_as(y), bounds.upper[:1].expand_as(y), is_free=True)
+            return Bounds.free(*y.shape, dtype=y.dtype, device=y.device)
         lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
         return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
 
@@ -225,9 +225,7 @@ class LocalRestrictions:
     def bounds(self) -> Bounds:
         """Bounds of the stacked unknowns; without any, padding stays because its gradient is zero."""
         if self.f.bounds.is_free:
-            like = self.decomposition.indices
-            free = Bounds.free(self.size, dtype=self.x.dtype, device=self.x.device)
-            return Bounds(free.lower.expand_as(like), free.upper.expand_as(like), is_free=True)
+            return Bounds.free(*self.decomposition.indices.shape, dtype=self.x.dtype, device=self.x.device)
         return self.decomposition.gather_bounds(self.f.bounds, self.decomposition.gather(self.x))
 
     @cached_property
@@ -288,7 +286,7 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
 
     Examples
     --------
-    A network's layers as subdomains: ``index_decomposition(f, layer_subdomains(f.sizes, parts=2))``.
+    A network's layers as subdomains: ``index_decomposition(f, contiguous(f.sizes, parts=2))``.
     """
 
     def models(objective: Objective, x: Tensor, g: Tensor | None) -> Objective:

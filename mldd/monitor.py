@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
@@ -99,6 +99,14 @@ class History:
     def column(self, name: str) -> list[float]:
         """Return one field over all records."""
         return [getattr(record, name) for record in self.records]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the keys of the first one as a CSV file, whole or not at all."""
+    with replacing(path) as new, open(new, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> History:

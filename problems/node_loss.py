@@ -64,11 +64,8 @@ class NodeLoss:
     def bounds(self) -> Bounds:
         """No bounds."""
         like = self.batch.targets
-        free = Bounds.free(self.size, dtype=like.dtype, device=like.device)
-        if self.batch.parts is None:
-            return free
-        p = self.batch.parts
-        return Bounds(free.lower.expand(p, -1), free.upper.expand(p, -1), is_free=True)
+        shape = (self.size,) if self.batch.parts is None else (self.batch.parts, self.size)
+        return Bounds.free(*shape, dtype=like.dtype, device=like.device)
 
     @cached_property
     def _sample(self) -> tuple[Batch, list[Tensor] | None]:

@@ -36,6 +36,7 @@ def test_free_bounds_change_nothing_and_return_new_tensors() -> None:
     assert torch.equal(free.criticality(x, g), -g)
     assert free.measure(x, g) == 4.0 and free.measure(x, g, 2) == 5.0
     assert free.violation(x) == 0.0
+    assert Bounds.free(2, 3).lower.shape == Bounds.free(2, 3).upper.shape == (2, 3)
     assert Bounds.free(10**6).lower.untyped_storage().nbytes() == 8, "must take no memory"
 
 

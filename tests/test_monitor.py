@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mldd.monitor import FIELDS, CsvWriter, History, Progress, Record, read_csv, replacing
+from mldd.monitor import FIELDS, CsvWriter, History, Progress, Record, read_csv, replacing, write_table
 
 RECORD = Record(0, 1, 0.1, 1 / 3, math.nan, 1, 1.5, 2, 16, 3, 4)
 RECORDS = [RECORD, replace(RECORD, step=1, measure=5e-324, value=-1e300), replace(RECORD, step=2, measure=math.inf)]
@@ -85,4 +85,14 @@ def test_replacing_writes_all_or_nothing(tmp_path):
         assert new.suffix == ".json" and new.parent == tmp_path
         new.write_text("new")
     assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "table.csv"
+    write_table(path, [{"name": "a", "steps": 1}, {"name": "b, c", "steps": 2}])
+    assert path.read_text() == 'name,steps\na,1\n"b, c",2\n'
+    with pytest.raises(ValueError, match="other"):
+        write_table(path, [{"name": "d"}, {"other": "e"}])
+    assert path.read_text().startswith("name,steps")
     assert list(tmp_path.iterdir()) == [path]

@@ -15,14 +15,13 @@ ranks; `--compare` says by how much they differ.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mldd.monitor import Record, replacing
+from mldd.monitor import Record, replacing, write_table
 from mldd.parallel import prepare, world
 from mldd.problems.graphs import NodeClassification
 from mldd.solver import Stop, minimise
@@ -129,10 +128,7 @@ def main() -> None:
         rows = table(options.seeds, options.steps)
         if comm.rank == 0:
             path = options.out / "table.csv"
-            with replacing(path) as new, open(new, "w", newline="") as stream:
-                writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_table(path, rows)
             print(f"written  {path}")
 
 

@@ -13,7 +13,6 @@ components, so that 20 steps on the minimal surface run away along them.
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mldd.hierarchy import Hierarchy, Level
-from mldd.monitor import replacing
+from mldd.monitor import replacing, write_table
 from mldd.objective import Noisy
 from mldd.parallel import SERIAL, prepare
 from mldd.problems.pde import MinimalSurface, Obstacle
@@ -167,10 +166,7 @@ def main() -> None:
     if any(row["violation"] for row in rows):
         print("MISSED   some iterate left the bounds")
     draw(cases, options.out / "noise.png")
-    with replacing(options.out / "runs.csv") as new, open(new, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(options.out / "runs.csv", rows)
     print(f"written  {options.out / 'runs.csv'} {options.out / 'noise.png'}")
 
 

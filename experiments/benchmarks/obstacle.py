@@ -16,7 +16,6 @@ the same test; ">" where the run was given up. One thread; medians of --repeats 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mldd.monitor import replacing
+from mldd.monitor import write_table
 from mldd.parallel import SERIAL, prepare
 from mldd.problems.pde import Obstacle
 from mldd.solver import Stop, minimise
@@ -182,10 +181,7 @@ def main() -> None:
         if part == "B":
             summary(rows)
         path = options.out / f"{part}.csv"
-        with replacing(path) as new, open(new, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, rows)
         print(f"written  {path}")
 
 

@@ -15,14 +15,13 @@ file per number of ranks; `--compare` says by how much they differ.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mldd.monitor import replacing
+from mldd.monitor import replacing, write_table
 from mldd.parallel import prepare, world
 from mldd.problems.pde import Obstacle
 from mldd.solver import Stop, minimise
@@ -162,10 +161,7 @@ def main() -> None:
         rows = table(options)
         if comm.rank == 0:
             path = options.out / "table.csv"
-            with replacing(path) as new, open(new, "w", newline="") as stream:
-                writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_table(path, rows)
             print(f"written  {path}")
 
 
