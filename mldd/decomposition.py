@@ -7,9 +7,9 @@ Two things are decomposed and named apart: the *graph* (who evaluates which node
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ class Subdomain:
     owned: Tensor
 
 
-# Makes the batch of local objectives (one row per local subdomain, shape (p, m)) at the iterate x, with its gradient
-# g where the models are first-order corrected.
-LocalModels = Callable[[Objective, Tensor, Tensor | None], Objective]
+# Makes the batch of local objectives of a decomposition (one row per local subdomain, shape (p, m)) at the iterate x:
+# first-order corrected with the gradient g there, where it is given.
+Build = Callable[[Any, Objective, Tensor, Tensor | None], Objective]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class Decomposition:
         Number n of unknowns.
     subdomains : sequence of Subdomain
         All of them, on every rank (records of indices only).
-    models : callable
-        ``models(f, x, g)`` gives the batch of local objectives of the subdomains in `local`, as functions of the
-        stacked local unknowns; padded entries have equal bounds and so never move.
+    build : callable
+        ``build(decomposition, f, x, g)`` gives the batch of local objectives of the subdomains in
+        ``decomposition.local``, as functions of the stacked local unknowns; padded entries never move, as they have
+        equal bounds or a zero gradient.
     local : range
         Numbers of the subdomains that this rank holds.
     corrected : bool
-        The models need the gradient at x.
+        The models are to be first-order corrected with the gradient at x.
     blocks : sequence of slice
         Consecutive groups of unknowns (layers of a network) by which a small coarse space splits its columns.
 
@@ -71,7 +72,7 @@ class Decomposition:
 
     size: int
     subdomains: Sequence[Subdomain]
-    models: LocalModels
+    build: Build
     local: range = field(default=None)  # type: ignore[assignment]
     corrected: bool = False
     blocks: Sequence[slice] = (slice(None),)
@@ -98,6 +99,20 @@ class Decomposition:
     def parts(self) -> int:
         """Number of subdomains on all ranks."""
         return len(self.subdomains)
+
+    def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
+        return self.build(self, f, x, g)
+
+    @cached_property
+    def _alone(self) -> dict[int, Decomposition]:
+        return {}
+
+    def alone(self, k: int) -> Decomposition:
+        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none."""
+        if k not in self._alone:
+            self._alone[k] = replace(self, local=range(k, k + (k in self.local)))
+        return self._alone[k]
 
     @cached_property
     def multiplicity(self) -> Tensor:
@@ -288,13 +303,13 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
     --------
     A network's layers as subdomains: ``index_decomposition(f, contiguous(f.sizes, parts=2))``.
     """
-
-    def models(objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        return LocalRestrictions(objective, decomposition, x.clone())
-
     chosen = range(len(subdomains)) if local is None else local
-    decomposition = Decomposition(f.size, subdomains, models, chosen)
-    return decomposition
+    return Decomposition(f.size, subdomains, restrictions, chosen)
+
+
+def restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> LocalRestrictions:
+    """Build the local models of any objective; their gradient is consistent without a correction."""
+    return LocalRestrictions(f, decomposition, x.clone())
 
 
 def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:
@@ -343,7 +358,7 @@ class SharedDecomposition:
         Number n of unknowns.
     parts : int
         Number of subdomains on all ranks.
-    models : callable
+    build : callable
         As for `Decomposition`; rows have length n.
     owner : Tensor, shape (n,), int64
         The subdomain that owns each unknown (for the weights "ras").
@@ -362,7 +377,7 @@ class SharedDecomposition:
 
     size: int
     parts: int
-    models: LocalModels
+    build: Build
     owner: Tensor
     local: range
     mask: Tensor | None = None
@@ -387,6 +402,20 @@ class SharedDecomposition:
             raise ValueError(
                 "every unknown must be updated by its owner, got one that is not in the owner's row of `mask`"
             )
+
+    def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
+        return self.build(self, f, x, g)
+
+    @cached_property
+    def _alone(self) -> dict[int, SharedDecomposition]:
+        return {}
+
+    def alone(self, k: int) -> SharedDecomposition:
+        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none."""
+        if k not in self._alone:
+            self._alone[k] = replace(self, local=range(k, k + (k in self.local)))
+        return self._alone[k]
 
     @cached_property
     def multiplicity(self) -> Tensor:

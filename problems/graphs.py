@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -319,22 +319,22 @@ class NodeClassification:
             least = -(-comm.ranks // (total // parts))
             raise ValueError(f"`parts` must be >= {least} for {comm.ranks} ranks, got {parts}")
         mine = comm.share(total)
-        rows = None if mask is None else mask[mine.start : mine.stop]
         by_parameters = self.subdomains == "parameters"
         # Every subdomain of the parameters reads the whole graph.
         part = torch.zeros(self.graph_data.graph.nodes, dtype=torch.int64) if by_parameters else self.parts(parts)
-        local = self.local_batch(part, [part_of[k] for k in mine], 0 if by_parameters else overlap, rows)
 
-        def models(f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            y0 = decomposition.gather(x)
-            g = f.gradient(x) if g is None else g
-            delta = (g if rows is None else g * rows) - local.gradient(y0)
+        @cache
+        def losses(chosen: range) -> NodeLoss:
+            rows = None if mask is None else mask[chosen.start : chosen.stop]
+            return self.local_batch(part, [part_of[k] for k in chosen], 0 if by_parameters else overlap, rows)
+
+        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            y0, local = decomposition.gather(x), losses(decomposition.local)
+            delta = torch.zeros_like(y0) if g is None else g * decomposition.valid - local.gradient(y0)
             return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
 
-        decomposition = SharedDecomposition(
-            layout.size, total, models, owner.to(device), mine, mask, blocks=layout.slices
-        )
-        return decomposition
+        losses(mine)  # here, where bad parts are refused, and outside of any clock
+        return SharedDecomposition(layout.size, total, build, owner.to(device), mine, mask, blocks=layout.slices)
 
     def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor, Tensor | None, list[int]]:
         """Return owner of parameters, who updates which (None: everyone all), and the part of each subdomain."""

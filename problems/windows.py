@@ -206,13 +206,10 @@ def grid_decomposition(
         boxes = [(*box, j) for box in boxes for j in _splits(grid.shape[1], counts[1], overlap)]
     subdomains = [_subdomain(grid.shape, box, device) for box in boxes]
 
-    def models(f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+    def build(decomposition: GridDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
         return local_models(f, decomposition, x)
 
-    decomposition = GridDecomposition(
-        grid.size, subdomains, models, comm.share(parts), shape=grid.shape, boxes=tuple(boxes)
-    )
-    return decomposition
+    return GridDecomposition(grid.size, subdomains, build, comm.share(parts), shape=grid.shape, boxes=tuple(boxes))
 
 
 def _subdomain(shape: tuple[int, ...], box: tuple[Interval, ...], device: torch.device | str) -> Subdomain:
