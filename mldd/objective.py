@@ -105,6 +105,11 @@ class Restricted:
         """Return ``P^T g(x + P e)``."""
         return self.transfer.restrict(self.f.gradient(self.x + self.transfer.prolong(e)))
 
+    def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one sweep where `f` offers it."""
+        value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
+        return value, self.transfer.restrict(g)
+
     def hessian_product(self, e: Tensor, v: Tensor) -> Tensor:
         """Return ``P^T H(x + P e) P v``."""
         at = self.x + self.transfer.prolong(e)
@@ -154,6 +159,51 @@ class Corrected:
     def hessian_diagonal(self, y: Tensor) -> Tensor:
         """Return the diagonal of the Hessian of `f`."""
         return self.f.hessian_diagonal(y)  # type: ignore[attr-defined, no-any-return]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The only member of a batch as an objective of one vector: for solvers that know no batches.
+
+    Parameters
+    ----------
+    f : Objective
+        Of (1, m) tensors.
+    """
+
+    f: Objective
+
+    @property
+    def size(self) -> int:
+        """Number m of unknowns."""
+        return self.f.size
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Bounds of the only member."""
+        bounds = self.f.bounds
+        return Bounds(bounds.lower[0], bounds.upper[0], bounds.is_free)
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return the value, shape ()."""
+        return self.f.value(y[None])[0]
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradient, shape (m,)."""
+        return self.f.gradient(y[None])[0]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient."""
+        value, g = value_and_gradient(self.f, y[None])
+        return value[0], g[0]
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(y) v``, shape (m,)."""
+        return self.f.hessian_product(y[None], v[None])[0]  # type: ignore[attr-defined, no-any-return]
+
+    def hessian_diagonal(self, y: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian, shape (m,)."""
+        return self.f.hessian_diagonal(y[None])[0]  # type: ignore[attr-defined, no-any-return]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ class State:
     accepted, rejected : int
         Corrections accepted and rejected so far.
     status : Status or None
-        Set by a solver that cannot go on.
+        Set by a solver that cannot go on; where ranks differ, all stop for the first of their reasons.
+    notes : dict
+        How often something happened that a user should know of, as in ``{"negative curvature": 3}``.
     """
 
     step: int = 0
@@ -65,6 +67,12 @@ class State:
     accepted: int = 0
     rejected: int = 0
     status: Status | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, what: str, times: int = 1) -> None:
+        """Add to the `notes`."""
+        if times:
+            self.notes[what] = self.notes.get(what, 0) + times
 
 
 class Solver(Protocol):
@@ -276,12 +284,12 @@ def minimise(
                 state = solver.init(f, x)
             with clock.pause(), uncounted():
                 value = float(objective.value(x)) if values else math.nan
-            totals = _totals(comm, cost, interrupt[0], (clock.seconds, measure, value))
+            totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
             record = _record(state, cost, totals, before)
             first = record.measure if math.isnan(first) else first
             lost = values and math.isnan(record.value)
-            status = Status.diverged if lost else stop.status(record, first) or state.status
-            if totals[2] and status is not Status.diverged:
+            status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
+            if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
             with clock.pause(), uncounted():
                 if before is None or record.step > before.step:
@@ -305,15 +313,28 @@ def _tell(record: Record, *monitors: Monitor) -> None:
         monitor(record)
 
 
-def _totals(comm: Communicator, cost: Cost, interrupted: bool, decisive: tuple[float, float, float]) -> list[float]:
+_REASONS = tuple(Status)
+_INTERRUPTED = 5  # place in the totals: behind work, bytes, seconds, measure and value
+
+
+def _totals(
+    comm: Communicator, cost: Cost, decisive: tuple[float, float, float], interrupted: bool, status: Status | None
+) -> list[float]:
     """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together."""
     spoken = decisive if comm.rank == 0 else (0.0, 0.0, 0.0)
-    return comm.sum_scalars([cost.local_work, float(cost.bytes), float(interrupted), *spoken])
+    reasons = [float(status is reason) for reason in _REASONS]
+    return comm.sum_scalars([cost.local_work, float(cost.bytes), *spoken, float(interrupted), *reasons])
+
+
+def _reported(totals: list[float]) -> Status | None:
+    """Return the first reason for which the solver of any rank cannot go on."""
+    counts = totals[_INTERRUPTED + 1 :]
+    return next((reason for reason, times in zip(_REASONS, counts, strict=True) if times), None)
 
 
 def _record(state: State, cost: Cost, totals: list[float], before: Record | None) -> Record:
     """Make the record of this step; a resumed run adds to what `before` had cost."""
-    local_work, sent, _, seconds, measure, value = totals
+    local_work, sent, seconds, measure, value = totals[:_INTERRUPTED]
     return Record(
         step=state.step,
         level=state.level,

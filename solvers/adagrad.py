@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class AdaGrad:
     arXiv 2505.06374 (ADAGB2) and 2203.01757 (ASTR1); the step s_L with bounds and the projected model steps are a
     reconstruction.
     """
+
+    batched: ClassVar[bool] = True  # rows of a batch do not interact
 
     varsigma: float = 0.01
     rate: float = 1.0

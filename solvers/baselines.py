@@ -7,6 +7,7 @@ entry by entry and so work on batches of subdomains too, and honour bounds by pr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class Adam:
     Kingma and Ba, arXiv 1412.6980, algorithm 1; the arithmetic is that of ``torch.optim.Adam``.
     """
 
+    batched: ClassVar[bool] = True  # rows of a batch do not interact
+
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -122,6 +125,8 @@ class Sgd:
     ----------
     Sutskever, Martens, Dahl and Hinton, ICML 2013, equations 1 to 4; the arithmetic is that of ``torch.optim.SGD``.
     """
+
+    batched: ClassVar[bool] = True  # rows of a batch do not interact
 
     lr: float = 0.1
     momentum: float = 0.0
@@ -180,6 +185,8 @@ class TorchAdaGrad:
     ----------
     Duchi, Hazan and Singer, JMLR 12 (2011), figure 1; the arithmetic is that of ``torch.optim.Adagrad``.
     """
+
+    batched: ClassVar[bool] = True  # rows of a batch do not interact
 
     lr: float = 1e-2
     initial: float = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,8 +14,9 @@ from mldd.objective import Objective, Restricted
 from mldd.parallel import SERIAL, Communicator
 from mldd.petsc import tao_minimise
 from mldd.solver import State
-from mldd.solvers.adagrad import AdaGrad, AdaGradState, Curvature, taylor_step
+from mldd.solvers.adagrad import AdaGrad, Curvature, taylor_step
 from mldd.solvers.recursive import MultilevelAdaGrad, MultilevelState
+from mldd.solvers.sweep import Sweep, SweepState
 from mldd.transfer import MatrixTransfer, Rule
 
 
@@ -85,7 +85,7 @@ class SchwarzAdaGrad:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         if self.combine not in ("asm", "ras", "wasm"):
             raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
-        _ = self.local
+        _ = self.sweep
 
     @cached_property
     def local(self) -> AdaGrad:
@@ -112,16 +112,17 @@ class SchwarzAdaGrad:
         )
 
     @cached_property
-    def factor(self) -> float:
-        """Factor on the combined corrections."""
-        if self.damping > 0:
-            return self.damping
-        return 1.0 / float(self.decomposition.multiplicity.max()) if self.combine == "asm" else 1.0
-
-    @cached_property
-    def _adds_up(self) -> bool:
-        """Whether several subdomains contribute to one unknown."""
-        return self.combine != "ras" and int(self.decomposition.multiplicity.max()) > 1
+    def sweep(self) -> Sweep:
+        """The local ADAGB2 iterations; every subdomain keeps its weights from step to step."""
+        return Sweep(
+            self.decomposition,
+            self.local,
+            self.local_steps,
+            combine=self.combine,
+            damping=self.damping,
+            memory="keep",
+            comm=self.comm,
+        )
 
     def init(self, objective: Objective, x: Tensor) -> SchwarzState:
         """Return fresh weights for subdomains and levels.
@@ -133,10 +134,8 @@ class SchwarzAdaGrad:
         """
         if self.span and not objective.bounds.is_free:
             raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
-        y = self.decomposition.gather(x)
         return SchwarzState(
-            weights=self.decomposition.weights(self.combine, x.dtype),
-            local=self.local.init(objective, y),
+            sweep=self.sweep.init(objective, x),
             levels=self.coarse.init(objective, x)
             if self.coarse
             else MultilevelState(levels=[self.local.init(objective, x)]),
@@ -152,11 +151,11 @@ class SchwarzAdaGrad:
         if self.coarse is not None:
             self._correct(objective, x, state)
         if self.local_steps:
-            corrections = self._solve_locally(objective, x, state)
+            corrections = self.sweep.corrections(objective, x, state.sweep)
             if self.span:
                 self._combine_in_span(objective, x, corrections, state)
             else:
-                x.add_(self.comm.sum(self.decomposition.scatter(corrections)), alpha=self.factor)
+                x.add_(self.sweep.total(corrections, state.sweep))
                 state.accepted += 1
             if not objective.bounds.is_free:
                 objective.bounds.project(x, out=x)
@@ -174,32 +173,17 @@ class SchwarzAdaGrad:
         state.accepted += levels.accepted
         state.rejected += levels.rejected
 
-    def _solve_locally(self, objective: Objective, x: Tensor, state: SchwarzState) -> Tensor:
-        """Return the weighted corrections of this rank's subdomains, shape (p, m): all of them in one batch."""
-        corrected = self.decomposition.corrected
-        g = objective.gradient(x) if corrected else None
-        models = self.decomposition.models(objective, x, g)
-        y0, bounds = self.decomposition.gather(x), models.bounds
-        y = y0.clone()
-        # A corrected model's gradient at its start is R_i g by construction.
-        local = models.gradient(y) if g is None else self.decomposition.gather(g)
-        if not bounds.is_free:
-            local.mul_(self.decomposition.valid)
-        for k in range(self.local_steps):
-            taylor_step(self.local, models, y, local if k == 0 else models.gradient(y), bounds, state.local)
-        corrections = y.sub_(y0).mul_(state.weights)
-        return _exactly_summable(corrections, x) if self._adds_up else corrections
-
     def _combine_in_span(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
         """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
-        rows = torch.cat([self.comm.gather(self.decomposition.spread(corrections)), state.previous[None]])
+        weighted = self.decomposition.spread(corrections * state.sweep.weights)
+        rows = torch.cat([self.comm.gather(weighted), state.previous[None]])
         pieces = torch.cat([_only(rows, block) for block in self.decomposition.blocks])
         norms = torch.linalg.vector_norm(pieces, dim=1)
         keep = norms > 0
         pieces, norms = pieces[keep], norms[keep]
         if not len(norms):
             return
-        start = norms * self.factor
+        start = norms * self.sweep.factor
         is_previous = torch.arange(len(keep), device=x.device) % len(rows) == len(rows) - 1
         start[is_previous[keep]] = 0.0
         space = MatrixTransfer((pieces / norms[:, None]).t())
@@ -214,18 +198,6 @@ class SchwarzAdaGrad:
         x.add_(s)
 
 
-def _exactly_summable(corrections: Tensor, x: Tensor) -> Tensor:
-    """Round float64 corrections to multiples of 2^-49 max |x|, whose sums are exact and so the same in any order.
-
-    Where several subdomains add to one unknown, the ranks that hold them would otherwise decide about the last digit,
-    which local iterations can amplify to the first within a few steps.
-    """
-    if corrections.dtype != torch.float64 or not bool(torch.isfinite(x).all()):
-        return corrections
-    quantum = 2.0 ** (math.frexp(float(x.abs().max()) or 1.0)[1] - 49)
-    return corrections.div_(quantum).round_().mul_(quantum)
-
-
 def _only(rows: Tensor, block: slice) -> Tensor:
     out = torch.zeros_like(rows)
     out[:, block] = rows[:, block]
@@ -238,17 +210,14 @@ class SchwarzState(State):
 
     Attributes
     ----------
-    weights : Tensor, shape (p, m)
-        Weights of the local corrections.
-    local : AdaGradState
-        AdaGrad weights of this rank's subdomains, kept from step to step.
+    sweep : SweepState
+        AdaGrad weights of this rank's subdomains, kept from step to step, and the weights of their corrections.
     levels : MultilevelState
         AdaGrad weights of the global steps (level 0) and of the coarse levels.
     previous : Tensor, shape (n,)
         The last step taken in the small coarse space.
     """
 
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
-    local: AdaGradState = field(default_factory=AdaGradState)
+    sweep: SweepState = field(default_factory=SweepState)
     levels: MultilevelState = field(default_factory=MultilevelState)
     previous: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -279,8 +279,20 @@ def test_rank_zero_speaks_for_all():
     first, second = [], []
     minimise(bowl(), ZERO, Momentum(), comm=Fake(0, first), stop=Stop(max_steps=0))
     minimise(bowl(), ZERO, Momentum(), comm=Fake(1, second), stop=Stop(max_steps=0))
-    assert first[0][4] == 4.0
-    assert second[0][3:] == [0.0, 0.0, 0.0]
+    assert first[0][3] == 4.0
+    assert second[0][2:5] == [0.0, 0.0, 0.0]
+
+
+def test_a_solver_that_cannot_go_on_on_one_rank_stops_all():
+    """What the other rank adds to the sums here, a rank whose local solver has stalled adds in a real run."""
+
+    class Other(Communicator):
+        def sum_scalars(self, values):
+            stalled = list(Status).index(Status.stalled)
+            return [v + (k - len(values) + len(Status) == stalled) for k, v in enumerate(values)]
+
+    result = minimise(bowl(), ZERO, Momentum(), comm=Other(), stop=Stop(max_steps=4))
+    assert result.status is Status.stalled
 
 
 def test_cost_of_local_work_is_in_the_record():

@@ -85,10 +85,9 @@ def test_no_function_value_is_used() -> None:
 def test_every_combination_is_feasible_before_any_projection(obstacle: Obstacle, kind: str) -> None:
     f, x = obstacle.objective(), obstacle.initial(0)
     solver = SchwarzAdaGrad(obstacle.decomposition(16, 2), combine=kind, global_steps=0)
-    state = solver.init(f, x)
+    state = solver.sweep.init(f, x)
     for _ in range(6):
-        corrections = solver._solve_locally(f, x, state)
-        x = x + solver.factor * solver.decomposition.scatter(corrections)
+        x = x + solver.sweep.correction(f, x, state)
         assert f.bounds.violation(x) <= 1e-16
         f.bounds.project(x, out=x)
 
