@@ -64,7 +64,7 @@ class Checkpoint:
         CheckpointError
             First entry that differs.
         """
-        for key, expected in _pack(meta, "meta").items():
+        for key, expected in pack(meta, "meta").items():
             if key != "mldd" and not _same(self.meta.get(key), expected):
                 raise CheckpointError(
                     f"the checkpoint must be one of the same run, with {key} {expected}, got one with "
@@ -113,17 +113,17 @@ def save(
     OSError
         The file cannot be written; an older one of this name is kept.
     """
-    states = comm.gather_items(_pack(state, "state"))
+    states = comm.gather_items(pack(state, "state"))
     if comm.rank != 0:
         return
     if all(_same(states[0], other) for other in states[1:]):
         states = states[:1]
     content = {
         "format": FORMAT,
-        "x": _pack(x, "x"),
+        "x": pack(x, "x"),
         "states": states,
         "history": {name: _column(history.column(name)) for name in FIELDS},
-        "meta": _pack(meta, "meta"),
+        "meta": pack(meta, "meta"),
         "random": _random_state(),
     }
     with replacing(Path(path)) as new:
@@ -221,8 +221,14 @@ def _column(values: list[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
 
 
-def _pack(value: Any, where: str) -> Any:
-    """Return `value` as dicts, lists, tensors, numbers and strings; `where` names it in errors."""
+def pack(value: Any, where: str) -> Any:
+    """Return `value` as dicts, lists, tensors, numbers and strings; `where` names it in errors.
+
+    Raises
+    ------
+    CheckpointError
+        A record says ``resumable = False``, or there is something else than data.
+    """
     if isinstance(value, Status):
         return {_STATUS: value.name}
     if value is None or type(value) in (bool, int, float, str):
@@ -237,13 +243,13 @@ def _pack(value: Any, where: str) -> Any:
                 f"`{where}` of type {type(value).__name__} cannot be resumed (its memory lives outside of Python); "
                 "run without --checkpoint"
             )
-        return {f.name: _pack(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
+        return {f.name: pack(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
     if isinstance(value, list | tuple | deque):
-        return [_pack(item, f"{where}[{k}]") for k, item in enumerate(value)]
+        return [pack(item, f"{where}[{k}]") for k, item in enumerate(value)]
     if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
-        return {key: _pack(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: pack(item, f"{where}[{key!r}]") for key, item in value.items()}
     if hasattr(value, "load_state_dict"):
-        return {_STATE_DICT: _pack(value.state_dict(), where)}
+        return {_STATE_DICT: pack(value.state_dict(), where)}
     raise CheckpointError(
         f"`{where}` must be a tensor, number, string, record, list or dict to be saved, got {type(value).__name__}"
     )
@@ -330,6 +336,8 @@ def _restore_blank(saved: Any, where: str, hint: Any) -> Any:
         return [_restore_blank(item, f"{where}[{k}]", inner) for k, item in enumerate(saved)]
     if not isinstance(saved, dict):
         return saved.clone() if isinstance(saved, Tensor) else saved
+    if typing.get_origin(hint) is dict:
+        return {key: _restore_blank(item, f"{where}[{key!r}]", None) for key, item in saved.items()}
     kind = next((a for a in (hint, *typing.get_args(hint)) if isinstance(a, type) and is_dataclass(a)), None)
     if kind is None:
         return _misfit(where, "nothing (a fresh state has none)", _kind(saved))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import on_this_rank
-from mldd.objective import Objective
+from mldd.objective import Objective, value_and_gradient
 from mldd.transfer import IndexTransfer
 
 Combine = Literal["asm", "ras", "wasm"]
@@ -202,8 +202,11 @@ class Decomposition:
         return corrections.new_zeros((len(corrections), self.size)).scatter_add_(1, self.indices, corrections)
 
     def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
-        """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`."""
-        if bounds.is_free and bool(self.valid.all()):
+        """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`.
+
+        Without bounds padding needs none: local models have a zero gradient there.
+        """
+        if bounds.is_free:
             return Bounds.free(*y.shape, dtype=y.dtype, device=y.device)
         lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
         return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
@@ -238,9 +241,7 @@ class LocalRestrictions:
 
     @property
     def bounds(self) -> Bounds:
-        """Bounds of the stacked unknowns; without any, padding stays because its gradient is zero."""
-        if self.f.bounds.is_free:
-            return Bounds.free(*self.decomposition.indices.shape, dtype=self.x.dtype, device=self.x.device)
+        """Bounds of the stacked unknowns."""
         return self.decomposition.gather_bounds(self.f.bounds, self.decomposition.gather(self.x))
 
     @cached_property
@@ -279,6 +280,17 @@ class LocalRestrictions:
         with on_this_rank():
             g = self.f.gradient(points) if _batched(self.f) else torch.stack([self.f.gradient(p) for p in points])
         return self._rows(g)
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gradients of all local models, in one sweep where `f` offers it."""
+        points = self._points(y)
+        with on_this_rank():
+            if _batched(self.f):
+                values, g = value_and_gradient(self.f, points)
+            else:
+                pairs = [value_and_gradient(self.f, p) for p in points]
+                values, g = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
+        return values, self._rows(g)
 
     def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
         """Return ``R_i H P_i v_i`` of all local models, shape (p, m)."""
@@ -457,7 +469,10 @@ class SharedDecomposition:
         return corrections
 
     def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
-        """Return the bounds of the local rows; what a subdomain does not update is fixed at its value in `y`."""
-        if self.mask is None:
+        """Return the bounds of the local rows; what a subdomain does not update is fixed at its value in `y`.
+
+        Without bounds it needs none: local models have a zero gradient there.
+        """
+        if self.mask is None or bounds.is_free:
             return Bounds(bounds.lower.expand_as(y), bounds.upper.expand_as(y), bounds.is_free)
         return Bounds(torch.where(self.valid, bounds.lower, y), torch.where(self.valid, bounds.upper, y))

@@ -106,9 +106,6 @@ def _parameters(module: nn.Module) -> list[nn.Parameter]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"`module` must have a trainable parameter, got none in {type(module).__name__}")
-    kinds = {(p.dtype, p.device) for p in parameters}
-    if len(kinds) > 1:
-        raise ValueError(f"`module` must be of one dtype and on one device, got {sorted(map(str, kinds))}; use .to()")
     return parameters
 
 
@@ -131,7 +128,20 @@ def flatten(module: nn.Module) -> Tensor:
     >>> module(torch.tensor([1.0, 1.0])).item()
     6.0
     """
-    parameters = _parameters(module)
+    return joined(_parameters(module))
+
+
+def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Make `parameters` views of one flat vector, as `flatten` does with those of a module, and return that vector.
+
+    Raises
+    ------
+    ValueError
+        Several dtypes or devices.
+    """
+    kinds = {(p.dtype, p.device) for p in parameters}
+    if len(kinds) > 1:
+        raise ValueError(f"parameters must be of one dtype and on one device, got {sorted(map(str, kinds))}; use .to()")
     x = torch.cat([p.detach().flatten() for p in parameters])
     for parameter, view in zip(parameters, Layout(tuple(tuple(p.shape) for p in parameters)).views(x), strict=True):
         parameter.data = view

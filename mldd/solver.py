@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,7 +76,12 @@ class State:
 
 
 class Solver(Protocol):
-    """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached."""
+    """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached.
+
+    Two class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    ``needs_gradient = False``: it never asks for the gradient of the whole, which `minimise` then evaluates for the
+    user's eyes only.
+    """
 
     def init(self, objective: Objective, x: Tensor) -> Any:
         """Return the state to start from."""
@@ -173,6 +178,12 @@ class Clock:
             yield
         finally:
             self._paused += time.perf_counter() - begin
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Stop the clock and count nothing inside the block, which only serves the user's eyes."""
+        with self.pause(), uncounted():
+            yield
 
     @property
     def seconds(self) -> float:
@@ -274,15 +285,17 @@ def minimise(
     before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
     values = values or stop.target > -math.inf
     good, clock, status = x.clone(), Clock(), None
+    needed = getattr(solver, "needs_gradient", True)
     f = Remembered(objective)
     with counting() as cost, _interrupts() as interrupt:
         while status is None:
             if hasattr(objective, "sample"):
                 f = Remembered(sampled(objective, 0 if state is None else state.step))
-            measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
+            with nullcontext() if needed else clock.unseen():
+                measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:
                 state = solver.init(f, x)
-            with clock.pause(), uncounted():
+            with clock.unseen():
                 value = float(objective.value(x)) if values else math.nan
             totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
             record = _record(state, cost, totals, before)
@@ -291,7 +304,7 @@ def minimise(
             status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
             if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
-            with clock.pause(), uncounted():
+            with clock.unseen():
                 if before is None or record.step > before.step:
                     _tell(record, history, *monitors)
                 if after_step is not None and status is not Status.diverged:

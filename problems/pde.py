@@ -202,7 +202,7 @@ class MinimalSurface(GridProblem):
     Parameters
     ----------
     height : float
-        Of the plate.
+        Of the plate; -inf takes it away, and with it all bounds.
 
     References
     ----------
@@ -218,7 +218,9 @@ class MinimalSurface(GridProblem):
         plate = ((x - 0.5).abs() <= 0.25) & ((y - 0.5).abs() <= 0.25)
         lower = torch.where(plate, self.height, -torch.inf)
         frame = enneper(grid.n, self.torch_dtype, self.torch_device)
-        return SurfaceEnergy(frame, self._box(lower, torch.inf, grid), grid.h, price)
+        free = Bounds.free(grid.size, dtype=self.torch_dtype, device=self.torch_device)
+        bounds = free if self.height == -torch.inf else self._box(lower, torch.inf, grid)
+        return SurfaceEnergy(frame, bounds, grid.h, price)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,26 @@
-"""Supervised classification by fully connected networks: the digits of benchmark B1, and any tensors."""
+"""Recognition of handwritten digits by fully connected networks (benchmark B1), in full or in mini-batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, LocalRestrictions, contiguous
-from mldd.flatten import Layout
+from mldd.decomposition import Decomposition, LocalRestrictions, SharedDecomposition, contiguous
 from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Objective
+from mldd.objective import Corrected, Objective
 from mldd.parallel import SERIAL, Communicator
 from mldd.parallel import device as pick_device
 from mldd.problems.datasets import load_digits_images
+from mldd.problems.dense import ACTIVATIONS, Activation, Classification, Dense, Draw, StochasticClassification
+from mldd.problems.minibatch import MiniBatches, subset
 from mldd.transfer import Identity
 
-Activation = Literal["tanh", "relu", "sigmoid"]
 # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
 _FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -32,194 +30,17 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "adagrad": _FIRST_ORDER,
     "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
     "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+    "mofftr": {"rate": 0.1, "varsigma": 1e-6, "coarse_steps": 5},
+    # after 50 synchronisations of two parts, seed 1
+    "localsgd": {"lr": 0.3, "momentum": 0.9, "memory": "keep"},
+    "diloco": {"lr": 0.01},
 }
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A fully connected network: ``H -> act(H W^T + b)``, the last layer without activation.
-
-    Parameters
-    ----------
-    widths : tuple of int
-        Inputs, hidden widths, classes.
-    activation : {"tanh", "relu", "sigmoid"}
-    """
-
-    widths: tuple[int, ...]
-    activation: Activation = "tanh"
-
-    def __post_init__(self) -> None:
-        """Refuse a network that cannot be."""
-        if len(self.widths) < 2 or min(self.widths) < 1:
-            raise ValueError(f"`widths` must be two or more numbers >= 1, got {self.widths}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return len(self.widths) - 1
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Per layer the weights, shape (out, in) as torch has them, then the bias."""
-        shapes: list[tuple[int, ...]] = []
-        for i, o in zip(self.widths, self.widths[1:], strict=False):
-            shapes += [(o, i), (o,)]
-        return Layout(tuple(shapes), tuple(k // 2 for k in range(2 * self.layers)))
-
-    def initial(self, seed: int = 0) -> Tensor:
-        """Return Glorot's uniform start, biases zero; shape (N,), float64."""
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.zeros(self.layout.size, dtype=torch.float64)
-        for weight in self.layout.views(x)[::2]:
-            bound = math.sqrt(6.0 / sum(weight.shape))
-            weight.uniform_(-bound, bound, generator=generator)
-        return x
-
-    def outputs(self, parameters: list[Tensor], inputs: Tensor) -> Tensor:
-        """Return the outputs, shape (m, C), or (p, m, C) for parameters with a leading axis of length p."""
-        act = _ACTIVATIONS[self.activation]
-        state = inputs
-        for layer in range(self.layers):
-            weight, bias = parameters[2 * layer : 2 * layer + 2]
-            if weight.dim() == 2:
-                state = torch.nn.functional.linear(state, weight, bias)
-            else:
-                state = torch.baddbmm(bias[:, None], state.expand(len(weight), -1, -1), weight.transpose(1, 2))
-            if layer + 1 < self.layers:
-                state = act(state)
-        return state
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Mean cross-entropy of a fully connected network over samples that are divided over the ranks.
-
-    Parameters
-    ----------
-    net : Dense
-    inputs : Tensor, shape (m, F)
-        Samples of this rank.
-    labels : Tensor, shape (m,), int64
-    total : int
-        Samples of all ranks.
-    price : Price
-    comm : Communicator or None
-        Value and gradient are summed over its ranks in one collective; None where this rank has all samples.
-    """
-
-    net: Dense
-    inputs: Tensor
-    labels: Tensor
-    total: int
-    price: Price = Price()  # noqa: RUF009 (frozen)
-    comm: Communicator | None = SERIAL
-
-    batched = True  # takes (p, N), p copies of the parameters on the same samples, too
-
-    @staticmethod
-    def of(
-        inputs: Tensor,
-        labels: Tensor,
-        hidden: tuple[int, ...] = (128, 64),
-        activation: Activation = "tanh",
-        *,
-        price: Price = Price(),  # noqa: B008 (frozen)
-        comm: Communicator = SERIAL,
-    ) -> Classification:
-        """Take the share of this rank of all samples.
-
-        Raises
-        ------
-        ValueError
-            Tensors that do not fit, or features that are not finite.
-
-        Examples
-        --------
-        >>> f = Classification.of(torch.randn(20, 4), torch.arange(20) % 3, hidden=(5,))
-        >>> f.size, f.sizes
-        (43, (25, 18))
-        """
-        if inputs.dim() != 2 or labels.shape != inputs.shape[:1] or labels.dtype != torch.int64 or not len(labels):
-            raise ValueError(
-                "`inputs` must have shape (m, F) and `labels` be int64 of shape (m,) with m >= 1, got "
-                f"{tuple(inputs.shape)} and {labels.dtype} {tuple(labels.shape)}"
-            )
-        if not bool(torch.isfinite(inputs).all()):
-            raise ValueError("`inputs` must be finite, got NaN or infinity; clean them first")
-        if int(labels.min()) < 0:
-            raise ValueError(f"`labels` must be >= 0, got {int(labels.min())}")
-        net = Dense((inputs.shape[1], *hidden, int(labels.max()) + 1), activation)
-        mine = comm.share(len(inputs))
-        part = slice(mine.start, mine.stop)
-        return Classification(net, inputs[part].contiguous(), labels[part], len(inputs), price, comm)
-
-    @property
-    def size(self) -> int:
-        """Number N of parameters."""
-        return self.net.layout.size
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of parameters of each layer."""
-        return self.net.layout.blocks
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """No bounds."""
-        return Bounds.free(self.size, dtype=self.inputs.dtype, device=self.inputs.device)
-
-    def initial(self, seed: int = 0) -> Tensor:
-        """Return Glorot's start, shape (N,)."""
-        return self.net.initial(seed).to(self.inputs)
-
-    def _loss(self, parameters: list[Tensor]) -> Tensor:
-        outputs = self.net.outputs(parameters, self.inputs)
-        if outputs.dim() == 2:
-            return torch.nn.functional.cross_entropy(outputs, self.labels, reduction="sum") / self.total
-        targets = self.labels.expand(len(outputs), -1)
-        losses = torch.nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view(len(outputs), -1).sum(1) / self.total
-
-    def _rows(self, x: Tensor) -> int:
-        return 1 if x.dim() == 1 else len(x)
-
-    def _summed(self, buffer: Tensor) -> Tensor:
-        return buffer if self.comm is None else self.comm.sum(buffer)
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the loss, shape () or (p,)."""
-        self.price.of_value(self._rows(x))
-        with torch.no_grad():
-            value = self._loss(self.net.layout.views(x))
-        if self.comm is None or self.comm.ranks == 1:
-            return value
-        total = self.comm.sum_scalars(value.flatten().tolist())
-        return value.new_tensor(total).view_as(value)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, of the shape of x."""
-        return self.value_and_gradient(x)[1]
-
-    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep and one collective."""
-        self.price.of_gradient(self._rows(x))
-        leaves = self.net.layout.leaves(x)
-        values = self._loss(leaves)
-        g = torch.autograd.grad(values.sum(), leaves)
-        buffer = self._summed(self.net.layout.pack(g, values.detach()[..., None]))
-        return buffer[..., -1].clone(), buffer[..., :-1]
-
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` by differentiating ``<g, v>``."""
-        self.price.of_product(self._rows(x))
-        leaves = self.net.layout.leaves(x)
-        g = torch.autograd.grad(self._loss(leaves).sum(), leaves, create_graph=True)
-        slope = torch.stack([(a * b).sum() for a, b in zip(g, self.net.layout.views(v), strict=True)]).sum()
-        return self._summed(self.net.layout.pack(torch.autograd.grad(slope, leaves)))
+_CHOICES = {
+    "activation": tuple(ACTIVATIONS),
+    "dtype": ("float64", "float32"),
+    "subdomains": ("parameters", "data"),
+    "sampling": ("nested", "shared", "independent"),
+}
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -238,7 +59,22 @@ def parse_widths(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Digits:
-    """Recognise scikit-learn's digits with a 64-128-64-10 network, full batch (benchmark B1).
+    """Recognise scikit-learn's digits with a 64-128-64-10 network (benchmark B1).
+
+    With `batch` > 0 the objective offers ``sample(step)``: the mean loss over the mini-batch S of an outer step, drawn
+    as `MiniBatches` says. What coarse levels and subdomains see of that step is the choice `sampling`:
+
+    ============= ================================== =============================================================
+    `sampling`    level k of the hierarchy           part i of p of the data
+    ============= ================================== =============================================================
+    nested        the first ``|S| / 2^k`` of S       the i-th piece of S
+    shared        S (coarse steps are local steps)   the i-th piece of S
+    independent   a mini-batch of its own, from the  ``|S| / p`` of its own samples, anew for every *local* step
+                  first ``samples / 2^k``            where a solver asks the local models for ``sample(h)``
+    ============= ================================== =============================================================
+
+    Layers as subdomains see all of S. Objectives that are not samples (``batch`` = 0, or the loss over all samples
+    itself) give levels of the first ``samples / 2^k`` and parts with all of their samples.
 
     Parameters
     ----------
@@ -248,7 +84,15 @@ class Digits:
     samples : int
         Training samples, the first ones of a seeded permutation; the others are for testing.
     seed : int
-        Of that permutation.
+        Of that permutation, and of mini-batches.
+    subdomains : {"parameters", "data"}
+        What is decomposed: the layers of the network, or the samples, where every part updates all parameters and has
+        the mean loss over its own samples, first-order corrected unless asked otherwise.
+    batch : int
+        Samples of a mini-batch; 0 for full batches.
+    growth : float
+        Factor on `batch` per epoch, >= 1.
+    sampling : {"nested", "shared", "independent"}
     dtype : {"float64", "float32"}
     device : {"cpu", "cuda", "auto"}
     comm : Communicator
@@ -264,6 +108,10 @@ class Digits:
     activation: Activation = "tanh"
     samples: int = 1400
     seed: int = 0
+    subdomains: Literal["parameters", "data"] = "parameters"
+    batch: int = 0
+    growth: float = 1.0
+    sampling: Literal["nested", "shared", "independent"] = "nested"
     dtype: Literal["float64", "float32"] = "float64"
     device: str = "cpu"
     comm: Communicator = field(default=SERIAL)
@@ -271,12 +119,17 @@ class Digits:
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
         parse_widths(self.hidden)
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
-        if self.dtype not in ("float64", "float32"):
-            raise ValueError(f"`dtype` must be one of float64, float32, got {self.dtype!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 10 <= self.samples < 1797:
             raise ValueError(f"`samples` must be in 10..1796, got {self.samples}")
+        if not 0 <= self.batch <= self.samples:
+            raise ValueError(f"`batch` must be in 0..{self.samples} (0: all samples), got {self.batch}")
+        if not 1 <= self.growth < math.inf:
+            raise ValueError(f"`growth` must be >= 1 and finite, got {self.growth}")
+        if self.growth > 1 and self.batch == 0:
+            raise ValueError(f"`growth` needs mini-batches, got {self.growth} with batch=0; set batch=64")
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -288,20 +141,55 @@ class Digits:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         return images[order].to(**self._kind), labels[order].to(self._kind["device"])
 
-    def _on(self, samples: int, price: Price, comm: Communicator | None) -> Classification:
-        images, labels = self._permuted
-        net = Dense((64, *parse_widths(self.hidden), 10), self.activation)
-        mine = range(samples) if comm is None else comm.share(samples)
-        part = slice(mine.start, mine.stop)
-        return Classification(net, images[part], labels[part], samples, price, comm)
+    @cached_property
+    def net(self) -> Dense:
+        """The network."""
+        return Dense((64, *parse_widths(self.hidden), 10), self.activation)
+
+    def _loss(self, rows: Tensor, price: Price, comm: Communicator | None, drawn: Draw | None = None) -> Classification:
+        """Return the mean loss over the samples `rows`, divided over the ranks of `comm`."""
+        mine = range(len(rows)) if comm is None else comm.share(len(rows))
+        images, labels = (of_all[rows[mine.start : mine.stop].to(of_all.device)] for of_all in self._permuted)
+        return Classification(self.net, images, labels, len(rows), price, comm, drawn=drawn)
+
+    def _level(self, k: int) -> Classification:
+        """Return the loss of level `k`: over the first ``samples / 2^k``, with mini-batches where there are any."""
+        samples = self.samples >> k
+        full = self._loss(torch.arange(samples), Price(samples / self.samples, fine=k == 0), self.comm)
+        if self.batch == 0:
+            return full
+        own = self.sampling == "independent"
+        size = max(1, self.batch >> k) if own else self.batch
+        batches = MiniBatches(samples if own else self.samples, size, self.growth, (self._key, 0, k if own else 0))
+
+        def draw(step: int) -> Classification:
+            rows = batches.rows(step)
+            if self.sampling == "nested":
+                rows = rows[: max(1, len(rows) >> k)]
+            price = Price(len(rows) / self.samples, fine=k == 0)
+            return self._loss(rows, price, self.comm, Draw(step, rows))
+
+        kept = {f.name: getattr(full, f.name) for f in fields(full)}
+        return StochasticClassification(**kept, draw=draw)
+
+    @cached_property
+    def _key(self) -> int:
+        return self.seed % 2**64
 
     @cached_property
     def _objective(self) -> Classification:
-        return self._on(self.samples, Price(), self.comm)
+        return self._level(0)
 
     def objective(self, sample: int | None = None) -> Classification:
-        """Return the loss over all training samples, whatever the `sample`: full batch."""
-        return self._objective
+        """Return the loss over all training samples; with mini-batches it offers ``sample(step)``.
+
+        Parameters
+        ----------
+        sample : int, optional
+            Asks for the mini-batch of this outer step.
+        """
+        f = self._objective
+        return f if sample is None or not isinstance(f, StochasticClassification) else f.sample(sample)
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
@@ -318,36 +206,118 @@ class Digits:
         ValueError
             No level, or a coarsest one of fewer than ten samples.
         """
-        most = int(math.log2(self.samples / 10)) + 1
+        smallest = self.batch if self.batch and self.sampling != "shared" else self.samples
+        most = max(1, int(math.log2(smallest / 10)) + 1)
         if not 1 <= levels <= most:
-            raise ValueError(f"`levels` must be in 1..{most} for {self.samples} samples, got {levels}")
+            raise ValueError(f"`levels` must be in 1..{most} for {smallest} samples, got {levels}")
         made = [Level(self.objective())]
         for k in range(1, levels):
-            f = self._on(self.samples >> k, Price((self.samples >> k) / self.samples, fine=False), self.comm)
+            f = self._level(k)
             made.append(Level(f, Identity(f.size), f.price.gradient))
         return Hierarchy(tuple(made))
 
-    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Decomposition:
-        """Return the decomposition of the parameters into runs of layers, widened by `overlap` layers on both sides.
+    def decomposition(
+        self, parts: int, overlap: int = 0, comm: Communicator | None = None
+    ) -> Decomposition | SharedDecomposition:
+        """Return the decomposition of the parameters into runs of layers, or of the samples into consecutive pieces.
+
+        Parameters
+        ----------
+        parts : int
+        overlap : int
+            Layers, or samples, that are added to every part on both sides.
+        comm : Communicator, optional
+            The ranks that share the parts, the problem's own by default.
 
         Raises
         ------
         ValueError
-            More parts than layers, fewer than ranks, or a negative overlap.
+            More parts than layers or samples, fewer than ranks, or a negative overlap.
         """
         comm = self.comm if comm is None else comm
-        f = self._on(self.samples, Price(), None)  # ranks hold other subdomains, so each evaluates all samples
-        if not 1 <= parts <= len(f.sizes):
-            raise ValueError(f"`parts` must be in 1..{len(f.sizes)} (the layers of the network), got {parts}")
+        of_data = self.subdomains == "data"
+        most = (self.batch or self.samples) if of_data else self.net.layers
+        if not 1 <= parts <= most:
+            what = "layers of the network" if not of_data else "mini-batch" if self.batch else "samples"
+            raise ValueError(f"`parts` must be in 1..{most} (the {what}), got {parts}")
         if parts < comm.ranks:
             raise ValueError(f"`parts` must be >= {comm.ranks} (the ranks), got {parts}")
+        if overlap < 0:
+            raise ValueError(f"`overlap` must be >= 0, got {overlap}")
+        return self._by_data(parts, overlap, comm) if of_data else self._by_layers(parts, overlap, comm)
 
-        def models(objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            return LocalRestrictions(f, decomposition, x.clone())
+    def _by_layers(self, parts: int, overlap: int, comm: Communicator) -> Decomposition:
+        layout = self.net.layout
 
-        subdomains = contiguous(f.sizes, parts, overlap)
-        decomposition = Decomposition(f.size, subdomains, models, comm.share(parts), blocks=f.net.layout.slices)
-        return decomposition
+        @lru_cache(maxsize=1)  # ranks hold other subdomains, so each evaluates all samples
+        def whole(drawn: Draw | None) -> Classification:
+            rows = torch.arange(self.samples) if drawn is None else drawn.rows
+            return self._loss(rows, Price(len(rows) / self.samples), None)
+
+        def build(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            return LocalRestrictions(whole(_drawn(f)), decomposition, x.clone())
+
+        subdomains = contiguous(layout.blocks, parts, overlap)
+        return Decomposition(layout.size, subdomains, build, comm.share(parts), blocks=layout.slices)
+
+    def _by_data(self, parts: int, overlap: int, comm: Communicator) -> SharedDecomposition:
+        layout, own = self.net.layout, pieces(torch.arange(self.samples), parts, overlap)
+
+        @cache
+        def whole(chosen: range) -> Classification:
+            return self._losses([own[k] for k in chosen])
+
+        @lru_cache(maxsize=parts)
+        def share(chosen: range, drawn: Draw) -> Classification:
+            if self.sampling == "independent":
+                return self._drawing(own, chosen, drawn)
+            widened = -(-overlap * len(drawn.rows) // self.samples)
+            of_sample = pieces(drawn.rows, parts, widened)
+            return self._losses([of_sample[k] for k in chosen])
+
+        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            drawn, chosen, y0 = _drawn(f), decomposition.local, decomposition.gather(x)
+            local = whole(chosen) if drawn is None else share(chosen, drawn)
+            bounds = decomposition.gather_bounds(f.bounds, y0)
+            if g is None and bounds.is_free:
+                return local
+            delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
+            return Corrected(local, delta, y0, bounds)
+
+        units = [torch.arange(n) // (n // shape[0]) for n, shape in zip(layout.sizes, layout.shapes, strict=True)]
+        owner = (torch.cat(units) % parts).to(self._kind["device"])
+        return SharedDecomposition(layout.size, parts, build, owner, comm.share(parts), blocks=layout.slices)
+
+    def _losses(self, rows: list[Tensor]) -> Classification:
+        """Return the mean losses over several sets of samples as one batched objective of (p, N)."""
+        images, labels = self._permuted
+        lengths = [len(of_part) for of_part in rows]
+        width = max(lengths, default=1)
+        index = torch.zeros(len(rows), width, dtype=torch.int64)
+        weights = torch.zeros(len(rows), width, dtype=images.dtype)
+        for k, of_part in enumerate(rows):
+            index[k, : len(of_part)] = of_part
+            weights[k, : len(of_part)] = 1.0 / max(len(of_part), 1)
+        share = sum(lengths) / max(len(rows), 1) / self.samples
+        return Classification(
+            self.net,
+            images[index.to(images.device)],
+            labels[index.to(images.device)],
+            width,
+            Price(share, fine=False, local=True),
+            None,
+            None if set(lengths) <= {width} else weights.to(images.device),
+        )
+
+    def _drawing(self, own: list[Tensor], chosen: range, drawn: Draw) -> Classification:
+        """Return losses over mini-batches of the parts' own samples, with another one for every local step h."""
+        count = max(1, min(len(drawn.rows) // len(own), *map(len, own)))
+
+        def draw(h: int) -> Classification:
+            return self._losses([own[k][subset(len(own[k]), count, self._key, 1, drawn.step, h, k)] for k in chosen])
+
+        first = draw(0)
+        return StochasticClassification(**{f.name: getattr(first, f.name) for f in fields(first)}, draw=draw)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
@@ -356,10 +326,30 @@ class Digits:
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies on training and test samples."""
         images, labels = self._permuted
-        net = self._objective.net
+        net = self.net
         with torch.no_grad():
             right = (net.outputs(net.layout.views(x), images).argmax(1) == labels).double()
         return {
             "train_accuracy": float(right[: self.samples].mean()),
             "test_accuracy": float(right[self.samples :].mean()),
         }
+
+
+def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
+    """Cut `rows` into consecutive pieces of nearly equal length, each widened by `overlap` on both sides.
+
+    Examples
+    --------
+    >>> [piece.tolist() for piece in pieces(torch.arange(5), 2, overlap=1)]
+    [[0, 1, 2], [1, 2, 3, 4]]
+    """
+    n = len(rows)
+    cuts = [k * n // parts for k in range(parts + 1)]
+    return [rows[max(0, a - overlap) : min(n, b + overlap)] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _drawn(f: Objective) -> Draw | None:
+    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
+    while hasattr(f, "f"):
+        f = f.f
+    return getattr(f, "drawn", None)

@@ -1,22 +1,24 @@
-"""DD-ADAGB2: Schwarz methods over subdomains whose local solver is ADAGB2, with optional coarse levels."""
+"""Nonlinear Schwarz methods: DD-ADAGB2, whose local solver is ADAGB2, and the fixed-point iteration with any solver."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mldd.decomposition import Combine, Decomposition
+from mldd.bounds import Bounds
+from mldd.decomposition import Combine, Decomposition, SharedDecomposition
 from mldd.hierarchy import Hierarchy
-from mldd.objective import Objective, Restricted
+from mldd.objective import Corrected, Objective, Remembered, Restricted, sampled
 from mldd.parallel import SERIAL, Communicator
-from mldd.petsc import tao_minimise
-from mldd.solver import State
+from mldd.solver import Solver, State, Status
 from mldd.solvers.adagrad import AdaGrad, Curvature, taylor_step
+from mldd.solvers.batch_lbfgs import BatchLBFGS
 from mldd.solvers.recursive import MultilevelAdaGrad, MultilevelState
-from mldd.solvers.sweep import Sweep, SweepState
+from mldd.solvers.sweep import Memory, Order, Sweep, SweepState
+from mldd.tao import tao_minimise
 from mldd.transfer import MatrixTransfer, Rule
 
 
@@ -221,3 +223,175 @@ class SchwarzState(State):
     sweep: SweepState = field(default_factory=SweepState)
     levels: MultilevelState = field(default_factory=MultilevelState)
     previous: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True)
+class NonlinearSchwarz:
+    r"""Nonlinear Schwarz as a fixed-point iteration: NASM, NRAS or WASM, additive or multiplicative, on any levels.
+
+    One outer step does, in this order,
+
+    1. with a `hierarchy`, the coarse correction of the full approximation scheme (FAS): on the next coarser level, y
+       from `coarse_steps` steps of the coarse solver on ``f_c(y) + <R g(x) - g_c(y_0), y - y_0>`` from ``y_0 =
+       inject(x)``, where a level that is not the coarsest is corrected by its own coarser level first; ``x <- x + P
+       (y - y_0)``;
+    2. a `Sweep` over the subdomains: ``x <- x + damping sum_i P_i D_i (y_i - R_i x)``;
+    3. a projection to the bounds (of rounding only: ras, wasm and the damped asm are feasible, and so is P (y - y_0)).
+
+    With exact local and coarse solves its fixed points are the critical points of f.
+
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+    hierarchy : Hierarchy, optional
+        Coarse levels; None or one level for a one-level method.
+    local, coarse : Solver, optional
+        Of subdomains and coarse levels. By default L-BFGS, or ADAGB2 where the objective has bounds.
+    combine, order, damping, memory
+        Of the sweep, see `Sweep`.
+    local_steps, coarse_steps : int
+    local_rtol : float
+        End the local steps once every local measure has fallen by this factor.
+    coarse_bounds : {"kornhuber", "gelman-mandel"}
+        How bounds are restricted to coarse levels.
+    search : bool
+        Halve each correction until f decreases (Armijo); a step in which nothing decreases it ends the run as stalled.
+        Without, no function value is used, and convergence is that of the fixed-point iteration.
+    comm : Communicator
+
+    References
+    ----------
+    Cai and Keyes, SIAM J. Sci. Comput. 24 (2002); Dolean, Gander, Kheriji, Kwok and Masson, arXiv 1605.04419 (nonlinear
+    RAS and its FAS coarse correction); Brune, Knepley, Smith and Tu, SIAM Rev. 57 (2015); arXiv 2211.14780 (bounds).
+    """
+
+    decomposition: Decomposition | SharedDecomposition
+    hierarchy: Hierarchy | None = None
+    local: Solver | None = None
+    coarse: Solver | None = None
+    combine: Combine = "ras"
+    order: Order = "additive"
+    local_steps: int = 10
+    local_rtol: float = 0.0
+    coarse_steps: int = 20
+    coarse_bounds: Rule = "kornhuber"
+    damping: float = 0.0
+    memory: Memory = "reset"
+    search: bool = False
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        if not self.coarse_steps >= 0:
+            raise ValueError(f"`coarse_steps` must be >= 0, got {self.coarse_steps}")
+        if self.coarse_bounds not in ("kornhuber", "gelman-mandel"):
+            raise ValueError(f"`coarse_bounds` must be kornhuber or gelman-mandel, got {self.coarse_bounds!r}")
+        self._sweep(AdaGrad())
+
+    def _sweep(self, default: Solver) -> Sweep:
+        return Sweep(
+            self.decomposition,
+            default if self.local is None else self.local,
+            self.local_steps,
+            rtol=self.local_rtol,
+            combine=self.combine,
+            damping=self.damping,
+            order=self.order,
+            memory=self.memory,
+            comm=self.comm,
+        )
+
+    def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:
+        """Return the states of the local solvers, where they are kept."""
+        sweep = self._sweep(_default(objective))
+        return NonlinearSchwarzState(sweep=sweep.init(objective, x))
+
+    def step(
+        self, objective: Objective, x: Tensor, state: NonlinearSchwarzState
+    ) -> tuple[Tensor, NonlinearSchwarzState]:
+        """Do one outer step, in place."""
+        accepted, moving = state.accepted, False
+        if self.hierarchy is not None and len(self.hierarchy) > 1 and self.coarse_steps:
+            s = self.coarse_correction(objective, x, state, 0)
+            state.level = len(self.hierarchy) - 1
+            moving |= self._move(objective, x, s, state)
+        if self.local_steps:
+            sweep = self._sweep(_default(objective))
+            moving |= self._move(objective, x, sweep.correction(objective, x, state.sweep), state)
+            sweep.judge(state.sweep, state)
+        if moving and state.accepted == accepted and state.status is None:
+            state.status = Status.stalled
+        return x, state
+
+    def coarse_correction(self, f: Objective, x: Tensor, state: State, k: int) -> Tensor:
+        """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x."""
+        assert self.hierarchy is not None  # noqa: S101
+        level = self.hierarchy[k + 1]
+        transfer = level.transfer
+        assert transfer is not None  # noqa: S101 (checked by Hierarchy)
+        y0, g = transfer.inject(x), transfer.restrict(f.gradient(x))
+        room = transfer.restrict_bounds(f.bounds.shifted(x), self.coarse_bounds)
+        box = room if room.is_free else Bounds(y0 + room.lower, y0 + room.upper)
+        plain = sampled(level.objective, state.step)
+        model = Remembered(Corrected(plain, g - plain.gradient(y0), y0, box))
+        y = y0.clone()
+        model.keep(y, g)
+        if k + 2 < len(self.hierarchy):
+            y.add_(self.coarse_correction(model, y, state, k + 1))
+            box.project(y, out=y)
+        solver = self._coarse_solver(model, k + 1)
+        mine = solver.init(model, y)
+        for _ in range(self.coarse_steps):
+            y, mine = solver.step(model, y, mine)
+            mine.step += 1
+            if mine.status is not None:
+                break
+        s = transfer.prolong(y.sub_(y0))
+        return s if bool(torch.isfinite(s).all()) else torch.zeros_like(s)
+
+    def _coarse_solver(self, f: Objective, k: int) -> Solver:
+        """Return the solver of level `k`; one of PETSc on a level in between has the options prefix ``level_k_``."""
+        solver = self.coarse or _default(f)
+        between = self.hierarchy is not None and k + 1 < len(self.hierarchy)
+        if between and getattr(solver, "prefix", None) == "coarse_":
+            return replace(solver, prefix=f"level_{k}_")  # type: ignore[type-var]
+        return solver
+
+    def _move(self, f: Objective, x: Tensor, s: Tensor, state: NonlinearSchwarzState) -> bool:
+        """Add the correction `s` to `x`, as far as `search` lets it; return whether there was any."""
+        if not bool(s.any()):
+            return False
+        t = _decreasing(f, x, s) if self.search else 1.0
+        if t > 0:
+            x.add_(s, alpha=t)
+            state.accepted += 1
+        else:
+            state.rejected += 1
+        if not f.bounds.is_free:
+            f.bounds.project(x, out=x)
+        return True
+
+
+def _default(f: Objective) -> Solver:
+    """Return the solver of subdomains and coarse levels that suits `f`."""
+    return BatchLBFGS() if f.bounds.is_free else AdaGrad(model_steps=6)
+
+
+def _decreasing(f: Objective, x: Tensor, s: Tensor) -> float:
+    """Return the largest of 1, 1/2, 1/4, ... for which ``f(x + t s)`` decreases by ``1e-4 t |g^T s|``, or 0."""
+    slope, before = float(torch.dot(f.gradient(x), s)), float(f.value(x))
+    noise = 10 * torch.finfo(x.dtype).eps * abs(before)
+    t = 1.0
+    for _ in range(20):
+        value = float(f.value(f.bounds.project(torch.add(x, s, alpha=t))))
+        if value <= before - 1e-4 * t * abs(slope) + noise:
+            return t
+        t *= 0.5
+    return 0.0
+
+
+@dataclass
+class NonlinearSchwarzState(State):
+    """State of `NonlinearSchwarz`: what the sweep keeps."""
+
+    sweep: SweepState = field(default_factory=SweepState)

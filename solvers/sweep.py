@@ -13,7 +13,7 @@ from torch import Tensor
 from mldd.decomposition import Combine, Decomposition, SharedDecomposition
 from mldd.objective import Objective, Remembered, Row
 from mldd.parallel import SERIAL, Communicator
-from mldd.solver import Solver, State
+from mldd.solver import Solver, State, Status
 
 Order = Literal["additive", "multiplicative"]
 Memory = Literal["reset", "keep", "average"]
@@ -148,6 +148,19 @@ class Sweep:
             weighted.div_(state.quantum).round_().mul_(state.quantum)
         return self.comm.sum(self.decomposition.scatter(weighted)).mul_(self.factor)
 
+    def judge(self, state: SweepState, outer: State) -> int:
+        """Tell the state of the outer method how many local solves have failed since the last call, on all ranks.
+
+        When all of them have, there is nothing to go on with.
+        """
+        failed = int(self.comm.sum_scalars([float(state.failed)])[0])
+        state.failed = 0
+        outer.rejected += failed
+        outer.note("local solves that were not finite", failed)
+        if failed == self.decomposition.parts:
+            outer.status = Status.diverged
+        return failed
+
     def _start(
         self, objective: Objective, x: Tensor, g: Tensor | None, d: Decomposition | SharedDecomposition
     ) -> tuple[Any, Tensor]:
@@ -192,10 +205,13 @@ class Sweep:
         return torch.linalg.vector_norm(f.bounds.criticality(y, f.gradient(y)), dim=-1)
 
     def _after(self, state: SweepState) -> None:
-        """Average the local states over all subdomains, where `memory` says so; one synchronisation per vector."""
+        """Average the local states over all subdomains, where `memory` says so; one synchronisation per vector.
+
+        Work space is left out: fields that are not shown.
+        """
         if self.memory != "average":
             return
-        names = sorted({f.name for s in state.local for f in fields(s) if _is_vector(getattr(s, f.name))})
+        names = sorted({f.name for s in state.local for f in fields(s) if f.repr and _is_vector(getattr(s, f.name))})
         for name in max(self.comm.gather_items(names), key=len):
             vectors = [getattr(s, name) for s in state.local]
             total = state.weights.new_zeros(self.decomposition.size)
@@ -233,7 +249,8 @@ class SweepState(State):
     local : list
         States of the local solver that are kept: one for the batch, or one per subdomain of this rank.
     failed : int
-        Local solves on this rank that ended in something that is not finite; their corrections were dropped.
+        Local solves on this rank, since `Sweep.judge`, that ended in something that is not finite; their corrections
+        were dropped.
     quantum : float
         Corrections are rounded to multiples of it before they are summed; 0: not rounded.
     """

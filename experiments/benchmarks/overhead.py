@@ -22,7 +22,7 @@ from mldd.cost import Price
 from mldd.decomposition import contiguous, index_decomposition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.parallel import SERIAL, prepare
-from mldd.problems.supervised import Classification
+from mldd.problems.dense import Classification
 from mldd.solvers.adagrad import AdaGrad
 from mldd.solvers.baselines import Adam
 from mldd.solvers.recursive import MultilevelAdaGrad

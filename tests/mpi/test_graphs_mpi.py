@@ -11,7 +11,7 @@ SCRIPT = """
     from mldd.parallel import Communicator, world
     from mldd.problems.datasets import sbm
     from mldd.problems.graphs import NodeClassification
-    from mldd.problems.supervised import Classification
+    from mldd.problems.dense import Classification
 
     data = sbm(nodes=300, classes=3, features=5)
 

@@ -1,4 +1,4 @@
-"""DD-ADAGB2 gives the same iterates on 1, 2 and 4 ranks."""
+"""Schwarz methods give the same iterates on 1, 2 and 4 ranks, and end together when one rank fails."""
 
 import pytest
 
@@ -10,8 +10,9 @@ SCRIPT = """
     from mldd.problems.datasets import sbm
     from mldd.problems.graphs import NodeClassification
     from mldd.problems.pde import Obstacle
-    from mldd.solver import Stop, minimise
-    from mldd.solvers.schwarz import SchwarzAdaGrad
+    from mldd.solver import Status, Stop, minimise
+    from mldd.solvers.baselines import Sgd
+    from mldd.solvers.schwarz import NonlinearSchwarz, SchwarzAdaGrad
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]
@@ -31,6 +32,37 @@ SCRIPT = """
                 assert torch.equal(x, alone[0]), (combine, levels, comm.ranks, float((x - alone[0]).abs().max()))
                 assert abs(work - alone[1]) < 1e-9 * work
                 assert synchronisations == alone[2]
+
+    kept = {"order": "multiplicative", "memory": "keep"}
+    for given in ({}, {"combine": "wasm", "levels": 2}, kept, {"search": True}):
+        def fixed_point(comm, levels=1, **given):
+            hierarchy = obstacle.hierarchy(levels)
+            solver = NonlinearSchwarz(obstacle.decomposition(8, 2, comm), hierarchy, comm=comm, **given)
+            result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(4), comm=comm)
+            return result.x, result.record.work_units, result.record.synchronisations
+        alone = fixed_point(SERIAL, **given)
+        for comm in communicators:
+            x, work, synchronisations = fixed_point(comm, **given)
+            assert torch.equal(x, alone[0]), (given, comm.ranks, float((x - alone[0]).abs().max()))
+            assert abs(work - alone[1]) < 1e-9 * work
+            assert synchronisations == alone[2]
+
+    class Failing(Sgd):  # local solves of one rank alone end in NaN
+        def step(self, objective, x, state):
+            x, state = super().step(objective, x, state)
+            return (x * float("nan") if world().rank == 1 else x), state
+
+    solver = NonlinearSchwarz(obstacle.decomposition(8, 2, world()), local=Failing(lr=0.1), comm=world())
+    result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(3), comm=world())
+    assert (result.record.rejected, result.status.name) == (6, "max_steps")
+
+    class Stuck(Sgd):
+        def step(self, objective, x, state):
+            state.status = Status.stalled if world().rank == 3 else None
+            return x, state
+
+    result = minimise(obstacle.objective(), obstacle.initial(0), Stuck(), stop=Stop(9), comm=world())
+    assert (result.record.step, result.status.name) == (1, "stalled")
 
     data = sbm(nodes=400, classes=4, features=8)
     def losses(comm, **settings):

@@ -163,8 +163,7 @@ def test_local_models_are_first_order_consistent(local, parts, overlap, subdomai
     assert torch.allclose(slopes, (models.gradient(y) * v).sum(1), atol=1e-7)
     bend = (models.gradient(y + 1e-6 * v) - models.gradient(y - 1e-6 * v)) / 2e-6
     assert torch.allclose(models.hessian_product(y, v), bend, atol=1e-6)
-    fixed = models.bounds.lower == models.bounds.upper
-    assert torch.equal(fixed, ~d.valid)
+    assert bool((models.gradient(y + 0.1 * v)[~d.valid] == 0).all()), "what a subdomain does not update must not move"
     for kind in ("ras", "wasm"):
         assert torch.allclose(d.scatter(d.weights(kind) * y), x)
     assert torch.allclose(d.scatter(d.weights("asm") * y), x * d.multiplicity)

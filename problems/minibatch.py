@@ -1,0 +1,65 @@
+"""Which samples a mini-batch consists of: the same on every rank, from nothing but numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def _permutation(samples: int, *key: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(key).permutation(samples))
+
+
+def subset(samples: int, count: int, *key: int) -> Tensor:
+    """Return `count` different numbers below `samples`, shape (count,), int64, drawn with the `key`."""
+    return torch.from_numpy(np.random.default_rng(key).choice(samples, count, replace=False))
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """Mini-batches that pass through a permutation of the samples, a new one per epoch, without replacement.
+
+    Epoch e has batches of ``b_e = min(samples, floor(batch growth^e))`` samples, ``floor(samples / b_e)`` of them (the
+    rest of the permutation waits for the next one). When ``b_e = samples``, every step sees all samples.
+
+    Parameters
+    ----------
+    samples, batch : int
+    growth : float
+        Factor per epoch, >= 1.
+    key : tuple of int
+        Seeds; other keys give independent batches.
+
+    Examples
+    --------
+    >>> growing = MiniBatches(samples=8, batch=2, growth=2.0)
+    >>> [len(growing.rows(step)) for step in range(8)]
+    [2, 2, 2, 2, 4, 4, 8, 8]
+    """
+
+    samples: int
+    batch: int
+    growth: float = 1.0
+    key: tuple[int, ...] = ()
+
+    def _place(self, step: int) -> tuple[int, int, int]:
+        """Return the epoch of a step, its number in that epoch, and the size of its batch."""
+        epoch, size = 0, float(self.batch)
+        while int(size) < self.samples:
+            steps = self.samples // int(size)
+            if step < steps or self.growth == 1.0:
+                return epoch + step // steps, step % steps, int(size)
+            epoch, size, step = epoch + 1, size * self.growth, step - steps
+        return epoch + step, 0, self.samples
+
+    def rows(self, step: int) -> Tensor:
+        """Return the numbers of the samples of outer step `step`, shape (b,), int64."""
+        epoch, position, size = self._place(step)
+        if size == self.samples:
+            return torch.arange(size)
+        return _permutation(self.samples, *self.key, epoch)[position * size : (position + 1) * size]

@@ -1,0 +1,65 @@
+"""LocalSGD, DiLoCo and mini-batches give the same iterates on 1 and 2 ranks."""
+
+import pytest
+
+from tests.helpers import launch, needs_mpi
+
+SCRIPT = """
+    import torch
+    from mldd.parallel import SERIAL, world
+    from mldd.problems.supervised import Digits
+    from mldd.solver import Status, Stop, minimise
+    from mldd.solvers.baselines import Adam
+    from mldd.solvers.local_sgd import DiLoCo, LocalSgd
+    from mldd.solvers.recursive import MultilevelAdaGrad
+    from mldd.solvers.schwarz import SchwarzAdaGrad
+
+    assert world().ranks == 2
+
+    def same(make, **options):
+        def run(comm):
+            problem = Digits(hidden="8", samples=101, subdomains="data", comm=comm, **options)
+            solver = make(problem, problem.decomposition(3, 4), comm)
+            result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(5), comm=comm)
+            return result.x, result.record
+        x, record = run(SERIAL)
+        y, again = run(world())
+        assert float((x - y).abs().max()) < 1e-10, (options, float((x - y).abs().max()))
+        assert abs(again.work_units - record.work_units) < 1e-9 * record.work_units
+        assert again.synchronisations == record.synchronisations
+        assert (again.accepted, again.rejected) == (record.accepted, record.rejected)
+
+    for memory in ("reset", "keep", "average"):
+        same(lambda p, d, comm: LocalSgd(d, 0.1, 0.9, local_steps=3, memory=memory, comm=comm))
+        same(lambda p, d, comm: DiLoCo(d, 0.01, local_steps=3, memory=memory, comm=comm))
+    for options in (
+        {"batch": 20, "growth": 1.5, "sampling": "nested"},
+        {"batch": 20, "sampling": "shared"},
+        {"batch": 20, "sampling": "independent"},
+    ):
+        same(lambda p, d, comm: DiLoCo(d, 0.01, local_steps=3, comm=comm), **options)
+        same(lambda p, d, comm: MultilevelAdaGrad(p.hierarchy(2), rate=0.1), **options)
+        same(lambda p, d, comm: SchwarzAdaGrad(d, rate=0.1, local_steps=2, combine="wasm", comm=comm), **options)
+
+    # One rank whose parts all diverge: counted alike everywhere, and nobody waits.
+    class Bad(Adam):
+        def step(self, objective, y, state):
+            y, state = super().step(objective, y, state)
+            return (y * torch.inf if world().rank == 1 else y), state
+    problem = Digits(hidden="8", samples=101, subdomains="data", comm=world())
+    solver = DiLoCo(problem.decomposition(3), local=Bad(), comm=world())
+    result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(2), comm=world())
+    assert (result.record.accepted, result.record.rejected) == (2, 4)
+    assert result.status is Status.max_steps
+    if world().rank == 0:
+        print("the same on 1 and 2 ranks")
+"""
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_iterates_do_not_depend_on_the_number_of_ranks():
+    pytest.importorskip("sklearn")
+    done = launch(2, SCRIPT, safe=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same on 1 and 2 ranks" in done.stdout

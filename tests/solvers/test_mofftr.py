@@ -1,0 +1,119 @@
+"""MOFFTR: the weights of ASTR1 in closed form, hierarchies, and never a function value."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mldd.hierarchy import Hierarchy, Level
+from mldd.objective import Corrected
+from mldd.problems.pde import Obstacle
+from mldd.problems.quadratic import Quadratic
+from mldd.problems.supervised import Digits
+from mldd.solver import Status, Stop, minimise
+from mldd.solvers.mofftr import Mofftr
+from mldd.solvers.recursive import MultilevelAdaGrad
+from tests.helpers import Rosenbrock, WithoutValue, quadratic
+
+
+def single(f):
+    return Hierarchy((Level(f),))
+
+
+def without_values(hierarchy):
+    return Hierarchy(tuple(replace(level, objective=WithoutValue(level.objective)) for level in hierarchy.levels))
+
+
+@pytest.mark.parametrize("f", [quadratic(20), Rosenbrock(6)])
+@pytest.mark.parametrize(("varsigma", "theta"), [(0.01, 1.0), (0.5, 25.0)])
+def test_a_single_level_is_astr1(f, varsigma, theta):
+    x = torch.randn(f.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solver = Mofftr(single(f), varsigma=varsigma, rate=1 / math.sqrt(theta))
+    result = minimise(WithoutValue(f), x, solver, stop=Stop(25))
+    squares = torch.zeros_like(x)
+    for _ in range(25):
+        g = f.gradient(x)
+        squares += g**2
+        x = x - g / (torch.sqrt(varsigma + squares) * math.sqrt(theta))
+    torch.testing.assert_close(result.x, x, rtol=1e-12, atol=1e-13)
+
+
+def test_the_first_step_tells_it_from_adagb2():
+    f, x = quadratic(5), torch.ones(5, dtype=torch.float64)
+    g, stop = f.gradient(x), Stop(1)
+    ours = minimise(f, x, Mofftr(single(f), varsigma=0.25), stop=stop).x
+    theirs = minimise(f, x, MultilevelAdaGrad(single(f), varsigma=0.25, curvature="none"), stop=stop).x
+    torch.testing.assert_close(ours, x - g / (0.25 + g**2).sqrt())
+    torch.testing.assert_close(theirs, x - g / (0.0625 + g**2).sqrt())
+
+
+def test_with_curvature_the_step_stays_in_the_radii_and_decreases_the_model():
+    f, x = quadratic(12), torch.ones(12, dtype=torch.float64)
+    solver = Mofftr(single(f), curvature="exact")
+    state, squares = solver.init(f, x), torch.full_like(x, 0.01)
+    for _ in range(10):
+        before, g = x.clone(), f.gradient(x)
+        squares += g**2
+        x, state = solver.step(f, x, state)
+        s, radius = x - before, g.abs() / squares.sqrt()
+        assert bool((s.abs() <= radius + 1e-14).all())
+        linear = -g.sign() * radius
+        gamma = min(1.0, float(-(g @ linear) / (linear @ f.A @ linear)))
+        model = lambda s, g=g: float(g @ s + 0.5 * s @ f.A @ s)  # noqa: E731
+        assert model(s) <= model(gamma * linear) + 1e-12
+
+
+@pytest.mark.parametrize("settings", [{"curvature": "exact"}, {}, {"cycle": "W", "rate": 0.5}])
+def test_hierarchies_need_no_value_and_beat_a_single_level(settings):
+    problem = Quadratic(dim=2, n=15)
+    f, x = WithoutValue(problem.objective()), problem.initial(0)
+    if settings.get("curvature") == "exact":
+        f = problem.objective()
+    steps = []
+    for levels in (1, 3):
+        hierarchy = problem.hierarchy(levels)
+        hierarchy = hierarchy if settings.get("curvature") == "exact" else without_values(hierarchy)
+        result = minimise(f, x, Mofftr(hierarchy, **settings), stop=Stop(3000, atol=1e-5))
+        assert result.status is Status.converged_atol
+        steps.append(result.record.work_units)
+    assert steps[1] < 0.8 * steps[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"curvature": "exact"}, {"cycle": "W"}, {"safeguard": False, "cap": 0.0}])
+def test_a_critical_point_is_a_fixed_point(settings):
+    problem = Quadratic(dim=1, n=15)
+
+    def stationary_at_zero(level):
+        x = torch.zeros(level.objective.size, dtype=torch.float64)
+        return replace(level, objective=Corrected(level.objective, -level.objective.gradient(x), x))
+
+    for levels in (1, 2, 3):
+        hierarchy = Hierarchy(tuple(map(stationary_at_zero, problem.hierarchy(levels).levels)))
+        x = torch.zeros(15, dtype=torch.float64)
+        solver, f = Mofftr(hierarchy, recursion=0.0, **settings), hierarchy[0].objective
+        state = solver.init(f, x)
+        for _ in range(4):
+            x, state = solver.step(f, x, state)
+        assert (state.accepted > 0) == (levels > 1)
+        assert torch.equal(x, torch.zeros_like(x))
+
+
+def test_nested_mini_batches():
+    pytest.importorskip("sklearn")
+    problem = Digits(hidden="16", samples=200, batch=80, growth=1.5)
+    f, x = problem.objective(), problem.initial(0)
+    result = minimise(f, x, Mofftr(problem.hierarchy(3), 1e-6, 0.1, coarse_steps=5), stop=Stop(20))
+    assert result.record.accepted > 0
+    assert float(f.value(result.x)) < 0.3 * float(f.value(x))
+
+
+def test_refuses():
+    problem = Obstacle(n=7)
+    with pytest.raises(
+        ValueError, match="mofftr needs an objective without bounds, got one with bounds; use ml-adagrad"
+    ):
+        minimise(problem.objective(), problem.initial(0), Mofftr(problem.hierarchy(2)))
+    for wrong, words in (({"varsigma": 0.0}, "`varsigma`"), ({"rate": -1.0}, "`rate`"), ({"cycle": "F"}, "`cycle`")):
+        with pytest.raises(ValueError, match=words):
+            Mofftr(problem.hierarchy(2), **wrong)

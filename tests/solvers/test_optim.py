@@ -1,0 +1,376 @@
+"""Solvers of mldd as torch optimizers: plain loops, Lightning, groups, bounds, schedulers, saving, bad closures."""
+
+import io
+import math
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mldd.cost import counting
+from mldd.flatten import ModuleObjective
+from mldd.solver import Status, Stop, minimise
+from mldd.solvers.adagrad import AdaGrad
+from mldd.solvers.baselines import Adam, Sgd, TorchAdaGrad
+from mldd.solvers.lbfgs import LBFGS
+from mldd.solvers.optim import Optimizer
+from mldd.solvers.schwarz import NonlinearSchwarz, SchwarzAdaGrad
+
+
+def network(dtype=torch.float64, dropout=0.0):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 1)).to(dtype)
+
+
+def data(module, rows=20):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(rows, 3, generator=generator, dtype=torch.float64).to(next(module.parameters()).dtype)
+    return inputs, inputs.prod(1, keepdim=True)
+
+
+def closure_of(module, optimizer, inputs, targets):
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def train(module, optimizer, steps, rows=20):
+    closure = closure_of(module, optimizer, *data(module, rows))
+    return [float(optimizer.step(closure).detach()) for _ in range(steps)]
+
+
+def flat(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("solver", "theirs"),
+    [
+        (Adam(0.01), partial(torch.optim.Adam, lr=0.01)),
+        (Sgd(0.1, 0.9, True), partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True)),
+        (TorchAdaGrad(0.1), partial(torch.optim.Adagrad, lr=0.1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_first_order_methods_are_those_of_torch(solver, theirs, dtype):
+    ours, module = network(dtype), network(dtype)
+    losses = train(ours, Optimizer(ours.parameters(), solver), 20)
+    assert losses == train(module, theirs(module.parameters()), 20)
+    assert torch.equal(flat(ours), flat(module))
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), AdaGrad(rate=0.1), AdaGrad(rate=0.1, curvature="exact")])
+def test_a_training_loop_is_the_loop_of_mldd(solver):
+    module, other = network(), network()
+    inputs, targets = data(module)
+    f = ModuleObjective(other, lambda m: nn.functional.mse_loss(m(inputs), targets))
+    expected = minimise(f, f.initial(), solver, stop=Stop(8)).x
+    train(module, Optimizer(module.parameters(), solver), 8)
+    # Hessian products are differences of gradients here.
+    torch.testing.assert_close(flat(module), expected, rtol=0, atol=1e-5 if "exact" in str(solver) else 1e-12)
+
+
+def test_lbfgs_fits_and_evaluates_several_times():
+    module = network()
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    with counting() as cost:
+        losses = train(module, optimizer, 60)
+    assert losses[-1] < 0.1 * losses[0]
+    assert cost.gradients > 60
+    assert optimizer.status is None
+    assert optimizer.solver_state.step == 60
+
+
+def test_tao_as_an_optimizer():
+    pytest.importorskip("petsc4py")
+    pytest.importorskip("greenlet")
+    from mldd.solvers.tao import Tao
+
+    module = network()
+    losses = train(module, Optimizer(module.parameters(), Tao("lmvm")), 30)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------ groups
+
+
+def groups(module, **options):
+    return [{"params": module[0].parameters()}, {"params": module[3].parameters(), **options}]
+
+
+def test_groups_are_subdomains():
+    module = network()
+    seen = []
+
+    def make(decomposition):
+        seen.append(decomposition)
+        return NonlinearSchwarz(decomposition, local=LBFGS(), local_steps=3)
+
+    optimizer = Optimizer(groups(module), make)
+    (decomposition,) = seen
+    assert [s.indices.tolist() for s in decomposition.subdomains] == [list(range(24)), list(range(24, 31))]
+    assert len(decomposition.blocks) == 4
+    inputs, targets = data(module)
+    closure = closure_of(module, optimizer, inputs, targets)
+    before = flat(module)
+    f = ModuleObjective(network(), lambda m: nn.functional.mse_loss(m(inputs), targets))
+    expected = minimise(
+        f, before.clone(), NonlinearSchwarz(decomposition, local=LBFGS(), local_steps=3), stop=Stop(3)
+    ).x
+    for _ in range(3):
+        optimizer.step(closure)
+    torch.testing.assert_close(flat(module), expected, rtol=0, atol=1e-11)
+
+
+def test_groups_of_their_own_bounds():
+    module = network()
+    optimizer = Optimizer(groups(module, lower=-0.1, upper=0.1), AdaGrad(rate=0.1))
+    losses = train(module, optimizer, 30)
+    assert losses[-1] < losses[0]
+    assert max(float(p.detach().abs().max()) for p in module[3].parameters()) == pytest.approx(0.1)
+    assert float(module[0].weight.detach().abs().max()) > 0.1
+    with pytest.raises(ValueError, match="lower <= upper"):
+        Optimizer([{"params": module.parameters(), "lower": 1.0, "upper": 0.0}], AdaGrad())
+
+
+def test_groups_can_be_added_before_the_first_step():
+    module = network()
+    optimizer = Optimizer(module[0].parameters(), partial(SchwarzAdaGrad, rate=0.1))
+    optimizer.add_param_group({"params": module[3].parameters()})
+    losses = train(module, optimizer, 5)
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="before the first step"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1, dtype=torch.float64))]})
+
+
+@pytest.mark.parametrize(("solver", "field"), [(Sgd(0.2), "lr"), (AdaGrad(rate=0.2), "rate")])
+def test_schedulers_change_the_rate(solver, field):
+    module, other = network(), network()
+    optimizer, theirs = Optimizer(module.parameters(), solver), torch.optim.SGD(other.parameters(), lr=0.2)
+    schedules = [torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=3) for o in (optimizer, theirs)]
+    rates, points = [], []
+    for _ in range(5):
+        for m, o, schedule in zip((module, other), (optimizer, theirs), schedules, strict=True):
+            train(m, o, 1)
+            schedule.step()
+        rates.append(getattr(optimizer._solver, field))
+        points.append(flat(module))
+    assert rates == pytest.approx([0.2, 0.2 * 2 / 3, 0.2 / 3, 0.2 / 3, 0.2 / 3])
+    assert torch.equal(points[2], points[4])  # a rate of zero
+    assert field == "rate" or torch.equal(flat(module), flat(other))
+    optimizer.param_groups.append({"params": [], "lr": 0.1})
+    with pytest.raises(ValueError, match=r"`lr` must be the same for all groups of parameters, got \[0.0, 0.1\]"):
+        train(module, optimizer, 1)
+
+
+# ------------------------------------------------------------------------------------------------ saving
+
+
+@pytest.mark.parametrize(
+    "solver", [Adam(0.01), LBFGS(), AdaGrad(rate=0.1, curvature="lbfgs"), partial(SchwarzAdaGrad, rate=0.1)]
+)
+def test_resumed_is_uninterrupted(solver):
+    module = network()
+    optimizer = Optimizer(groups(module), solver)
+    train(module, optimizer, 5)
+    file = io.BytesIO()
+    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    expected = train(module, optimizer, 5)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    again = network()
+    resumed = Optimizer(groups(again), solver)
+    again.load_state_dict(saved["module"])
+    resumed.load_state_dict(saved["optimizer"])
+    assert resumed.state_dict()["mldd"]["state"]["step"] == 5
+    assert train(again, resumed, 5) == expected
+    assert torch.equal(flat(again), flat(module))
+    assert resumed.solver_state.step == 10
+    with pytest.raises(ValueError, match="`state_dict` must be that of TorchAdaGrad, got "):
+        Optimizer(groups(network()), TorchAdaGrad()).load_state_dict(saved["optimizer"])
+    with pytest.raises(ValueError, match="got that of another optimizer"):
+        resumed.load_state_dict(torch.optim.Adam(groups(network())).state_dict())
+
+
+def test_a_fresh_optimizer_can_be_saved():
+    optimizer = Optimizer(network().parameters(), Adam())
+    other = Optimizer(network().parameters(), Adam())
+    other.load_state_dict(optimizer.state_dict())
+    assert other.solver_state is None
+
+
+def test_parameters_loaded_or_moved_between_steps_are_taken_over():
+    module, other = network(), network()
+    ours, theirs = Optimizer(module.parameters(), Sgd(0.1)), torch.optim.SGD(other.parameters(), lr=0.1)
+    for m, o in ((module, ours), (other, theirs)):
+        train(m, o, 2)
+        m[0].weight.data = torch.full((6, 3), 0.1, dtype=torch.float64)
+        m[3].load_state_dict({key: value / 2 for key, value in m[3].state_dict().items()})
+        train(m, o, 2)
+    assert torch.equal(flat(module), flat(other))
+    module.float()
+    with pytest.raises(ValueError, match="must stay torch.float64 on cpu .*make the optimizer after"):
+        train(module, ours, 1)
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_closure_that_is_not_deterministic_is_told_once():
+    module = network(dropout=0.5)
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    with pytest.warns(UserWarning, match="the closure must give the same at the same parameters, got loss") as told:
+        train(module, optimizer, 8)
+    assert sum("the closure" in str(w.message) for w in told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(network(dropout=0.5), Optimizer(module.parameters(), Adam()), 3)  # evaluates once: nothing to compare
+        module.eval()
+        train(module, Optimizer(module.parameters(), LBFGS()), 3)
+
+
+def test_gradients_that_pile_up_are_told():
+    module = network()
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    inputs, targets = data(module)
+
+    def closure():
+        loss = nn.functional.mse_loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="no zero_grad"):
+        optimizer.step(closure)
+
+
+def test_float32_is_told_where_values_are_compared():
+    module = network(torch.float32)
+    with pytest.warns(
+        UserWarning, match=r"LBFGS compares function values, got torch.float32.*module.double\(\)"
+    ) as told:
+        train(module, Optimizer(module.parameters(), LBFGS()), 3)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(module, Optimizer(module.parameters(), LBFGS(), check=False), 3)
+
+
+def test_divergence_goes_back_to_the_last_good_point_and_starts_anew():
+    module = network()
+    optimizer = Optimizer(module.parameters(), Sgd(0.1, 0.9))
+    inputs, targets = data(module)
+    good = closure_of(module, optimizer, inputs, targets)
+    optimizer.step(good)
+    before = flat(module)
+    optimizer.step(good)
+    with pytest.warns(UserWarning, match="Sgd: gradient or objective is not finite"):
+        loss = optimizer.step(closure_of(module, optimizer, inputs * math.inf, targets))
+    assert math.isnan(loss) and optimizer.status is Status.diverged
+    assert torch.equal(flat(module), before)
+    optimizer.step(good)
+    assert optimizer.status is None and optimizer.solver_state.step == 3
+
+
+def test_a_solver_that_stalls_says_so():
+    module = nn.Linear(1, 1, bias=False).double()
+    optimizer = Optimizer(module.parameters(), LBFGS())
+
+    def lying():
+        optimizer.zero_grad()
+        loss = module.weight.square().sum()
+        (-loss).backward()
+        return loss
+
+    before = flat(module)
+    with pytest.warns(UserWarning, match="LBFGS: the solver cannot improve the point"):
+        optimizer.step(lying)
+    assert optimizer.status is Status.stalled
+    assert torch.equal(flat(module), before)
+
+
+def test_an_error_in_the_closure_leaves_the_parameters_at_the_start_of_the_step():
+    module = network()
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    train(module, optimizer, 2)
+    closure, before, calls = closure_of(module, optimizer, *data(module)), flat(module), []
+
+    def failing():
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("out of memory")
+        return closure()
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(failing)
+    assert torch.equal(flat(module), before)
+
+
+def test_refuses():
+    module = network()
+    optimizer = Optimizer(module.parameters(), Adam())
+    mixed = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float64))]
+    for attempt, words in (
+        (lambda: optimizer.step(), "`step` needs a closure that computes the loss anew, got none"),
+        (lambda: optimizer.step(lambda: None), "the closure must return the loss, got None"),
+        (lambda: Optimizer(module.parameters(), "adam"), "`solver` must be a solver of mldd .*got str"),
+        (lambda: Optimizer(module.parameters(), lambda d: None), "`solver` must be a solver of mldd .*got NoneType"),
+        (lambda: Optimizer([{"params": module.parameters(), "lr": 1.0}], LBFGS()), "`lr` is of no use to LBFGS"),
+        (lambda: Optimizer(mixed, Adam()), "one dtype and on one device"),
+        (lambda: Optimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], Adam()), "real floating point"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            attempt()
+
+
+# ------------------------------------------------------------------------------------------------ Lightning
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), Adam(0.05), lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2)])
+def test_a_lightning_loop(solver, tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Regression(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+            self.losses = []
+
+        def training_step(self, batch, number):
+            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+        def on_train_batch_end(self, outputs, batch, number):
+            self.losses.append(float(outputs["loss"]))
+
+        def configure_optimizers(self):
+            return Optimizer(groups(self.net), solver)
+
+    def trainer(epochs):
+        options = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar")}
+        return lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", enable_model_summary=False, default_root_dir=tmp_path, **options
+        )
+
+    module = Regression()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(module.net)), batch_size=20)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", message=".*num_workers.*")
+        first = trainer(6)
+        first.fit(module, loader)
+        first.save_checkpoint(tmp_path / "half.ckpt")
+        plain = network()
+        train(plain, Optimizer(groups(plain), solver), 6)
+        torch.testing.assert_close(flat(module.net), flat(plain), rtol=0, atol=1e-12)
+        resumed = Regression()
+        trainer(9).fit(resumed, loader, ckpt_path=tmp_path / "half.ckpt")
+    train(plain_again := network(), Optimizer(groups(plain_again), solver), 9)
+    torch.testing.assert_close(flat(resumed.net), flat(plain_again), rtol=0, atol=1e-12)
+    assert resumed.trainer.optimizers[0].solver_state.step == 9
+    assert module.losses[-1] < module.losses[0]

@@ -1,0 +1,336 @@
+"""Sweeps: exact local solves against dense Schwarz matrices, every kind of local solver, order, memory, failures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from mldd.bounds import Bounds
+from mldd.cost import counting
+from mldd.decomposition import SharedDecomposition, Subdomain, contiguous, index_decomposition
+from mldd.hierarchy import Hierarchy, Level
+from mldd.objective import Corrected, Objective
+from mldd.problems.pde import MinimalSurface, Obstacle
+from mldd.solver import State, Status, Stop, minimise
+from mldd.solvers.adagrad import AdaGrad
+from mldd.solvers.baselines import Adam, Sgd
+from mldd.solvers.lbfgs import LBFGS
+from mldd.solvers.schwarz import NonlinearSchwarz
+from mldd.solvers.sweep import Sweep
+from mldd.transfer import MatrixTransfer
+from tests.helpers import Quadratic, Rosenbrock, quadratic
+
+N = 24
+LBFGS_EXACT = LBFGS(memory=20)
+
+
+def layers(overlap: int = 0, parts: int = 3) -> list[Subdomain]:
+    return contiguous([2] * (N // 2), parts, overlap)
+
+
+def start(n: int = N, seed: int = 1) -> Tensor:
+    return torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def dense_map(f: Quadratic, subdomains: list[Subdomain], kind: str, damping: float = 1.0) -> Any:
+    """Return ``x -> x + damping sum_i P_i D_i A_i^{-1} R_i (b - A x)``, by dense matrices."""
+    count = torch.zeros(f.size, dtype=torch.float64)
+    for s in subdomains:
+        count[s.indices] += 1
+
+    def apply(x: Tensor) -> Tensor:
+        out, r = x.clone(), f.b - f.A @ x
+        for s in subdomains:
+            i = s.indices
+            weight = {"asm": torch.ones(len(i)), "ras": s.owned, "wasm": 1 / count[i]}[kind]
+            out[i] += damping * weight * torch.linalg.solve(f.A[i][:, i], r[i])
+        return out
+
+    return apply
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("kind", ["asm", "ras", "wasm"])
+def test_exact_sweeps_are_linear_schwarz_methods(kind: Any, overlap: int) -> None:
+    f, x = quadratic(N, condition=20.0), start()
+    d = index_decomposition(f, layers(overlap))
+    sweep = Sweep(d, LBFGS_EXACT, 60, combine=kind)
+    damping = 1 / float(d.multiplicity.max()) if kind == "asm" else 1.0
+    expected = dense_map(f, layers(overlap), kind, damping)(x)
+    torch.testing.assert_close(x + sweep.correction(f, x, sweep.init(f, x)), expected, rtol=0, atol=1e-7)
+
+
+def test_multiplicative_sweeps_are_block_gauss_seidel() -> None:
+    f, x = quadratic(N, condition=20.0), start()
+    d = index_decomposition(f, layers(1))
+    sweep = Sweep(d, LBFGS_EXACT, 60, order="multiplicative")
+    expected = x.clone()
+    for s in layers(1):
+        i = s.indices
+        expected[i] += torch.linalg.solve(f.A[i][:, i], (f.b - f.A @ expected)[i])
+    moved = x + sweep.correction(f, x, sweep.init(f, x))
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-7)
+    assert f.value(moved) < f.value(x)
+
+
+def test_rows_are_solved_as_batches_are() -> None:
+    """A solver that knows no batches sees the rows one by one: the same result."""
+
+    @dataclass(frozen=True)
+    class OneByOne(Sgd):
+        batched: ClassVar[bool] = False
+
+    f, x = Obstacle(n=11).objective(), Obstacle(n=11).initial() + 0.1
+    for d in (Obstacle(n=11).decomposition(6, 1), index_decomposition(f, contiguous([11] * 11, 4, 1))):
+        corrections = [
+            Sweep(d, solver, 5, combine="wasm").correction(f, x, Sweep(d, solver, 5, combine="wasm").init(f, x))
+            for solver in (Sgd(lr=0.1), OneByOne(lr=0.1))
+        ]
+        torch.testing.assert_close(corrections[0], corrections[1], rtol=1e-13, atol=1e-13)
+
+
+def test_local_states_are_made_anew_or_kept() -> None:
+    f, x = quadratic(N, condition=20.0), start()
+    d = index_decomposition(f, layers())
+    kept, fresh = Sweep(d, Adam(lr=0.1), 3, memory="keep"), Sweep(d, Adam(lr=0.1), 3)
+    states = kept.init(f, x), fresh.init(f, x)
+    first = kept.correction(f, x, states[0]), fresh.correction(f, x, states[1])
+    torch.testing.assert_close(first[0], first[1])
+    second = kept.correction(f, x, states[0]), fresh.correction(f, x, states[1])
+    torch.testing.assert_close(first[1], second[1])
+    assert float((second[0] - second[1]).abs().max()) > 1e-3 and states[0].local[0].count == 6
+    # Disjoint subdomains of a whole step each: six steps at once are twice three with kept states.
+    twice = x.clone()
+    state = kept.init(f, twice)
+    diagonal = Quadratic(torch.diag(torch.diagonal(f.A)), f.b, f.bounds)
+    for _ in range(2):
+        twice += kept.correction(diagonal, twice, state)
+    torch.testing.assert_close(twice, minimise(diagonal, x, Adam(lr=0.1), stop=Stop(6)).x)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One quadratic per row."""
+
+    A: Tensor
+    b: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.A.shape[1]
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds.free(*self.b.shape)
+
+    def value(self, y: Tensor) -> Tensor:
+        return (0.5 * (self.A @ y[..., None])[..., 0] * y - self.b * y).sum(-1)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        return (self.A @ y[..., None])[..., 0] - self.b
+
+
+def shared(corrected: bool, parts: int = 3) -> tuple[Quadratic, SharedDecomposition]:
+    """Return a mean of quadratics, and its terms as subdomains that all update all unknowns."""
+    terms = [quadratic(6, condition=5.0, seed=k) for k in range(parts)]
+    A, b = torch.stack([t.A for t in terms]), torch.stack([t.b for t in terms])
+    f = Quadratic(A.mean(0), b.mean(0), terms[0].bounds)
+
+    def build(d: SharedDecomposition, objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        rows = slice(d.local.start, d.local.stop)
+        models, y0 = Losses(A[rows], b[rows]), d.gather(x)
+        return models if g is None else Corrected(models, g - models.gradient(y0), y0)
+
+    owner = torch.arange(6) % parts
+    return f, SharedDecomposition(6, parts, build, owner, range(parts), corrected=corrected)
+
+
+def test_averaged_states_are_means_over_the_subdomains() -> None:
+    f, d = shared(corrected=False)
+    x = start(6)
+    sweep = Sweep(d, Sgd(lr=0.05, momentum=0.9), 4, combine="wasm", memory="average")
+    state = sweep.init(f, x)
+    sweep.correction(f, x, state)
+    momentum = torch.zeros(3, 6, dtype=torch.float64)
+    models, y = d.models(f, x, None), x.expand(3, 6).clone()
+    for _ in range(4):
+        momentum = 0.9 * momentum + models.gradient(y)
+        y = y - 0.05 * momentum
+    torch.testing.assert_close(state.local[0].momentum, momentum.mean(0).expand(3, 6))
+    with pytest.raises(ValueError, match="same unknowns; use keep or reset"):
+        Sweep(index_decomposition(f, contiguous([3, 3], 2)), Sgd(), memory="average")
+
+
+def test_one_corrected_local_step_is_a_step_on_the_whole() -> None:
+    f, d = shared(corrected=True)
+    x = start(6)
+    sweep = Sweep(d, Sgd(lr=0.05), 1, combine="wasm")
+    torch.testing.assert_close(sweep.correction(f, x, sweep.init(f, x)), -0.05 * f.gradient(x))
+
+
+def test_what_is_not_finite_is_dropped_and_counted() -> None:
+    f, d = shared(corrected=False)
+    x = start(6)
+
+    @dataclass(frozen=True)
+    class Diverging(Sgd):
+        batched: ClassVar[bool] = True
+
+        def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            x, state = super().step(objective, x, state)
+            x[1:] *= torch.inf
+            return x, state
+
+    sweep = Sweep(d, Diverging(lr=0.05), 2, combine="wasm")
+    state = sweep.init(f, x)
+    c = sweep.corrections(f, x, state)
+    assert state.failed == 2 and bool((c[1:] == 0).all()) and bool((c[0] != 0).any())
+    result = minimise(f, x, NonlinearSchwarz(d, local=Diverging(lr=0.05), combine="wasm"), stop=Stop(3))
+    assert result.record.rejected == 6 and result.state.notes == {"local solves that were not finite": 6}
+
+    @dataclass(frozen=True)
+    class AllDiverging(Sgd):
+        def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            return x * torch.nan, state
+
+    result = minimise(f, x, NonlinearSchwarz(d, local=AllDiverging()), stop=Stop(3))
+    assert result.status is Status.diverged and torch.equal(result.x, x)
+
+
+def test_local_steps_end_once_all_models_are_solved() -> None:
+    f, x = quadratic(N, condition=20.0), start()
+    d = index_decomposition(f, layers())
+    with counting() as cost:
+        sweep = Sweep(d, Sgd(lr=0.05), 10_000, rtol=1e-2)
+        y = d.gather(x) + sweep.corrections(f, x, sweep.init(f, x))
+    models = d.models(f, x, None)
+    norms = [torch.linalg.vector_norm(models.gradient(point), dim=1) for point in (d.gather(x), y)]
+    assert bool((norms[1] <= 1e-2 * norms[0]).all()) and cost.local_work < 3 * 1000
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": -1}, "`steps` must be >= 0, got -1"),
+        ({"combine": "mean"}, "`combine` must be one of asm, ras, wasm, got 'mean'"),
+        ({"order": "random"}, "`order` must be one of additive, multiplicative"),
+        ({"memory": "lose"}, "`memory` must be one of reset, keep, average"),
+    ],
+)
+def test_bad_parameters_are_refused(given: dict[str, Any], message: str) -> None:
+    f = quadratic(N)
+    with pytest.raises(ValueError, match=message):
+        Sweep(index_decomposition(f, layers()), Sgd(), **given)
+
+
+# ---------------------------------------------------------------------------------------- the fixed-point iteration
+
+
+OPTIONS: list[dict[str, Any]] = [
+    *({"combine": kind} for kind in ("asm", "ras", "wasm")),
+    {"order": "multiplicative"},
+    {"search": True},
+    {"memory": "keep"},
+    {"local": Sgd(lr=1e-2)},
+    {"local": LBFGS(), "local_rtol": 1e-3},
+    {"local": AdaGrad(), "coarse": LBFGS(), "levels": 2},
+    {"levels": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def surface() -> tuple[MinimalSurface, Tensor]:
+    """Return a problem without bounds and its minimiser."""
+    problem = MinimalSurface(n=15, height=-torch.inf)
+    return problem, minimise(problem.objective(), problem.initial(), LBFGS(memory=50), stop=Stop(3000, atol=1e-13)).x
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_minimiser_is_a_fixed_point(options: dict[str, Any], surface: tuple[MinimalSurface, Tensor]) -> None:
+    (problem, solution), given = surface, dict(options)
+    f, hierarchy = problem.objective(), problem.hierarchy(given.pop("levels", 1))
+    solver = NonlinearSchwarz(problem.decomposition(4, 1), hierarchy, **given)
+    x, _ = solver.step(f, solution.clone(), solver.init(f, solution))
+    assert float((x - solution).abs().max()) <= 1e-10
+
+
+def test_one_subdomain_is_the_plain_solver() -> None:
+    f = Rosenbrock(12)
+    d = index_decomposition(f, contiguous([4] * 3, 1))
+    for local in (LBFGS(), Sgd(lr=1e-4), AdaGrad(rate=0.01)):
+        mine = minimise(f, f.start(), NonlinearSchwarz(d, local=local, local_steps=7), stop=Stop(1)).x
+        torch.testing.assert_close(mine, minimise(f, f.start(), local, stop=Stop(7)).x)
+
+
+@pytest.mark.parametrize("combine", ["asm", "ras", "wasm"])
+def test_iterates_stay_in_their_bounds_on_any_levels(combine: Any) -> None:
+    problem = Obstacle(n=31)
+    f = problem.objective()
+    for levels in (1, 2, 3):
+        solver = NonlinearSchwarz(problem.decomposition(16, 2), problem.hierarchy(levels), combine=combine)
+        x, state = problem.initial(), None
+        for _ in range(5):
+            result = minimise(f, x, solver, stop=Stop(1), state=state and replace(state, step=0))
+            x, state = result.x, result.state
+            assert f.bounds.violation(x) == 0.0
+
+
+def test_levels_make_the_number_of_steps_bounded() -> None:
+    """L4: without a coarse level the steps grow with the number of subdomains."""
+    problem, steps = Obstacle(n=47), {}
+    for parts in (4, 36):
+        for levels in (1, 2):
+            hierarchy = problem.coarse_hierarchy(levels, parts) if levels > 1 else None
+            solver = NonlinearSchwarz(problem.decomposition(parts, 2), hierarchy, local_steps=20, coarse_steps=30)
+            steps[parts, levels] = minimise(
+                problem.objective(), problem.initial(), solver, stop=Stop(200, atol=1e-6)
+            ).record.step
+    assert steps[36, 1] > 1.5 * steps[4, 1] and steps[36, 2] <= steps[4, 2] + 4 and steps[36, 2] < steps[36, 1] / 2, (
+        steps
+    )
+
+
+def test_a_quadratic_with_an_exact_coarse_level_loses_what_that_level_sees() -> None:
+    f, x = quadratic(N, condition=20.0), start()
+    P = torch.randn(N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).abs()
+    coarse = Quadratic(P.T @ f.A @ P, torch.zeros(4, dtype=torch.float64), Bounds.free(4))
+    hierarchy = Hierarchy((Level(f), Level(coarse, MatrixTransfer(P))))
+    d = index_decomposition(f, layers())
+    solver = NonlinearSchwarz(d, hierarchy, coarse=LBFGS(), local_steps=0, coarse_steps=50)
+    moved, state = solver.step(f, x.clone(), solver.init(f, x))
+    assert float((P.T @ f.gradient(moved)).abs().max()) < 1e-7 * float((P.T @ f.gradient(x)).abs().max())
+    assert state.level == 1
+
+
+@dataclass(frozen=True)
+class Uphill:
+    """Walks up."""
+
+    batched: ClassVar[bool] = True
+
+    def init(self, objective: Objective, x: Tensor) -> State:
+        return State()
+
+    def step(self, objective: Objective, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return x.add_(objective.gradient(x)), state
+
+
+def test_corrections_that_never_decrease_end_the_run_with_a_reason() -> None:
+    f = quadratic(N)
+    d = index_decomposition(f, layers())
+    result = minimise(f, start(), NonlinearSchwarz(d, local=Uphill(), search=True), stop=Stop(9))
+    assert result.status is Status.stalled and result.record.rejected == 1
+    assert torch.equal(result.x, start())
+
+
+def test_search_makes_too_long_steps_short() -> None:
+    f, x = quadratic(N, condition=100.0), start()
+    d = index_decomposition(f, layers(1))
+    values: list[float] = []
+    solver = NonlinearSchwarz(d, local=LBFGS(), local_steps=50, combine="asm", damping=5.0, search=True)
+    minimise(f, x, solver, stop=Stop(8), after_step=lambda x, s, h: values.append(float(f.value(x))))
+    assert values == sorted(values, reverse=True) and values[-1] < values[0] - 1
