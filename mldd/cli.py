@@ -293,16 +293,17 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     early = _begin(options, stage) if stage.launched else None  # under MPI no rank may leave before the others
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
     comm = early or _begin(options, stage)
+    from mldd import builder
     from mldd import run as runs
     from mldd.monitor import check_replaceable
 
-    runs.check_options(options, [pair[1]])
+    builder.check_options(options, [pair[1]])
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
         if folder is not None:
             runs.check_folder(folder, comm)
     if options.checkpoint is not None:
         check_replaceable(options.checkpoint)
-    problem = runs.build_problem(pair[0], options, options.seed, comm)
+    problem = builder.build_problem(pair[0], options, options.seed, comm)
     run = runs.prepare(problem, pair, options, options.seed, comm)
     if options.checkpoint is not None:
         runs.fresh_state(run)
@@ -364,10 +365,10 @@ def _compare(options: argparse.Namespace, stage: Stage) -> int:
     problem = names.problem_spec(options.problem)
     solvers = [names.solver_spec(text) for text in names.split_specs(options.solvers)]
     comm = early or _begin(options, stage)
-    from mldd import compare
+    from mldd import builder, compare
     from mldd import run as runs
 
-    runs.check_options(options, solvers)
+    builder.check_options(options, solvers)
     if options.out is not None:
         runs.check_folder(options.out, comm)
     return compare.compare(problem, solvers, options, stage)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mldd import run as runs
+from mldd.builder import build_problem
 from mldd.monitor import History, read_csv, write_table
 from mldd.names import Spec
 from mldd.parallel import Communicator
@@ -103,7 +104,7 @@ def prepare_all(
     problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, seed: int, comm: Communicator
 ) -> list[runs.Run]:
     """Build the problem of a seed and all solvers for it: all get the same start."""
-    built = runs.build_problem(problem, options, seed, comm)
+    built = build_problem(problem, options, seed, comm)
     return [runs.prepare(built, (problem, spec), options, seed, comm) for spec in solvers]
 
 
@@ -116,7 +117,8 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
         if out is not None and comm.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
         if warm:
-            minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), comm=comm)
+            with run.builder.in_use():
+                minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), comm=comm)
         return runs.execute(run, runs.Past(run.x), out=out, shown=shown)
 
     result, error = runs.attempt(comm, action)

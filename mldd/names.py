@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -25,20 +26,40 @@ PROBLEMS = {
         for name in ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
     },
     "digits": "mldd.problems.supervised:Digits",
+    **{
+        name: f"mldd.problems.pinn:PhysicsInformed?name={name}"
+        for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
+    },
+    "poisson-windows": "mldd.problems.windowed:WindowedPoisson",
+    "forchheimer": "mldd.problems.forchheimer:Forchheimer",
 }
 SOLVERS = {
     "adagrad": "mldd.solvers.adagrad:AdaGrad",
     "ml-adagrad": "mldd.solvers.recursive:MultilevelAdaGrad",
     "dd-adagrad": "mldd.solvers.schwarz:SchwarzAdaGrad",
+    "schwarz": "mldd.solvers.schwarz:NonlinearSchwarz",
+    "aspin": "mldd.solvers.aspin:Aspin",
+    "raspen": "mldd.solvers.aspin:Raspen",
+    "aspqn": "mldd.solvers.spqn:SchwarzLBFGS?order=additive",
+    "mspqn": "mldd.solvers.spqn:SchwarzLBFGS?order=multiplicative",
+    "apts": "mldd.solvers.apts:Apts",
+    "mofftr": "mldd.solvers.mofftr:Mofftr",
+    "localsgd": "mldd.solvers.local_sgd:LocalSgd",
+    "diloco": "mldd.solvers.local_sgd:DiLoCo",
     "adam": "mldd.solvers.baselines:Adam",
     "sgd": "mldd.solvers.baselines:Sgd",
     "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
     "lbfgs": "mldd.solvers.lbfgs:LBFGS",
+    "newton": "mldd.solvers.newton:NewtonCG",
+    "trust-region": "mldd.solvers.trust_region:TrustRegion",
     "tao": "mldd.solvers.tao:Tao",
+    "snes": "mldd.solvers.snes:Snes",
 }
 USER_FILE = "mldd.problems.graphs:NodeClassification?name="
-FIRST = {"tao": "type"}  # the key of a value without one: tao:blmvm
-NEEDS = {"tao": ("petsc4py", "greenlet")}
+FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
+NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
+# Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.python_types.ml_adagrad
+PYTHON_TYPES = "mldd.solvers.python_types."
 _SCALARS = (bool, int, float, str)
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -51,23 +72,29 @@ class Spec:
     ----------
     text : str
         As it was given.
+    name : str
+        The name without keys.
     kind : type
         The dataclass behind the name.
     keys : dict
-        Fields that the user set.
+        Fields that the user set; the value of a field that is a solver is its `Spec`.
     fixed : dict
         Fields that the name sets.
     """
 
     text: str
+    name: str
     kind: type
     keys: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """The name without keys."""
-        return self.text.partition(":")[0]
+    def tree(self) -> Iterator[Spec]:
+        """Itself and all that are nested in it."""
+        yield self
+        for value in self.keys.values():
+            if isinstance(value, Spec):
+                yield from value.tree
 
     def has(self, name: str) -> bool:
         """Say whether the dataclass has the field `name`."""
@@ -76,17 +103,18 @@ class Spec:
     def make(self, **given: Any) -> Any:
         """Make the object, with those of `given` that it has fields for; what the user wrote comes first.
 
+        Solvers that are nested in it have to be in `given`: only who builds them knows what they need.
+
         Raises
         ------
         ValueError
             A field without a default was not set.
         """
-        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | self.keys
-        missing = [f.name for f in fields(self.kind) if f.init and _default(f) is MISSING and f.name not in values]
+        written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
+        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | written
+        missing = [f.name for f in fields(self.kind) if f.init and default(f) is MISSING and f.name not in values]
         if missing:
-            raise ValueError(
-                f"{self.text} needs `{missing[0]}`; write {self.text.partition(':')[0]}:{missing[0]}=VALUE"
-            )
+            raise ValueError(f"{self.text} needs `{missing[0]}`; write {self.name}:{missing[0]}=VALUE")
         return self.kind(**values)
 
 
@@ -113,9 +141,82 @@ def problem_spec(text: str) -> Spec:
 
 
 def solver_spec(text: str) -> Spec:
-    """Read a SOLVER; see `problem_spec`."""
-    name, _, rest = text.partition(":")
+    """Read a SOLVER: a name with keys, behind a colon or in parentheses: ``lbfgs:memory=5``, ``lbfgs(memory=5)``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or key, a value of the wrong kind, or a parenthesis without its partner.
+    """
+    name = re.split("[:(]", text, maxsplit=1)[0]
+    rest = text[len(name) + 1 :]
+    if text[len(name) :].startswith("("):
+        if not text.endswith(")"):
+            raise ValueError(
+                f"the keys of {name} must end with their parenthesis, got {text!r}; write {name}(key=value)"
+            )
+        rest = rest[:-1]
     return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
+
+
+def python_specs(options: Sequence[str]) -> list[Spec]:
+    """Return the solvers that PETSc options name, as in ``-npc_snes_python_type mldd.solvers.python_types.schwarz``."""
+    pairs = zip(options, options[1:], strict=False)
+    named = [value for option, value in pairs if option.endswith("_python_type") and value.startswith(PYTHON_TYPES)]
+    return [solver_spec(value.removeprefix(PYTHON_TYPES).replace("_", "-")) for value in named]
+
+
+def name_of(thing: Any) -> str:
+    """Return the solver's name on the command line, that of its class where it has none."""
+    home = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    for name, target in SOLVERS.items():
+        known, _, preset = target.partition("?")
+        key, _, value = preset.partition("=")
+        if known == home and (not preset or str(getattr(thing, key)) == value):
+            return name
+    return type(thing).__name__
+
+
+def described(thing: Any, name: str = "") -> str:
+    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it."""
+    listed = ",".join(f"{key}={_value_text(getattr(thing, key))}" for key in keys_of(type(thing)))
+    return f"{name}:{listed}" if name else f"{name_of(thing)}({listed})"
+
+
+def _value_text(value: Any) -> str:
+    return described(value) if is_solver(value) else str(value)
+
+
+def is_solver(value: Any) -> bool:
+    """Say whether the value of a field is a solver."""
+    return is_dataclass(value) and not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "step")
+
+
+def split(text: str) -> list[str]:
+    """Split at the commas outside of parentheses.
+
+    Examples
+    --------
+    >>> split("local=lbfgs(memory=5,rate=1),combine=ras")
+    ['local=lbfgs(memory=5,rate=1)', 'combine=ras']
+
+    Raises
+    ------
+    ValueError
+        A parenthesis without its partner.
+    """
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+        if depth < 0:
+            break
+    if depth != 0:
+        raise ValueError(f"every parenthesis must have its partner, got {text!r}; write NAME(key=value,key=value)")
+    return pieces
 
 
 def split_specs(text: str) -> list[str]:
@@ -127,9 +228,9 @@ def split_specs(text: str) -> list[str]:
     ['adam:rate=0.1,beta=0.9', 'tao:blmvm', 'lbfgs']
     """
     specs: list[str] = []
-    for piece in text.split(","):
+    for piece in split(text):
         key, equals, _ = piece.partition("=")
-        if equals and ":" not in key and specs:
+        if equals and not {":", "("} & set(key) and specs:
             specs[-1] += ("," if ":" in specs[-1] else ":") + piece
         else:
             specs.append(piece)
@@ -156,7 +257,7 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None) -> Sp
     fixed = dict([preset.split("=", 1)]) if preset else {}
     hints = {key: hint for key, hint in keys_of(kind).items() if key not in fixed}
     keys: dict[str, Any] = {}
-    for k, item in enumerate(rest.split(",") if rest else []):
+    for k, item in enumerate(split(rest) if rest else []):
         key, equals, value = item.partition("=")
         if not equals and k == 0 and first is not None:
             key, value, equals = first, item, "="
@@ -166,8 +267,26 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None) -> Sp
             raise ValueError(
                 f"{name} has no key {key!r}{_hint(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
             )
-        keys[key] = convert(value, hints[key], f"{name}:{key}")
-    return Spec(text, kind, keys, fixed)
+        read = _nested if holds_solver(hints[key]) else convert
+        keys[key] = read(value, hints[key], f"{name}:{key}")
+    return Spec(text, name, kind, keys, fixed)
+
+
+def _nested(value: str, hint: Any, what: str) -> Spec | None:
+    """Read the solver in a field; `what` names the field where it is refused."""
+    if value.lower() == "none" and type(None) in typing.get_args(hint):
+        return None
+    try:
+        return solver_spec(value)
+    except ValueError as error:
+        raise ValueError(f"`{what}`: {error}") from None
+
+
+def holds_solver(hint: Any) -> bool:
+    """Say whether the annotation is that of a nested solver: ``Solver`` or ``Solver | None``."""
+    from mldd.solver import Solver
+
+    return hint is Solver or Solver in typing.get_args(hint)
 
 
 def keys_of(kind: type) -> dict[str, Any]:
@@ -181,7 +300,7 @@ def keys_of(kind: type) -> dict[str, Any]:
 
 def _leaves(hint: Any) -> bool:
     """Say whether a value of this annotation can be written on the command line."""
-    if hint in _SCALARS or typing.get_origin(hint) is Literal:
+    if hint in _SCALARS or typing.get_origin(hint) is Literal or holds_solver(hint):
         return True
     origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a not in (type(None), Ellipsis)]
     return origin in (tuple, typing.Union, types.UnionType) and bool(inner) and all(map(_leaves, inner))
@@ -233,11 +352,14 @@ def _hint(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _default(f: Field[Any]) -> Any:
+def default(f: Field[Any]) -> Any:
+    """Return the default of a field, ``dataclasses.MISSING`` where it has none."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def _text(value: Any) -> str:
+    if is_solver(value):
+        return name_of(value)
     return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -261,7 +383,7 @@ def _keys_line(name: str, target: str) -> str:
         if error.name is None or error.name.startswith("mldd"):
             raise
         return f"needs {error.name}"
-    defaults = {f.name: _default(f) for f in fields(spec.kind)}
+    defaults = {f.name: default(f) for f in fields(spec.kind)}
     shown = {key: defaults[key] for key in keys_of(spec.kind) if key not in spec.fixed}
     line = ",".join(key if value is MISSING else f"{key}={_text(value)}" for key, value in shown.items())
     return line + (f"  (needs {' '.join(lacking)})" if lacking else "")

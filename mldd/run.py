@@ -1,4 +1,4 @@
-"""Runs of the command line: a problem and a solver are built from what was typed, minimised, and written down."""
+"""Runs of the command line: problem and solver are minimised, and what came of it is written down."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,15 @@ from torch import Tensor
 
 import mldd
 from mldd import checkpoint as checkpoints
-from mldd import info, parallel
+from mldd import info
+from mldd.builder import Builder
 from mldd.cost import uncounted
 from mldd.monitor import CsvWriter, History, Progress, replacing
-from mldd.names import Spec, keys_of
+from mldd.names import Spec, described
 from mldd.objective import Objective, sampled
 from mldd.parallel import Communicator
 from mldd.solver import Result, Solver, Status, Stop, minimise
 
-# Option -> the field of a solver that makes use of it.
-_WANTED_BY = {
-    "parts": "decomposition",
-    "overlap": "decomposition",
-    "levels": "hierarchy",
-    "combine": "combine",
-    "local_steps": "local_steps",
-}
 _CHECKPOINT_SECONDS = 30.0
 
 
@@ -50,7 +43,8 @@ class Run:
         ``parts``, ``overlap`` and ``levels`` that are in use.
     options : dict
         The other options, for the record.
-    comm : Communicator
+    builder : Builder
+        Of the solver, and of those that PETSc's options name.
     """
 
     names: tuple[str, str]
@@ -62,14 +56,19 @@ class Run:
     seed: int
     shape: dict[str, int]
     options: dict[str, Any]
-    comm: Communicator
+    builder: Builder
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.builder.comm
 
     @property
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         return {
-            "problem": _described(self.names[0], self.problem),
-            "solver": _described(self.names[1], self.solver),
+            "problem": described(self.problem, _head(self.names[0])),
+            "solver": described(self.solver, _head(self.names[1])),
             "seed": self.seed,
             "size": self.objective.size,
             "dtype": str(self.x.dtype),
@@ -78,78 +77,9 @@ class Run:
         }
 
 
-def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Any:
-    """Make the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
-
-    Raises
-    ------
-    ValueError
-        An option that the problem has no use for, or a value it refuses.
-    """
-    given: dict[str, Any] = {"seed": seed, "comm": comm, "device": str(parallel.device(options.device, comm))}
-    if options.dtype is not None:
-        given["dtype"] = options.dtype
-    if options.data is not None:
-        given["data"] = str(options.data)
-    for name in ("dtype", "data"):
-        if name in given and not spec.has(name):
-            raise ValueError(f"--{name} is of no use to problem {spec.text}; leave it out")
-    if options.device == "cuda" and not spec.has("device"):
-        raise ValueError(f"problem {spec.text} runs on the CPU only, got --device cuda; leave it out")
-    return spec.make(**given)
-
-
-def build_solver(
-    problem: Any, spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator
-) -> tuple[Solver, dict[str, int]]:
-    """Make the solver for `problem`, and say which ``parts``, ``overlap`` and ``levels`` it uses.
-
-    A field `decomposition` gets subdomains, a field `hierarchy` gets levels: three by default where the solver cannot
-    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems
-    say which hyper-parameters suit them (a learning rate, say) by ``settings(name)``; what the user wrote comes first.
-    """
-    advised = problem.settings(spec.name)
-    given: dict[str, Any] = {"comm": comm, "seed": seed, **advised}
-    shape = {"parts": 1, "overlap": 0, "levels": 1}
-    if spec.has("decomposition"):
-        shape["parts"] = advised.get("parts", max(4, comm.ranks)) if options.parts is None else options.parts
-        shape["overlap"] = 1 if options.overlap is None else options.overlap
-        given["decomposition"] = problem.decomposition(shape["parts"], shape["overlap"], comm)
-    if spec.has("hierarchy"):
-        needed = any(f.name == "hierarchy" and f.default is MISSING for f in fields(spec.kind))
-        shape["levels"] = options.levels or (3 if needed else 1)
-        if needed or shape["levels"] > 1:
-            matching = spec.has("decomposition") and hasattr(problem, "coarse_hierarchy")
-            levels = shape["levels"]
-            given["hierarchy"] = (
-                problem.coarse_hierarchy(levels, shape["parts"]) if matching else problem.hierarchy(levels)
-            )
-    for name in ("combine", "local_steps"):
-        if getattr(options, name) is not None:
-            given[name] = getattr(options, name)
-    solver: Solver = spec.make(**given)
-    return solver, shape
-
-
-def check_options(options: argparse.Namespace, solvers: list[Spec]) -> None:
-    """Refuse an option that none of the solvers has a use for.
-
-    Raises
-    ------
-    ValueError
-    """
-    for option, wanted in _WANTED_BY.items():
-        if getattr(options, option) is not None and not any(spec.has(wanted) for spec in solvers):
-            names = " ".join(spec.text for spec in solvers)
-            which = {"decomposition": "subdomains", "hierarchy": "levels"}.get(wanted, f"the key {wanted}")
-            raise ValueError(
-                f"--{option.replace('_', '-')} is of no use to solver {names}; leave it out or use one with {which}"
-            )
-
-
 def prepare(problem: Any, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator) -> Run:
     """Build everything that a run of a problem and a solver needs, up to the start."""
-    solver, shape = build_solver(problem, names[1], options, seed, comm)
+    builder = Builder(problem, options, seed, comm)
     stop = Stop(
         max_steps=options.steps,
         atol=options.atol,
@@ -163,13 +93,13 @@ def prepare(problem: Any, names: tuple[Spec, Spec], options: argparse.Namespace,
         names=(names[0].text, names[1].text),
         problem=problem,
         objective=problem.objective(),
-        solver=solver,
+        solver=builder.solver(names[1]),
         x=problem.initial(seed),
         stop=stop,
         seed=seed,
-        shape=shape,
+        shape=builder.shape(names[1]),
         options={name: getattr(options, name) for name in kept.split()},
-        comm=comm,
+        builder=builder,
     )
 
 
@@ -228,7 +158,7 @@ def fresh_state(run: Run) -> Any:
     CheckpointError
         The solver's memory cannot be saved.
     """
-    with uncounted():
+    with uncounted(), run.builder.in_use():
         state = run.solver.init(sampled(run.objective, 0), run.x)
     if not checkpoints.is_resumable(state):
         raise checkpoints.CheckpointError(
@@ -273,7 +203,7 @@ def execute(
 ) -> Result:
     """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; call `first` at the start."""
     keeper = None if checkpoint is None else Keeper(checkpoint, run)
-    with _monitors(run, past, out, shown) as monitors:
+    with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
         result = minimise(
             run.objective,
             past.x,
@@ -370,10 +300,10 @@ def one_line(error: BaseException) -> str:
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
 
 
-def _described(text: str, thing: Any) -> str:
-    """Return name and all keys of a problem or solver, defaults too."""
-    name = text if text.partition(":")[0].endswith((".npz", ".pt")) else text.partition(":")[0]
-    return name + ":" + ",".join(f"{key}={getattr(thing, key)}" for key in keys_of(type(thing)))
+def _head(text: str) -> str:
+    """Return the name without keys; that of a file may have colons."""
+    name = text.partition(":")[0]
+    return text if name.endswith((".npz", ".pt")) else name
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,8 @@ from scipy.optimize import minimize as scipy_minimize  # noqa: E402
 
 from mldd import petsc as bridge  # noqa: E402
 from mldd.cost import counting  # noqa: E402
-from mldd.petsc import as_tensor, as_vec, insert_options, matrix, petsc, shares, tao_minimise  # noqa: E402
+from mldd.petsc import as_tensor, as_vec, insert_options, matrix, petsc, shares  # noqa: E402
+from mldd.tao import tao_minimise  # noqa: E402
 from mldd.transfer import Compose, Identity, IndexTransfer, MatrixTransfer, Transfer  # noqa: E402
 from tests.helpers import Failing, Rosenbrock, WithoutValue, quadratic  # noqa: E402
 
