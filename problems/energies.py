@@ -100,6 +100,11 @@ class LocalPrice(Price):
         count(local_work=times * self.gradient * self.product)
 
 
+def members(bounds: Bounds, x: Tensor) -> int:
+    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one."""
+    return len(x) if x.dim() > bounds.lower.dim() else 1
+
+
 def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
     """Return the price of a batch: its unknowns (without padding) over all unknowns."""
     share = decomposition.held / decomposition.size
@@ -222,6 +227,11 @@ class StencilEnergy:
         """Number of unknowns (of a row of a batch)."""
         return self.bounds.lower.shape[-1]
 
+    @property
+    def band(self) -> int | None:
+        """Half bandwidth of the Hessian in one dimension, where it is tridiagonal."""
+        return 1 if len(self.shape) == 1 else None
+
     def _apply(self, v: Tensor, load: Tensor | None) -> Tensor:
         values = v.reshape(v.shape[:-1] + self.shape)
         if self.edges is not None:
@@ -251,25 +261,25 @@ class StencilEnergy:
 
     def value(self, x: Tensor) -> Tensor:
         """Return the energy, shape () or (p,)."""
-        self.price.of_value()
+        self.price.of_value(members(self.bounds, x))
         value = 0.5 * self._inner(x, self._apply(x, None)) + self._work_of_load(x)
         return value + self._reaction(x)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``scale A x + load + weight phi'(x)``."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         return self._curve(x, self._apply(x, self.load))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient with one stencil."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         linear = self._apply(x, self.load)
         value = 0.5 * (self._inner(x, linear) + self._work_of_load(x)) + self._reaction(x)
         return value, self._curve(x, linear)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``scale A v + weight phi''(x) v``."""
-        self.price.of_product()
+        self.price.of_product(members(self.bounds, x))
         v = v if self.valid is None else v * self.valid
         out = self._apply(v, None)
         if self.reaction is not None:
@@ -363,23 +373,23 @@ class BoundaryValueEnergy:
 
     def value(self, x: Tensor) -> Tensor:
         """Return the squared residual, shape () or (p,)."""
-        self.price.of_value()
+        self.price.of_value(members(self.bounds, x))
         return self._value(self._residual(x))
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return ``2 h^2 J^T r`` with J the Jacobian of the residual."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         return self._gradient(x, self._residual(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient in one sweep."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         residual = self._residual(x)
         return self._value(residual), self._gradient(x, residual)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``2 h^2 (J^T J v + sum_i r_i H_i v)``."""
-        self.price.of_product()
+        self.price.of_product(members(self.bounds, x))
         residual = self._residual(x)
         along = stencil(self._grid(v), 2)
         for part, u, d, shift in self._with_shift(along, x, v):

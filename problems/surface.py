@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import Price
-from mldd.problems.energies import PIECE, local_price
+from mldd.problems.energies import PIECE, local_price, members
 from mldd.problems.windows import GridDecomposition
 
 
@@ -128,13 +128,13 @@ class SurfaceEnergy:
 
     def value(self, x: Tensor) -> Tensor:
         """Return the area, shape () or (p,)."""
-        self.price.of_value()
+        self.price.of_value(members(self.bounds, x))
         rows = self.frame.shape[-2] - 2
         return torch.stack([self._area(self._cells(x, a, b), b == rows) for a, b in self._blocks(x)]).sum(0)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient of the area."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         out = x.new_empty(x.shape)
         for a, b in self._blocks(x):
             self._slope(self._cells(x, a, b), self._grid(out)[..., a:b, :])
@@ -142,7 +142,7 @@ class SurfaceEnergy:
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient in one sweep."""
-        self.price.of_gradient()
+        self.price.of_gradient(members(self.bounds, x))
         out, areas = x.new_empty(x.shape), []
         for a, b in self._blocks(x):
             cells = self._cells(x, a, b)
@@ -152,7 +152,7 @@ class SurfaceEnergy:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``H(x) v``: the fluxes s dx, s dy of all edges, differentiated along v."""
-        self.price.of_product()
+        self.price.of_product(members(self.bounds, x))
         v = v if self.valid is None else v * self.valid
         out = v.new_empty(v.shape)
         for a, b in self._blocks(x):

@@ -300,3 +300,12 @@ def test_fields_are_the_keys_of_the_command_line() -> None:
 def test_bad_fields_are_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Quadratic(**arguments)  # type: ignore[arg-type]
+
+
+def test_every_vector_of_a_batch_is_counted() -> None:
+    f = Obstacle(n=5).objective()
+    x = torch.zeros(3, f.size, dtype=torch.float64)
+    with counting() as cost:
+        f.gradient(x)
+        f.hessian_product(x, x)
+    assert (cost.gradients, cost.work) == (3, 6.0)
