@@ -1,0 +1,382 @@
+"""APTS and NAPTS: additively preconditioned trust-region methods, over data or graph parts and over parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mldd.bounds import Bounds
+from mldd.decomposition import Combine, Decomposition, SharedDecomposition
+from mldd.objective import Objective, Remembered, value_and_gradient
+from mldd.parallel import SERIAL, Communicator
+from mldd.solver import State, Status
+from mldd.solvers.trust_region import Model, Norm, TrustRegion, TrustRegionState
+
+
+@dataclass(frozen=True)
+class Apts:
+    r"""Trust-region method whose steps come from trust-region methods on subdomains (additive Schwarz), in parallel.
+
+    One outer step, at x with f and g known and the radius delta:
+
+    1. On every subdomain d, `local_steps` trust-region steps on its first-order corrected model f_d (its gradient at
+       ``R_d x`` is ``R_d g``), from ``R_d x``, never farther from it than delta_d. Without communication.
+    2. ``s = sum_d P_d D_d s_d`` and the promised decrease ``pred = sum_d`` (decreases of f_d), in one sum over ranks.
+       Then ``|s| <= delta``.
+    3. ``rho = (f(x) - f(x + s)) / pred`` decides about s and delta, as in `TrustRegion`.
+    4. `global_steps` trust-region steps on all unknowns, with a radius of their own; their model learns from the
+       Schwarz step too.
+
+    Weights and local radii: ``asm``, the plain sum, is the method as published for data, with ``delta_d = delta / N``
+    in the 2-norm; ``wasm`` takes means where subdomains overlap (all of them, for data) with ``delta_d = delta``. In
+    general ``delta_d = delta / sqrt(sum_d max D_d)`` for ras and wasm and ``delta / sqrt(N m)`` for asm, m the largest
+    multiplicity (2-norm); ``delta`` and ``delta / m`` (infinity norm).
+
+    Collectives on vectors per outer step: the sum of step 2, the trial's value and gradient (distributed objectives),
+    and one more of these per global step.
+
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+        Over parameters (APTS_W, APTS_P) or over data or graph parts (APTS_D); local models must be first-order
+        consistent.
+    model, global_model : {"bfgs", "sr1", "first-order"}
+        Of the local and of the global trust-region steps.
+    norm : {"2", "inf"}
+        Of all trust regions. Objectives with bounds need "inf" and the weights ras or wasm.
+    combine : {"wasm", "asm", "ras"}
+    local_steps, global_steps : int
+    radius, min_radius, max_radius, shrink, grow, accept, low, high, memory, model_steps
+        See `TrustRegion`.
+    window : int
+        Non-monotone acceptance of Schwarz and global steps (NAPTS): compared with the largest of so many latest values.
+    span : int
+        Coarse directions: the local steps and the last outer step, split by layer, span a small space in which f is
+        minimised from s on by a trust-region method within the same radius; so many evaluations of value and gradient,
+        of which the first is the trial of step 3. 0: none, s is all.
+    keep_pairs : bool
+        Local models keep their curvature pairs from one outer step to the next.
+    comm : Communicator
+
+    References
+    ----------
+    arXiv 2312.13677 (parameters) and 2502.05133 (data), as in the code of their authors, except that the gradient of
+    local models carries the correction, that the local radii are the largest that ensure ``|s| <= delta``, and that
+    Schwarz and global steps have radii of their own (with one for both, the poorer kind of step shortens the better
+    one). BFGS models, means (wasm) and kept pairs are additions. Non-monotone acceptance and coarse directions are the
+    idea of arXiv 2605.14860, reconstructed; the small space is that of arXiv 2601.08709.
+    """
+
+    decomposition: Decomposition | SharedDecomposition
+    model: Model = "bfgs"
+    global_model: Model = "bfgs"
+    norm: Norm = "2"
+    combine: Combine = "wasm"
+    local_steps: int = 5
+    global_steps: int = 1
+    radius: float = 1.0
+    min_radius: float = 0.0
+    max_radius: float = 1e3
+    shrink: float = 0.5
+    grow: float = 2.0
+    accept: float = 1e-4
+    low: float = 0.25
+    high: float = 0.75
+    window: int = 1
+    span: int = 0
+    memory: int = 10
+    model_steps: int = 10
+    keep_pairs: bool = True
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        if not self.local_steps >= 1:
+            raise ValueError(f"`local_steps` must be >= 1, got {self.local_steps}")
+        for name in ("global_steps", "span"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+        if self.combine not in ("asm", "ras", "wasm"):
+            raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
+        _ = self.local, self.globally
+
+    def _region(self, model: Model, norm: Norm, window: int, comm: Communicator) -> TrustRegion:
+        return TrustRegion(
+            model,
+            norm,
+            self.radius,
+            self.min_radius,
+            self.max_radius,
+            self.shrink,
+            self.grow,
+            self.accept,
+            self.low,
+            self.high,
+            window,
+            self.memory,
+            self.model_steps,
+            comm,
+        )
+
+    @cached_property
+    def local(self) -> TrustRegion:
+        """The trust-region method on subdomains."""
+        return self._region(self.model, self.norm, 1, SERIAL)
+
+    @cached_property
+    def globally(self) -> TrustRegion:
+        """The trust-region method on all unknowns, which also judges Schwarz steps."""
+        return self._region(self.global_model, self.norm, self.window, self.comm)
+
+    @cached_property
+    def coarse(self) -> TrustRegion:
+        """The trust-region method in the small space."""
+        return self._region("bfgs", "2", self.window, self.comm)
+
+    def init(self, objective: Objective, x: Tensor) -> AptsState:
+        """Return the first radius, and no pairs.
+
+        Raises
+        ------
+        ValueError
+            The objective has bounds, and trust region or weights do not respect them.
+        """
+        if self.span and not objective.bounds.is_free:
+            raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
+        if self.combine == "asm" and not objective.bounds.is_free:
+            raise ValueError("sums of corrections (asm) leave the bounds of the objective; use combine wasm or ras")
+        d = self.decomposition
+        weights, y = d.weights(self.combine, x.dtype), d.gather(x)
+        largest = weights.amax(1) if weights.numel() else weights.new_zeros(0)
+        least = torch.where(d.valid, weights, torch.inf).amin(1) if weights.numel() else largest
+        total, uneven = self.comm.sum_scalars([float(largest.sum()), float((largest != least).sum())])
+        m = float(d.multiplicity.max()) if self.combine == "asm" else 1.0
+        share = 1.0 / m if self.norm == "inf" else 1.0 / math.sqrt(total * m)
+        return AptsState(
+            globally=self.globally.init(objective, x),
+            local=self.local.fresh(y),
+            weights=weights,
+            row_weights=largest[:, None] if uneven == 0 else None,
+            share=share,
+            radii=[x.new_tensor([self.radius]) for _ in range(2)],
+            previous=torch.zeros_like(x) if self.span else torch.empty(0),
+        )
+
+    def step(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, AptsState]:
+        """Do one outer step, in place."""
+        whole = state.globally
+        self.globally.locate(objective, x, whole)
+        if whole.status is None:
+            self._in_turn(0, lambda: self._schwarz_step(objective, x, state), state)
+        for _ in range(self.global_steps):
+            self._in_turn(1, lambda: self.globally.advance(objective, x, whole), state)
+        if whole.status is Status.diverged:
+            state.status = Status.diverged
+        elif all(state.stuck[: 2 if self.global_steps else 1]):
+            state.status = Status.stalled
+        return x, state
+
+    def _in_turn(self, kind: int, step: Callable[[], None], state: AptsState) -> None:
+        """Do a `step` of one kind (0: Schwarz, 1: global) with its own radius, unless it cannot go on from here."""
+        whole = state.globally
+        if state.stuck[kind] or whole.status is Status.diverged:
+            return
+        whole.radius, whole.frozen, whole.status = state.radii[kind], torch.zeros_like(whole.frozen), None
+        step()
+        state.radii[kind], state.stuck[kind] = whole.radius, bool(whole.frozen.all())
+        if state.stuck[1 - kind] and bool(whole.length > 0):  # another point: the other kind gets another chance
+            state.stuck[1 - kind], state.radii[1 - kind] = False, whole.length
+
+    def _schwarz_step(self, objective: Objective, x: Tensor, state: AptsState) -> None:
+        """Try the sum of the local steps."""
+        whole = state.globally
+        steps, totals = self._solve_all(objective, x, state)
+        state.dropped += int(totals[1])
+        before = whole.accepted, whole.rejected
+        if self.span:
+            self._search_span(objective, x, steps, totals[:1], state)
+        else:
+            self.globally.settle(objective, x, steps, totals[:1], whole)
+        state.accepted += whole.accepted - before[0]
+        state.rejected += whole.rejected - before[1]
+
+    def _solve_all(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Tensor]:
+        """Return the weighted local steps: their sum, shape (n,), or each of them, shape (N, n), where there is a span.
+
+        And the sums of the decreases they promise and of those dropped, shape (2,). One collective.
+        """
+        c, decrease = self._solve_locally(objective, x, state)
+        good = torch.isfinite(c).all(1, keepdim=True) & torch.isfinite(decrease)
+        c, decrease = torch.where(good, c, 0.0), torch.where(good, decrease, 0.0)
+        numbers = torch.cat([decrease, (~good).to(c.dtype)], 1)
+        if self.span:
+            rows = self.comm.gather(torch.cat([self.decomposition.spread(c), numbers], 1))
+            return rows[:, :-2], rows[:, -2:].sum(0)
+        total = self.comm.sum(torch.cat([self.decomposition.scatter(c), numbers.sum(0)]))
+        return total[:-2], total[-2:]
+
+    def _search_span(self, objective: Objective, x: Tensor, rows: Tensor, decrease: Tensor, state: AptsState) -> None:
+        """Minimise in the space of `rows` and the last step, split by layer, from the sum of the rows on; go there."""
+        whole, s = state.globally, rows.sum(0)
+        assert whole.gradient is not None  # noqa: S101
+        rows = torch.cat([rows, state.previous[None]])
+        pieces = torch.cat([only(rows, block) for block in self.decomposition.blocks])
+        small = Slice(objective, x.clone(), orthonormal(pieces), whole.gradient)
+        z, f = x.new_zeros(small.size), Remembered(small)
+        mine = self.coarse.fresh(z)
+        mine.radius = whole.radius
+        mine.confine(torch.zeros_like(z), whole.radius)
+        mine.values, mine.gradient = whole.values, small.restrict(whole.gradient)
+        f.keep(z, mine.gradient)
+        self.coarse.settle(f, z, small.restrict(s), decrease, mine)
+        judged = mine.radius
+        for _ in range(self.span - 1):
+            if mine.status is None:
+                self.coarse.advance(f, z, mine)
+        mine.radius = torch.maximum(judged, self.coarse.length(z))
+        self.globally.follow(objective, x, small.prolong(z), small.gradient_at(z), mine, whole)
+        if bool((z != 0).any()):
+            state.previous.copy_(small.prolong(z))
+
+    def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Tensor]:
+        """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p, 1)."""
+        d, local, g = self.decomposition, state.local, state.globally.gradient
+        assert g is not None  # noqa: S101
+        f, y0 = Remembered(d.models(objective, x, g)), d.gather(x)
+        if not len(y0):
+            return y0, y0.new_zeros((0, 1))
+        y = y0.clone()
+        f.keep(y, d.gather(g).mul_(d.valid))  # R_d g: that is what first-order consistent means
+        if not self.keep_pairs:
+            state.local = local = self.local.fresh(y)
+        local.confine(y0, state.globally.radius * state.share)
+        self.local.locate(f, y, local)
+        start = local.value
+        for k in range(self.local_steps):
+            if local.status is None:
+                self.local.advance(f, y, local, last=k + 1 == self.local_steps)
+        c = y.sub_(y0).mul_(state.weights)
+        broken = torch.where(torch.isfinite(start), 0.0, torch.nan)
+        if state.row_weights is not None:
+            return c, local.descent * state.row_weights + broken
+        promised, slope = start - f.value(y0 + c)[:, None], -(d.gather(g) * c).sum(1, keepdim=True)
+        rounding = 10 * torch.finfo(x.dtype).eps * start.abs()
+        return c, torch.where(promised.abs() <= rounding, slope, promised)
+
+
+@dataclass
+class AptsState(State):
+    """State of `Apts`; `accepted` and `rejected` count Schwarz steps.
+
+    Attributes
+    ----------
+    globally : TrustRegionState
+        Latest values and global model; its own counts are those of Schwarz and global steps together.
+    radii : list of Tensor, shape (1,)
+        Of Schwarz steps (delta) and of global steps.
+    stuck : list of bool
+        Which kind of step is at its floor.
+    local : TrustRegionState
+        One row per subdomain of this rank.
+    weights : Tensor, shape (p, m)
+    row_weights : Tensor, shape (p, 1), or None
+        The weights, where they are the same for all unknowns of a subdomain, for all subdomains.
+    share : float
+        Local radius over delta.
+    previous : Tensor, shape (n,)
+        The last step taken in the span.
+    dropped : int
+        Local steps, on all ranks, that were dropped because a local model was not finite.
+    """
+
+    globally: TrustRegionState = field(default_factory=TrustRegionState)
+    local: TrustRegionState = field(default_factory=TrustRegionState)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    row_weights: Tensor | None = None
+    share: float = 1.0
+    radii: list[Tensor] = field(default_factory=list)
+    stuck: list[bool] = field(default_factory=lambda: [False, False])
+    previous: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    dropped: int = 0
+
+
+@dataclass
+class Slice:
+    """``z -> f(x + z Q)`` for orthonormal rows of Q, remembering the whole gradients of the last two points.
+
+    Parameters
+    ----------
+    f : Objective
+        Without bounds.
+    x : Tensor, shape (n,)
+    Q : Tensor, shape (k, n)
+    g : Tensor, shape (n,)
+        Gradient at x.
+    """
+
+    f: Objective
+    x: Tensor
+    Q: Tensor
+    g: Tensor
+    _known: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Dimension k."""
+        return len(self.Q)
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """No bounds."""
+        return Bounds.free(self.size, dtype=self.x.dtype, device=self.x.device)
+
+    def prolong(self, z: Tensor) -> Tensor:
+        """Return ``z Q``."""
+        return z @ self.Q
+
+    def restrict(self, g: Tensor) -> Tensor:
+        """Return ``Q g``."""
+        return self.Q @ g
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return the value."""
+        return self.f.value(self.x + self.prolong(z))
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the gradient with respect to z."""
+        return self.value_and_gradient(z)[1]
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        value, g = value_and_gradient(self.f, self.x + self.prolong(z))
+        self._known = [*self._known[-1:], (z.clone(), g)]
+        return value, self.restrict(g)
+
+    def gradient_at(self, z: Tensor) -> Tensor:
+        """Return the whole gradient at ``x + z Q``."""
+        if not bool((z != 0).any()):
+            return self.g
+        known = [g for point, g in self._known if torch.equal(point, z)]
+        return known[0] if known else self.f.gradient(self.x + self.prolong(z))
+
+
+def only(rows: Tensor, block: slice) -> Tensor:
+    """Return the rows with zeros outside of `block`."""
+    out = torch.zeros_like(rows)
+    out[:, block] = rows[:, block]
+    return out
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """Return orthonormal rows that span all `rows`, shape (k, n), up to rounding."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    U, sizes, _ = torch.linalg.svd(rows @ rows.mT / (norms * norms.mT).clamp_min(1e-300))
+    keep = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.clamp_min(1e-300).max()
+    scaled = torch.where(norms > 0, rows / norms.clamp_min(1e-300), 0.0)
+    Q: Tensor = torch.linalg.qr((U[:, keep].mT @ scaled).mT)[0]
+    return Q.mT

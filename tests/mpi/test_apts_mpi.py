@@ -1,0 +1,77 @@
+"""APTS takes the same steps on 1, 2 and 4 ranks, and a local model that breaks down on one of them holds up none."""
+
+import pytest
+
+from tests.helpers import launch, needs_mpi
+
+SCRIPT = """
+    import torch
+    from dataclasses import replace
+    from mldd.decomposition import LocalRestrictions
+    from mldd.parallel import SERIAL, Communicator, world
+    from mldd.problems.pde import Obstacle
+    from mldd.problems.supervised import Digits
+    from mldd.solver import Status, Stop, minimise
+    from mldd.solvers.apts import Apts
+
+    communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
+    assert [comm.ranks for comm in communicators] == [2, 4]
+
+    def digits(comm, broken=(), steps=6, **options):
+        problem = Digits(hidden="10", samples=120, subdomains="data", comm=comm)
+        decomposition = problem.decomposition(4)
+
+        def build(d, f, x, g):
+            models = decomposition.build(d, f, x, g)
+            bad = [row for row, k in enumerate(d.local) if k in broken]
+            value, both = models.value, models.value_and_gradient
+            def lost(v):
+                v[bad] = torch.nan
+                return v
+            class Broken(type(models)):
+                def value(self, y):
+                    return lost(value(y))
+                def value_and_gradient(self, y):
+                    v, g = both(y)
+                    return lost(v), g
+            return Broken(models.f, models.delta, models.y0, models.bounds)
+
+        solver = Apts(replace(decomposition, build=build), comm=comm, **options)
+        result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(steps), comm=comm, values=True)
+        assert result.state.dropped == steps * len(broken)
+        return result
+
+    for options in ({}, {"norm": "inf"}, {"combine": "asm", "model": "first-order"}, {"span": 2, "window": 3},
+                    {"broken": (1,)}, {"broken": (0, 3), "global_steps": 0}):
+        alone = digits(SERIAL, **options)
+        for comm in communicators:
+            result = digits(comm, **options)
+            difference = max(abs(a.value - b.value) for a, b in zip(result.history.records, alone.history.records))
+            assert difference < 1e-7, (options, comm.ranks, difference)
+            assert result.state.accepted == alone.state.accepted
+            assert result.record.synchronisations == alone.record.synchronisations
+            if "broken" not in options:  # one that is alone on its rank ends its local steps at once
+                assert abs(result.record.work_units - alone.record.work_units) < 1e-9 * alone.record.work_units
+
+    obstacle = Obstacle(n=15)
+    for combine in ("ras", "wasm"):
+        def run(comm):
+            solver = Apts(obstacle.decomposition(4, 1, comm), norm="inf", combine=combine, comm=comm)
+            f = obstacle.objective()
+            result = minimise(f, obstacle.initial(0), solver, stop=Stop(12), comm=comm)
+            assert f.bounds.violation(result.x) == 0.0
+            return result.x
+        alone = run(SERIAL)
+        for comm in communicators:
+            torch.testing.assert_close(run(comm), alone, rtol=1e-9, atol=1e-11)
+    if world().rank == 0:
+        print("the same on 1, 2 and 4 ranks")
+"""
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_steps_do_not_depend_on_the_number_of_ranks():
+    done = launch(4, SCRIPT, safe=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same on 1, 2 and 4 ranks" in done.stdout
