@@ -1,0 +1,199 @@
+"""Residual losses as functions of some layers only: what lies below these layers is evaluated once per local model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldd.cost import Price
+from mldd.decomposition import LocalRestrictions
+from mldd.problems.propagation import Evaluation, Linear, scaled
+from mldd.problems.propagation import _unscale as unscale
+from mldd.problems.residual_loss import Piece, ResidualLoss
+
+
+@dataclass(frozen=True)
+class LayerModels(LocalRestrictions):
+    """Local models of runs of layers, one after the other, each from the cached state below its first layer.
+
+    With L layers of equal width, a model of the layers a..b-1 needs ``(L - a) / L`` of a forward sweep, as much of the
+    adjoints, and ``(b - a) / L`` of the products that make gradients of weights; these are about a third of a gradient
+    each. One subdomain per layer costs ``(L + 2) / (3 L)`` gradients on average. Values and gradients are those of
+    `LocalRestrictions`, which batches subdomains instead: the faster way where points are few.
+    """
+
+    f: ResidualLoss
+
+    @cached_property
+    def _layers(self) -> list[range]:
+        """Layers that each local subdomain updates."""
+        runs, slices = self.decomposition.runs, self.f.net.layout.slices
+        assert runs is not None  # layers are consecutive unknowns
+        found = []
+        for run in runs:
+            inside = [k for k, layer in enumerate(slices) if run.start <= layer.start and layer.stop <= run.stop]
+            found.append(range(inside[0], inside[-1] + 1))
+        return found
+
+    @cached_property
+    def _prices(self) -> list[Price]:
+        """What one evaluation of every local model costs."""
+        made, most = [], self.f.net.layers
+        for layers in self._layers:
+            swept = (most - layers.start) / most
+            share = (2 * swept + len(layers) / most) / 3
+            made.append(Price(self.f.price.gradient * share, fine=False, value=swept / share / 3, local=True))
+        return made
+
+    @cached_property
+    def _tails(self) -> list[list[Tail]]:
+        """For every local subdomain the sweeps above its first layer, at each piece of the points."""
+        net, pieces = self.f.net, self.f.pieces(self.x)
+        tails: list[list[Tail]] = [[] for _ in self._layers]
+        parameters = [view[None] for view in net.layout.views(self.x)]
+        for piece in pieces:
+            whole = piece.streams.forward(parameters)
+            for own, layers in zip(tails, self._layers, strict=True):
+                state = whole.states[layers.start - 1] if layers.start else None
+                own.append(
+                    Tail(piece, layers, None if state is None else type(state)(piece.streams, state.all.clone()))
+                )
+            whole.release()
+        Price(self.f.price.gradient, fine=False, local=True).of_value()
+        return tails
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return the values, shape (p,)."""
+        values, net = y.new_zeros(len(y)), self.f.net
+        for k, (x, tails) in enumerate(zip(self._points(y), self._tails, strict=True)):
+            self._prices[k].of_value()
+            linear = scaled(net, [view[None] for view in net.layout.views(x)])
+            for tail in tails:
+                values[k] += tail.value(linear)
+        return values.div_(self.f.total)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradients of all local models, shape (p, m)."""
+        return self.value_and_gradient(y)[1]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gradients of all local models."""
+        values, net = y.new_zeros(len(y)), self.f.net
+        total, part = y.new_zeros(len(y), self.f.size), y.new_zeros(self.f.size)
+        out = [view[None] for view in net.layout.views(part)]
+        assert self.decomposition.runs is not None
+        for k, (x, run, tails) in enumerate(zip(self._points(y), self.decomposition.runs, self._tails, strict=True)):
+            self._prices[k].of_gradient()
+            parameters = [view[None] for view in net.layout.views(x)]
+            linear = scaled(net, parameters)
+            for tail in tails:
+                values[k] += tail.pullback(linear, out)
+                total[k, run] += part[run]
+            if net.kind == "residual":
+                unscale(net, parameters, list(net.linear([view[None] for view in net.layout.views(total[k])])))
+        return values.div_(self.f.total), self._rows(total.div_(self.f.total))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A network from the first of `layers` on, at some points.
+
+    Parameters
+    ----------
+    piece : Piece
+        Of the points.
+    layers : range
+        Layers whose gradient is asked for.
+    below : Stack or None
+        The streams of the state below the first of them, shape (1, w, S, m); None below layer 0.
+    """
+
+    piece: Piece
+    layers: range
+    below: Any
+
+    def value(self, linear: list[Linear]) -> Tensor:
+        """Return the sum of the squared residuals for weights, biases and scales of all layers, shape ()."""
+        sweep = Upper.of(self, linear)
+        value = self.piece.squares(self.piece.streams.split(sweep.streams))
+        sweep.release()
+        return value[0]
+
+    def pullback(self, linear: list[Linear], out: list[Tensor]) -> Tensor:
+        """Return the sum of the squared residuals, and write its gradient with respect to `layers` to `out`.
+
+        Parameters
+        ----------
+        linear : list
+            Of all layers weights and bias, which the gradient is with respect to, with a leading axis of length 1.
+        out : list of Tensor
+            Views of the network's layout with such an axis.
+        """
+        sweep = Upper.of(self, linear)
+        streams = sweep.streams.clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.piece.squares(self.piece.streams.split(streams))
+            (g,) = torch.autograd.grad(value.sum(), streams)
+        sweep.backward(g, out)
+        return value.detach()[0]
+
+
+class Upper(Evaluation):
+    """An evaluation of the layers from the first that changes on; its sweep back ends there."""
+
+    tail: Tail
+
+    @staticmethod
+    def of(tail: Tail, linear: list[Linear]) -> Upper:
+        """Evaluate above ``tail.below``, in buffers that are left from such an evaluation or new ones."""
+        source = tail.piece.streams
+        key = (1, *source._key, Upper)
+        left = source.net._spare.get(key)
+        sweep = left.pop() if left else Upper(key, source)
+        assert isinstance(sweep, Upper)
+        sweep.tail, sweep.linear = tail, linear
+        sweep.columns, sweep.coordinates = source.columns, source.slopes
+        with torch.no_grad():
+            sweep._rise()
+        return sweep
+
+    def _rise(self) -> None:
+        """Propagate all streams through the layers from the first on."""
+        state = self.tail.below
+        for layer in range(self.tail.layers.start, self.net.layers):
+            last = layer + 1 == self.net.layers
+            h, alpha = (self.outputs, 1.0) if last else (self.hidden[layer], 2.0)
+            if state is None:
+                self.enter()
+            else:
+                weight, bias, _ = self.linear[layer]
+                h.flat.baddbmm_(weight, state.flat, beta=0.0, alpha=alpha)
+                h.value.add_(bias[..., None], alpha=alpha)
+            if last:
+                break
+            if state is not None:
+                self.activate(layer)
+            if self.states[layer] is not h:
+                torch.add(state.all, h.all, alpha=self.net.step, out=self.states[layer].all)
+            state = self.states[layer]
+
+    def _backward(self, g: Tensor, out: Sequence[Tensor]) -> None:
+        """Take the adjoints back to the first layer."""
+        gradients, layers = list(self.net.linear(out)), self.tail.layers
+        a, alpha = self.outputs, 1.0
+        a.all.copy_(g.permute(0, 3, 1, 2))
+        for layer in reversed(range(layers.start, self.net.layers)):
+            if layer in layers:
+                state = self.tail.below if layer == layers.start else self.states[layer - 1]
+                below = self.columns.transpose(1, 2) if state is None else state.turned
+                gradients[layer][0].baddbmm_(a.flat, below, beta=0.0, alpha=alpha)
+                torch.sum(a.value, -1, out=gradients[layer][1]).mul_(alpha)
+            if layer == layers.start:
+                break
+            self.descend(layer, a, alpha)
+            a, alpha = self.pull(layer - 1), 2.0
