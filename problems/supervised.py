@@ -30,6 +30,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "adagrad": _FIRST_ORDER,
     "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
     "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+    "apts": {"parts": 2},
+    "aspqn": {"parts": 2},
+    "mspqn": {"parts": 2},
+    # three layers that change together: the sum of their steps is too long
+    "schwarz": {"parts": 3, "damping": 1 / 3},
     "mofftr": {"rate": 0.1, "varsigma": 1e-6, "coarse_steps": 5},
     # after 50 synchronisations of two parts, seed 1
     "localsgd": {"lr": 0.3, "momentum": 0.9, "memory": "keep"},

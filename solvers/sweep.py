@@ -97,7 +97,8 @@ class Sweep:
         kind: Combine = self.combine if self.order == "additive" else "asm"
         state = SweepState(weights=self.decomposition.weights(kind, x.dtype))
         if self.memory != "reset":
-            state.local = [self._fresh(objective, x, d) for d in self._groups]
+            g = objective.gradient(x) if self.decomposition.corrected else None
+            state.local = [self.solver.init(*self._start(objective, x, g, d)) for d in self._groups]
         return state
 
     @cached_property
@@ -107,10 +108,6 @@ class Sweep:
         if self.batched and self.order == "additive":
             return [d] if len(d.local) else []
         return [d.alone(k) for k in d.local]
-
-    def _fresh(self, objective: Objective, x: Tensor, d: Decomposition | SharedDecomposition) -> Any:
-        f, y = self._start(objective, x, objective.gradient(x) if d.corrected else None, d)
-        return self.solver.init(f, y)
 
     def correction(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
         """Return ``G(x) - x``, shape (n,), the same on all ranks; `x` is not written to."""
@@ -202,7 +199,8 @@ class Sweep:
     @staticmethod
     def _measure(f: Objective, y: Tensor) -> Tensor:
         """Return the 2-norm of every row's criticality vector."""
-        return torch.linalg.vector_norm(f.bounds.criticality(y, f.gradient(y)), dim=-1)
+        d = f.bounds.criticality(y, f.gradient(y))
+        return d.square().sum(-1).sqrt_()
 
     def _after(self, state: SweepState) -> None:
         """Average the local states over all subdomains, where `memory` says so; one synchronisation per vector.
