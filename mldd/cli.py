@@ -341,6 +341,7 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
         ("cost", cost_line(content)),
     ]
+    lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
     if result.projected:
         lines.append(("start", "was infeasible and has been projected to the bounds"))
     if content["bounds_violation"] > 0:

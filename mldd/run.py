@@ -251,6 +251,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "ranks": run.comm.ranks,
         **run.shape,
         "status": result.status.name,
+        "notes": result.state.notes,
         "steps": result.record.step,
         "loss": loss,
         "measure": good.measure,

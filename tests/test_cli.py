@@ -13,8 +13,8 @@ from mldd import cli, names
 from mldd.monitor import FIELDS, read_csv
 from tests.helpers import MLDD, result, user_arrays
 
-KEYS = """problem solver options seed ranks parts overlap levels status steps loss measure metrics gradient_evaluations
-work_units synchronisations bytes_exchanged seconds bounds_violation versions""".split()
+KEYS = """problem solver options seed ranks parts overlap levels status notes steps loss measure metrics
+gradient_evaluations work_units synchronisations bytes_exchanged seconds bounds_violation versions""".split()
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}
