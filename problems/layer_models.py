@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mldd.cost import Price
 from mldd.decomposition import LocalRestrictions
-from mldd.problems.propagation import Evaluation, Linear, scaled
-from mldd.problems.propagation import _unscale as unscale
+from mldd.problems.propagation import Evaluation, Linear, scaled, unscale
 from mldd.problems.residual_loss import Piece, ResidualLoss
 
 
@@ -72,7 +71,7 @@ class LayerModels(LocalRestrictions):
         values, net = y.new_zeros(len(y)), self.f.net
         for k, (x, tails) in enumerate(zip(self._points(y), self._tails, strict=True)):
             self._prices[k].of_value()
-            linear = scaled(net, [view[None] for view in net.layout.views(x)])
+            linear = scaled(net.linear([view[None] for view in net.layout.views(x)]))
             for tail in tails:
                 values[k] += tail.value(linear)
         return values.div_(self.f.total)
@@ -89,13 +88,13 @@ class LayerModels(LocalRestrictions):
         assert self.decomposition.runs is not None
         for k, (x, run, tails) in enumerate(zip(self._points(y), self.decomposition.runs, self._tails, strict=True)):
             self._prices[k].of_gradient()
-            parameters = [view[None] for view in net.layout.views(x)]
-            linear = scaled(net, parameters)
+            layers = list(net.linear([view[None] for view in net.layout.views(x)]))
+            linear = scaled(layers)
             for tail in tails:
                 values[k] += tail.pullback(linear, out)
                 total[k, run] += part[run]
             if net.kind == "residual":
-                unscale(net, parameters, list(net.linear([view[None] for view in net.layout.views(total[k])])))
+                unscale(layers, list(net.linear([view[None] for view in net.layout.views(total[k])])))
         return values.div_(self.f.total), self._rows(total.div_(self.f.total))
 
 
@@ -156,44 +155,12 @@ class Upper(Evaluation):
         left = source.net._spare.get(key)
         sweep = left.pop() if left else Upper(key, source)
         assert isinstance(sweep, Upper)
-        sweep.tail, sweep.linear = tail, linear
-        sweep.columns, sweep.coordinates = source.columns, source.slopes
+        sweep.tail = tail
         with torch.no_grad():
-            sweep._rise()
+            sweep.bind(source, linear)
+            sweep.rise(tail.layers.start, tail.below)
         return sweep
-
-    def _rise(self) -> None:
-        """Propagate all streams through the layers from the first on."""
-        state = self.tail.below
-        for layer in range(self.tail.layers.start, self.net.layers):
-            last = layer + 1 == self.net.layers
-            h, alpha = (self.outputs, 1.0) if last else (self.hidden[layer], 2.0)
-            if state is None:
-                self.enter()
-            else:
-                weight, bias, _ = self.linear[layer]
-                h.flat.baddbmm_(weight, state.flat, beta=0.0, alpha=alpha)
-                h.value.add_(bias[..., None], alpha=alpha)
-            if last:
-                break
-            if state is not None:
-                self.activate(layer)
-            if self.states[layer] is not h:
-                torch.add(state.all, h.all, alpha=self.net.step, out=self.states[layer].all)
-            state = self.states[layer]
 
     def _backward(self, g: Tensor, out: Sequence[Tensor]) -> None:
         """Take the adjoints back to the first layer."""
-        gradients, layers = list(self.net.linear(out)), self.tail.layers
-        a, alpha = self.outputs, 1.0
-        a.all.copy_(g.permute(0, 3, 1, 2))
-        for layer in reversed(range(layers.start, self.net.layers)):
-            if layer in layers:
-                state = self.tail.below if layer == layers.start else self.states[layer - 1]
-                below = self.columns.transpose(1, 2) if state is None else state.turned
-                gradients[layer][0].baddbmm_(a.flat, below, beta=0.0, alpha=alpha)
-                torch.sum(a.value, -1, out=gradients[layer][1]).mul_(alpha)
-            if layer == layers.start:
-                break
-            self.descend(layer, a, alpha)
-            a, alpha = self.pull(layer - 1), 2.0
+        self.sink(g, out, self.tail.layers, self.tail.below)
