@@ -55,6 +55,8 @@ class LayerModels(LocalRestrictions):
         net, pieces = self.f.net, self.f.pieces(self.x)
         tails: list[list[Tail]] = [[] for _ in self._layers]
         parameters = [view[None] for view in net.layout.views(self.x)]
+        if not any(layers.start for layers in self._layers):
+            return [[Tail(piece, layers, None) for piece in pieces] for layers in self._layers]
         for piece in pieces:
             whole = piece.streams.forward(parameters)
             for own, layers in zip(tails, self._layers, strict=True):
@@ -66,14 +68,35 @@ class LayerModels(LocalRestrictions):
         Price(self.f.price.gradient, fine=False, local=True).of_value()
         return tails
 
+    @cached_property
+    def _linear(self) -> list[list[Linear]]:
+        """For every local subdomain weights, bias and scale of all layers: views of its full vector, made once."""
+        net = self.f.net
+        return [list(net.linear([view[None] for view in net.layout.views(row)])) for row in self._buffer]
+
+    @cached_property
+    def _out(self) -> list[tuple[Tensor, list[Tensor]]]:
+        """Two vectors for gradients, with their views: of all points, and of one piece of them."""
+        vectors = [self.x.new_zeros(self.f.size) for _ in range(2)]
+        return [(vector, [view[None] for view in self.f.net.layout.views(vector)]) for vector in vectors]
+
+    @cached_property
+    def _scaled(self) -> list[list[Linear]]:
+        return [scaled(linear) for linear in self._linear]
+
+    def _weights(self, k: int) -> list[Linear]:
+        """Return what subdomain `k` multiplies by: views, or products with scales that are made anew."""
+        return scaled(self._linear[k]) if self.f.net.kind == "residual" else self._scaled[k]
+
     def value(self, y: Tensor) -> Tensor:
         """Return the values, shape (p,)."""
-        values, net = y.new_zeros(len(y)), self.f.net
-        for k, (x, tails) in enumerate(zip(self._points(y), self._tails, strict=True)):
+        self._points(y)
+        values = y.new_zeros(len(y))
+        for k, tails in enumerate(self._tails):
             self._prices[k].of_value()
-            linear = scaled(net.linear([view[None] for view in net.layout.views(x)]))
+            weights = self._weights(k)
             for tail in tails:
-                values[k] += tail.value(linear)
+                values[k] += tail.value(weights)
         return values.div_(self.f.total)
 
     def gradient(self, y: Tensor) -> Tensor:
@@ -82,20 +105,22 @@ class LayerModels(LocalRestrictions):
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and gradients of all local models."""
-        values, net = y.new_zeros(len(y)), self.f.net
-        total, part = y.new_zeros(len(y), self.f.size), y.new_zeros(self.f.size)
-        out = [view[None] for view in net.layout.views(part)]
-        assert self.decomposition.runs is not None
-        for k, (x, run, tails) in enumerate(zip(self._points(y), self.decomposition.runs, self._tails, strict=True)):
+        self._points(y)
+        net, runs, values, rows = self.f.net, self.decomposition.runs, y.new_zeros(len(y)), torch.zeros_like(y)
+        (total, out), (part, out_of_part) = self._out
+        assert runs is not None
+        for k, (run, tails) in enumerate(zip(runs, self._tails, strict=True)):
             self._prices[k].of_gradient()
-            layers = list(net.linear([view[None] for view in net.layout.views(x)]))
-            linear = scaled(layers)
-            for tail in tails:
-                values[k] += tail.pullback(linear, out)
-                total[k, run] += part[run]
+            weights = self._weights(k)
+            values[k] = tails[0].pullback(weights, out)
+            for tail in tails[1:]:
+                values[k] += tail.pullback(weights, out_of_part)
+                total[run] += part[run]
             if net.kind == "residual":
-                unscale(layers, list(net.linear([view[None] for view in net.layout.views(total[k])])))
-        return values.div_(self.f.total), self._rows(total.div_(self.f.total))
+                own = slice(self._layers[k].start, self._layers[k].stop)
+                unscale(self._linear[k][own], list(net.linear(out))[own])
+            rows[k, : run.stop - run.start] = total[run]
+        return values.div_(self.f.total), rows.div_(self.f.total)
 
 
 @dataclass(frozen=True)
@@ -146,6 +171,8 @@ class Upper(Evaluation):
     """An evaluation of the layers from the first that changes on; its sweep back ends there."""
 
     tail: Tail
+    bound_to: list[Linear] | None = None
+    source: Any = None
 
     @staticmethod
     def of(tail: Tail, linear: list[Linear]) -> Upper:
@@ -157,7 +184,9 @@ class Upper(Evaluation):
         assert isinstance(sweep, Upper)
         sweep.tail = tail
         with torch.no_grad():
-            sweep.bind(source, linear)
+            if sweep.bound_to is not linear or sweep.source is not source:
+                sweep.bind(source, linear)
+                sweep.bound_to, sweep.source = linear, source
             sweep.rise(tail.layers.start, tail.below)
         return sweep
 

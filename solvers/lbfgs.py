@@ -149,6 +149,16 @@ class WolfeSearch:
         return min(max(t, first), last) if math.isfinite(t) else 0.5 * (low.t + high.t)
 
 
+def along(objective: Objective, x: Tensor, d: Tensor, point: Tensor) -> Callable[[float], Trial]:
+    """Return the function that evaluates `objective` at ``x + t d``, in the work space `point`."""
+
+    def ray(t: float) -> Trial:
+        value, g = value_and_gradient(objective, torch.add(x, d, alpha=t, out=point))
+        return Trial(t, float(value), float(torch.dot(g, d)), g)
+
+    return ray
+
+
 @dataclass
 class LbfgsState(State):
     """State of `LBFGS`.
@@ -165,6 +175,8 @@ class LbfgsState(State):
         Number of pairs in the ring, and the row of the newest.
     direction, trial : Tensor, shape (n,)
         Work space.
+    velocity : Tensor, shape (n,)
+        Mean of past directions; empty without momentum.
     value : float
         Objective at the iterate, valid for the `gradient` that came with it.
     gradient : Tensor or None
@@ -182,6 +194,7 @@ class LbfgsState(State):
     newest: int = -1
     direction: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     trial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    velocity: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     value: float = math.nan
     gradient: Tensor | None = field(default=None, repr=False)
     evaluations: int = 0
@@ -191,6 +204,9 @@ class LbfgsState(State):
 @dataclass(frozen=True)
 class LBFGS:
     """``x <- x - t H g`` with the limited-memory BFGS matrix H and t by a strong Wolfe line search.
+
+    With momentum, ``v <- (1 - momentum) v - momentum H g`` and ``x <- x + t v``; where v does not descend it is begun
+    anew.
 
     A step costs one evaluation of value and gradient per trial point of the line search; the gradient at the start is
     asked for once and is free inside `minimise` (elsewhere, wrap the objective in `mldd.objective.Remembered`). The
@@ -207,6 +223,8 @@ class LBFGS:
         Per line search.
     c1, c2 : float
         Constants of sufficient decrease and of curvature, ``0 < c1 < c2 < 1``.
+    momentum : float
+        Weight of the new direction in the mean, in (0, 1]; 1 for none.
 
     Raises
     ------
@@ -216,13 +234,14 @@ class LBFGS:
     References
     ----------
     Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5, equation 7.20; Liu and Nocedal, Math.
-    Program. 45 (1989).
+    Program. 45 (1989). Momentum as in arXiv 2306.17648.
     """
 
     memory: int = 10
     max_evaluations: int = 25
     c1: float = 1e-4
     c2: float = 0.9
+    momentum: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
@@ -231,6 +250,8 @@ class LBFGS:
                 raise ValueError(f"`{name}` must be > 0, got {getattr(self, name)}")
         if not 0 < self.c1 < self.c2 < 1:
             raise ValueError(f"`c1` and `c2` must satisfy 0 < c1 < c2 < 1, got {self.c1} and {self.c2}")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"`momentum` must be in (0, 1], got {self.momentum}")
 
     def init(self, objective: Objective, x: Tensor) -> LbfgsState:
         """Return an empty memory.
@@ -250,6 +271,7 @@ class LBFGS:
             curvatures=[1.0] * self.memory,
             direction=torch.empty_like(x),
             trial=torch.empty_like(x),
+            velocity=torch.zeros_like(x) if self.momentum < 1 else x.new_empty(0),
         )
 
     def step(self, objective: Objective, x: Tensor, state: LbfgsState) -> tuple[Tensor, LbfgsState]:
@@ -263,6 +285,7 @@ class LBFGS:
         found = self._search(objective, x, g, state)
         if found is None and state.pairs > 0:
             state.pairs = 0
+            state.velocity.zero_()
             found = self._search(objective, x, g, state)
         if found is None:
             state.length, state.gradient = 0.0, g
@@ -276,20 +299,21 @@ class LBFGS:
 
     def _search(self, objective: Objective, x: Tensor, g: Tensor, state: LbfgsState) -> Trial | None:
         """Return the end of a line search along the L-BFGS direction, or None if it failed."""
-        d = _direction(state, g)
+        d = lbfgs_direction(state, g)
         slope = float(torch.dot(g, d))
+        if self.momentum < 1:
+            mean = torch.lerp(state.velocity, d, self.momentum)
+            if float(torch.dot(g, mean)) < 0:
+                slope = float(torch.dot(g, d.copy_(mean)))
+            state.velocity.copy_(d)
         if not slope < 0:
             return None
-
-        def ray(t: float) -> Trial:
-            point = torch.add(x, d, alpha=t, out=state.trial)
-            value, gradient = value_and_gradient(objective, point)
-            state.evaluations += 1
-            return Trial(t, float(value), float(torch.dot(gradient, d)), gradient)
-
         first = 1.0 if state.pairs else min(1.0, 1.0 / math.sqrt(-slope))  # d = -g: a step of length one at most
-        search = WolfeSearch(ray, Trial(0.0, state.value, slope, g), self.c1, self.c2, self.max_evaluations)
-        return search.run(first)
+        ray, start = along(objective, x, d, state.trial), Trial(0.0, state.value, slope, g)
+        search = WolfeSearch(ray, start, self.c1, self.c2, self.max_evaluations)
+        found = search.run(first)
+        state.evaluations += self.max_evaluations - search.evaluations
+        return found
 
     def _remember_pair(self, state: LbfgsState, found: Trial, g: Tensor) -> None:
         """Put the pair of this step into the ring, unless its curvature is lost in rounding."""
@@ -310,7 +334,7 @@ def _failure(g: Tensor) -> Status | None:
     return None if largest == 0 else Status.stalled if math.isfinite(largest) else Status.diverged
 
 
-def _direction(state: LbfgsState, g: Tensor) -> Tensor:
+def lbfgs_direction(state: LbfgsState, g: Tensor) -> Tensor:
     """Return ``-H g`` in ``state.direction`` by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
     d = torch.neg(g, out=state.direction)
     rows = [(state.newest - k) % len(state.steps) for k in range(state.pairs)]
