@@ -334,3 +334,14 @@ def test_search_makes_too_long_steps_short() -> None:
     solver = NonlinearSchwarz(d, local=LBFGS(), local_steps=50, combine="asm", damping=5.0, search=True)
     minimise(f, x, solver, stop=Stop(8), after_step=lambda x, s, h: values.append(float(f.value(x))))
     assert values == sorted(values, reverse=True) and values[-1] < values[0] - 1
+
+
+@pytest.mark.parametrize("combine", ["asm", "ras", "wasm"])
+def test_subdomains_that_overlap_everywhere_are_the_plain_solver(combine: Any) -> None:
+    """Full overlap: all subdomains do the same, and their mean is what one of them does."""
+    f, x = quadratic(N, condition=20.0), start()
+    d = index_decomposition(f, layers(overlap=N))
+    assert bool((d.multiplicity == 3).all())
+    sweep = Sweep(d, Sgd(lr=0.01), 5, combine=combine)
+    moved = x + sweep.correction(f, x, sweep.init(f, x))
+    torch.testing.assert_close(moved, minimise(f, x, Sgd(lr=0.01), stop=Stop(5)).x)
