@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from mldd.decomposition import Combine, Decomposition, SharedDecomposition
 from mldd.objective import Objective, Remembered, value_and_gradient
 from mldd.parallel import SERIAL, Communicator
 from mldd.solver import State, Status
+from mldd.solvers.secant import Floats, column, inner, numbers
 from mldd.solvers.trust_region import Model, Norm, TrustRegion, TrustRegionState
 
 
@@ -161,9 +163,9 @@ class Apts:
             globally=self.globally.init(objective, x),
             local=self.local.fresh(y),
             weights=weights,
-            row_weights=largest[:, None] if uneven == 0 else None,
+            uniform=uneven == 0,
             share=share,
-            radii=[x.new_tensor([self.radius]) for _ in range(2)],
+            radii=[torch.tensor([self.radius], dtype=torch.float64) for _ in range(2)],
             previous=torch.zeros_like(x) if self.span else torch.empty(0),
         )
 
@@ -196,12 +198,13 @@ class Apts:
         """Try the sum of the local steps."""
         whole = state.globally
         steps, totals = self._solve_all(objective, x, state)
-        state.dropped += int(totals[1])
+        promised, dropped = numbers(totals)[:, None]
+        state.dropped += int(dropped[0])
         before = whole.accepted, whole.rejected
         if self.span:
-            self._search_span(objective, x, steps, totals[:1], state)
+            self._search_span(objective, x, steps, promised, state)
         else:
-            self.globally.settle(objective, x, steps, totals[:1], whole)
+            self.globally.settle(objective, x, steps, promised, whole)
         state.accepted += whole.accepted - before[0]
         state.rejected += whole.rejected - before[1]
 
@@ -211,16 +214,17 @@ class Apts:
         And the sums of the decreases they promise and of those dropped, shape (2,). One collective.
         """
         c, decrease = self._solve_locally(objective, x, state)
-        good = torch.isfinite(c).all(1, keepdim=True) & torch.isfinite(decrease)
-        c, decrease = torch.where(good, c, 0.0), torch.where(good, decrease, 0.0)
-        numbers = torch.cat([decrease, (~good).to(c.dtype)], 1)
+        good = np.isfinite(numbers(c.sum(1))) & np.isfinite(decrease)
+        if not good.all():
+            c, decrease = torch.where(column(good, c), c, 0.0), np.where(good, decrease, 0.0)
+        both = torch.from_numpy(np.stack([decrease, ~good], 1)).to(c)
         if self.span:
-            rows = self.comm.gather(torch.cat([self.decomposition.spread(c), numbers], 1))
+            rows = self.comm.gather(torch.cat([self.decomposition.spread(c), both], 1))
             return rows[:, :-2], rows[:, -2:].sum(0)
-        total = self.comm.sum(torch.cat([self.decomposition.scatter(c), numbers.sum(0)]))
+        total = self.comm.sum(torch.cat([self.decomposition.scatter(c), both.sum(0)]))
         return total[:-2], total[-2:]
 
-    def _search_span(self, objective: Objective, x: Tensor, rows: Tensor, decrease: Tensor, state: AptsState) -> None:
+    def _search_span(self, objective: Objective, x: Tensor, rows: Tensor, decrease: Floats, state: AptsState) -> None:
         """Minimise in the space of `rows` and the last step, split by layer, from the sum of the rows on; go there."""
         whole, s = state.globally, rows.sum(0)
         assert whole.gradient is not None  # noqa: S101
@@ -238,20 +242,20 @@ class Apts:
         for _ in range(self.span - 1):
             if mine.status is None:
                 self.coarse.advance(f, z, mine)
-        mine.radius = torch.maximum(judged, self.coarse.length(z))
+        mine.radius = torch.maximum(judged, torch.from_numpy(self.coarse.length(z)))
         self.globally.follow(objective, x, small.prolong(z), small.gradient_at(z), mine, whole)
         if bool((z != 0).any()):
             state.previous.copy_(small.prolong(z))
 
-    def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Tensor]:
-        """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p, 1)."""
+    def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Floats]:
+        """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p,)."""
         d, local, g = self.decomposition, state.local, state.globally.gradient
         assert g is not None  # noqa: S101
         f, y0 = Remembered(d.models(objective, x, g)), d.gather(x)
         if not len(y0):
-            return y0, y0.new_zeros((0, 1))
-        y = y0.clone()
-        f.keep(y, d.gather(g).mul_(d.valid))  # R_d g: that is what first-order consistent means
+            return y0, np.zeros(0)
+        y, g0 = y0.clone(), d.gather(g).mul_(d.valid)
+        f.keep(y, g0)  # R_d g: that is what first-order consistent means
         if not self.keep_pairs:
             state.local = local = self.local.fresh(y)
         local.confine(y0, state.globally.radius * state.share)
@@ -261,12 +265,13 @@ class Apts:
             if local.status is None:
                 self.local.advance(f, y, local, last=k + 1 == self.local_steps)
         c = y.sub_(y0).mul_(state.weights)
-        broken = torch.where(torch.isfinite(start), 0.0, torch.nan)
-        if state.row_weights is not None:
-            return c, local.descent * state.row_weights + broken
-        promised, slope = start - f.value(y0 + c)[:, None], -(d.gather(g) * c).sum(1, keepdim=True)
-        rounding = 10 * torch.finfo(x.dtype).eps * start.abs()
-        return c, torch.where(promised.abs() <= rounding, slope, promised)
+        if state.uniform:
+            promised = local.descent.numpy() * numbers(state.weights.amax(1))
+        else:
+            promised = start - numbers(f.value(y0 + c))
+            rounding = 10 * torch.finfo(x.dtype).eps * np.abs(start)
+            promised = np.where(np.abs(promised) <= rounding, -inner(g0, c), promised)
+        return c, np.where(np.isfinite(start), promised, np.nan)
 
 
 @dataclass
@@ -277,15 +282,15 @@ class AptsState(State):
     ----------
     globally : TrustRegionState
         Latest values and global model; its own counts are those of Schwarz and global steps together.
-    radii : list of Tensor, shape (1,)
-        Of Schwarz steps (delta) and of global steps.
+    radii : list of Tensor, shape (1,), float64, on the CPU
+        Of Schwarz steps (delta) and of global steps; each in use is that of `globally` while the step is done.
     stuck : list of bool
         Which kind of step is at its floor.
     local : TrustRegionState
         One row per subdomain of this rank.
     weights : Tensor, shape (p, m)
-    row_weights : Tensor, shape (p, 1), or None
-        The weights, where they are the same for all unknowns of a subdomain, for all subdomains.
+    uniform : bool
+        On every subdomain, the weights of all unknowns are the same.
     share : float
         Local radius over delta.
     previous : Tensor, shape (n,)
@@ -297,7 +302,7 @@ class AptsState(State):
     globally: TrustRegionState = field(default_factory=TrustRegionState)
     local: TrustRegionState = field(default_factory=TrustRegionState)
     weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    row_weights: Tensor | None = None
+    uniform: bool = False
     share: float = 1.0
     radii: list[Tensor] = field(default_factory=list)
     stuck: list[bool] = field(default_factory=lambda: [False, False])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 Kind = Literal["sr1", "bfgs"]
+
 _NEWTON_STEPS = 40
+_TINY = 1e-300
 
 
 @dataclass
@@ -17,25 +24,33 @@ class Secant:
     """``B = sigma I + P^T diag(mu) P``, orthonormal rows of P, of the last h pairs (s, y); one per member of a batch.
 
     B is the limited-memory SR1 or BFGS matrix, ``B s = y`` for the newest pair; SR1 may be indefinite. P is kept as the
-    combinations ``P = E^T W`` of the pairs, so that a new pair costs a few products with W and algebra of 2 h x 2 h
-    matrices. A member that refuses a pair keeps what it has.
+    combinations ``P = E^T W`` of the pairs, so that a new pair costs a product of two vectors with W, and algebra of
+    2 h x 2 h matrices, in NumPy on the CPU, which is put off until B is used. A member that refuses a pair keeps what
+    it has.
+
+    Steps and differences of gradients are two rings of ``k = h + 1`` places each. One place of a ring is spare: the
+    next pair is written there, and one product with W gives what decides about the pair and what it adds to G.
+
+    A vector of shape (n,) is a batch of p = 1.
 
     Attributes
     ----------
     kind : {"sr1", "bfgs"}
-    W : Tensor, shape (..., 2 h, n)
-        Steps s, then differences of gradients y; each a ring.
-    G : Tensor, shape (..., 2 h, 2 h), float64
-        ``W W^T``.
-    sigma : Tensor, shape (..., 1)
+    W : Tensor, shape (p, 2 k, n)
+        Ring of the steps s, then ring of the differences of gradients y.
+    G : Tensor, shape (p, 2 k, 2 k), float64, on the CPU
+        ``W W^T``, up to the spare places.
+    sigma : Tensor, shape (p,), float64, on the CPU
         Scale of the initial matrix, of the newest pair of positive curvature: y^T y / s^T y for BFGS; s^T y / (2 s^T s)
         for SR1, which gains from adding curvature rather than taking it away (and needs another factor than 1: that
         would explain the newest pair along s, and leave no update). 0 before the first pair.
-    E : Tensor, shape (..., 2 h, r)
-        r is h for SR1, 2 h for BFGS; columns that are not needed are zero.
-    mu : Tensor, shape (..., r)
-    newest : Tensor, shape (...,), int64
-        Row of the newest pair in its ring.
+    newest : Tensor, shape (p,), int64, on the CPU
+        Place of the newest pair in its rings; the next one is spare.
+    E : Tensor, shape (p, 2 k, r), float64, on the CPU
+        r is h for SR1, 2 h for BFGS; columns that are not needed are zero. Empty before the first pair.
+    mu : Tensor, shape (p, r), float64, on the CPU
+    stale : bool
+        E and mu are those of earlier pairs.
 
     References
     ----------
@@ -47,201 +62,346 @@ class Secant:
     W: Tensor
     G: Tensor
     sigma: Tensor
+    newest: Tensor
     E: Tensor
     mu: Tensor
-    newest: Tensor
+    stale: bool = False
 
     @staticmethod
     def empty(like: Tensor, memory: int, kind: Kind = "sr1") -> Secant:
-        """Return the zero matrix for vectors like `like`, shape (..., n), with room for `memory` pairs."""
-        batch, h = like.shape[:-1], 2 * memory
+        """Return the zero matrix for vectors like `like`, shape (n,) or (p, n), with room for `memory` pairs."""
+        p, n = _rows(like).shape
+        places = 2 * (memory + 1)
         return Secant(
             kind,
-            like.new_zeros((*batch, h, like.shape[-1])),
-            like.new_zeros((*batch, h, h), dtype=torch.float64),
-            like.new_zeros((*batch, 1)),
-            like.new_zeros((*batch, h, 0)),
-            like.new_zeros((*batch, 0)),
-            torch.full(batch, -1, dtype=torch.int64, device=like.device),
+            like.new_zeros(p, places, n),
+            torch.zeros(p, places, places, dtype=torch.float64),
+            torch.zeros(p, dtype=torch.float64),
+            torch.full((p,), -1, dtype=torch.int64),
+            torch.empty(p, places, 0, dtype=torch.float64),
+            torch.empty(p, 0, dtype=torch.float64),
         )
 
     @property
     def is_empty(self) -> bool:
         """Whether no member has a pair."""
-        return self.mu.shape[-1] == 0
+        return not self.stale and self.mu.shape[-1] == 0
 
     def product(self, v: Tensor) -> Tensor:
         """Return ``B v``."""
         if self.is_empty:
             return torch.zeros_like(v)
-        return (self.sigma * v).add_(self._columns(self.mu * self._rows(v)))
+        E, mu = self._spectrum()
+        c = _across(E, mu * (self._inner(_rows(v)[:, None]) @ E)[:, 0])
+        return torch.baddbmm(_rows(v * column(self.sigma.numpy(), v))[:, None], _small(c, v), self.W).view_as(v)
 
-    def _rows(self, v: Tensor) -> Tensor:
-        """Return ``P v``."""
-        return _along(self.E, _across(self.W, v))
-
-    def _columns(self, c: Tensor) -> Tensor:
-        """Return ``P^T c``."""
-        return _along(self.W, _across(self.E, c))
-
+    @np.errstate(all="ignore")
     def push(self, s: Tensor, y: Tensor) -> None:
         """Add a pair in place of the oldest, where a member does not refuse it.
 
         SR1 needs ``|s^T (y - B s)| > 1e-8 |s| |y - B s|`` (Nocedal and Wright, equation 6.26), BFGS positive curvature.
         """
-        sy, ss, yy = inner(s, y), inner(s, s), inner(y, y)
-        if self.kind == "bfgs":
+        residual = y - self.product(s) if self.kind == "sr1" else None
+        k, newest = self.W.shape[1] // 2, self.newest.numpy()
+        members = np.arange(len(newest))[:, None]
+        places = (newest[:, None] + 1) % k + np.array([0, k])
+        pair = torch.stack([_rows(s), _rows(y)], 1)
+        self._write(places, pair)
+        products = self._inner(pair)
+        (ss, sy), (_, yy) = products[members[..., None], np.arange(2)[:, None], places[:, None]].transpose(1, 2, 0)
+        if residual is None:
             good = sy > 1e-10 * yy
         else:
-            residual = y - self.product(s)
-            bend, sizes = inner(s, residual), ss * inner(residual, residual)
-            good = bend * bend > 1e-16 * sizes
-        good &= torch.isfinite(yy) & torch.isfinite(ss)
-        if not bool(good.any()):
-            return
-        h = self.W.shape[-2] // 2
-        place = (self.newest + 1) % h
-        self.newest = torch.where(good[..., 0], place, self.newest)
-        self._put(place, s, good)
-        self._put(place + h, y, good)
-        positive, one = good & (sy > 1e-10 * yy), torch.ones_like(sy)
-        above, below = (yy, sy) if self.kind == "bfgs" else (0.5 * sy, ss)
-        self.sigma = torch.where(positive, above / torch.where(positive, below, one), self.sigma)
-        first = good & (self.sigma == 0)  # negative curvature only: its size
-        self.sigma = torch.where(first, torch.sqrt(yy / torch.where(good, ss, one)), self.sigma)
-        self._decompose()
+            bend = inner(s, residual)
+            good = bend * bend > 1e-16 * ss * inner(residual, residual)
+        good &= np.isfinite(yy) & np.isfinite(ss)
+        if not good.all():
+            self._write(places, torch.where(column(good, pair[:, 0])[..., None], pair, 0.0))  # perhaps not finite
+        if good.any():
+            G, members, places, products = self.G.numpy(), members[good], places[good], products[good]
+            G[members, places] = G.transpose(0, 2, 1)[members, places] = products
+            newest[good] = places[:, 0]
+            self._rescale(good, ss, sy, yy)
+            self.stale = True
 
-    def _put(self, place: Tensor, v: Tensor, good: Tensor) -> None:
-        """Put v into its place where it is good, and its inner products into G."""
-        place = place[..., None, None]
-        where = place.expand(*v.shape[:-1], 1, v.shape[-1])
-        v = torch.where(good, v, self.W.gather(-2, where)[..., 0, :])
-        self.W.scatter_(-2, where, v[..., None, :])
-        products = _across(self.W, v).double()
-        self.G.scatter_(-2, place.expand(*products.shape[:-1], 1, products.shape[-1]), products[..., None, :])
-        self.G.scatter_(-1, place.expand(*products.shape, 1), products[..., None])
+    def _write(self, places: NDArray[np.int64], pair: Tensor) -> None:
+        """Write pairs, shape (p, 2, n), into W at their places, shape (p, 2)."""
+        flat = places + self.W.shape[1] * np.arange(len(places))[:, None]
+        self.W.flatten(0, 1).index_copy_(0, torch.from_numpy(flat.ravel()).to(pair.device), pair.flatten(0, 1))
 
-    def _decompose(self) -> None:
+    def _rescale(self, good: Flags, ss: Floats, sy: Floats, yy: Floats) -> None:
+        """Take sigma from the pairs that are good."""
+        sigma = self.sigma.numpy()
+        positive = good & (sy > 1e-10 * yy)
+        sigma[positive] = (yy / sy if self.kind == "bfgs" else 0.5 * sy / ss)[positive]
+        first = good & (sigma == 0)  # negative curvature only: its size
+        sigma[first] = np.sqrt(yy / ss)[first]
+
+    def _inner(self, V: Tensor) -> Floats:
+        """Return ``V W^T`` for a few vectors per member, shape (p, a, n)."""
+        return numbers(torch.bmm(V, self.W.mT))
+
+    def _spectrum(self) -> tuple[Floats, Floats]:
+        """Return E and mu; where a pair is new, of the compact form ``B = sigma I + psi^T M^-1 psi``."""
+        if self.stale:
+            E, mu = self._decompose()
+            self.E, self.mu, self.stale = torch.from_numpy(E), torch.from_numpy(mu), False
+        return self.E.numpy(), self.mu.numpy()
+
+    @np.errstate(all="ignore")
+    def _decompose(self) -> tuple[Floats, Floats]:
         """Find E and mu: rows ``psi = F^T W`` of the compact form span what B changes; the rest is small algebra."""
-        F, middle, present = self._compact()
-        gram = F.mT @ self.G @ F
-        tolerance = torch.finfo(self.W.dtype).eps ** (2 / 3)
-        size = torch.diagonal(gram, dim1=-2, dim2=-1)
-        present = present & (size > 0)
-        scale = torch.where(present, torch.rsqrt(size.clamp_min(1e-300)), 0.0)  # an empty place gets a zero row
-        scales = scale[..., :, None] * scale[..., None, :]
-        pieces, V = torch.linalg.eigh(gram * scales)
-        keep = pieces > tolerance
-        root = torch.where(keep, pieces, 1.0).sqrt()
-        basis = torch.where(keep, 1.0 / root, 0.0)[..., None, :] * V
-        to_basis = torch.where(keep, root, 0.0)[..., None, :] * V  # its transpose maps scaled rows to the basis
-        inverse = _inverse(middle * scales + torch.diag_embed((~present).double()), tolerance)
-        mu, U = torch.linalg.eigh(to_basis.mT @ inverse @ to_basis)
-        self.E, self.mu = (F @ (scale[..., :, None] * (basis @ U))).to(self.W.dtype), mu.to(self.W.dtype)
+        p, k = len(self.W), self.W.shape[1] // 2
+        oldest_first = (self.newest.numpy()[:, None] + np.arange(2, k + 1)) % k
+        order, members = np.concatenate([oldest_first, oldest_first + k], 1), np.arange(p)[:, None]
+        G = self.G.numpy()[members[:, None], order[:, :, None], order[:, None, :]]
+        F, gram, middle = self._compact(G)
+        size = gram.diagonal(0, 1, 2)
+        scale = np.where(size > 0, 1.0 / np.sqrt(size), 0.0)  # an empty place gets a zero row
+        scales = scale[:, :, None] * scale[:, None, :]
+        middle = np.where(scales > 0, middle * scales, np.eye(len(size[0])))
+        tolerance = float(torch.finfo(self.W.dtype).eps) ** (2 / 3)
+        pieces, V = np.linalg.eigh(gram * scales)
+        root = np.sqrt(np.where(pieces > tolerance, pieces, 0.0))[:, None]
+        basis, to_basis = V * _quotient(np.ones_like(root), root), V * root  # the latter maps psi from the basis
+        mu, U = np.linalg.eigh(_transposed(to_basis) @ _inverse(middle, tolerance) @ to_basis)
+        rows = scale[:, :, None] * (basis @ U)
+        E = np.zeros((p, 2 * k, mu.shape[1]))
+        E[members, order] = rows if F is None else F @ rows
+        return E, mu
 
-    def _compact(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return F and M of ``B = sigma I + psi^T M^-1 psi``, ``psi = F^T W``, and which rows of psi are there."""
-        h, sigma = self.W.shape[-2] // 2, self.sigma[..., None].double()
-        SS, SY = self.G[..., :h, :h], self.G[..., :h, h:]
-        age = (self.newest[..., None] - torch.arange(h, device=self.W.device)) % h
-        newer = age[..., :, None] < age[..., None, :]
-        there = torch.diagonal(SS, dim1=-2, dim2=-1) > 0
-        diagonal = torch.diag_embed(torch.diagonal(SY, dim1=-2, dim2=-1))
-        L, one = torch.where(newer, SY, 0.0), torch.eye(h, dtype=torch.float64, device=self.W.device).expand_as(SS)
-        if self.kind == "sr1":  # psi = Y - sigma S
-            return torch.cat([-sigma * one, one], -2), diagonal + L + L.mT - sigma * SS, there
-        left = torch.cat([-sigma * SS, -L.mT], -2)  # psi = (sigma S, Y)
-        middle = torch.cat([left, torch.cat([-L, diagonal], -2)], -1)
-        scale = torch.cat([sigma.expand(*there.shape, 1), torch.ones_like(there[..., None], dtype=torch.float64)], -2)
-        return torch.diag_embed(scale[..., 0]), middle, torch.cat([there, there], -1)
+    def _compact(self, G: Floats) -> tuple[Floats | None, Floats, Floats]:
+        """Return F (None for I), ``psi psi^T`` and M of ``B = sigma I + psi^T M^-1 psi``, ``psi = F^T W``.
 
-    def minimise_in_ball(self, g: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        `G` is ordered: steps from the oldest to the newest, then differences of gradients.
+        """
+        h, sigma = G.shape[1] // 2, self.sigma.numpy()[:, None, None]
+        if self.kind == "bfgs":  # psi = (S, Y)
+            middle, places = G * (_bfgs_mask(h) / sigma), np.arange(h)
+            middle[:, places + h, places + h] = G[:, places, places + h]
+            return None, G, middle
+        SS, SY = G[:, :h, :h], G[:, :h, h:]
+        eye, lower = np.eye(h), np.tril(SY)
+        F = np.concatenate([-sigma * eye, np.broadcast_to(eye, SS.shape)], 1)  # psi = Y - sigma S
+        return F, _transposed(F) @ G @ F, lower + _transposed(np.tril(lower, -1)) - sigma * SS
+
+    @np.errstate(all="ignore")
+    def minimise_in_ball(
+        self, g: Tensor, radius: Floats, away: Tensor | None = None, reach: Floats | None = None
+    ) -> tuple[Tensor, Floats]:
         """Return the minimiser s of ``q(s) = g^T s + s^T B s / 2`` over ``|s| <= radius`` (2-norm), and ``-q(s)``.
+
+        With `away`, ``|away + s| <= reach`` too, and where this makes a difference s lowers q but is no minimiser.
 
         Parameters
         ----------
-        g : Tensor, shape (..., n)
-        radius : Tensor, shape (..., 1)
+        g, away : Tensor, shape (n,) or (p, n)
+            ``|away| <= reach``.
+        radius, reach : array, shape (p,)
 
         References
         ----------
         Conn, Gould, Toint, Trust-Region Methods (2000), section 7.3: Newton's method on the secular equation, here in
         the eigenvectors of B, with the hard case.
         """
-        if self.is_empty:
-            norm = inner(g, g).sqrt()
-            scale = torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 0.0)
-            return -scale * g, scale * norm * norm
-        sigma = self.sigma.double()
-        c = self._rows(g).double()
-        rest = (inner(g, g).double() - inner(c, c)).clamp_min(0.0).sqrt()
-        a = torch.cat([c, rest], -1)
-        eigenvalues = torch.cat([sigma + self.mu.double(), sigma], -1)
-        z = _secular(a, eigenvalues, radius.double())
-        decrease = -(z * (a + 0.5 * eigenvalues * z)).sum(-1, keepdim=True)
-        outside = torch.where(rest > 0, z[..., -1:] / rest.clamp_min(1e-300), 0.0)
-        inside = z[..., :-1] - outside * c
-        s = (outside.to(g.dtype) * g).add_(self._columns(inside.to(g.dtype)))
-        length = inner(s, s).sqrt()
-        return s.mul_(torch.where(length > radius, radius / length.clamp_min(1e-300), 1.0)), decrease.to(g.dtype)
+        if away is None or reach is None or (np.sqrt(inner(away, away)) + radius <= reach).all():
+            away = reach = None
+        model = self._reduced(g, away)
+        z = _secular(model.g, model.eigenvalues, radius[:, None])
+        if away is not None and reach is not None:
+            z = model.confined(z, radius[:, None], reach[:, None])
+        s = self._expanded(model, z, g, away)
+        _shorten(s, radius)
+        if away is not None and reach is not None:
+            _shorten(s.add_(away), reach)
+            s.sub_(away)
+        return s, model.decrease(z)
+
+    def _reduced(self, g: Tensor, away: Tensor | None) -> Reduced:
+        """Return the model in the basis of the rows of P, the rest of g, and the rest of `away`."""
+        E, mu = self._spectrum()
+        sigma, both = self.sigma.numpy()[:, None], [_rows(g)] if away is None else [_rows(g), _rows(away)]
+        parts = self._inner(torch.stack(both, 1)) @ E if mu.shape[1] else np.zeros((len(sigma), len(both), 0))
+        c, d = parts[:, 0], parts[:, -1]
+        rest = _rest(inner(g, g) - (c * c).sum(1))
+        if away is None:
+            return Reduced(np.concatenate([sigma + mu, sigma], 1), np.concatenate([c, rest], 1), None)
+        along = np.where(rest > 0, (inner(g, away) - (c * d).sum(1))[:, None] / rest, 0.0)
+        across = _rest(inner(away, away) - (d * d).sum(1) - along[:, 0] ** 2)
+        return Reduced(
+            np.concatenate([sigma + mu, sigma, sigma], 1),
+            np.concatenate([c, rest, np.zeros_like(rest)], 1),
+            np.concatenate([d, along, across], 1),
+        )
+
+    def _expanded(self, model: Reduced, z: Floats, g: Tensor, away: Tensor | None) -> Tensor:
+        """Return the vector with the coordinates `z`."""
+        E, mu = self._spectrum()
+        r, c, s = mu.shape[1], z, None
+        if model.away is not None and away is not None:
+            share = _quotient(z[:, -1:], model.away[:, -1:])
+            c, s = z - share * model.away, away * column(share[:, 0], away)
+        share = _quotient(c[:, r : r + 1], model.g[:, r : r + 1])
+        part = g * column(share[:, 0], g)
+        s = part if s is None else s.add_(part)
+        if r == 0:
+            return s
+        c = _across(E, c[:, :r] - share * model.g[:, :r])
+        return torch.baddbmm(_rows(s)[:, None], _small(c, g), self.W).view_as(g)
 
 
-def _secular(a: Tensor, eigenvalues: Tensor, radius: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Reduced:
+    """``q(z) = g^T z + z^T diag(eigenvalues) z / 2`` in an orthonormal basis of eigenvectors of B.
+
+    Attributes
+    ----------
+    eigenvalues, g, away : array, shape (p, r + 1), or (p, r + 2) where there is an `away`
+        The basis is the rows of P, the rest of g, and the rest of `away`, a vector with which steps are confined; the
+        eigenvalue of both rests is sigma.
+    """
+
+    eigenvalues: Floats
+    g: Floats
+    away: Floats | None
+
+    def decrease(self, z: Floats) -> Floats:
+        """Return ``-q(z)``, shape (p,)."""
+        decrease: Floats = -(z * (self.g + 0.5 * self.eigenvalues * z)).sum(1)
+        return decrease
+
+    def confined(self, z: Floats, radius: Floats, reach: Floats) -> Floats:
+        """Replace steps that leave the ball of radius `reach` around ``-away``; `radius` and `reach` are columns.
+
+        First choice: toward the minimiser of the model in that ball, as far as the radius allows (the way there is in
+        the ball). Where the model does not fall on it: toward the minimiser of the linear model, exactly (a Frank-Wolfe
+        step, on which the slope is not positive).
+        """
+        away = self.away
+        assert away is not None  # noqa: S101
+        leaves = _norm(away + z) > reach
+        if not leaves.any():
+            return z
+        inside = _secular(self.g - self.eigenvalues * away, self.eigenvalues, reach) - away
+        inside *= np.minimum(_quotient(radius, _norm(inside)), 1.0)
+        falls = self.decrease(inside)[:, None] > 0
+        if (leaves & ~falls).any():
+            linear = -self.g * _quotient(reach, _norm(self.g)) - away
+            linear *= np.minimum(_quotient(radius, _norm(linear)), 1.0)
+            curvature = (linear * self.eigenvalues * linear).sum(1, keepdims=True)
+            slope = (linear * self.g).sum(1, keepdims=True)
+            t = np.where(curvature > 0, np.clip(-slope / curvature, 0.0, 1.0), 1.0)
+            inside = np.where(falls, inside, t * linear)
+        return np.where(leaves, inside, z)
+
+
+@lru_cache
+def _bfgs_mask(h: int) -> Floats:
+    """Return what makes of ``W W^T`` the blocks -S^T S, and -L with its transpose, of sigma M."""
+    L = np.tril(np.ones((h, h)), -1)
+    return np.block([[-np.ones((h, h)), -L], [-L.T, np.zeros((h, h))]])
+
+
+def _secular(a: Floats, eigenvalues: Floats, radius: Floats) -> Floats:
     """Return z with ``(eigenvalues + t) z = -a`` for the least t >= 0 such that ``|z| <= radius`` and all are >= 0.
 
-    `a` and `eigenvalues` have shape (..., k); the last entry of `a` stands for a whole subspace.
+    `a` and `eigenvalues` have shape (p, k); the last entry of `a` stands for a whole subspace. `radius` is a column.
     """
-    least, where = eigenvalues.min(-1, keepdim=True)
-    scale = torch.linalg.vector_norm(a, dim=-1, keepdim=True) / radius
-    scale = torch.maximum(scale, eigenvalues.abs().amax(-1, keepdim=True)).clamp_min(1e-290)
-    t = torch.where(least > 1e-14 * scale, 0.0, 1e-12 * scale - least)
-
-    def point(t: Tensor) -> tuple[Tensor, Tensor]:
-        z = -a / (eigenvalues + t)
-        return z, torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-
-    z, norm = point(t)
+    least = eigenvalues.min(1, keepdims=True)
+    scale = np.maximum(_norm(a) / radius, np.abs(eigenvalues).max(1, keepdims=True))
+    scale = np.maximum(scale, 1e-290)
+    t = np.where(least > 1e-14 * scale, 0.0, 1e-12 * scale - least)
+    z = -a / (eigenvalues + t)
+    norm = _norm(z)
     outside = norm > radius
     hard = ~outside & (t > 0)
     for _ in range(_NEWTON_STEPS):
-        if not bool((outside & (norm > radius * (1 + 1e-12))).any()):
+        if not (outside & (norm > radius * (1 + 1e-12))).any():
             break
-        slope = (z * z / (eigenvalues + t)).sum(-1, keepdim=True)
-        more = norm * norm / slope * (norm - radius) / radius
-        t = torch.where(outside, t + more, t)
-        z, norm = point(t)
-    z = torch.where(norm > radius, z * (radius / norm.clamp_min(1e-300)), z)
-    if bool(hard.any()):  # along the eigenvector of the least eigenvalue to the boundary
-        at = torch.gather(z, -1, where)
-        other = (norm * norm - at * at).clamp_min(0.0)
-        whole = torch.sqrt((radius * radius - other).clamp_min(0.0))
-        sign = torch.where(torch.gather(a, -1, where) > 0, -1.0, 1.0)
-        z = torch.where(hard, z.scatter(-1, where, sign * whole), z)
+        slope = (z * z / (eigenvalues + t)).sum(1, keepdims=True)
+        t = np.where(outside, t + norm * norm / slope * (norm - radius) / radius, t)
+        z = -a / (eigenvalues + t)
+        norm = _norm(z)
+    z = np.where(norm > radius, z * (radius / norm), z)
+    if hard.any():  # along the eigenvector of the least eigenvalue to the boundary
+        where = eigenvalues.argmin(1)[:, None]
+        at = np.take_along_axis(z, where, 1)
+        whole = np.sqrt(np.maximum(radius * radius - np.maximum(norm * norm - at * at, 0.0), 0.0))
+        sign = np.where(np.take_along_axis(a, where, 1) > 0, -1.0, 1.0)
+        np.put_along_axis(z, where, np.where(hard, sign * whole, at), 1)
     return z
 
 
-def _inverse(matrix: Tensor, tolerance: float) -> Tensor:
-    """Return the inverse of symmetric matrices without the directions in which they are singular to rounding."""
-    values, V = torch.linalg.eigh(matrix)
-    keep = values.abs() > tolerance * values.abs().amax(-1, keepdim=True)
-    inverse = torch.where(keep, 1.0 / torch.where(keep, values, 1.0), 0.0)
-    result: Tensor = (V * inverse[..., None, :]) @ V.mT
-    return result
+def _inverse(matrix: Floats, tolerance: float) -> Floats:
+    """Return the inverse of symmetric matrices, where they are singular to rounding without these directions."""
+    try:
+        inverse: Floats = np.linalg.inv(matrix).astype(np.float64, copy=False)
+        if ((matrix * matrix).sum((1, 2)) * (inverse * inverse).sum((1, 2)) < tolerance**-2).all():
+            return inverse
+    except np.linalg.LinAlgError:
+        pass
+    values, V = np.linalg.eigh(matrix)
+    sizes = np.abs(values)
+    keep = sizes > tolerance * sizes.max(1, keepdims=True)
+    without: Floats = (V * np.where(keep, 1.0 / values, 0.0)[:, None]) @ _transposed(V)
+    return without
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product along the last axis, which is kept."""
-    return torch.dot(a, b).reshape(1) if a.dim() == 1 else (a * b).sum(-1, keepdim=True)
+def _transposed(matrices: Floats) -> Floats:
+    return matrices.transpose(0, 2, 1)
 
 
-# Row vectors on the left: batched products of a matrix with a column take seven times as long.
+def _norm(rows: Floats) -> Floats:
+    norm: Floats = np.sqrt((rows * rows).sum(1, keepdims=True))
+    return norm
 
 
-def _across(matrix: Tensor, v: Tensor) -> Tensor:
-    """Return ``matrix v`` for shapes (..., h, n) and (..., n)."""
-    return (v[..., None, :] @ matrix.mT)[..., 0, :]
+def _quotient(a: Floats, b: Floats) -> Floats:
+    """Return ``a / b``, 0 where b is 0."""
+    return np.where(b != 0, a / b, 0.0)
 
 
-def _along(matrix: Tensor, c: Tensor) -> Tensor:
-    """Return ``matrix^T c`` for shapes (..., h, n) and (..., h)."""
-    return (c[..., None, :] @ matrix)[..., 0, :]
+def _rest(squares: Floats) -> Floats:
+    """Return the roots of squares that may be negative in rounding, as a column."""
+    rest: Floats = np.sqrt(np.maximum(squares, 0.0))[:, None]
+    return rest
+
+
+def _across(matrix: Floats, v: Floats) -> Floats:
+    """Return ``matrix v`` for shapes (p, a, b) and (p, b)."""
+    product: Floats = (matrix @ v[:, :, None])[:, :, 0]
+    return product
+
+
+def _small(c: Floats, like: Tensor) -> Tensor:
+    """Return coefficients as rows for products from the left: those with a column take seven times as long."""
+    return torch.from_numpy(c).to(like.device, like.dtype)[:, None]
+
+
+def _shorten(v: Tensor, most: Floats) -> None:
+    """Scale v, or its rows, down to a length of `most`."""
+    length = np.sqrt(inner(v, v))
+    if (length > most).any():
+        v.mul_(column(np.where(length > most, most / length, 1.0), v))
+
+
+def inner(a: Tensor, b: Tensor) -> Floats:
+    """Return the inner product of a and b, or of their rows, shape (p,)."""
+    return numbers(torch.linalg.vecdot(a, b))
+
+
+def numbers(values: Tensor) -> Floats:
+    """Return a few numbers as float64 on the CPU; a scalar as an array of one."""
+    array: Floats = (values if values.dim() else values[None]).double().cpu().numpy()
+    return array
+
+
+def column(values: Floats | Flags, like: Tensor) -> Tensor:
+    """Return one number per row on the device of `like`, floats with its dtype, to multiply or mask its rows by."""
+    dtype = torch.bool if values.dtype == np.bool_ else like.dtype
+    tensor = torch.from_numpy(values).to(like.device, dtype)
+    return tensor[:, None] if like.dim() == 2 else tensor
+
+
+def _rows(v: Tensor) -> Tensor:
+    return v if v.dim() == 2 else v[None]

