@@ -136,9 +136,9 @@ class Builder:
 
     def _cut(self, spec: Spec) -> tuple[int, int]:
         """Return the number of subdomains and their overlap."""
-        advised = self.problem.settings(spec.name).get("parts", max(4, self.comm.ranks))
-        parts = advised if self.options.parts is None else self.options.parts
-        return parts, 1 if self.options.overlap is None else self.options.overlap
+        cut = {"parts": max(4, self.comm.ranks), "overlap": 1} | self.problem.settings(spec.name)
+        parts, overlap = self.options.parts, self.options.overlap
+        return cut["parts"] if parts is None else parts, cut["overlap"] if overlap is None else overlap
 
     def _levels(self, spec: Spec) -> int:
         return self.options.levels or (3 if _needs(spec, "hierarchy") else 1)

@@ -30,7 +30,6 @@ PROBLEMS = {
         name: f"mldd.problems.pinn:PhysicsInformed?name={name}"
         for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
     },
-    "poisson-windows": "mldd.problems.windowed:WindowedPoisson",
     "forchheimer": "mldd.problems.forchheimer:Forchheimer",
 }
 SOLVERS = {

@@ -20,6 +20,20 @@ Activation = Literal["tanh", "relu", "sigmoid"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Read hidden widths.
+
+    Examples
+    --------
+    >>> parse_widths("128-64")
+    (128, 64)
+    """
+    pieces = str(text).split("-")
+    if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
+        raise ValueError(f"`hidden` must be widths joined by '-', as in 128-64, got {text!r}")
+    return tuple(map(int, pieces))
+
+
 @dataclass(frozen=True)
 class Dense:
     """A fully connected network: ``H -> act(H W^T + b)``, the last layer without activation.

@@ -39,6 +39,8 @@ class Equation:
         g and ``l / max l`` at points of shape (m, d), shape (m, 1).
     solution : callable
         Reference solution at points of shape (m, d), shape (m,), float64.
+    linear : bool
+        The residual is an affine function of u.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Equation:
     lift: Function
     factor: Function
     solution: Function
+    linear: bool = False
 
     @property
     def dim(self) -> int:
@@ -184,7 +187,7 @@ def _zero(points: Tensor) -> Tensor:
     return torch.zeros_like(points[:, :1])
 
 
-def equation(name: str, frequency: float = 1.0) -> Equation:
+def equation(name: str, frequency: float = 1.0, unit: bool = False) -> Equation:
     """Return an equation by its name.
 
     ============================ ======================================================= ===============================
@@ -210,13 +213,15 @@ def equation(name: str, frequency: float = 1.0) -> Equation:
     name : str
     frequency : float
         The w of poisson1d.
+    unit : bool
+        Of poisson1d: the right-hand side is ``(pi w)^2 sin(pi w x)``, so that the solution has amplitude 1.
 
     References
     ----------
     arXiv 2306.17648, section 5 (all but poisson1d).
     """
     if name == "poisson1d":
-        return _poisson(frequency)
+        return _poisson(frequency, unit)
     residual, corners, orders, g, factor = {
         "burgers": (
             _burgers,
@@ -247,17 +252,19 @@ def equation(name: str, frequency: float = 1.0) -> Equation:
             lambda p: p[:, :1] * _wall(p),
         ),
     }[name]
-    return Equation(name, *corners, orders, residual, g, factor, lambda p: reference(name, p))
+    linear = name == "diffusion-advection"
+    return Equation(name, *corners, orders, residual, g, factor, lambda p: reference(name, p), linear)
 
 
-def _poisson(frequency: float) -> Equation:
+def _poisson(frequency: float, unit: bool) -> Equation:
     wave = math.pi * frequency
+    scale = wave**2 if unit else 1.0
 
     def residual(u: Known, points: Tensor) -> Tensor:
-        r: Tensor = -u.second[0] - torch.sin(wave * points)
+        r: Tensor = -u.second[0] - scale * torch.sin(wave * points)
         return r
 
-    end = math.sin(wave) / wave**2  # zero for whole frequencies
+    end = scale * math.sin(wave) / wave**2  # zero for whole frequencies
     return Equation(
         "poisson1d",
         (0.0,),
@@ -266,5 +273,6 @@ def _poisson(frequency: float) -> Equation:
         residual,
         lambda p: end * p,
         lambda p: 4.0 * p * (1.0 - p),
-        lambda p: reference("poisson1d", p, frequency=frequency),
+        lambda p: scale * reference("poisson1d", p, frequency=frequency),
+        linear=True,
     )

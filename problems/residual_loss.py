@@ -69,10 +69,6 @@ class ResidualLoss:
         """No bounds."""
         return Bounds.free(self.size, dtype=self.points.dtype, device=self.points.device)
 
-    def initial(self, seed: int = 0) -> Tensor:
-        """Return the network's start, shape (N,)."""
-        return self.net.initial(seed).to(self.points)
-
     @cached_property
     def _splits(self) -> dict[int, list[Piece]]:
         return {}

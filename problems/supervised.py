@@ -17,7 +17,15 @@ from mldd.objective import Corrected, Objective
 from mldd.parallel import SERIAL, Communicator
 from mldd.parallel import device as pick_device
 from mldd.problems.datasets import load_digits_images
-from mldd.problems.dense import ACTIVATIONS, Activation, Classification, Dense, Draw, StochasticClassification
+from mldd.problems.dense import (
+    ACTIVATIONS,
+    Activation,
+    Classification,
+    Dense,
+    Draw,
+    StochasticClassification,
+    parse_widths,
+)
 from mldd.problems.minibatch import MiniBatches, subset
 from mldd.transfer import Identity
 
@@ -46,20 +54,6 @@ _CHOICES = {
     "subdomains": ("parameters", "data"),
     "sampling": ("nested", "shared", "independent"),
 }
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Read hidden widths.
-
-    Examples
-    --------
-    >>> parse_widths("128-64")
-    (128, 64)
-    """
-    pieces = str(text).split("-")
-    if not all(piece.isdigit() and int(piece) > 0 for piece in pieces):
-        raise ValueError(f"`hidden` must be widths joined by '-', as in 128-64, got {text!r}")
-    return tuple(map(int, pieces))
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,6 @@ class WindowModel:
     centres, radii : Tensor, shape (w, d), float64
     coarse : Network, optional
         Of the whole domain.
-    linear : bool
-        The residual is an affine function of u.
 
     References
     ----------
@@ -61,10 +59,9 @@ class WindowModel:
     centres: Tensor
     radii: Tensor
     coarse: Network | None = None
-    linear: bool = False
 
     @staticmethod
-    def grid(equation: Equation, counts: Sequence[int], widths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def grid(equation: Equation, counts: Sequence[int], ratio: float) -> tuple[Tensor, Tensor]:
         """Return centres and half widths of windows on a grid, the outermost centres on the boundary.
 
         Parameters
@@ -72,18 +69,17 @@ class WindowModel:
         equation : Equation
         counts : sequence of int, length d
             Windows along each coordinate.
-        widths : sequence of float, length d
-            Of a window along each coordinate, relative to the width of the domain.
+        ratio : float
+            Width of the windows over the distance between their centres; where there is one window along a coordinate,
+            over the width of the domain. Windows cover the domain if it is greater than 1.
         """
         axes = [
             torch.linspace(0.0, 1.0, n, dtype=torch.float64) if n > 1 else torch.tensor([0.5]).double() for n in counts
         ]
         centres = torch.cartesian_prod(*axes).view(-1, len(counts))
-        radii = (
-            torch.tensor(widths, dtype=torch.float64)
-            / 2
-            * (equation.scaled(centres[:1] * 0 + 1) - equation.scaled(centres[:1] * 0))
-        )
+        lower, upper = (torch.tensor(corner, dtype=torch.float64) for corner in (equation.lower, equation.upper))
+        spaces = torch.tensor([max(1, n - 1) for n in counts])
+        radii = ratio / 2 * (upper - lower) / spaces
         return equation.scaled(centres), radii.expand_as(centres).contiguous()
 
     @property
@@ -178,7 +174,7 @@ class WindowModel:
         streams = net.at(((at - centres[:, None]) / radii[:, None]).to(points), self.equation.orders)
         flat = at.flatten(0, 1)
         table = self._coefficients(flat, own.repeat_interleave(width), radii.repeat_interleave(width, 0), streams)
-        if self.linear:
+        if self.equation.linear:
             table = (self._slope(flat, streams) * table).sum(0, keepdim=True)
         table = (table.view(*table.shape[:2], *index.shape) * valid).permute(2, 0, 1, 3).to(points).contiguous()
         fields = extent * torch.arange(table.shape[1], device=points.device)
@@ -188,7 +184,7 @@ class WindowModel:
         """Return the fields without networks at points of shape (m, d), shape (R, m)."""
         at = points.double()
         g: Known = jets_of(self.equation.lift, at, self.equation.orders)
-        if self.linear:
+        if self.equation.linear:
             return self.equation.residual(g, at)[None, :, 0].to(points)
         streams = self.net.at(at, self.equation.orders)
         kinds = [g.value, *(g.first[k] for k in streams.slopes), *(g.second[k] for k in streams.bends)]
@@ -207,7 +203,7 @@ class WindowModel:
         inside = self.inside(points)
         if not bool(inside.any(0).all()):
             x = points[~inside.any(0)][0].tolist()
-            raise ValueError(f"windows must cover every point, got none at {x}; use a larger `width` or more `windows`")
+            raise ValueError(f"windows must cover every point, got none at {x}; use wider ones or more")
         n, everywhere = self.net.layout.size, torch.arange(len(points), device=points.device)
         hit = [int(j) for j in inside.any(1).nonzero()]
         members = [Member(j, rows, rows) for j in hit for rows in [inside[j].nonzero()[:, 0]]]
@@ -222,15 +218,15 @@ class WindowModel:
             self.equation,
             (sum(self.blocks),),
             total,
-            points=None if self.linear else points[None],
+            points=None if self.equation.linear else points[None],
             price=price,
             comm=comm,
         )
 
     def values(self, points: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the function that maps unknowns to u at points of shape (m, d), shape (m,)."""
-        plain = replace(self.equation, orders=(0,) * self.equation.dim)
-        loss = replace(self, equation=plain, linear=False).loss(points, len(points), Price(), None)
+        plain = replace(self.equation, orders=(0,) * self.equation.dim, linear=False)
+        loss = replace(self, equation=plain).loss(points, len(points), Price(), None)
         return lambda x: loss.fields(x)[0, 0]
 
     def locals(self, whole: WindowLoss, points: Tensor, parts: Sequence[range], local: range) -> LocalWindows:
@@ -271,8 +267,8 @@ class WindowModel:
             if members[kind]
         ]
         known = points.new_zeros((whole.frozen.shape[0], *index.shape))
-        curved = None if self.linear or not mine else points[index]
-        price = Price(1.0 / len(parts), fine=False, local=True)
+        curved = None if self.equation.linear or not mine else points[index]
+        price = Price(1.0 / len(parts), fine=False, product=whole.price.product, local=True)
         batch = WindowLoss(
             tuple(patches), known, self.equation, (len(mine), longest), whole.total, curved, valid, None, price, None
         )

@@ -3,7 +3,7 @@
     [mpiexec -n 2] python [-m mpi4py] experiments/benchmarks/poisson.py [--methods A B] [--seeds 0 1 2 3 4]
         [--seconds 16] [--out DIR]
 
-``-u'' = pi^2 sin(pi x)`` on (0, 1), 102 points of which two penalise the boundary conditions (``--boundary hard``:
+``-u'' = sin(pi x)`` on (0, 1), 102 points of which two penalise the boundary conditions (``--boundary hard``:
 built into the network), 8 x 20 tanh (3,001 parameters), float64, one thread. Targets are errors ``|u - u*| / |u*|`` in
 the 2-norm on 501 points. Adam gets the best of three rates by the first seed.
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.monitor import History
 from mldd.parallel import SERIAL, prepare
-from mldd.problems.windowed import WindowedPoisson
+from mldd.problems.pinn import PhysicsInformed
 from mldd.solvers.baselines import Adam
 from mldd.solvers.batch_lbfgs import BatchLBFGS
 from mldd.solvers.lbfgs import LBFGS
@@ -34,12 +34,15 @@ from mldd.solvers.spqn import SchwarzLBFGS
 
 BAR = 0.35  # ms per step of Adam
 TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)
-PROBLEMS = {1: WindowedPoisson(), 15: WindowedPoisson(15.0, windows=15, width=0.15)}
+PROBLEMS = {
+    1: PhysicsInformed("poisson1d", "windows", unit=True, points=200),
+    15: PhysicsInformed("poisson1d", "windows", unit=True, points=3000, frequency=15.0, windows=15, overlap_ratio=2.1),
+}
 
 
-def solvers(problem: WindowedPoisson) -> dict[str, Any]:
+def solvers(problem: PhysicsInformed) -> dict[str, Any]:
     """Return the solvers; subdomains are the windows."""
-    d = problem.decomposition(len(problem.model.blocks))
+    d = problem.decomposition(len(problem.window_model.blocks))
     return {
         "adam": Adam(lr=1e-3),
         "adam-5e-3": Adam(lr=5e-3),
@@ -56,7 +59,7 @@ class EnoughError(Exception):
     """The time is used up, or all targets are reached."""
 
 
-def times(problem: WindowedPoisson, solver: Any, seconds: float, seed: int = 0) -> dict[float, float]:
+def times(problem: PhysicsInformed, solver: Any, seconds: float, seed: int = 0) -> dict[float, float]:
     """Return the CPU seconds to every target that was reached."""
     found: dict[float, float] = {}
     every = 10 if isinstance(solver, Adam) else 1

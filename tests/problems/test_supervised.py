@@ -8,9 +8,9 @@ from torch import nn
 
 from mldd.cost import counting
 from mldd.objective import sampled
-from mldd.problems.dense import Classification, Dense
+from mldd.problems.dense import Classification, Dense, parse_widths
 from mldd.problems.minibatch import MiniBatches
-from mldd.problems.supervised import Digits, parse_widths
+from mldd.problems.supervised import Digits
 from mldd.solver import Stop, minimise
 from mldd.solvers.baselines import Sgd
 

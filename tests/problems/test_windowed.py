@@ -1,26 +1,33 @@
 """Window models: partition of unity, losses against slow explicit ones, local models, boundary conditions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mldd.cost import Price, counting
 from mldd.decomposition import LocalRestrictions
+from mldd.monitor import read_csv
 from mldd.objective import Objective
 from mldd.problems.equations import equation, hammersley
+from mldd.problems.pinn import PhysicsInformed
 from mldd.problems.taylor import Network
 from mldd.problems.window_model import WindowModel
-from mldd.problems.windowed import WindowedPoisson
+from mldd.problems.windowed import parse_layout
 from mldd.solver import Stop, minimise
 from mldd.solvers.baselines import Adam
 from mldd.solvers.batch_lbfgs import BatchLBFGS
 from mldd.solvers.schwarz import NonlinearSchwarz
 from mldd.solvers.spqn import SchwarzLBFGS
-from tests.helpers import launch, needs_mpi
+from tests.helpers import launch, needs_mpi, result
 
 F64 = {"dtype": torch.float64}
-SMALL = {"windows": 5, "width": 0.4, "points": 60, "hidden": "5-4"}
+
+
+def poisson(frequency=1.0, **options):
+    small = {"windows": 5, "overlap_ratio": 1.6, "points": 60, "depth": 3, "width": 5}
+    return PhysicsInformed("poisson1d", "windows", frequency=frequency, unit=True, **small | options)
 
 
 def rough(size, seed=0):
@@ -29,7 +36,7 @@ def rough(size, seed=0):
 
 def two_dimensional(name="burgers", coarse=True):
     e = equation(name)
-    centres, radii = WindowModel.grid(e, (2, 3), (1.4, 0.8))
+    centres, radii = WindowModel.grid(e, (2, 3), 1.5)
     return WindowModel(e, Network((2, 4, 4, 1), "residual"), centres, radii, Network((2, 3, 1)) if coarse else None)
 
 
@@ -90,16 +97,18 @@ def test_windows_sum_to_one_and_their_slopes_to_zero():
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("frequency", [1.0, 1.5])
 def test_poisson_is_the_explicit_loss(coarse, frequency):
-    problem = WindowedPoisson(frequency, coarse=coarse, **SMALL)
+    problem = poisson(frequency, coarse=coarse)
     f, x = problem.objective(), rough(problem.objective().size).requires_grad_()
-    expected = explicit_loss(problem.model, x, problem.collocation)
+    expected = explicit_loss(problem.window_model, x, problem.collocation[0])
     (gradient,) = torch.autograd.grad(expected, x)
     value, g = f.value_and_gradient(x.detach())
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(f.value(x.detach()), expected.detach())
     torch.testing.assert_close(g, gradient)
     points = torch.linspace(0, 1, 33, **F64)[:, None]
-    torch.testing.assert_close(problem.predict(x.detach(), points), explicit(problem.model, x, points)[:, 0].detach())
+    torch.testing.assert_close(
+        problem.predict(x.detach(), points), explicit(problem.window_model, x, points)[:, 0].detach()
+    )
     assert isinstance(f, Objective)
 
 
@@ -117,7 +126,7 @@ def test_equations_in_two_dimensions(name):
 
 def test_hessian_product_is_the_difference_of_gradients():
     for f in (
-        WindowedPoisson(coarse=True, **SMALL).objective(),
+        poisson(coarse=True).objective(),
         two_dimensional().loss(torch.rand(40, 2, **F64), 40, Price(), None),
     ):
         x, v, h = rough(f.size), rough(f.size, seed=1), 1e-5
@@ -130,7 +139,7 @@ def test_hessian_product_is_the_difference_of_gradients():
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize(("parts", "overlap"), [(5, 0), (5, 1), (2, 0), (3, 1), (1, 0)])
 def test_local_models_are_restrictions(parts, overlap, coarse):
-    problem = WindowedPoisson(coarse=coarse, **SMALL)
+    problem = poisson(coarse=coarse)
     d, f = problem.decomposition(parts + (parts == 5 and coarse), overlap), problem.objective()
     x = rough(f.size)
     found, expected = d.models(f, x, f.gradient(x)), LocalRestrictions(f, d, x)
@@ -169,10 +178,10 @@ def test_nonlinear_local_models_are_restrictions():
     f, ends = model.loss(points, 40, Price(), None), [0, *torch.tensor(model.blocks).cumsum(0).tolist()]
     x = rough(f.size)
     local = model.locals(f, points, [range(0, 2), range(2, 3), range(3, 6), range(6, 7)], range(4))
-    subdomains = WindowedPoisson(**SMALL).decomposition(1).subdomains[0]
+    subdomains = poisson().decomposition(1).subdomains[0]
     blocks = [torch.arange(ends[a], ends[b]) for a, b in ((0, 2), (2, 3), (3, 6), (6, 7))]
     made = [type(subdomains)(i, torch.ones(len(i), dtype=torch.bool)) for i in blocks]
-    d = type(WindowedPoisson(**SMALL).decomposition(1))(f.size, made, lambda d, f, x, g: local.at(x, d))
+    d = type(poisson().decomposition(1))(f.size, made, lambda d, f, x, g: local.at(x, d))
     y = d.gather(x) + d.valid * 0.3 * torch.randn(d.indices.shape, generator=torch.Generator().manual_seed(1), **F64)
     found, expected = d.models(f, x, None), LocalRestrictions(f, d, x)
     torch.testing.assert_close(found.value(y), expected.value(y))
@@ -181,7 +190,7 @@ def test_nonlinear_local_models_are_restrictions():
 
 
 def test_boundary_conditions_hold_for_any_parameters():
-    problem = WindowedPoisson(1.5, **SMALL)
+    problem = poisson(1.5)
     ends = problem.predict(10 * rough(problem.objective().size), torch.tensor([[0.0], [1.0]], **F64))
     torch.testing.assert_close(ends, torch.tensor([0.0, math.sin(1.5 * math.pi)], **F64), rtol=0, atol=1e-14)
     model = two_dimensional()
@@ -193,13 +202,13 @@ def test_boundary_conditions_hold_for_any_parameters():
 
 def test_the_solution_has_no_residual():
     """The residual of the exact solution vanishes: with all networks zero, u = g = the solution of a straight line."""
-    problem = WindowedPoisson(**SMALL)
-    mean = (math.pi**4 * torch.sin(math.pi * problem.collocation) ** 2).mean()
+    problem = poisson()
+    mean = (math.pi**4 * torch.sin(math.pi * problem.collocation[0]) ** 2).mean()
     torch.testing.assert_close(problem.objective().value(torch.zeros(problem.objective().size, **F64)), mean)
 
 
 def test_training_reduces_the_error():
-    problem = WindowedPoisson(windows=3, width=0.8, points=40, hidden="8-8")
+    problem = poisson(windows=3, points=40, width=8)
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(3)
     assert problem.metrics(minimise(f, x, Adam(3e-2), stop=Stop(200)).x)["relative_l2"] < 0.02
     aspqn = SchwarzLBFGS(d, local_steps=5, global_steps=5, memory=10)
@@ -209,7 +218,7 @@ def test_training_reduces_the_error():
 
 
 def test_costs():
-    problem = WindowedPoisson(**SMALL)
+    problem = poisson()
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(5)
     with counting() as cost:
         models = d.models(f, x, None)
@@ -222,49 +231,116 @@ def test_costs():
 
 
 def test_single_precision():
-    problem = WindowedPoisson(dtype="float32", **SMALL)
+    problem = poisson(dtype="float32")
     f, x = problem.objective(), problem.initial(0)
-    exact = WindowedPoisson(**SMALL).objective().gradient(x.double())
+    exact = poisson().objective().gradient(x.double())
     g = f.gradient(x)
     assert g.dtype == torch.float32
     assert float((g - exact).norm() / exact.norm()) < 1e-4
     near = torch.tensor([[0.2 - 1e-7]])  # at the very edge of the window that is centred at 0
-    table = problem.model.loss(near, 1, Price(), None).patches[0].coefficients
+    table = problem.window_model.loss(near, 1, Price(), None).patches[0].coefficients
     assert bool(torch.isfinite(table).all())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"windows": 0}, "`windows` must be >= 1"),
-        ({"test": 1}, "`test` must be >= 2"),
-        ({"points": 1}, "`points` must be >= 2"),
-        ({"width": 0.0}, "`width` must be > 0"),
+        ({"windows": -1}, "`windows` must be a number >= 1, got -1"),
+        ({"windows": "2x2"}, "`windows` must be a number >= 1, got '2x2'"),
+        ({"name": "burgers", "windows": "2x0"}, "`windows` must be numbers >= 1 joined by 'x', at most 2, .*got '2x0'"),
+        ({"name": "burgers", "windows": "2x2x2"}, "at most 2, as in 4 or 2x3, got '2x2x2'"),
+        ({"overlap_ratio": 1.0}, r"`overlap_ratio` must be > 1 \(windows that overlap\), got 1.0"),
+        ({"overlap_ratio": math.inf}, "`overlap_ratio` must be > 1"),
+        ({"batch": 10}, "`batch` needs model=network, got 10 with model=windows"),
+        ({"boundary": "soft"}, "`boundary` needs model=network"),
+        ({"model": "network", "windows": 3}, "`windows` needs model=windows, got 3 with model=network"),
+        ({"model": "network", "coarse": True}, "`coarse` needs model=windows"),
+        ({"model": "network", "overlap_ratio": 2.0}, "`overlap_ratio` needs model=windows"),
+        ({"model": "fem"}, "`model` must be one of network, windows"),
+        ({"name": "burgers", "unit": True}, "`unit` must be false for burgers"),
         ({"frequency": math.inf}, "`frequency` must be > 0"),
-        ({"hidden": "a"}, "`hidden` must be widths"),
-        ({"dtype": "half"}, "`dtype` must be one of"),
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        WindowedPoisson(**options)
+    with pytest.raises(ValueError, match=message) as caught:
+        PhysicsInformed(**{"name": "poisson1d", "model": "windows"} | options)
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_decompositions():
-    problem = WindowedPoisson(**SMALL)
+    problem = poisson()
     for parts in (0, 6):
         with pytest.raises(ValueError, match=r"`parts` must be in 1..5 \(the networks\)"):
             problem.decomposition(parts)
-    with pytest.raises(ValueError, match="`levels` must be 1"):
-        problem.hierarchy(2)
+    with pytest.raises(ValueError, match="every window must have collocation points, got 14 of 20 without"):
+        poisson(windows=20, points=4).objective()
+    gaps = replace(problem.window_model, radii=problem.window_model.radii / 2)
     with pytest.raises(ValueError, match="windows must cover every point"):
-        WindowedPoisson(windows=3, width=0.4).objective()
+        gaps.loss(problem.collocation[0], 60, Price(), None)
+
+
+def test_layouts():
+    assert parse_layout(3, 1) == (3,)
+    model = PhysicsInformed("klein-gordon", "windows", windows="2x3", points=100, overlap_ratio=1.6).window_model
+    assert model.centres.tolist() == [[t, x] for t in (0.0, 12.0) for x in (-1.0, 0.0, 1.0)]
+    assert model.radii.tolist() == [[0.8 * 12, 0.8]] * 6
+    slabs = PhysicsInformed("burgers", "windows", points=100).window_model
+    assert slabs.centres[:, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert (slabs.centres[:, 1].tolist(), slabs.radii[:, 1].tolist()) == ([0.0] * 4, [1.5] * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "coarse", "networks"),
+    [
+        ("burgers", 4, False, 4),
+        ("diffusion-advection", "2x2", True, 5),
+        ("klein-gordon", 3, True, 4),
+        ("allen-cahn", "1x3", False, 3),
+    ],
+)
+def test_the_command_line_trains_windows(name, layout, coarse, networks, run, without_figures, tmp_path):
+    options = f"model=windows,windows={layout},coarse={coarse},points=150,width=8"
+    code, out, err = run(f"train {name}:{options} --solver aspqn:local_steps=5 --steps 3 --quiet --out", tmp_path)
+    assert (code, err) == (0, "")
+    found = result(tmp_path)
+    assert (found["status"], found["parts"], found["overlap"]) == ("max_steps", networks, 0)
+    assert "global_steps=10" in found["options"]["solver"]
+    assert set(found["metrics"]) == {"relative_l2", "relative_l2_paper"}
+    losses = [record.value for record in read_csv(tmp_path / "history.csv").records]
+    assert losses[-1] == found["loss"]
+    assert losses[0] > losses[1] > losses[2] > losses[3]
+
+
+@pytest.mark.parametrize("name", ["burgers", "diffusion-advection"])
+def test_problems_in_two_dimensions(name):
+    problem = PhysicsInformed(name, "windows", windows="2x2", coarse=True, points=256, width=6, network="residual")
+    f, x = problem.objective(), rough(problem.objective().size)
+    points = problem.collocation[0]
+    expected = explicit_loss(problem.window_model, x.clone().requires_grad_(), points).detach()
+    torch.testing.assert_close(f.value(x), expected)
+    d = problem.decomposition(5)
+    local = d.models(f, x, None).value_and_gradient(d.gather(x))
+    torch.testing.assert_close(local[0], expected.expand(5))
+    torch.testing.assert_close(d.scatter(local[1]), f.gradient(x))
+    levels = problem.hierarchy(3)
+    assert [level.objective.total for level in levels.levels] == [256, 64, 16]
+    torch.testing.assert_close(levels[1].objective.value(x), expected, rtol=0.2, atol=0)
+    exact = problem.test[1]
+    u = explicit(problem.window_model, x, problem.test[0])[:, 0]
+    assert problem.metrics(x)["relative_l2"] == pytest.approx(float((u - exact).norm() / exact.norm()))
+
+
+def test_advice():
+    problem = PhysicsInformed("burgers", "windows", windows=3, coarse=True, points=100)
+    assert problem.settings("adam")["lr"] == 5e-3
+    assert problem.settings("apts") == {"parts": 4, "overlap": 0}
+    assert problem.settings("mspqn") == {"parts": 4, "overlap": 0, "local_steps": 10, "global_steps": 10}
 
 
 SCRIPT = """
     import torch
     from mldd.parallel import SERIAL, world
-    from mldd.problems.windowed import WindowedPoisson
+    from mldd.problems.pinn import PhysicsInformed
     from mldd.solver import Stop, minimise
     from mldd.solvers.baselines import Adam
     from mldd.solvers.batch_lbfgs import BatchLBFGS
@@ -272,15 +348,17 @@ SCRIPT = """
 
     assert world().ranks == 2
 
+    small = {"windows": 5, "points": 60, "depth": 3, "width": 5}
+
     def run(comm, make, **options):
-        problem = WindowedPoisson(windows=5, width=0.4, points=60, hidden="5-4", comm=comm, **options)
+        problem = PhysicsInformed("poisson1d", "windows", unit=True, comm=comm, **small, **options)
         solver = make(problem, comm)
         result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(4), comm=comm)
         return result.x, result.record
 
     def schwarz(order):
         return lambda p, comm: NonlinearSchwarz(
-            p.decomposition(p.model.windows), local=BatchLBFGS(), local_steps=2, order=order, comm=comm)
+            p.decomposition(p.window_model.windows), local=BatchLBFGS(), local_steps=2, order=order, comm=comm)
 
     for make in (lambda p, comm: Adam(1e-2), schwarz("additive"), schwarz("multiplicative")):
         for coarse in (False, True):
