@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import SharedDecomposition, contiguous
+from mldd.decomposition import SharedDecomposition
 from mldd.graph import Graph, aggregate, edge_weights, grow, normalised, partition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
@@ -25,6 +25,7 @@ from mldd.problems.composite import Ints, Source, composite_labels, stack
 from mldd.problems.datasets import GraphData, load_graph
 from mldd.problems.models import Batch, GraphNet, Kind
 from mldd.problems.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.restrictions import contiguous
 from mldd.transfer import Identity
 
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import LocalRestrictions
 from mldd.problems.propagation import Evaluation, Linear, scaled, unscale
 from mldd.problems.residual_loss import Piece, ResidualLoss
+from mldd.restrictions import LocalRestrictions
 
 
 @dataclass(frozen=True)

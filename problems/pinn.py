@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, LocalRestrictions, contiguous
+from mldd.decomposition import Decomposition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Objective
 from mldd.parallel import SERIAL, Communicator
@@ -26,6 +26,7 @@ from mldd.problems.taylor import Network
 from mldd.problems.window_loss import WindowLoss
 from mldd.problems.window_model import WindowModel
 from mldd.problems.windowed import by_windows, parse_layout
+from mldd.restrictions import LocalRestrictions, contiguous
 from mldd.transfer import Identity
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, LocalRestrictions, SharedDecomposition, contiguous
+from mldd.decomposition import Decomposition, SharedDecomposition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
 from mldd.parallel import SERIAL, Communicator
@@ -27,6 +27,7 @@ from mldd.problems.dense import (
     parse_widths,
 )
 from mldd.problems.minibatch import MiniBatches, subset
+from mldd.restrictions import LocalRestrictions, contiguous
 from mldd.transfer import Identity
 
 # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
@@ -45,8 +46,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "schwarz": {"parts": 3, "damping": 1 / 3},
     "mofftr": {"rate": 0.1, "varsigma": 1e-6, "coarse_steps": 5},
     # after 50 synchronisations of two parts, seed 1
-    "localsgd": {"lr": 0.3, "momentum": 0.9, "memory": "keep"},
-    "diloco": {"lr": 0.01},
+    "localsgd": {"parts": 2, "lr": 0.3, "momentum": 0.9, "memory": "keep"},
+    "diloco": {"parts": 2, "lr": 0.01},
 }
 _CHOICES = {
     "activation": tuple(ACTIVATIONS),

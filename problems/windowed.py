@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, contiguous
+from mldd.decomposition import Decomposition
 from mldd.objective import Objective
 from mldd.parallel import Communicator
 from mldd.problems.window_loss import LocalWindows
 from mldd.problems.window_model import WindowModel
+from mldd.restrictions import contiguous
 
 
 def parse_layout(windows: int | str, dim: int) -> tuple[int, ...]:

@@ -11,10 +11,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mldd.decomposition import Decomposition, LocalRestrictions, Subdomain
+from mldd.decomposition import Decomposition, Subdomain
 from mldd.objective import Corrected, Objective, Remembered
 from mldd.parallel import SERIAL, Communicator
 from mldd.problems.grid import Grid
+from mldd.restrictions import LocalRestrictions
 
 # [first, last) of the owned nodes and of the nodes with overlap, along one axis.
 Interval = tuple[int, int, int, int]

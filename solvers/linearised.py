@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import on_this_rank
-from mldd.decomposition import Decomposition, LocalRestrictions
+from mldd.decomposition import Decomposition
 from mldd.hierarchy import Level
 from mldd.objective import Corrected, Objective, Remembered, value_and_gradient
+from mldd.restrictions import LocalRestrictions
 from mldd.solver import State
 from mldd.solvers.inverse import Inverse, half_bandwidth
 from mldd.solvers.newton import NewtonCG

@@ -15,9 +15,10 @@ from torch.optim.optimizer import ParamsT
 from mldd.bounds import Bounds
 from mldd.checkpoint import pack, restore
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, Subdomain, restrictions
+from mldd.decomposition import Decomposition, Subdomain
 from mldd.flatten import Layout, joined
 from mldd.objective import Remembered
+from mldd.restrictions import restrictions
 from mldd.solver import Solver, State, Status
 
 Factory = Callable[[Decomposition], Solver]

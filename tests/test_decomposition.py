@@ -8,17 +8,11 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import counting
-from mldd.decomposition import (
-    Decomposition,
-    LocalRestrictions,
-    SharedDecomposition,
-    Subdomain,
-    contiguous,
-    index_decomposition,
-)
+from mldd.decomposition import Decomposition, SharedDecomposition, Subdomain
 from mldd.objective import Corrected, Remembered, Restricted
 from mldd.problems.pde import Bratu, Ignition, Membrane, MinimalSurface, MoreBV, Obstacle
 from mldd.problems.quadratic import Quadratic
+from mldd.restrictions import LocalRestrictions, contiguous, index_decomposition
 from mldd.transfer import IndexTransfer
 
 PROBLEMS = [

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from mldd import Stop, minimise
 from mldd.cost import Price
-from mldd.decomposition import SharedDecomposition, contiguous, index_decomposition
+from mldd.decomposition import SharedDecomposition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
 from mldd.parallel import SERIAL, prepare
 from mldd.problems.dense import Classification
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solvers.adagrad import AdaGrad
 from mldd.solvers.apts import Apts
 from mldd.solvers.aspin import Raspen

@@ -7,7 +7,7 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     import torch
     from dataclasses import replace
-    from mldd.decomposition import LocalRestrictions
+    from mldd.restrictions import LocalRestrictions
     from mldd.parallel import SERIAL, Communicator, world
     from mldd.problems.pde import Obstacle
     from mldd.problems.supervised import Digits

@@ -7,7 +7,7 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     from dataclasses import replace
     import torch
-    from mldd.decomposition import contiguous, index_decomposition
+    from mldd.restrictions import contiguous, index_decomposition
     from mldd.parallel import SERIAL, Communicator, world
     from mldd.problems.forchheimer import Forchheimer
     from mldd.problems.supervised import Classification

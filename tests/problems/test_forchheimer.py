@@ -10,10 +10,10 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from mldd.cost import counting
-from mldd.decomposition import LocalRestrictions
 from mldd.objective import Restricted
 from mldd.parallel import Communicator
 from mldd.problems.forchheimer import FluxEnergy, Forchheimer
+from mldd.restrictions import LocalRestrictions
 from mldd.solver import Stop, minimise
 from mldd.solvers.newton import NewtonCG
 

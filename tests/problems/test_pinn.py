@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from mldd.cost import counting
-from mldd.decomposition import LocalRestrictions
 from mldd.objective import sampled
 from mldd.problems.equations import equation, hammersley, jets_of
 from mldd.problems.layer_models import LayerModels
 from mldd.problems.pinn import PRESETS, PhysicsInformed
 from mldd.problems.taylor import Jets
+from mldd.restrictions import LocalRestrictions
 from mldd.solver import Stop, minimise
 from mldd.solvers.baselines import Adam
 from mldd.solvers.lbfgs import LBFGS

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mldd.cost import Price, counting
-from mldd.decomposition import LocalRestrictions
 from mldd.monitor import read_csv
 from mldd.objective import Objective
 from mldd.problems.equations import equation, hammersley
@@ -15,6 +14,7 @@ from mldd.problems.pinn import PhysicsInformed
 from mldd.problems.taylor import Network
 from mldd.problems.window_model import WindowModel
 from mldd.problems.windowed import parse_layout
+from mldd.restrictions import LocalRestrictions
 from mldd.solver import Stop, minimise
 from mldd.solvers.baselines import Adam
 from mldd.solvers.batch_lbfgs import BatchLBFGS

@@ -12,9 +12,10 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.bounds import Bounds
 from mldd.cost import Price, counting
-from mldd.decomposition import Decomposition, SharedDecomposition, contiguous, index_decomposition
+from mldd.decomposition import Decomposition, SharedDecomposition
 from mldd.objective import Corrected, Objective, Remembered
 from mldd.problems.supervised import Digits
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solver import Status
 from mldd.solvers.apts import Apts, orthonormal
 from mldd.solvers.trust_region import TrustRegion

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import Price
-from mldd.decomposition import Decomposition, SharedDecomposition, contiguous, index_decomposition
+from mldd.decomposition import Decomposition, SharedDecomposition
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Objective, Remembered, Restricted
 from mldd.petsc import petsc
@@ -21,6 +21,7 @@ from mldd.problems.forchheimer import Forchheimer
 from mldd.problems.pde import Bratu
 from mldd.problems.quadratic import Quadratic
 from mldd.problems.supervised import Classification
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solver import State, Status, Stop, minimise
 from mldd.solvers.aspin import Aspin, Raspen
 from mldd.solvers.linearised import CoarseCorrection, Linear

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from mldd.bounds import Bounds
 from mldd.checkpoint import load, save
-from mldd.decomposition import SharedDecomposition, contiguous, index_decomposition
+from mldd.decomposition import SharedDecomposition
 from mldd.objective import sampled
 from mldd.problems.supervised import Digits
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solver import Status, Stop, minimise
 from mldd.solvers.baselines import Adam, Sgd
 from mldd.solvers.lbfgs import LBFGS

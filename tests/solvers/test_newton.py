@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import Price, counting
-from mldd.decomposition import contiguous, index_decomposition
 from mldd.objective import Corrected, Remembered
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solver import Status, Stop, minimise
 from mldd.solvers.inverse import Factors, Inverse, half_bandwidth, hessians, truncated_cg
 from mldd.solvers.newton import NewtonCG

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mldd import Stop, minimise
 from mldd.cost import counting
-from mldd.decomposition import contiguous, index_decomposition
 from mldd.petsc import petsc
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.pde import Obstacle
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solvers.adagrad import AdaGrad
 from mldd.solvers.schwarz import SchwarzAdaGrad
 from tests.helpers import WithoutValue, quadratic

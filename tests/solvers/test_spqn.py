@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mldd.bounds import Bounds
-from mldd.decomposition import Decomposition, LocalRestrictions, SharedDecomposition, contiguous, index_decomposition
+from mldd.decomposition import Decomposition, SharedDecomposition
 from mldd.objective import Remembered, Restricted
+from mldd.restrictions import LocalRestrictions, contiguous, index_decomposition
 from mldd.solver import Status, Stop, minimise
 from mldd.solvers.lbfgs import LBFGS, lbfgs_direction
 from mldd.solvers.spqn import SchwarzLBFGS, first_layers

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import counting
-from mldd.decomposition import SharedDecomposition, Subdomain, contiguous, index_decomposition
+from mldd.decomposition import SharedDecomposition, Subdomain
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
 from mldd.problems.pde import MinimalSurface, Obstacle
+from mldd.restrictions import contiguous, index_decomposition
 from mldd.solver import State, Status, Stop, minimise
 from mldd.solvers.adagrad import AdaGrad
 from mldd.solvers.baselines import Adam, Sgd
