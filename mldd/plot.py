@@ -30,6 +30,7 @@ _LABELS = {
     "measure": "measure",
     "value": "objective",
 }
+_NO_LABELS: Mapping[str, str] = {}
 _STYLE: dict[str, Any] = {
     "axes.grid": True,
     "grid.color": "#dddddd",
@@ -77,7 +78,9 @@ def convergence(history: History, path: Path, title: str = "") -> None:
             _scale(row[0], y, [values])
 
 
-def comparison(runs: Mapping[str, Sequence[History]], path: Path, title: str = "") -> None:
+def comparison(
+    runs: Mapping[str, Sequence[History]], path: Path, title: str = "", labels: Mapping[str, str] = _NO_LABELS
+) -> None:
     """Draw the objective of several solvers against what it cost: median over seeds, band between the quartiles.
 
     Parameters
@@ -87,6 +90,8 @@ def comparison(runs: Mapping[str, Sequence[History]], path: Path, title: str = "
     path : Path
         PNG (or what else its suffix says).
     title : str
+    labels : mapping, optional
+        Axis labels by field of `Record`, where a history holds something else under its name.
     """
     everything = [history for histories in runs.values() for history in histories]
     y = "value" if any(np.isfinite(_column(history, "value")).any() for history in everything) else "measure"
@@ -106,8 +111,9 @@ def comparison(runs: Mapping[str, Sequence[History]], path: Path, title: str = "
                 grids.append(grid)
                 drawn += [low, high]
             _finish(ax, x, grids)
+            ax.set_xlabel(labels.get(x, _LABELS[x]))
         for ax in axes[:, 0]:
-            ax.set_ylabel(_LABELS[y])
+            ax.set_ylabel(labels.get(y, _LABELS[y]))
         _scale(axes[0, 0], y, drawn)
         _legend(figure, runs, styles)
 

@@ -126,7 +126,7 @@ def figure(found: dict[str, dict[str, History]], path: Path) -> None:
                 axes.axhline(target, color="#dddddd", lw=0.8, zorder=0)
         row[0].set_ylabel("measure (infinity norm)" if column == "measure" else "training loss")
         row[0].set_title(problem, loc="left")
-        row[1].legend(fontsize=8, frameon=False)
+        row[1].legend(fontsize=8, frameon=False, loc="lower left")
     with replacing(path) as new:
         page.savefig(new, format="png", dpi=150)
 

@@ -232,7 +232,8 @@ def main() -> None:
     if comm.rank == 0:
         options.out.mkdir(parents=True, exist_ok=True)
         write_table(options.out / "table.csv", rows)
-        comparison(histories, options.out / "error.png", "poisson1d: relative L2 error")
+        labels = {"value": "relative L2 error", "seconds": "CPU time (s)"}
+        comparison(histories, options.out / "error.png", "poisson1d", labels)
         print(f"written  {options.out}")
 
 
