@@ -104,7 +104,7 @@ def test_evaluations_are_hardly_more_than_those_of_the_slowest_row():
 def test_a_row_does_not_feel_the_others():
     few, _, _ = _run(Batch(MEMBERS[:2]), _starts()[:2], BatchLBFGS(), 25)
     many, _, _ = _run(Batch(MEMBERS), _starts(), BatchLBFGS(), 25)
-    assert torch.equal(few, many[:2])
+    torch.testing.assert_close(few, many[:2], rtol=1e-8, atol=1e-8)  # BLAS rounds by where a vector begins
 
 
 @pytest.mark.parametrize("lost", [(1,), (0, 3)])
@@ -113,7 +113,7 @@ def test_a_lost_row_stays_and_disturbs_no_other(lost):
     x, state, _ = _run(Batch(MEMBERS, lost), _starts(), BatchLBFGS(), 25)
     kept = [k for k in range(len(MEMBERS)) if k not in lost]
     assert torch.equal(x[list(lost)], _starts()[list(lost)])
-    assert torch.equal(x[kept], whole[kept])
+    torch.testing.assert_close(x[kept], whole[kept], rtol=1e-8, atol=1e-8)
     assert state.status is None and not state.live[list(lost)].any()
 
 
