@@ -221,6 +221,14 @@ def _weights(kind: Combine, valid: Tensor, owned: Tensor, multiplicity: Tensor, 
     raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
 
 
+def split(rows: Tensor, blocks: Sequence[slice]) -> Tensor:
+    """Return every row of `rows`, shape (k, n), cut into its parts in the blocks, zero elsewhere: block by block."""
+    out = rows.new_zeros((len(blocks), *rows.shape))
+    for pieces, block in zip(out, blocks, strict=True):
+        pieces[:, block] = rows[:, block]
+    return out.flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class SharedDecomposition:
     """Subdomains that update the same unknowns: parts of a graph or of the data, each with a copy of all parameters.

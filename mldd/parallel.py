@@ -83,6 +83,12 @@ class Communicator:
         self.mpi.Allreduce(self._in_place(), buffer.numpy())
         return [float(v) for v in buffer]
 
+    def sum_values(self, values: Tensor) -> Tensor:
+        """Return the sums over ranks of function values, shape () or (p,) (not a vector synchronisation)."""
+        if self.mpi is None or self.ranks == 1:
+            return values
+        return values.new_tensor(self.sum_scalars(values.flatten().tolist())).view_as(values)
+
     def gather_items(self, item: Any) -> list[Any]:
         """Return the items of all ranks, in order, on every rank (for checkpoints; not a vector synchronisation)."""
         return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))

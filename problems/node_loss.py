@@ -88,8 +88,8 @@ class NodeLoss:
         self.price.of_value()
         with torch.no_grad():
             value = self._loss(self.net.layout.views(x))
-        if self.comm is not None and self.comm.ranks > 1:
-            value = value.new_tensor(self.comm.sum_scalars([float(value)])[0])
+        if self.comm is not None:
+            value = self.comm.sum_values(value)
         return value + self._decay(x)
 
     def gradient(self, x: Tensor) -> Tensor:

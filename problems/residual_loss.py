@@ -101,10 +101,7 @@ class ResidualLoss:
         """Return the loss, shape () or (p,)."""
         self.price.of_value(self._rows(x))
         value = self.residuals(x).square_().sum(-1) / self.total
-        if self.comm is None or self.comm.ranks == 1:
-            return value
-        total = self.comm.sum_scalars(value.flatten().tolist())
-        return value.new_tensor(total).view_as(value)
+        return value if self.comm is None else self.comm.sum_values(value)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient, of the shape of x."""

@@ -185,7 +185,7 @@ class WindowLoss:
         values = self._mean(self.fields(x))
         if len(self.shape) == 2:
             return values
-        return values[0] if self.comm is None else x.new_tensor(self.comm.sum_scalars(values.tolist())[0])
+        return values[0] if self.comm is None else self.comm.sum_values(values[0])
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient, of the shape of x."""

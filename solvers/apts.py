@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.bounds import Bounds
-from mldd.decomposition import Combine, Decomposition, SharedDecomposition
+from mldd.decomposition import Combine, Decomposition, SharedDecomposition, split
 from mldd.objective import Objective, Remembered, value_and_gradient
 from mldd.parallel import SERIAL, Communicator
 from mldd.solver import State, Status
@@ -229,7 +229,7 @@ class Apts:
         whole, s = state.globally, rows.sum(0)
         assert whole.gradient is not None  # noqa: S101
         rows = torch.cat([rows, state.previous[None]])
-        pieces = torch.cat([only(rows, block) for block in self.decomposition.blocks])
+        pieces = split(rows, self.decomposition.blocks)
         small = Slice(objective, x.clone(), orthonormal(pieces), whole.gradient)
         z, f = x.new_zeros(small.size), Remembered(small)
         mine = self.coarse.fresh(z)
@@ -368,13 +368,6 @@ class Slice:
             return self.g
         known = [g for point, g in self._known if torch.equal(point, z)]
         return known[0] if known else self.f.gradient(self.x + self.prolong(z))
-
-
-def only(rows: Tensor, block: slice) -> Tensor:
-    """Return the rows with zeros outside of `block`."""
-    out = torch.zeros_like(rows)
-    out[:, block] = rows[:, block]
-    return out
 
 
 def orthonormal(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mldd.bounds import Bounds
-from mldd.decomposition import Combine, Decomposition, SharedDecomposition
+from mldd.decomposition import Combine, Decomposition, SharedDecomposition, split
 from mldd.hierarchy import Hierarchy
 from mldd.objective import Corrected, Objective, Remembered, Restricted, sampled
 from mldd.parallel import SERIAL, Communicator
@@ -20,6 +20,10 @@ from mldd.solvers.recursive import MultilevelAdaGrad, MultilevelState
 from mldd.solvers.sweep import Memory, Order, Sweep, SweepState
 from mldd.tao import tao_minimise
 from mldd.transfer import MatrixTransfer, Rule
+
+# Solvers of subdomains and coarse levels where the user names none: without and with bounds.
+_FREE = BatchLBFGS()
+_BOUNDED = AdaGrad(model_steps=6)
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ class SchwarzAdaGrad:
         """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
         weighted = self.decomposition.spread(corrections * state.sweep.weights)
         rows = torch.cat([self.comm.gather(weighted), state.previous[None]])
-        pieces = torch.cat([_only(rows, block) for block in self.decomposition.blocks])
+        pieces = split(rows, self.decomposition.blocks)
         norms = torch.linalg.vector_norm(pieces, dim=1)
         keep = norms > 0
         pieces, norms = pieces[keep], norms[keep]
@@ -198,12 +202,6 @@ class SchwarzAdaGrad:
         state.accepted += 1
         state.previous.copy_(s)
         x.add_(s)
-
-
-def _only(rows: Tensor, block: slice) -> Tensor:
-    out = torch.zeros_like(rows)
-    out[:, block] = rows[:, block]
-    return out
 
 
 @dataclass
@@ -286,9 +284,20 @@ class NonlinearSchwarz:
             raise ValueError(f"`coarse_steps` must be >= 0, got {self.coarse_steps}")
         if self.coarse_bounds not in ("kornhuber", "gelman-mandel"):
             raise ValueError(f"`coarse_bounds` must be kornhuber or gelman-mandel, got {self.coarse_bounds!r}")
-        self._sweep(AdaGrad())
+        _ = self._bounded_sweep
 
-    def _sweep(self, default: Solver) -> Sweep:
+    @cached_property
+    def _free_sweep(self) -> Sweep:
+        return self._sweep_with(_FREE)
+
+    @cached_property
+    def _bounded_sweep(self) -> Sweep:
+        return self._sweep_with(_BOUNDED)
+
+    def _sweep(self, f: Objective) -> Sweep:
+        return self._free_sweep if f.bounds.is_free else self._bounded_sweep
+
+    def _sweep_with(self, default: Solver) -> Sweep:
         return Sweep(
             self.decomposition,
             default if self.local is None else self.local,
@@ -303,8 +312,7 @@ class NonlinearSchwarz:
 
     def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:
         """Return the states of the local solvers, where they are kept."""
-        sweep = self._sweep(_default(objective))
-        return NonlinearSchwarzState(sweep=sweep.init(objective, x))
+        return NonlinearSchwarzState(sweep=self._sweep(objective).init(objective, x))
 
     def step(
         self, objective: Objective, x: Tensor, state: NonlinearSchwarzState
@@ -316,7 +324,7 @@ class NonlinearSchwarz:
             state.level = len(self.hierarchy) - 1
             moving |= self._move(objective, x, s, state)
         if self.local_steps:
-            sweep = self._sweep(_default(objective))
+            sweep = self._sweep(objective)
             moving |= self._move(objective, x, sweep.correction(objective, x, state.sweep), state)
             sweep.judge(state.sweep, state)
         if moving and state.accepted == accepted and state.status is None:
@@ -351,7 +359,7 @@ class NonlinearSchwarz:
 
     def _coarse_solver(self, f: Objective, k: int) -> Solver:
         """Return the solver of level `k`; one of PETSc on a level in between has the options prefix ``level_k_``."""
-        solver = self.coarse or _default(f)
+        solver = self.coarse or (_FREE if f.bounds.is_free else _BOUNDED)
         between = self.hierarchy is not None and k + 1 < len(self.hierarchy)
         if between and getattr(solver, "prefix", None) == "coarse_":
             return replace(solver, prefix=f"level_{k}_")  # type: ignore[type-var]
@@ -370,11 +378,6 @@ class NonlinearSchwarz:
         if not f.bounds.is_free:
             f.bounds.project(x, out=x)
         return True
-
-
-def _default(f: Objective) -> Solver:
-    """Return the solver of subdomains and coarse levels that suits `f`."""
-    return BatchLBFGS() if f.bounds.is_free else AdaGrad(model_steps=6)
 
 
 def _decreasing(f: Objective, x: Tensor, s: Tensor) -> float:

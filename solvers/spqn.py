@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.bounds import Bounds
-from mldd.decomposition import Decomposition, SharedDecomposition
+from mldd.decomposition import Decomposition, SharedDecomposition, split
 from mldd.objective import Objective, Remembered, remember, value_and_gradient
 from mldd.parallel import SERIAL, Communicator
 from mldd.solver import State, Status
@@ -230,12 +230,12 @@ class SchwarzLBFGS:
     def _span(self, objective: Objective, x: Tensor, rows: Tensor, state: SpqnState) -> None:
         """Minimise over the span of the rows, split by layer, the L-BFGS direction and the previous step."""
         outer, g = state.outer, objective.gradient(x)
-        pieces = [_only(rows, block) for block in self.decomposition.blocks]
+        pieces = split(rows, self.decomposition.blocks)
         extra = [state.previous[None]] + ([lbfgs_direction(outer, g)[None]] if outer.pairs else [])
-        columns = torch.cat([*pieces, *extra])
+        columns = torch.cat([pieces, *extra])
         norms = torch.linalg.vector_norm(columns, dim=1)
         start = torch.zeros_like(norms)
-        start[: len(rows) * len(pieces)] = 1.0
+        start[: len(pieces)] = 1.0
         keep = (norms > 0) & torch.isfinite(norms)
         columns, norms, start = columns[keep], norms[keep], start[keep]
         curvature = (columns @ g).abs()
@@ -285,12 +285,6 @@ def _move(objective: Objective, x: Tensor, s: Tensor, value: float, g: Tensor, s
     state.outer.value, state.outer.gradient = value, g
     remember(objective, x, g)
     state.accepted += 1
-
-
-def _only(rows: Tensor, block: slice) -> Tensor:
-    out = torch.zeros_like(rows)
-    out[:, block] = rows[:, block]
-    return out
 
 
 @dataclass

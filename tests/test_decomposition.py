@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mldd.bounds import Bounds
 from mldd.cost import counting
-from mldd.decomposition import Decomposition, SharedDecomposition, Subdomain
+from mldd.decomposition import Decomposition, SharedDecomposition, Subdomain, split
 from mldd.objective import Corrected, Remembered, Restricted
 from mldd.problems.pde import Bratu, Ignition, Membrane, MinimalSurface, MoreBV, Obstacle
 from mldd.problems.quadratic import Quadratic
@@ -304,3 +304,12 @@ def test_layers_are_split_evenly_by_their_unknowns() -> None:
     assert sizes([1, 1, 1000], 3) == [1, 1, 1000]
     assert sizes([1000, 1, 1], 3) == [1000, 1, 1]
     assert sizes([7], 1) == [7]
+
+
+def test_rows_are_split_by_layers() -> None:
+    rows, blocks = randn(2, 5), (slice(0, 2), slice(2, 5))
+    pieces = split(rows, blocks)
+    assert pieces.shape == (4, 5)
+    torch.testing.assert_close(pieces[:2] + pieces[2:], rows)
+    assert bool((pieces[:2, 2:] == 0).all() and (pieces[2:, :2] == 0).all())
+    assert torch.equal(split(rows, (slice(None),)), rows)
