@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.problems.models import Batch, Kind, Sparse
+from mldd.problems.models import Batch, Kind
+from mldd.problems.operators import Sparse
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

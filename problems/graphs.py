@@ -14,13 +14,15 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from mldd.aggregation import aggregate
 from mldd.cost import Price
 from mldd.decomposition import SharedDecomposition
-from mldd.graph import Graph, aggregate, edge_weights, grow, normalised, partition
+from mldd.graph import Graph, grow, normalised
 from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective
 from mldd.parallel import SERIAL, Communicator
 from mldd.parallel import device as pick_device
+from mldd.partition import edge_weights, partition
 from mldd.problems.composite import Ints, Source, composite_labels, stack
 from mldd.problems.datasets import GraphData, load_graph
 from mldd.problems.models import Batch, GraphNet, Kind

@@ -9,178 +9,20 @@ parameters, is one block-diagonal graph: sparse products act on all blocks at on
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from mldd.flatten import Layout
+from mldd.problems.dropout import Dropout
+from mldd.problems.operators import Sparse
 
 Kind = Literal["gcn", "sage"]
 _TOUCH = 30  # cost of bias, ReLU, softmax and derivatives per state entry, in multiplications (measured)
 _TERMS: dict[str, tuple[bool, ...]] = {"gcn": (True,), "sage": (False, True)}  # which terms propagate
-
-
-@dataclass(frozen=True, eq=False)
-class Sparse:
-    """A sparse matrix with its transpose, so that products and their derivatives are both products of compressed rows.
-
-    Parameters
-    ----------
-    matrix, transposed : Tensor, sparse CSR, shapes (m, n) and (n, m)
-    order : Tensor, shape (nnz,), int64
-        Values of `transposed` are ``values[order]``.
-    """
-
-    matrix: Tensor
-    transposed: Tensor
-    order: Tensor
-
-    @staticmethod
-    def of(matrix: Any, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Sparse:
-        """Take over a SciPy matrix."""
-        rows = sp.csr_matrix(matrix)
-        rows.sort_indices()
-        number = sp.csr_matrix((np.arange(rows.nnz), rows.indices, rows.indptr), rows.shape).T.tocsr()
-        order = torch.from_numpy(number.data.astype(np.int64)).to(device)
-        values = torch.from_numpy(np.ascontiguousarray(rows.data, dtype=np.float64)).to(device=device, dtype=dtype)
-        columns = sp.csr_matrix((rows.data[number.data], number.indices, number.indptr), number.shape)
-        return Sparse(_csr(rows, values), _csr(columns, values[order]), order)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        return self.matrix.shape[0], self.matrix.shape[1]
-
-    @property
-    def values(self) -> Tensor:
-        """Entries row by row, shape (nnz,)."""
-        return self.matrix.values()
-
-    @cached_property
-    def entries(self) -> tuple[Tensor, Tensor]:
-        """Row and column of every entry, int64."""
-        counts = self.matrix.crow_indices().long().diff()
-        rows = torch.repeat_interleave(torch.arange(self.shape[0], device=counts.device), counts)
-        return rows, self.matrix.col_indices().long()
-
-    def with_values(self, values: Tensor) -> Sparse:
-        """Return the matrix of the same pattern with other entries."""
-        return Sparse(_revalued(self.matrix, values), _revalued(self.transposed, values[self.order]), self.order)
-
-    def __matmul__(self, dense: Tensor) -> Tensor:
-        """Return the product with a dense matrix, differentiable (any number of times) in the latter."""
-        if dense.requires_grad and torch.is_grad_enabled():
-            return _product(self.matrix, self.transposed, dense)
-        return self.matrix @ dense
-
-
-class _Product(torch.autograd.Function):
-    """A X with the derivative A^T G: torch's own would build the transpose anew in every sweep."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
-        ctx.pair = matrix, transposed
-        return matrix @ dense
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:
-        matrix, transposed = ctx.pair
-        if torch.is_grad_enabled():
-            return None, None, _product(transposed, matrix, g)
-        return None, None, transposed @ g
-
-
-def _product(matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
-    out: Tensor = _Product.apply(matrix, transposed, dense)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _csr(matrix: Any, values: Tensor) -> Tensor:
-    """Make a CSR tensor of 32-bit indices: the sparse library works on these without converting."""
-    indptr, indices = (torch.from_numpy(a.astype(np.int32)).to(values.device) for a in (matrix.indptr, matrix.indices))
-    return _tensor(indptr, indices, values, matrix.shape)
-
-
-def _revalued(matrix: Tensor, values: Tensor) -> Tensor:
-    return _tensor(matrix.crow_indices(), matrix.col_indices(), values, tuple(matrix.shape))
-
-
-def _tensor(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse .* beta")  # once per process, about torch's own plans
-        return torch.sparse_csr_tensor(indptr, indices, values, shape, check_invariants=False)
-
-
-# ------------------------------------------------------------------------------------------------ dropout
-
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_WORD = 2**64
-
-
-def _signed(word: int) -> int:
-    """Return the 64-bit word as torch's int64 holds it."""
-    word %= _WORD
-    return word - _WORD if word >= _WORD // 2 else word
-
-
-def _mixed(word: int) -> int:
-    """Mix a word thoroughly (the finaliser of SplitMix64)."""
-    word %= _WORD
-    word = (word ^ (word >> 30)) * _FIRST % _WORD
-    word = (word ^ (word >> 27)) * _SECOND % _WORD
-    return word ^ (word >> 31)
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout as a deterministic function of sample, layer, node and column.
-
-    The same entries are dropped on any number of ranks, for any order and batching of the nodes.
-
-    Parameters
-    ----------
-    probability : float
-        Of an entry to be set to zero, in [0, 1); the others are divided by ``1 - probability``.
-    seed, step : int
-        Sample; other samples are independent.
-
-    References
-    ----------
-    Steele, Lea and Flood, doi:10.1145/2660193.2660195 (SplitMix64, here with the counter as its state); Salmon et al.,
-    doi:10.1145/2063384.2063405 (counter-based random numbers).
-    """
-
-    probability: float
-    seed: int = 0
-    step: int = 0
-
-    def key(self, layer: int) -> int:
-        """Return the offset of the stream of `layer`."""
-        return _mixed(_mixed(_mixed(self.seed + 1) + self.step) + layer)
-
-    def scale(self, ids: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
-        """Return the factor of every entry, 0 or ``1 / (1 - probability)``.
-
-        Parameters
-        ----------
-        ids : Tensor, int64
-            Number of every entry, ``node * width + column`` with the global number of the node.
-        """
-        word = ids * _signed(_GOLDEN)
-        word += _signed(self.key(layer))
-        for shift, factor in ((30, _FIRST), (27, _SECOND)):
-            word ^= (word >> shift) & (2 ** (64 - shift) - 1)  # torch shifts in the sign
-            word *= _signed(factor)
-        kept = (
-            word >= round(self.probability * _WORD) - _WORD // 2
-        )  # by the top bits, the last xor changes none of them
-        return kept.to(dtype).mul_(1.0 / (1.0 - self.probability))
 
 
 # ------------------------------------------------------------------------------------------------ graphs

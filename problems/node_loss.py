@@ -11,7 +11,8 @@ from torch import Tensor
 from mldd.bounds import Bounds
 from mldd.cost import Price
 from mldd.parallel import Communicator
-from mldd.problems.models import Batch, Dropout, GraphNet, cross_entropy
+from mldd.problems.dropout import Dropout
+from mldd.problems.models import Batch, GraphNet, cross_entropy
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mldd.graph import Graph, _repaired, aggregate, edge_weights, grow, normalised, partition, report
+from mldd.aggregation import aggregate
+from mldd.graph import Graph, grow, normalised
+from mldd.partition import _repaired, edge_weights, partition, report
 
 pymetis = pytest.importorskip("pymetis", reason="partitions need pymetis")
 
@@ -215,7 +217,7 @@ def test_graph_says_what_is_wrong():
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_edge_weights_are_cosines(monkeypatch):
-    monkeypatch.setattr("mldd.graph._CHUNK", 50)  # several chunks
+    monkeypatch.setattr("mldd.partition._CHUNK", 50)  # several chunks
     graph = grid(6)
     features = torch.randn(36, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     features[features.abs() < 0.7] = 0

@@ -7,7 +7,9 @@ import torch
 
 from mldd.graph import Graph, normalised
 from mldd.problems.composite import Source, stack
-from mldd.problems.models import Dropout, GraphNet, Sparse, cross_entropy
+from mldd.problems.dropout import Dropout
+from mldd.problems.models import GraphNet, cross_entropy
+from mldd.problems.operators import Sparse
 
 KIND = {"dtype": torch.float64, "device": "cpu"}
 
