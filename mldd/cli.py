@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, plot.
+"""The command ``mldd``: list, info, train, compare, plot, partition.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 run ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C.
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 _RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
 _EXAMPLES = """
 PROBLEM and SOLVER are NAME or NAME:key=value,key=value (`mldd list` names them and their keys; the parts of a tuple are
-separated by colons); PROBLEM may be a file .npz or .pt. One-dash options (-tao_monitor) go to PETSc.
+separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash options (-tao_monitor) go to PETSc.
 
   mldd train obstacle:n=63 --solver ml-adagrad --levels 4 --atol 1e-6 --out results
   mpiexec -n 4 mldd train cora --solver dd-adagrad --parts 8 --levels 2
   mldd compare cora --solvers adam:lr=0.01,dd-adagrad --seeds 0,1,2 --steps 200 --out results
+  mldd partition cora --parts 16 --methods metis,kahypar-km1,best --out parts
 """
 
 
@@ -152,7 +153,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     own, petsc = _split(words)
     options = parser.parse_args(own)
     if options.command is None:
-        raise ValueError("a command is needed: list, info, train, compare or plot; see mldd --help")
+        raise ValueError("a command is needed: list, info, train, compare, plot or partition; see mldd --help")
     if petsc and options.command not in ("train", "compare"):
         raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
     for word in petsc:
@@ -200,6 +201,10 @@ def _number(text: str) -> float:
     return number
 
 
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(text.split(",")))
+
+
 def _seeds(text: str) -> list[int]:
     seeds = [_at_least(0)(part) for part in text.split(",")]
     if len(set(seeds)) < len(seeds):
@@ -213,7 +218,7 @@ def _parser() -> _Parser:
         prog="mldd", description="Multilevel domain-decomposition training.", epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", metavar="list | info | train | compare | plot")
+    commands = parser.add_subparsers(dest="command", metavar="list | info | train | compare | plot | partition")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         new = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -237,7 +242,28 @@ def _parser() -> _Parser:
     plot = command("plot", "compare the results in folders in a figure")
     plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     plot.add_argument("--out", type=Path, metavar="FILE", help="the figure; default: beside the results")
+    _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
+
+
+def _add_partition(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.set_defaults(device="cpu", dtype=None)
+    add("problem", metavar="PROBLEM")
+    add("--parts", type=_at_least(1), required=True, metavar="N")
+    add("--methods", type=_words, default=["metis", "metis-volume"], metavar="A,B,C", help="default metis,metis-volume")
+    add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
+    add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--out", type=Path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
+    add(
+        "--write",
+        type=Path,
+        metavar="DIR",
+        help="receives the data, one file per part: fewest halo rows of all methods",
+    )
+    add("--quiet", action="store_true", help="no table")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -314,7 +340,12 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     stage.running = True
     content = runs.report(run, result)
     if comm.rank == 0:
-        written = [] if options.out is None else runs.write_result(options.out, content, result.history)
+        written = []
+        if options.out is not None:
+            written = [
+                *runs.write_result(options.out, content, result.history),
+                *runs.pictures(run, result, options.out),
+            ]
         if options.checkpoint is not None and not result.status.failed:
             written.append(options.checkpoint)
         if shown:
@@ -354,9 +385,10 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
 
 def cost_line(content: dict[str, Any]) -> str:
     """Return the cost of a run in words."""
+    halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
     return (
         f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units, "
-        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes, "
+        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes{halo}, "
         f"{content['seconds']:.3g} s"
     )
 
@@ -393,4 +425,25 @@ def _plot(options: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
-_COMMANDS = {"list": _list, "info": _info, "train": _train, "compare": _compare, "plot": _plot}
+def _partition(options: argparse.Namespace, stage: Stage) -> int:
+    spec = names.problem_spec(options.problem)
+    if stage.rank == 0:  # one process does it, however many there are
+        from mldd import builder, partition_table
+        from mldd import run as runs
+        from mldd.parallel import SERIAL
+
+        for folder in (options.out, options.write):
+            if folder is not None:
+                runs.check_folder(folder, SERIAL)
+        partition_table.run(builder.build_problem(spec, options, options.seed, SERIAL), spec.text, options)
+    return 0
+
+
+_COMMANDS = {
+    "list": _list,
+    "info": _info,
+    "train": _train,
+    "compare": _compare,
+    "plot": _plot,
+    "partition": _partition,
+}

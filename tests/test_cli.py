@@ -14,7 +14,7 @@ from mldd.monitor import FIELDS, read_csv
 from tests.helpers import MLDD, result, user_arrays
 
 KEYS = """problem solver options seed ranks parts overlap levels status notes steps loss measure metrics
-gradient_evaluations work_units synchronisations bytes_exchanged seconds bounds_violation versions""".split()
+gradient_evaluations work_units synchronisations bytes_exchanged halo_rows halo_bytes exchanges seconds bounds_violation versions""".split()
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}
@@ -122,7 +122,7 @@ def test_infeasible_start_is_said(run, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a command is needed: list, info, train, compare or plot"),
+        ("", "a command is needed: list, info, train, compare, plot or partition"),
         ("tain", "invalid choice: 'tain'"),
         ("train", "the following arguments are required: PROBLEM, --solver"),
         ("train obstacel --solver adagrad", "unknown problem 'obstacel' (did you mean obstacle?); there are quadratic"),
