@@ -1,9 +1,11 @@
 """Local graphs for node classification: nodes with an exact halo, graphs by aggregation, and composite graphs of both.
 
 A composite graph is the whole graph, fine on the own nodes of a subdomain and aggregated elsewhere: with the 0/1 map T
-from nodes to composite nodes and D = T^T 1, the features of the first layer are ``D^-1 T^T (A X)``, the operator of the
-others is ``D^-1 T^T A T``, and the targets are ``T^T Y``. The idea is that of composite grids and of Bank and Holst,
-doi:10.1137/S1064827599353701. With one composite node per node it is the graph itself.
+from nodes to composite nodes and D = T^T 1, the features of the first layer are ``D^-1 T^T X`` and ``D^-1 T^T (A X)``,
+the operator of the others is ``D^-1 T^T A T``, and the targets are ``T^T Y``. For GIN it holds the mean numbers of
+neighbours of the members, for GAT these are the multiplicities in the softmax. The idea is that of composite grids and
+of Bank and Holst, doi:10.1137/S1064827599353701. The outputs are exact with one composite node per node, and where all
+members of every composite node have the same features and the same numbers of neighbours in every composite node.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.problems.models import Batch, Kind
+from mldd.graph import Graph, grow, normalised
+from mldd.problems.layers import Kind
+from mldd.problems.models import Batch
 from mldd.problems.operators import Sparse
 
 Ints = NDArray[np.int64]
@@ -61,13 +65,14 @@ class Source:
 
     Parameters
     ----------
-    kind : {"gcn", "sage"}
+    kind : {"gcn", "sage", "gin", "gat"}
     operator : csr_matrix, shape (n, n)
-        Propagation A; rows are taken as they are, never normalised anew.
+        `propagation` A; rows are taken as they are, never normalised anew.
     features : ndarray or csr_matrix, shape (n, F)
         X.
     terms : tuple of matrices
-        Inputs of the first layer with the propagation already done: (A X,) for GCN, (X, A X) for GraphSAGE.
+        Inputs of the first layer with the propagation already done: (A X,) for GCN, (X, A X) for GraphSAGE and GIN;
+        (X,) for GAT, where nothing can be done beforehand.
     targets : ndarray, shape (n, C)
         Y, the weight of every class of every node in the loss.
     """
@@ -81,13 +86,15 @@ class Source:
     @staticmethod
     def of(kind: Kind, operator: Any, features: Any, targets: Floats) -> Source:
         """Do the first propagation."""
-        propagated = operator @ features
-        return Source(kind, operator, features, (propagated,) if kind == "gcn" else (features, propagated), targets)
+        if kind == "gat":
+            return Source(kind, operator, features, (features,), targets)
+        terms = (operator @ features,) if kind == "gcn" else (features, operator @ features)
+        return Source(kind, operator, features, terms, targets)
 
     @property
     def cheaper(self) -> bool:
         """Whether the first layer is cheaper with the propagation done beforehand: sparse features may fill in."""
-        return _entries(self.terms[-1]) <= _entries(self.features) + int(self.operator.nnz)
+        return self.kind != "gat" and _entries(self.terms[-1]) <= _entries(self.features) + int(self.operator.nnz)
 
     def piece(
         self, outputs: Ints, layers: int, *, propagated: bool | None = None, targets: Floats | None = None
@@ -100,11 +107,11 @@ class Source:
             Nodes whose outputs enter the loss.
         layers : int
         propagated : bool, optional
-            Whether the first propagation is done beforehand; by default where that is cheaper.
+            Whether the first propagation is done beforehand; by default where that is cheaper. Never for GAT.
         targets : ndarray, shape (n, C), optional
             Other weights than the source's.
         """
-        propagated = self.cheaper if propagated is None else propagated
+        propagated = self.kind != "gat" and (self.cheaper if propagated is None else propagated)
         order, rows = receptive(self.operator, outputs, layers)
         operators = [
             self._identities + (_cut(self.operator, order[: rows[k + 1]], order[: rows[k]]),) for k in range(layers)
@@ -122,27 +129,84 @@ class Source:
         n, m = len(labels), int(labels.max()) + 1
         t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))  # T^T
         mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels, minlength=m)) @ t)
+        terms = tuple(_lean(mean @ term) for term in self.terms)
         coarse = Source(
             self.kind,
             operator=sp.csr_matrix(mean @ self.operator @ t.T),
-            features=None,
-            terms=tuple(_lean(mean @ term) for term in self.terms),
+            features=terms[0] if self.kind == "gat" else None,
+            terms=terms,
             targets=np.asarray(t @ self.targets),
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
 
     @property
     def _identities(self) -> tuple[None, ...]:
-        """The terms that do not propagate: one for GraphSAGE."""
+        """The terms that do not propagate: one for GraphSAGE and GIN."""
         return (None,) * (len(self.terms) - 1)
 
 
-def composite_labels(own: NDArray[np.bool_], clusters: Ints) -> Ints:
-    """Return the map to composite nodes: own nodes one by one, first; then the clusters of the others."""
+def propagation(kind: Kind, graph: Graph) -> sp.csr_matrix:
+    """Return the operator A of a layer: normalised (GCN), mean (GraphSAGE), sum (GIN), ones with the diagonal (GAT)."""
+    if kind in ("gcn", "sage"):
+        return normalised(graph, "gcn" if kind == "gcn" else "mean")
+    adjacency = graph.scipy(weighted=False)
+    return adjacency if kind == "gin" else sp.csr_matrix(adjacency + sp.identity(graph.nodes, format="csr"))
+
+
+def composite_labels(
+    own: NDArray[np.bool_], clusters: Ints | Sequence[Ints], hops: Ints | None = None, reach: Sequence[int] = ()
+) -> Ints:
+    """Return the map to composite nodes: own nodes one by one, first; then the clusters of the others.
+
+    Clusters may be graded: from those of the first map near the own nodes to those of the last far away. A cluster of
+    map k >= 1 is kept whole if all its members are more than ``reach[k - 1]`` hops from the own nodes.
+
+    Parameters
+    ----------
+    own : ndarray, shape (n,), bool
+    clusters : ndarray, shape (n,), or sequence of these
+        One map from nodes to clusters, or several, each cluster a union of clusters of the map before.
+    hops : ndarray, shape (n,), optional
+        Of every node from the own ones (`distances`).
+    reach : sequence of int
+        Ascending, one number less than there are maps.
+
+    Raises
+    ------
+    ValueError
+        Several maps without distances, or another number of `reach`, or a descending one.
+
+    Examples
+    --------
+    One own node at the end of a path, pairs near it and fours from the third hop on:
+
+    >>> node = np.arange(12)
+    >>> composite_labels(node == 0, [node // 2, node // 4], node, [2])
+    array([0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
+    """
+    maps = [clusters] if isinstance(clusters, np.ndarray) else list(clusters)
+    if len(reach) != len(maps) - 1 or list(reach) != sorted(reach) or (hops is None and len(maps) > 1):
+        given = "no `hops`" if hops is None else f"{len(maps)} maps and {list(reach)}"
+        raise ValueError(f"`reach` must ascend, one number less than maps of clusters, and needs `hops`; got {given}")
+    group = maps[0]
+    for coarse, within in zip(maps[1:], reach, strict=True):
+        nearest = np.full(int(coarse.max()) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(nearest, coarse, np.asarray(hops))
+        group = np.where(nearest[coarse] > within, int(group.max()) + 1 + coarse, group)
     labels = np.empty(len(own), dtype=np.int64)
     labels[own] = np.arange(own.sum())
-    labels[~own] = own.sum() + np.unique(clusters[~own], return_inverse=True)[1]
+    labels[~own] = own.sum() + np.unique(group[~own], return_inverse=True)[1]
     return labels
+
+
+def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
+    """Return the hops of every node from the own ones, shape (n,); ``most + 1`` is beyond `most`."""
+    hops = np.where(own, 0, most + 1)
+    mask = torch.from_numpy(own)
+    for k in range(1, most + 1):
+        mask = grow(graph, mask, 1)
+        hops[mask.numpy() & (hops > k)] = k
+    return hops
 
 
 def receptive(operator: Any, outputs: Ints, layers: int) -> tuple[Ints, tuple[int, ...]]:
@@ -188,7 +252,7 @@ def _lean(matrix: Any) -> Any:
     return matrix
 
 
-def stack(pieces: Sequence[Piece], single: bool = False, **kind: Any) -> Batch:
+def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kind: Any) -> Batch:
     """Put local graphs into one batch, padded by nodes without neighbours and without targets.
 
     Parameters
@@ -197,6 +261,8 @@ def stack(pieces: Sequence[Piece], single: bool = False, **kind: Any) -> Batch:
         With the same number of layers; all are propagated or none.
     single : bool
         One graph with parameters of shape (N,) instead of a batch.
+    samples : int
+        Number S of samples in the columns of (dense) features, shape (n, S F), and targets, shape (n, S C).
     **kind
         `dtype` and `device` of the tensors.
     """
@@ -230,6 +296,7 @@ def stack(pieces: Sequence[Piece], single: bool = False, **kind: Any) -> Batch:
         nodes=torch.from_numpy(nodes).to(kind.get("device", "cpu")),
         targets=torch.from_numpy(targets).to(**kind),
         read=tuple(piece.read for piece in pieces),
+        samples=samples,
     )
 
 

@@ -1,7 +1,6 @@
 """Graph networks as pure functions of (parameters, operators, features), for one graph or a batch of them.
 
-A layer maps H to ``sum_t (B_t H) W_t + b``: GCN has the one term B = A (normalised adjacency), GraphSAGE has B = I and
-B = A (mean over neighbours). Layer l works on the nodes that the outputs depend on and on no others: its operator is
+Layer l (`mldd.problems.layers`) works on the nodes that the outputs depend on and on no others: its operator is
 rectangular and the nodes are ordered so that those of a later layer come first. A batch of p graphs, each with its own
 parameters, is one block-diagonal graph: sparse products act on all blocks at once and dense ones are batched, no loop.
 """
@@ -9,20 +8,21 @@ parameters, is one block-diagonal graph: sparse products act on all blocks at on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mldd.flatten import Layout
+from mldd.problems import sweeps
 from mldd.problems.dropout import Dropout
-from mldd.problems.operators import Sparse
+from mldd.problems.layers import ACTIVATIONS, TERMS, Activation, Kind, attentive, convolved, isomorphic, tensors
+from mldd.problems.operators import Operator, Sparse
 
-Kind = Literal["gcn", "sage"]
 _TOUCH = 30  # cost of bias, ReLU, softmax and derivatives per state entry, in multiplications (measured)
-_TERMS: dict[str, tuple[bool, ...]] = {"gcn": (True,), "sage": (False, True)}  # which terms propagate
 
 
 # ------------------------------------------------------------------------------------------------ graphs
@@ -39,47 +39,55 @@ class Batch:
     rows : tuple of int
         Nodes of every graph that enter layer l (l = 0, ..., L), the last one for the outputs; descending.
     features : tuple of Tensor or Sparse
-        Inputs of the first layer: X, or if `propagated` the products B_t X, one per term. Dense of shape (p r, F), or
-        block-diagonal of shape (p r, p F).
+        Inputs of the first layer: X, or if `propagated` the products B_t X, one per term. Dense of shape (p r, S F), or
+        block-diagonal of shape (p r, p F), where S must be 1.
     propagated : bool
-    operators : tuple of tuple of Sparse or None
+    operators : tuple of tuple of Operator or None
         B_t of every layer and term, shape (p rows[l + 1], p rows[l]); None is the identity, or applied beforehand.
     nodes : Tensor, shape (p, rows[0]), int64
         Global numbers of the nodes (for dropout); any number at padding.
-    targets : Tensor, shape (p rows[L], C)
+    targets : Tensor, shape (p rows[L], S C)
         Weight of every class in the loss at every output: ``loss = -sum(targets * log_softmax(outputs))``.
     read : tuple of int
         Nodes of every graph, padding excluded.
+    samples : int
+        Number S of samples that share the graphs and the parameters: sparse products act on all of them at once.
     """
 
     parts: int | None
     rows: tuple[int, ...]
     features: tuple[Tensor | Sparse, ...]
     propagated: bool
-    operators: tuple[tuple[Sparse | None, ...], ...]
+    operators: tuple[tuple[Operator | None, ...], ...]
     nodes: Tensor
     targets: Tensor
     read: tuple[int, ...]
+    samples: int = 1
 
     def first(self, state: Tensor, rows: int) -> Tensor:
-        """Return the first `rows` nodes of every graph from a state of shape (p r, H)."""
+        """Return the first `rows` nodes of every graph from a state of shape (p r, H) or (p r, S, H)."""
         p = self.parts or 1
         if len(state) == p * rows:
             return state
-        return state[:rows] if p == 1 else _blocks(state, p)[:, :rows].flatten(0, 1)
+        return state[:rows] if p == 1 else state.view(p, len(state) // p, *state.shape[1:])[:, :rows].flatten(0, 1)
 
     def work(self, widths: tuple[int, ...]) -> float:
         """Estimate the cost of a sweep: multiplications of all matrix products, and what is done per state entry."""
-        entries = [x.values.numel() if isinstance(x, Sparse) else x.numel() for x in self.features]
-        terms = len(self.operators[0])
+        entries = [x.nnz if isinstance(x, Sparse) else x.numel() for x in self.features]
+        terms, graphs = len(self.operators[0]), (self.parts or 1) * self.samples
         total = sum(entries) * widths[1] * (1 if self.propagated else terms)
         for layer, operators in enumerate(self.operators):
-            total += _TOUCH * (self.parts or 1) * self.rows[layer + 1] * widths[layer + 1]
+            total += _TOUCH * graphs * self.rows[layer + 1] * widths[layer + 1]
             narrow = widths[1] if layer == 0 else min(widths[layer : layer + 2])
-            total += narrow * sum(0 if b is None else b.values.numel() for b in operators)
+            total += self.samples * narrow * sum(0 if b is None else b.nnz for b in operators)
             if layer > 0:
-                total += terms * (self.parts or 1) * self.rows[layer] * widths[layer] * widths[layer + 1]
+                total += terms * graphs * self.rows[layer] * widths[layer] * widths[layer + 1]
         return float(total)
+
+    def states(self, stored: Tensor) -> Tensor:
+        """View what is stored as (p r, S F) as states of shape (p r, S, F); for one sample both are (p r, F)."""
+        rows, columns = stored.shape
+        return stored if self.samples == 1 else stored.view(rows, self.samples, columns // self.samples)
 
     @cached_property
     def _entries(self) -> Tensor:
@@ -99,9 +107,9 @@ class Batch:
         return replace(self, features=(x.with_values(values) if isinstance(x, Sparse) else values,))
 
     def scale(self, dropout: Dropout, layer: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Return dropout's factors for the state that enters `layer`, shape (p rows[layer], width)."""
-        nodes = self.nodes[:, : self.rows[layer]].reshape(-1, 1)
-        return dropout.scale(nodes * width + torch.arange(width, device=nodes.device), layer, dtype)
+        """Return dropout's factors for the state that enters `layer`, shape (p rows[layer], [S,] width)."""
+        nodes, row = self.nodes[:, : self.rows[layer]].reshape(-1, 1), self.samples * width
+        return self.states(dropout.scale(nodes * row + torch.arange(row, device=nodes.device), layer, dtype))
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -109,21 +117,48 @@ class Batch:
 
 @dataclass(frozen=True)
 class GraphNet:
-    """A graph network of any depth: layers of one kind, ReLU between them.
+    """A graph network of any depth: layers of one kind with an activation between them.
 
     Parameters
     ----------
-    kind : {"gcn", "sage"}
+    kind : {"gcn", "sage", "gin", "gat"}
+        See `mldd.problems.layers`.
     widths : tuple of int
         Features, hidden widths, classes.
+    heads : int
+        Of GAT: they share the hidden width, and are averaged in the last layer.
+    activation : {"relu", "gelu", "tanh", "elu"}
+    residual : bool
+        ``H + act(layer(H))`` from the second layer on wherever the widths agree.
 
-    References
-    ----------
-    Kipf and Welling, arXiv:1609.02907, equation 2; Hamilton, Ying and Leskovec, arXiv:1706.02216, algorithm 1 (mean).
+    Raises
+    ------
+    ValueError
+        An unknown choice, fewer than two widths, heads that do not divide a hidden width.
     """
 
     kind: Kind
     widths: tuple[int, ...]
+    heads: int = 1
+    activation: Activation = "relu"
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no network."""
+        for name, given, choices in (("kind", self.kind, TERMS), ("activation", self.activation, ACTIVATIONS)):
+            if given not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {given!r}")
+        if len(self.widths) < 2 or min(self.widths) < 1:
+            raise ValueError(f"`widths` must be at least two numbers >= 1, got {self.widths}")
+        if self.heads < 1 or (self.heads > 1 and self.kind != "gat"):
+            raise ValueError(f"`heads` must be >= 1, and 1 for {self.kind!r} if that is not 'gat', got {self.heads}")
+        if any(width % self.heads for width in self.widths[1:-1]):
+            raise ValueError(f"`heads` must divide every hidden width of {self.widths}, got {self.heads}")
+
+    @cached_property
+    def spare(self) -> dict[Any, list[sweeps.Buffers]]:
+        """Buffers that no evaluation uses."""
+        return {}
 
     @property
     def layers(self) -> int:
@@ -131,27 +166,33 @@ class GraphNet:
         return len(self.widths) - 1
 
     @cached_property
+    def _tensors(self) -> list[dict[str, tuple[int, ...]]]:
+        pairs = list(zip(self.widths, self.widths[1:], strict=False))
+        return [tensors(self.kind, *pair, self.heads, k + 1 == len(pairs)) for k, pair in enumerate(pairs)]
+
+    @cached_property
     def layout(self) -> Layout:
-        """Per layer the weights of every term, shape (in, out), then the bias; SAGE: own node, then neighbours."""
-        terms = len(_TERMS[self.kind])
-        shapes: list[tuple[int, ...]] = []
-        for i, o in zip(self.widths, self.widths[1:], strict=False):
-            shapes += [(i, o)] * terms + [(o,)]
-        return Layout(tuple(shapes), tuple(k for k in range(self.layers) for _ in range(terms + 1)))
+        """Per layer the tensors that `mldd.problems.layers.tensors` names, in that order."""
+        shapes = [shape for named in self._tensors for shape in named.values()]
+        return Layout(tuple(shapes), tuple(k for k, named in enumerate(self._tensors) for _ in named))
 
     @cached_property
     def units(self) -> Tensor:
         """The unit of its layer that every unknown feeds, shape (N,), int64: the column of a weight."""
-        layout = self.layout
-        return torch.cat([torch.arange(n) % s[-1] for n, s in zip(layout.sizes, layout.shapes, strict=True)])
+        layout, widths = self.layout, self.widths
+        triples = zip(layout.sizes, layout.shapes, layout.layers, strict=True)
+        return torch.cat([torch.arange(n) % s[-1] % widths[k + 1] for n, s, k in triples])
 
     @property
     def decayed(self) -> int:
-        """Number of unknowns with weight decay: the weights of the first layer, which come first."""
-        return len(_TERMS[self.kind]) * self.widths[0] * self.widths[1]
+        """Number of unknowns with weight decay: the weights that take in the features, which come first."""
+        weights = ("weight", "self", "neighbours", "first")
+        return sum(math.prod(shape) for name, shape in self._tensors[0].items() if name in weights)
 
     def initial(self, seed: int = 0) -> Tensor:
-        """Return Glorot's uniform start, biases zero; shape (N,), float64.
+        """Return Glorot's uniform start; biases and the eps of GIN are zero; shape (N,), float64.
+
+        The vectors of GAT's scores are taken as the linear map of the 2 f states of an edge to one score.
 
         References
         ----------
@@ -159,14 +200,16 @@ class GraphNet:
         """
         generator = torch.Generator().manual_seed(seed)
         x = torch.zeros(self.layout.size, dtype=torch.float64)
-        for view in self.layout.views(x):
-            if view.dim() == 2:
-                bound = math.sqrt(6.0 / sum(view.shape))
+        names = [name for named in self._tensors for name in named]
+        for name, view in zip(names, self.layout.views(x), strict=True):
+            fans = sum(view.shape) if view.dim() == 2 else 2 * len(view) // self.heads + 1
+            if view.dim() == 2 or name in ("centre", "neighbour"):
+                bound = math.sqrt(6.0 / fans)
                 view.uniform_(-bound, bound, generator=generator)
         return x
 
     def outputs(self, parameters: list[Tensor], batch: Batch, scales: list[Tensor] | None = None) -> Tensor:
-        """Return the outputs of all graphs, shape (p rows[L], C).
+        """Return the outputs of all graphs, shape (p rows[L], S C).
 
         Parameters
         ----------
@@ -176,60 +219,57 @@ class GraphNet:
         scales : list of Tensor, optional
             Dropout's factors of the states that enter layers 1, ..., L - 1; that of the features is in the batch.
         """
-        terms = len(_TERMS[self.kind])
-        state = batch.features[0]
+        if sweeps.suited(self, batch):
+            return sweeps.outputs(self, parameters, batch, scales)
+        return self.graph(parameters, batch, scales)
+
+    def graph(self, parameters: list[Tensor], batch: Batch, scales: list[Tensor] | None = None) -> Tensor:
+        """Return `outputs` as a graph of autograd's own operations."""
+        inputs = [x if isinstance(x, Sparse) else batch.states(x) for x in batch.features]
+        given = inputs if batch.propagated else inputs * len(TERMS[self.kind])
+        state: Tensor = batch.targets  # any tensor: that before the first layer is not looked at
+        count = len(self._tensors[0])
         for layer in range(self.layers):
-            *weights, bias = parameters[layer * (terms + 1) : (layer + 1) * (terms + 1)]
-            out: Tensor | None = None
-            for t, weight in enumerate(weights):
-                done = layer == 0 and batch.propagated
-                z = self._term(batch, layer, t, batch.features[t] if done else state, weight)
-                out = z if out is None else out + z
-            assert out is not None
-            state = out + bias if bias.dim() == 1 else (_blocks(out, len(bias)) + bias[:, None]).flatten(0, 1)
+            out = self._layer(batch, layer, given, parameters[layer * count : (layer + 1) * count])
             if layer + 1 < self.layers:
-                state = torch.relu(state)
-                if scales is not None:
-                    state = state * scales[layer]
-        assert isinstance(state, Tensor)
-        return state
+                out = ACTIVATIONS[self.activation](out)
+            if self.residual and layer > 0 and self.widths[layer] == self.widths[layer + 1]:
+                out = out + batch.first(state, batch.rows[layer + 1])
+            state = out if scales is None or layer + 1 == self.layers else out * scales[layer]
+            given = [state] * len(TERMS[self.kind])
+        return state.flatten(1)
+
+    def _layer(self, batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights: list[Tensor]) -> Tensor:
+        if self.kind == "gin":
+            return isomorphic(batch, layer, states, weights, ACTIVATIONS[self.activation])
+        if self.kind == "gat":
+            return attentive(batch, layer, states, weights, self.heads)
+        return convolved(batch, layer, states, weights)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, parts: int | None, samples: int = 1) -> Tensor:
+    """Return ``-sum(targets * log_softmax(outputs))``, of shape () or (p,), for outputs of shape (p r, S C)."""
+    shape = (parts or 1, -1, outputs.shape[1] // samples)
+    value: Tensor = _CrossEntropy.apply(outputs.reshape(shape), targets.reshape(shape))  # type: ignore[no-untyped-call]
+    return value[0] if parts is None else value
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The loss of p graphs; its gradient ``softmax(z) sum_c Y_c - Y`` needs one new array."""
 
     @staticmethod
-    def _term(batch: Batch, layer: int, t: int, state: Tensor | Sparse, weight: Tensor) -> Tensor:
-        """Return ``(B_t H) W_t``."""
-        operator, rows = batch.operators[layer][t], batch.rows[layer + 1]
-        if operator is not None:
-            return _propagated(operator, state, weight)
-        if isinstance(state, Sparse):
-            return batch.first(_linear(state, weight), rows)
-        return _linear(batch.first(state, rows), weight)
+    def forward(ctx: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+        logarithm = torch.log_softmax(outputs, 2)
+        ctx.save_for_backward(outputs, targets)
+        ctx.logarithm = logarithm
+        value: Tensor = torch.linalg.vecdot(targets.flatten(1), logarithm.flatten(1))
+        return -value
 
-
-def _blocks(state: Tensor, parts: int) -> Tensor:
-    """View a state of shape (p r, H) as (p, r, H)."""
-    return state.view(parts, len(state) // parts, -1)
-
-
-def _linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
-    """Return H W for one graph, or block by block for weights of shape (p, in, out)."""
-    if isinstance(state, Sparse):
-        return state @ weight.reshape(-1, weight.shape[-1])
-    if weight.dim() == 2:
-        return state @ weight
-    return torch.bmm(_blocks(state, len(weight)), weight).flatten(0, 1)
-
-
-def _propagated(operator: Sparse, state: Tensor | Sparse, weight: Tensor) -> Tensor:
-    """Return A H W in the cheaper order."""
-    if isinstance(state, Sparse):
-        return operator @ _linear(state, weight)
-    (m, n), nnz, (inner, outer) = operator.shape, operator.values.numel(), weight.shape[-2:]
-    if m * inner * outer + nnz * inner < n * inner * outer + nnz * outer:
-        return _linear(operator @ state, weight)
-    return operator @ _linear(state, weight)
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor, parts: int | None) -> Tensor:
-    """Return ``-sum(targets * log_softmax(outputs))``, of shape () or (p,)."""
-    terms = targets * torch.log_softmax(outputs, dim=1)
-    return -terms.sum() if parts is None else -terms.view(parts, -1).sum(1)
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        outputs, targets = ctx.saved_tensors
+        total, logarithm = targets.sum(2, keepdim=True), ctx.logarithm
+        if torch.is_grad_enabled():
+            return (torch.softmax(outputs, 2) * total - targets) * g[:, None, None], None
+        exponential: Tensor = logarithm.exp()
+        return exponential.mul_(total).sub_(targets).mul_(g[:, None, None]), None

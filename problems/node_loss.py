@@ -79,7 +79,7 @@ class NodeLoss:
 
     def _loss(self, parameters: list[Tensor]) -> Tensor:
         batch, scales = self._sample
-        return cross_entropy(self.net.outputs(parameters, batch, scales), batch.targets, batch.parts)
+        return cross_entropy(self.net.outputs(parameters, batch, scales), batch.targets, batch.parts, batch.samples)
 
     def _summed(self, buffer: Tensor) -> Tensor:
         return buffer if self.comm is None else self.comm.sum(buffer)
