@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -14,52 +14,42 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mldd.aggregation import aggregate
 from mldd.cost import Price
+from mldd.coupling import edge_weights
 from mldd.decomposition import SharedDecomposition
-from mldd.graph import Graph, grow, normalised
+from mldd.graph import Graph, grow
 from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Corrected, Objective
+from mldd.objective import Corrected, Objective, sampled
 from mldd.parallel import SERIAL, Communicator
 from mldd.parallel import device as pick_device
-from mldd.partition import edge_weights, partition
-from mldd.problems.composite import Ints, Source, composite_labels, stack
+from mldd.partition import partition
+from mldd.precision import cast
+from mldd.problems.composite import Ints, Piece, Source, composite_labels, distances, propagation, stack
 from mldd.problems.datasets import GraphData, load_graph
-from mldd.problems.models import Batch, GraphNet, Kind
+from mldd.problems.graph_levels import Clustering, Ladder, clustered, kinds_of
+from mldd.problems.graph_options import SHARE, check_options, settings_of
+from mldd.problems.layers import Activation, Kind
+from mldd.problems.mixed import MixedNet, widened
+from mldd.problems.models import Batch, GraphNet
 from mldd.problems.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.problems.shards import write
 from mldd.restrictions import contiguous
-from mldd.transfer import Identity
-
-_SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
-# Hyper-parameters that suit small citation graphs: tuned on Cora's training loss, seeds 0 and 1.
-_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
-_LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 0.01},
-    "sgd": {"lr": 0.5, "momentum": 0.9},
-    "torch-adagrad": {"lr": 0.1},
-    "adagrad": _FIRST_ORDER,
-    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
-}
-_CHOICES = {
-    "model": ("gcn", "sage"),
-    "local": ("composite", "own"),
-    "subdomains": ("graph", "parameters", "both"),
-    "labels": ("train", "all"),
-    "dtype": ("float64", "float32"),
-}
 
 
 @dataclass(frozen=True)
 class NodeClassification:
-    """Classify the nodes of a graph by a GCN or GraphSAGE network, full batch.
+    """Classify the nodes of a graph by a graph network, full batch.
 
     Parameters
     ----------
     name : str or GraphData
         A data set (`mldd.problems.datasets.NAMES`), a file, or the data themselves.
-    model : {"gcn", "sage"}
+    model : {"gcn", "sage", "gin", "gat"}
+    heads : int
+        Of GAT; they share the hidden width.
+    activation : {"relu", "gelu", "tanh", "elu"}
+    residual : bool
+        Whether layers add to their state, so that deep networks train; see `GraphNet`.
     hidden, layers : int
         Width and number of layers.
     dropout : float
@@ -73,6 +63,15 @@ class NodeClassification:
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph before its own nodes become fine; 0: 3.7 % of
         all nodes.
+    clustering : {"metis", "matching", "features"}
+        Clusters of neighbours (`mldd.aggregation`), or of nodes with similar inputs (`mldd.problems.similarity`).
+    kept : float
+        Share of the entries of coarse features that are kept, see `mldd.problems.graph_levels.thinned`.
+    grades : int
+        Sizes of clusters in a composite graph: each begins `layers` hops farther out and has a quarter of the clusters.
+    coarsen : str
+        What coarse levels have less of: some of ``graph``, ``width``, ``depth`` and ``data`` joined by '+', see
+        `mldd.problems.graph_levels.Ladder`.
     local : {"composite", "own"}
         Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
     subdomains : {"graph", "parameters", "both"}
@@ -83,6 +82,9 @@ class NodeClassification:
     data : str, optional
         Folder of the data sets.
     dtype : {"float64", "float32"}
+        Of iterates, and of evaluations on coarse levels.
+    evaluate : {"dtype", "float32", "bfloat16"}
+        Precision of evaluating the loss and the local models; bfloat16 is that of dense products, all else in float32.
     device : {"cpu", "cuda", "auto"}
     comm : Communicator
 
@@ -98,6 +100,9 @@ class NodeClassification:
 
     name: str | GraphData = "cora"
     model: Kind = "gcn"
+    heads: int = 1
+    activation: Activation = "relu"
+    residual: bool = False
     hidden: int = 16
     layers: int = 2
     dropout: float = 0.5
@@ -105,26 +110,23 @@ class NodeClassification:
     split: int = 0
     seed: int = 0
     clusters: int = 0
+    clustering: Clustering = "metis"
+    kept: float = 1.0
+    grades: int = 1
+    coarsen: str = "graph"
     local: Literal["composite", "own"] = "composite"
     subdomains: Literal["graph", "parameters", "both"] = "graph"
     labels: Literal["train", "all"] = "train"
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
+    evaluate: Literal["dtype", "float32", "bfloat16"] = "dtype"
     device: str = "cpu"
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, least in (("hidden", 1), ("layers", 1), ("clusters", 0), ("split", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
-        if not 0 <= self.decay < np.inf:
-            raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+        check_options(self)
+        kinds_of(self.coarsen)
 
     # -------------------------------------------------------------------------------- what everything is made of
 
@@ -135,12 +137,17 @@ class NodeClassification:
             self.name if isinstance(self.name, GraphData) else load_graph(self.name, data=self.data, split=self.split)
         )
 
+    @property
+    def graph(self) -> Graph:
+        """The graph, without weights."""
+        return self.graph_data.graph
+
     @cached_property
     def net(self) -> GraphNet:
         """The network."""
         data = self.graph_data
         widths = (data.features.shape[1], *[self.hidden] * (self.layers - 1), data.classes)
-        return GraphNet(self.model, widths)
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -162,11 +169,26 @@ class NodeClassification:
     def source(self) -> Source:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
-        operator = normalised(data.graph, "gcn" if self.model == "gcn" else "mean")
+        operator = propagation(self.model, data.graph)
         return Source.of(self.model, operator, _matrix(data.features), self._one_hot / int(self.labelled.sum()))
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
-        return stack([self.source.piece(outputs, self.layers, propagated=propagated)], single=True, **self._kind)
+        return self._evaluated([self.source.piece(outputs, self.layers, propagated=propagated)], single=True)
+
+    def _evaluated(self, pieces: Sequence[Piece], single: bool = False) -> Batch:
+        """Return a batch in the precision of evaluations."""
+        batch = stack(pieces, single=single, dtype=self._low, device=self._kind["device"])
+        return widened(batch) if self.evaluate == "bfloat16" else batch
+
+    @property
+    def _low(self) -> torch.dtype:
+        return torch.float32 if self.evaluate != "dtype" else getattr(torch, self.dtype)
+
+    @cached_property
+    def _net(self) -> GraphNet:
+        """The network as it is evaluated."""
+        own = {f.name: getattr(self.net, f.name) for f in fields(self.net)}
+        return MixedNet(**own) if self.evaluate == "bfloat16" else self.net
 
     @cached_property
     def _outputs(self) -> Ints:
@@ -176,9 +198,9 @@ class NodeClassification:
             mine = mine & (partition(self.graph_data.graph, self.comm.ranks, seed=self.seed) == self.comm.rank)
         return mine.nonzero().flatten().numpy()
 
-    def _share(self, batch: Batch) -> float:
+    def _share(self, batch: Batch, net: GraphNet | None = None) -> float:
         """Cost of evaluating `batch` over that of the fine objective on a single rank."""
-        return batch.work(self.net.widths) / self._work
+        return batch.work((net or self.net).widths) / self._work
 
     @cached_property
     def _work(self) -> float:
@@ -193,16 +215,19 @@ class NodeClassification:
     def _objective(self) -> NodeLoss:
         batch = self._own(self._outputs)
         if self.dropout == 0:
-            return NodeLoss(self.net, batch, self.decay, comm=self.comm)
+            return NodeLoss(self._net, batch, self.decay, comm=self.comm)
         samples = self._own(self._outputs, propagated=False) if batch.propagated else batch
         return StochasticNodeLoss(
-            self.net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
+            self._net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
         )
 
-    def objective(self, sample: int | None = None) -> NodeLoss:
+    def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
-        f = self._objective
-        return f if sample is None or not isinstance(f, StochasticNodeLoss) else f.sample(sample)
+        f = self._cast(self._objective)
+        return f if sample is None else sampled(f, sample)
+
+    def _cast(self, f: Objective) -> Objective:
+        return cast(f, self._low, self._kind["dtype"])
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
@@ -212,38 +237,49 @@ class NodeClassification:
         """Return None: no minimiser is known."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
-        """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
+        """Return the loss and its models on coarser levels, as `coarsen` says: see `Ladder`.
 
-        All levels have the same parameters. Coarse models have no dropout; every rank evaluates all of them.
+        Coarse graphs and fewer data share the parameters of the fine network. Coarse models have no dropout and are
+        evaluated in `dtype`, all of them by every rank.
 
         Raises
         ------
         ValueError
-            No level, or more than the graph has nodes for.
+            No level, or more than there are coarser problems.
         """
-        sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
-        if levels < 1 or (sizes and sizes[-1] < 2):
-            most = 1 + sum(self._clusters // 4**k >= 2 for k in range(64))
+        ladder = self._ladder
+        if not 1 <= levels <= ladder.most + 1:
             raise ValueError(
-                f"`levels` must be in 1..{most} for a graph of {self.graph_data.graph.nodes} nodes, got {levels}"
+                f"`levels` must be in 1..{ladder.most + 1} for coarsen={self.coarsen} and a graph of "
+                f"{self.graph_data.graph.nodes} nodes, got {levels}"
             )
         made = [Level(self.objective())]
-        for size in sizes:
-            f = self.coarse(size)
-            made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
+        for rung in ladder.rungs(levels - 1, **self._kind):
+            batch = stack([rung.piece], single=True, **self._kind)
+            f = NodeLoss(rung.net, batch, rung.decay, Price(self._share(batch, rung.net), fine=False))
+            made.append(Level(f, rung.transfer, f.price.gradient))
         return Hierarchy(tuple(made))
 
-    def coarse(self, clusters: int) -> NodeLoss:
-        """Return the loss on the whole graph aggregated to about `clusters` nodes."""
-        labels = aggregate(self.graph_data.graph, clusters, seed=self.seed).numpy()
-        batch = stack([self.source.aggregated(labels, self.layers)], single=True, **self._kind)
-        price = Price(self._share(batch), fine=False)
-        return NodeLoss(self.net, batch, self.decay, price)
+    @cached_property
+    def _ladder(self) -> Ladder:
+        return Ladder(
+            kinds_of(self.coarsen),
+            self.graph_data.graph,
+            self.source,
+            self.net,
+            self.decay,
+            self.graph_data.labels.numpy(),
+            self.labelled.numpy(),
+            clusters=self._clusters,
+            method=self.clustering,
+            kept=self.kept,
+            seed=self.seed,
+        )
 
     @property
     def _clusters(self) -> int:
         n = self.graph_data.graph.nodes
-        return min(n, self.clusters or max(self.graph_data.classes, round(_SHARE * n)))
+        return min(n, self.clusters or max(self.graph_data.classes, round(SHARE * n)))
 
     # -------------------------------------------------------------------------------- subdomains
 
@@ -273,18 +309,22 @@ class NodeClassification:
         whole = self.subdomains == "parameters"
         make = self._composite if self.local == "composite" and not whole else self._own_piece
         pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
-        batch = stack([pieces[k] for k in chosen], **self._kind)
+        batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False, local=True)
-        return NodeLoss(self.net, batch, self.decay, price, mask=mask)
+        return NodeLoss(self._net, batch, self.decay, price, mask=mask)
 
     def _grown(self, part: Tensor, number: int, overlap: int) -> Any:
         return grow(self.graph_data.graph, part == number, overlap).numpy()
 
     def _composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        within = max(self._clusters, int(part.max()) + 1)
-        clusters = aggregate(self.graph_data.graph, within, seed=self.seed, within=part).numpy()
-        labels = [composite_labels(self._grown(part, k, overlap), clusters) for k in chosen]
-        return [self.source.aggregated(of_part, self.layers) for of_part in labels]
+        sizes = [max(self._clusters // 4**k, int(part.max()) + 1) for k in range(self.grades)]
+        maps = clustered(self.graph, self.source, self.layers, sizes, self.clustering, self.seed, part)
+        reach, made = [self.layers * k for k in range(1, self.grades)], []
+        for k in chosen:
+            own = self._grown(part, k, overlap)
+            hops = distances(self.graph, own, reach[-1]) if reach else None
+            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.layers))
+        return made
 
     def _own_piece(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
         """Mean loss over the labelled nodes of the part; none are left where it has none."""
@@ -327,9 +367,11 @@ class NodeClassification:
         part = torch.zeros(self.graph_data.graph.nodes, dtype=torch.int64) if by_parameters else self.parts(parts)
 
         @cache
-        def losses(chosen: range) -> NodeLoss:
+        def losses(chosen: range) -> Objective:
             rows = None if mask is None else mask[chosen.start : chosen.stop]
-            return self.local_batch(part, [part_of[k] for k in chosen], 0 if by_parameters else overlap, rows)
+            return self._cast(
+                self.local_batch(part, [part_of[k] for k in chosen], 0 if by_parameters else overlap, rows)
+            )
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
             y0, local = decomposition.gather(x), losses(decomposition.local)
@@ -359,7 +401,8 @@ class NodeClassification:
 
     @cached_property
     def _whole(self) -> Batch:
-        return self._own(np.arange(self.graph_data.graph.nodes))
+        piece = self.source.piece(np.arange(self.graph_data.graph.nodes), self.layers)
+        return stack([piece], single=True, **self._kind)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the outputs at all nodes without dropout, shape (n, C)."""
@@ -368,10 +411,11 @@ class NodeClassification:
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
-        advised = dict(_SETTINGS.get(solver, {}))
-        if "rate" in advised and self.graph_data.name in _LARGE_FEATURES:
-            advised["rate"] *= 0.1
-        return advised
+        return settings_of(solver, self.graph_data.name)
+
+    def write_shards(self, part: Tensor, folder: str | os.PathLike[str]) -> None:
+        """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.shards`."""
+        write(self.graph_data, part, folder)
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""

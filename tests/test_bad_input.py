@@ -130,7 +130,7 @@ def test_odd_graphs_train(run, tmp_path, solver):
     ("line", "message"),
     [
         ("train GRAPH --solver dd-adagrad --parts 61", "`parts` must be >= 1 and <= nodes of the graph (60), got 61"),
-        ("train GRAPH --solver dd-adagrad --levels 9", "`levels` must be in 1..2 for a graph of 60 nodes, got 9"),
+        ("train GRAPH --solver dd-adagrad --levels 9", "`levels` must be in 1..2 for coarsen=graph and a graph of 60"),
         ("train GRAPH:split=-1 --solver adam", "`split` must be >= 0, got -1"),
         ("train GRAPH:dropout=1 --solver adam", "`dropout` must be in [0, 1), got 1.0"),
         (

@@ -169,6 +169,22 @@ def test_local_models_are_first_order_consistent(local, parts, overlap, subdomai
     assert torch.allclose(d.scatter(d.weights("asm") * y), x * d.multiplicity)
 
 
+@pytest.mark.parametrize("clustering", ["metis", "matching"])
+def test_graded_clusters(clustering):
+    ring = given_graph([(k, (k + 1) % 160) for k in range(160)], 160)
+    options = {"name": ring, "clusters": 80, "clustering": clustering}
+    plain, graded = problem(**options), problem(**options, grades=3)
+    x = start(plain)
+    sizes = [p.local_batch(p.parts(4), range(4)).batch.read for p in (plain, graded)]
+    assert all(few < many for few, many in zip(*reversed(sizes), strict=True)), "coarser far away, so fewer nodes"
+    f, d = graded.objective(), graded.decomposition(4)
+    g = f.gradient(x)
+    models, y = d.models(f, x, g), d.gather(x)
+    assert torch.allclose(models.gradient(y), g.expand(4, -1), atol=1e-15)
+    # the targets of all nodes are in every composite graph
+    assert torch.allclose(models.f.batch.targets.view(4, -1).sum(1), torch.ones(4, dtype=torch.float64))
+
+
 def test_own_models_are_the_mean_losses_of_the_parts():
     p = problem(local="own", decay=0.0)
     part, x = p.parts(3), start(p)
@@ -245,9 +261,9 @@ def test_a_part_without_labels_and_isolated_nodes():
     data = given_graph(
         clique + [(a + 8, b + 8) for a, b in clique], 24, train=train
     )  # two cliques, eight isolated nodes
-    for model in ("gcn", "sage"):
-        for local in ("composite", "own"):
-            p = problem(name=data, model=model, local=local, decay=0.1)
+    for model in ("gcn", "sage", "gin", "gat"):
+        for local, more in (("composite", {}), ("composite", {"clustering": "matching", "grades": 3}), ("own", {})):
+            p = problem(name=data, model=model, local=local, decay=0.1, **more)
             f, x, d = p.objective(), start(p), p.decomposition(6)
             g = f.gradient(x)
             models = d.models(f, x, g)
@@ -260,9 +276,10 @@ def test_a_part_without_labels_and_isolated_nodes():
     assert torch.allclose(local.value(x.expand(2, -1))[1], 0.05 * x[: local.net.decayed].square().sum())
 
 
-def test_one_node_per_part_and_no_edges():
+@pytest.mark.parametrize("options", [{}, {"local": "own"}, {"clustering": "matching"}, {"model": "gat"}])
+def test_one_node_per_part_and_no_edges(options):
     data = given_graph([], 6)
-    p = problem(name=data)
+    p = problem(name=data, **options)
     x = start(p)
     d = p.decomposition(6)
     models = d.models(p.objective(), x, p.objective().gradient(x))
@@ -314,12 +331,14 @@ def test_area_under_curve():
         ({"dropout": float("nan")}, "`dropout` must be in"),
         ({"hidden": 0}, "`hidden` must be >= 1, got 0"),
         ({"layers": 0}, "`layers` must be >= 1, got 0"),
-        ({"model": "gat"}, "`model` must be one of gcn, sage, got 'gat'"),
+        ({"model": "cheb"}, "`model` must be one of gcn, sage, gin, gat, got 'cheb'"),
         ({"local": "global"}, "`local` must be one of composite, own, got 'global'"),
         ({"labels": "test"}, "`labels` must be one of train, all"),
         ({"dtype": "float16"}, "`dtype` must be one of"),
         ({"decay": -1.0}, "`decay` must be >= 0"),
         ({"clusters": -1}, "`clusters` must be >= 0, got -1"),
+        ({"grades": 0}, "`grades` must be >= 1, got 0"),
+        ({"clustering": "pairs"}, "`clustering` must be one of metis, matching, features, got 'pairs'"),
     ],
 )
 def test_refuses_options(options, words):
