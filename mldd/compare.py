@@ -168,7 +168,7 @@ def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
     """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
     keys = ["status", "steps", "loss", "measure", "gradient_evaluations", "work_units", "synchronisations"]
-    keys += ["bytes_exchanged", "seconds", "bounds_violation"]
+    keys += ["bytes_exchanged", "halo_rows", "halo_bytes", "exchanges", "seconds", "bounds_violation"]
     table = []
     for row in rows:
         numbers = {key: row.content.get(key, "") for key in keys}

@@ -31,6 +31,11 @@ class Cost:
         Collectives on vectors. One is counted on a single rank too, so that runs on any number of ranks compare.
     bytes : int
         Bytes that this rank sent in them (0 on a single rank).
+    halo_rows, halo_bytes : int
+        Rows of halos, of whatever width, that this rank sent to its neighbours or their gradients back to the owners,
+        and their bytes.
+    exchanges : int
+        Exchanges with neighbours in which they were sent; they are no synchronisations.
     """
 
     gradients: int = 0
@@ -39,6 +44,9 @@ class Cost:
     local_work: float = 0.0
     synchronisations: int = 0
     bytes: int = 0
+    halo_rows: int = 0
+    halo_bytes: int = 0
+    exchanges: int = 0
 
 
 _ledger: ContextVar[Cost | None] = ContextVar("mldd_cost", default=None)
@@ -81,6 +89,9 @@ def count(
     local_work: float = 0.0,
     synchronisations: int = 0,
     sent: int = 0,
+    halo_rows: int = 0,
+    halo_bytes: int = 0,
+    exchanges: int = 0,
 ) -> None:
     """Add to the open ledger, if there is one; `sent` is in bytes."""
     cost = _ledger.get()
@@ -92,6 +103,9 @@ def count(
     cost.local_work += local_work
     cost.synchronisations += synchronisations
     cost.bytes += sent
+    cost.halo_rows += halo_rows
+    cost.halo_bytes += halo_bytes
+    cost.exchanges += exchanges
 
 
 @contextmanager
@@ -102,6 +116,9 @@ def on_this_rank() -> Iterator[None]:
         yield
     if outer is not None:
         outer.local_work += inner.work + inner.local_work
+        outer.halo_rows += inner.halo_rows
+        outer.halo_bytes += inner.halo_bytes
+        outer.exchanges += inner.exchanges
 
 
 @dataclass(frozen=True)

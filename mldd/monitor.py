@@ -34,6 +34,10 @@ class Record:
         Collectives on vectors; bytes sent in them by all ranks.
     accepted, rejected : int
         Corrections (coarse or subdomain) accepted and rejected so far.
+    halo_rows, halo_bytes : int
+        Rows of halos that all ranks sent to their neighbours, and their bytes.
+    exchanges : int
+        Exchanges with neighbours in which they were sent.
     """
 
     step: int
@@ -47,6 +51,9 @@ class Record:
     bytes_exchanged: int
     accepted: int
     rejected: int
+    halo_rows: int = 0
+    halo_bytes: int = 0
+    exchanges: int = 0
 
 
 Monitor = Callable[[Record], None]

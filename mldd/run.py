@@ -238,7 +238,10 @@ def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[l
 
 
 def report(run: Run, result: Result) -> dict[str, Any]:
-    """Return the content of ``result.json``; called by all ranks, as metrics may need them."""
+    """Return the content of ``result.json``; called by all ranks, as metrics may need them.
+
+    A problem may have ``details()``: what else is to be known of the run, how it was distributed say.
+    """
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
     with uncounted():
         loss = float(run.objective.value(result.x))
@@ -260,9 +263,13 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "work_units": result.record.work_units,
         "synchronisations": result.record.synchronisations,
         "bytes_exchanged": result.record.bytes_exchanged,
+        "halo_rows": result.record.halo_rows,
+        "halo_bytes": result.record.halo_bytes,
+        "exchanges": result.record.exchanges,
         "seconds": result.record.seconds,
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
+        **({"details": run.problem.details()} if hasattr(run.problem, "details") else {}),
     }
 
 
@@ -275,6 +282,15 @@ def write_result(out: Path, content: dict[str, Any], history: History) -> list[P
     title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
     plot.convergence(history, out / "convergence.png", title)
     return [out / name for name in ("result.json", "history.csv", "convergence.png")]
+
+
+def pictures(run: Run, result: Result, out: Path) -> list[Path]:
+    """Write the pictures that a problem has of its own: ``pictures(folder, x, parts)`` (rank 0)."""
+    draw = getattr(run.problem, "pictures", None)
+    if draw is None or result.status.failed:
+        return []
+    with uncounted():
+        return list(draw(out, result.x, run.shape["parts"]))
 
 
 def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:

@@ -327,7 +327,7 @@ def _tell(record: Record, *monitors: Monitor) -> None:
 
 
 _REASONS = tuple(Status)
-_INTERRUPTED = 5  # place in the totals: behind work, bytes, seconds, measure and value
+_INTERRUPTED = 7  # place in the totals: behind work, bytes, halo rows and bytes, seconds, measure and value
 
 
 def _totals(
@@ -336,7 +336,8 @@ def _totals(
     """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together."""
     spoken = decisive if comm.rank == 0 else (0.0, 0.0, 0.0)
     reasons = [float(status is reason) for reason in _REASONS]
-    return comm.sum_scalars([cost.local_work, float(cost.bytes), *spoken, float(interrupted), *reasons])
+    spent = [cost.local_work, float(cost.bytes), float(cost.halo_rows), float(cost.halo_bytes)]
+    return comm.sum_scalars([*spent, *spoken, float(interrupted), *reasons])
 
 
 def _reported(totals: list[float]) -> Status | None:
@@ -347,7 +348,7 @@ def _reported(totals: list[float]) -> Status | None:
 
 def _record(state: State, cost: Cost, totals: list[float], before: Record | None) -> Record:
     """Make the record of this step; a resumed run adds to what `before` had cost."""
-    local_work, sent, seconds, measure, value = totals[:_INTERRUPTED]
+    local_work, sent, rows, row_bytes, seconds, measure, value = totals[:_INTERRUPTED]
     return Record(
         step=state.step,
         level=state.level,
@@ -360,4 +361,7 @@ def _record(state: State, cost: Cost, totals: list[float], before: Record | None
         bytes_exchanged=int(sent) + (before.bytes_exchanged if before else 0),
         accepted=state.accepted,
         rejected=state.rejected,
+        halo_rows=int(rows) + (before.halo_rows if before else 0),
+        halo_bytes=int(row_bytes) + (before.halo_bytes if before else 0),
+        exchanges=cost.exchanges + (before.exchanges if before else 0),
     )

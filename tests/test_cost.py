@@ -18,8 +18,9 @@ def test_nothing_is_counted_outside_a_block():
 def test_all_columns():
     with counting() as cost:
         count(gradients=1, values=2, work=3.5, local_work=4.5, synchronisations=5, sent=6)
+        count(halo_rows=7, halo_bytes=8, exchanges=9)
         count(gradients=1)
-    assert cost == Cost(2, 2, 3.5, 4.5, 5, 6)
+    assert cost == Cost(2, 2, 3.5, 4.5, 5, 6, 7, 8, 9)
 
 
 def test_a_ledger_can_be_continued_and_inner_ones_are_apart():
@@ -57,6 +58,12 @@ def test_on_this_rank_turns_gradients_into_local_work():
         with on_this_rank():
             Price().of_gradient()
     assert cost == Cost(local_work=3.25)
+
+
+def test_what_local_work_exchanges_is_counted():
+    with counting() as cost, on_this_rank():
+        count(halo_rows=3, halo_bytes=24, exchanges=1)
+    assert cost == Cost(halo_rows=3, halo_bytes=24, exchanges=1)
 
 
 def test_prices():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(
     path.relative_to(ROOT) for folder in ("mldd", "solvers", "problems") for path in (ROOT / folder).glob("*.py")
 )
-SPEAK_MPI_OR_PETSC = {"mldd/halo.py", "mldd/parallel.py", "mldd/partitioners.py", "mldd/petsc.py", "solvers/tao.py"}
+SPEAK_MPI_OR_PETSC = {"mldd/messages.py", "mldd/parallel.py", "mldd/partitioners.py", "mldd/petsc.py", "solvers/tao.py"}
 
 
 class Import(NamedTuple):

@@ -1,0 +1,180 @@
+"""P ranks that hold a part each compute what one rank with the whole graph computes, for every layer and partition."""
+
+import pytest
+
+from mldd.partition import partition
+from mldd.problems.datasets import sbm
+from mldd.problems.shards import write
+from tests.helpers import MLDD, launch, needs_mpi, result
+
+START = """
+    import sys
+    import numpy as np
+    import torch
+    from mldd.cost import counting
+    from mldd.graph import Graph
+    from mldd.objective import sampled
+    from mldd.parallel import Communicator, SERIAL, world
+    from mldd.partition import partition
+    from mldd.problems.composite import composite_labels, stack
+    from mldd.problems.datasets import GraphData, sbm
+    from mldd.problems.graphs import NodeClassification
+    from mldd.problems.node_loss import NodeLoss
+    from mldd.problems.sharded import ShardedClassification
+    from mldd.solver import Stop, minimise
+    from mldd.solvers.schwarz import SchwarzAdaGrad
+
+    def same(a, b, what, tolerance=1e-12):
+        assert float((a - b).norm()) <= tolerance * float(b.norm()), (what, float((a - b).norm() / b.norm()))
+
+    pair = Communicator(world().mpi.Split(world().rank // 2))
+"""
+
+EXACT = (
+    START
+    + """
+    whole_data = sbm(nodes=90, classes=3, features=4, seed=1)
+    # Part 3 has no training node, and the last five nodes have no edge.
+    train = whole_data.train.clone()
+    metis = partition(whole_data.graph, 4)
+    train &= metis != 3
+    keep = whole_data.graph.edge_index
+    keep = keep[:, (keep < 85).all(0)]
+    data = GraphData("cut", Graph.from_edges(keep, 90), whole_data.features, whole_data.labels, train,
+                     whole_data.validation, whole_data.test, 3)
+    number = torch.arange(90)
+    random = torch.randperm(90, generator=torch.Generator().manual_seed(0)) % 4
+    isolated = torch.where(number >= 85, 3, number % 3)  # a rank whose nodes have no edges
+    parts = {"metis": metis, "random": random, "contiguous": number * 4 // 90, "isolated": isolated, "nodes": number}
+
+    for model in ("gcn", "sage", "gin", "gat"):
+        for layers in (1, 2, 3, 4):
+            options = {"model": model, "layers": layers, "hidden": 4, "dropout": 0.4}
+            if layers == 3:
+                options |= {"residual": True, "activation": "elu", "heads": 2 if model == "gat" else 1}
+            reference = NodeClassification(data, **options)
+            x = reference.initial(0) + 0.1
+            v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
+            chosen = parts if layers == 2 else {"random": random}
+            expected = []
+            for f in (reference.objective(), sampled(reference.objective(), 1)):
+                expected.append((*f.value_and_gradient(x), f.hessian_product(x, v)))
+            for name, part in (parts if layers == 2 else {"random": random}).items():
+                for comm in (pair, world())[layers == 4 :]:
+                    where = (model, layers, name, comm.ranks)
+                    one = ShardedClassification.of(data, part, comm, **options)
+                    for f, (value, gradient, product) in zip((one.objective(), sampled(one.objective(), 1)), expected):
+                        with counting() as cost:
+                            other, slope = f.value_and_gradient(x)
+                        assert (cost.gradients, cost.work, cost.synchronisations) == (1, 1.0, 1), cost
+                        assert cost.exchanges == 2 * (layers - 1), cost
+                        same(other, value, where)
+                        same(slope, gradient, where)
+                        same(f.hessian_product(x, v), product, where, 1e-11)
+                    same(one.objective().value(x), expected[0][0], where)
+    assert one.metrics(x) == reference.metrics(x)
+    if world().rank == 0:
+        print("all the same")
+"""
+)
+
+MODELS = (
+    START
+    + """
+    data = sbm(nodes=90, classes=3, features=4, seed=1)
+    part = partition(data.graph, 4)
+    for model in ("gcn", "gat"):
+        options = {"model": model, "hidden": 4, "dropout": 0.0, "clusters": 12}
+        whole = NodeClassification(data, **options)
+        for comm in (pair, world()):
+            one = ShardedClassification.of(data, part, comm, **options)
+            f, x = one.objective(), one.initial(0) + 0.1
+            g = f.gradient(x)
+            own = one._cluster(12, one.parts(4))
+            clustered = one.graph.clustered(own)
+            labels = np.empty(90, dtype=np.int64)
+            pairs = zip(comm.gather_items(one.shard.numbers), comm.gather_items(clustered.labels[: one.shard.own]))
+            for nodes, of in pairs:
+                labels[nodes] = of
+            # local models: each rank knows the others by clusters, the oracle has the whole graph
+            pieces = [whole.source.aggregated(composite_labels((part == k).numpy(), labels), 2) for k in range(4)]
+            oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.decay)
+            d = one.decomposition(4)
+            y = (x.expand(4, -1) + 0.01 * torch.arange(4)[:, None]).contiguous()
+            models = d.models(f, x, g)
+            with counting() as cost:
+                found = models.f.gradient(y[d.local.start : d.local.stop])
+            assert cost.exchanges == cost.synchronisations == 0, cost
+            same(found, oracle.gradient(y)[d.local.start : d.local.stop], (model, "composite"))
+            same(models.gradient(d.gather(x)), g.expand(len(d.local), -1), (model, "first order"))
+            # the coarse graph
+            coarse = NodeLoss(whole.net, stack([whole.source.aggregated(labels, 2)], single=True, dtype=torch.float64),
+                              whole.decay)
+            piece = clustered.source.aggregated(np.arange(labels.max() + 1), 2)
+            mine = NodeLoss(whole.net, stack([piece], single=True, dtype=torch.float64), whole.decay)
+            same(mine.gradient(x), coarse.gradient(x), (model, "coarse"))
+    # Training: the parts of the shards give the same subdomains on any number of ranks. Clusters depend on who makes
+    # them, so there is one per node.
+    ends = []
+    for comm in (SERIAL, pair, world()):
+        one = ShardedClassification.of(data, part, comm, hidden=4, clusters=90)
+        settings = {k: v for k, v in one.settings("dd-adagrad").items() if k not in ("parts", "overlap")}
+        solver = SchwarzAdaGrad(one.decomposition(4), None, comm=comm, **settings)
+        ends.append(minimise(one.objective(), one.initial(0), solver, stop=Stop(max_steps=5), comm=comm).x)
+    same(ends[1], ends[0], "training on 2", 1e-8)
+    same(ends[2], ends[0], "training on 4", 1e-8)
+    # more parts than shards per rank
+    two = ShardedClassification.of(data, part, world(), hidden=4, dropout=0.0)
+    f, x = two.objective(), two.initial(0)
+    d = two.decomposition(8)
+    assert len(d.local) == 2
+    same(d.models(f, x, f.gradient(x)).gradient(d.gather(x)), f.gradient(x).expand(2, -1), "two parts per rank")
+    try:
+        two.decomposition(6)
+    except ValueError as error:
+        assert "`parts` must be the 4 of the shards or a multiple of 4 ranks, got 6" in str(error)
+    if world().rank == 0:
+        print("all the same")
+"""
+)
+
+
+@needs_mpi
+@pytest.mark.mpi
+@pytest.mark.parametrize("script", [EXACT, MODELS], ids=["exact", "models"])
+def test_ranks_agree_with_one(script):
+    done = launch(4, script, safe=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all the same" in done.stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data = sbm(nodes=90, classes=3, features=4)
+    write(data, partition(data.graph, 3), tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_the_command_line_counts_halos(run, folder, tmp_path, without_figures):
+    words = ["--solver", "adam", "--steps", "4", "--quiet", "--out"]
+    assert run(f"train {folder}", *words, tmp_path / "1")[0] == 0
+    done = launch(3, MLDD, "train", folder, *words, tmp_path / "3")
+    assert done.returncode == 0, done.stderr
+    one, three = result(tmp_path / "1"), result(tmp_path / "3")
+    assert three["loss"] == pytest.approx(one["loss"], rel=1e-10)
+    assert three["exchanges"] == 2 * three["gradient_evaluations"] > one["exchanges"] == 0
+    assert three["halo_bytes"] > three["halo_rows"] > 0
+    assert [rank["halo_nodes"] > 0 for rank in three["details"]["ranks"]] == [True] * 3
+
+
+@needs_mpi
+@pytest.mark.mpi
+@pytest.mark.parametrize(("ranks", "message"), [(2, "expected sha256"), (4, "at most 3 ranks, got 4")])
+def test_all_ranks_end_when_one_cannot_read(folder, ranks, message):
+    part = folder / "part-00002.npz"
+    part.write_bytes(part.read_bytes()[:-7])
+    done = launch(ranks, MLDD, "train", folder, "--solver", "adam", "--steps", "4", "--quiet")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mldd:")]
+    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
