@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
 import typing
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
+_GRAPHS = ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
 # Name -> "module:Class"; what follows "?" are fields that the name itself sets.
 PROBLEMS = {
     "quadratic": "mldd.problems.quadratic:Quadratic",
@@ -21,16 +25,16 @@ PROBLEMS = {
     "bratu": "mldd.problems.pde:Bratu",
     "ignition": "mldd.problems.pde:Ignition",
     "morebv": "mldd.problems.pde:MoreBV",
-    **{
-        name: f"mldd.problems.graphs:NodeClassification?name={name}"
-        for name in ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
-    },
+    **{name: f"mldd.problems.graphs:NodeClassification?name={name}" for name in _GRAPHS},
+    **{f"{name}-own": f"mldd.problems.own_networks:SubdomainNetworks?name={name}" for name in _GRAPHS},
+    **{name: f"mldd.problems.forecasting:Forecasting?name={name}" for name in ("era5-uk", "molene", "metr-la")},
     "digits": "mldd.problems.supervised:Digits",
     **{
         name: f"mldd.problems.pinn:PhysicsInformed?name={name}"
         for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
     },
     "forchheimer": "mldd.problems.forchheimer:Forchheimer",
+    "synthetic": "mldd.problems.synthetic:SyntheticClassification",
 }
 SOLVERS = {
     "adagrad": "mldd.solvers.adagrad:AdaGrad",
@@ -49,12 +53,17 @@ SOLVERS = {
     "sgd": "mldd.solvers.baselines:Sgd",
     "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
     "lbfgs": "mldd.solvers.lbfgs:LBFGS",
+    "ml-lbfgs": "mldd.solvers.multilevel_lbfgs:MultilevelLBFGS",
     "newton": "mldd.solvers.newton:NewtonCG",
     "trust-region": "mldd.solvers.trust_region:TrustRegion",
     "tao": "mldd.solvers.tao:Tao",
     "snes": "mldd.solvers.snes:Snes",
 }
 USER_FILE = "mldd.problems.graphs:NodeClassification?name="
+SHARDS = "mldd.problems.sharded:ShardedClassification?folder="  # a folder with this file
+MANIFEST = "manifest.json"
+SERIES_FILE = "mldd.problems.forecasting:Forecasting?name="
+GRAPH_SUFFIXES, SERIES_SUFFIXES = (".npz", ".pt"), (".nc", ".zarr")  # an .npz file with the array `time` is a series
 FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
 NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
 # Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.python_types.ml_adagrad
@@ -118,7 +127,7 @@ class Spec:
 
 
 def problem_spec(text: str) -> Spec:
-    """Read a PROBLEM: a name or a ``.npz`` or ``.pt`` file, with keys.
+    """Read a PROBLEM: a name, a graph (``.npz``, ``.pt``) or a time series (``.nc``, ``.zarr``, ``.npz``), with keys.
 
     Raises
     ------
@@ -127,16 +136,27 @@ def problem_spec(text: str) -> Spec:
     FileNotFoundError
         No such file.
     """
-    for suffix in (".npz", ".pt"):
+    for suffix in (*GRAPH_SUFFIXES, *SERIES_SUFFIXES):
         head, found, rest = text.partition(suffix)
         if found and (not rest or rest[0] == ":"):
-            from pathlib import Path
-
-            if not Path(head + suffix).is_file():
+            path = Path(head + suffix)
+            if not (path.is_file() or (suffix == ".zarr" and path.is_dir())):
                 raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
-            return _spec(text, head + suffix, rest[1:], USER_FILE + head + suffix, None)
+            target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
+            return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
     name, _, rest = text.partition(":")
+    if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
+        return _spec(text, name, rest, SHARDS + name, None)
     return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def _holds_series(path: Path) -> bool:
+    """Say whether an ``.npz`` file is a time series: a graph has no array `time`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not {"time.npy", "valid_time.npy"}.isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def solver_spec(text: str) -> Spec:
@@ -244,7 +264,7 @@ def _exists(target: str) -> bool:
 def _look_up(name: str, table: dict[str, str], what: str) -> str:
     if name not in table or not _exists(table[name]):
         there = [n for n, target in table.items() if _exists(target)]
-        file = ", or a file .npz or .pt" if what == "problem" else ""
+        file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
         raise ValueError(f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}")
     return table[name]
 
@@ -372,6 +392,9 @@ def listing() -> Iterator[str]:
                 yield f"  {shown:<16} {_keys_line(name, target)}".rstrip()
         if title == "problems" and _exists(USER_FILE):
             yield f"  {'FILE.npz FILE.pt':<16} {_keys_line('', USER_FILE)}"
+            yield f"  {'FOLDER (shards)':<16} {_keys_line('', SHARDS)}"
+        if title == "problems" and _exists(SERIES_FILE):
+            yield f"  {'FILE.nc FILE.zarr':<16} {_keys_line('', SERIES_FILE)}"
 
 
 def _keys_line(name: str, target: str) -> str:

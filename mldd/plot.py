@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart, without yellow (too pale on white).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 _LABELS = {
     "step": "outer steps",
@@ -67,12 +67,12 @@ def convergence(history: History, path: Path, title: str = "") -> None:
     title : str
     """
     shown = [y for y in ("measure", "value") if np.isfinite(_column(history, y)).any()] or ["measure"]
-    with _drawing(path, (11.0, 0.6 + 2.7 * len(shown)), title) as figure:
+    with drawing(path, (11.0, 0.6 + 2.7 * len(shown)), title) as figure:
         axes = figure.subplots(len(shown), 4, squeeze=False, sharey="row")
         for row, y in zip(axes, shown, strict=True):
             values = _column(history, y)
             for ax, x in zip(row, ("step", "seconds", "work_units", "synchronisations"), strict=True):
-                _curve(ax, _column(history, x), values, _COLOURS[0 if y == "measure" else 1])
+                _curve(ax, _column(history, x), values, COLOURS[0 if y == "measure" else 1])
                 _finish(ax, x, [_column(history, x)])
             row[0].set_ylabel(_LABELS[y])
             _scale(row[0], y, [values])
@@ -95,8 +95,8 @@ def comparison(
     """
     everything = [history for histories in runs.values() for history in histories]
     y = "value" if any(np.isfinite(_column(history, "value")).any() for history in everything) else "measure"
-    styles = [(_COLOURS[k % len(_COLOURS)], _DASHES[k // len(_COLOURS) % len(_DASHES)]) for k in range(len(runs))]
-    with _drawing(path, (8.4, 6.6), title) as figure:
+    styles = [(COLOURS[k % len(COLOURS)], _DASHES[k // len(COLOURS) % len(_DASHES)]) for k in range(len(runs))]
+    with drawing(path, (8.4, 6.6), title) as figure:
         axes = figure.subplots(2, 2, sharey=True)
         drawn: list[Floats] = []
         for ax, x in zip(axes.flat, ("seconds", "gradient_evaluations", "work_units", "synchronisations"), strict=True):
@@ -144,7 +144,7 @@ def band(histories: Sequence[History], x: str, y: str) -> tuple[Floats, Floats, 
 
 
 @contextmanager
-def _drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
+def drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
     """Give an empty figure and save it; nothing global (pyplot, settings) is touched."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
-import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +24,7 @@ from mldd.problems.formats import (
     read_pt,
     to_tensor,
 )
+from mldd.problems.known_files import KnownFile, content, obtain
 
 __all__ = ["NAMES", "DataError", "GraphData", "digits_graph", "load_digits_images", "load_graph", "sbm"]
 
@@ -59,50 +56,41 @@ _PLANETOID_SUMS = {
 }
 
 
-@dataclass(frozen=True)
-class _File:
-    """Name a known file: its place below a data folder, its checksum, where to get it (None: nowhere)."""
-
-    place: str
-    sha256: str
-    url: str | None
-
-
 # Sets of plain arrays: the file as a data folder has it, then one of the same contents that can be downloaded.
 _ARRAYS = {
     "photo": (
-        _File(
+        KnownFile(
             "amazon/Photo/raw/amazon_electronics_photo.npz",
             "616582b757950a34e573543c4d3c02e1087c11d5ad3b324aa1b0ddb95db1c99d",
             None,
         ),
-        _File(
+        KnownFile(
             "amazon/Photo/graphdata/amazon_photo.npz",
             "bdb98b54cd3125bfa69b23ba0aae84fabcb770c6727175b8f6eb1d64f3be4b2b",
             f"{_GRAPHDATA}/amazon_photo.npz",
         ),
     ),
     "physics": (
-        _File(
+        KnownFile(
             "coauthor/Physics/raw/ms_academic_phy.npz",
             "16df58ffe9c5d6e73220f42cc5a9f7056d2f7d076d779d9d73f1d2470f9e6592",
             None,
         ),
-        _File(
+        KnownFile(
             "coauthor/Physics/graphdata/coauthor_phy.npz",
             "1c930d99910763bc5f0c1aa90e8baa945f5ad6027663fe5332d0f08fde33cd7d",
             f"{_GRAPHDATA}/coauthor_phy.npz",
         ),
     ),
     "minesweeper": (
-        _File(
+        KnownFile(
             "heterophilous/minesweeper/raw/minesweeper.npz",
             "e664c8dacf1e8ac466c2c09ed4b237bd2c5541f47a6eae9c6092cb87f16412b3",
             f"{_YANDEX}/minesweeper.npz",
         ),
     ),
     "texas": (
-        _File(
+        KnownFile(
             "heterophilous_extra/texas.npz",
             "b164b99e6c3d43e4ab07488ec59bd8c815f90cbc1bd4cf425ce587d2b534d844",
             f"{_YANDEX}/texas.npz",
@@ -219,7 +207,7 @@ def load_graph(
         raw = _known(key, data)
     elif Path(key).suffix in (".npz", ".pt"):
         reader = read_npz if Path(key).suffix == ".npz" else read_pt
-        raw = reader(_content(Path(key)), key)
+        raw = reader(content(Path(key)), key)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}, or a file .npz or .pt, got {key!r}")
     normalise = key in _PLANETOID_FOLDERS if row_normalise is None else row_normalise and key != "minesweeper"
@@ -232,101 +220,19 @@ def _planetoid(name: str, data: str | os.PathLike[str] | None) -> Raw:
     contents = {}
     for ending in ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"):
         file = f"ind.{name}.{ending}"
-        known = _File(f"planetoid/{folder}/raw/{file}", _PLANETOID_SUMS[f"{name}.{ending}"], f"{_PLANETOID}/{file}")
-        contents[ending] = _obtain(name, (known,), data)[1]
+        known = KnownFile(f"planetoid/{folder}/raw/{file}", _PLANETOID_SUMS[f"{name}.{ending}"], f"{_PLANETOID}/{file}")
+        contents[ending] = obtain(name, (known,), data)[1]
     return read_planetoid(contents, f"ind.{name}")
 
 
 def _known(name: str, data: str | os.PathLike[str] | None) -> Raw:
     """Read a known set of plain arrays; the features of Photo and Physics become 0 and 1."""
     files = _ARRAYS[name]
-    file, content = _obtain(name, files, data)
-    raw = read_graphdata(content, name) if "graphdata" in file.place else read_npz(content, name)
+    file, found = obtain(name, files, data)
+    raw = read_graphdata(found, name) if "graphdata" in file.place else read_npz(found, name)
     if name in ("photo", "physics"):
         raw.features.data = (raw.features.data > 0).astype(np.float64)
     return raw
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def _cache() -> Path:
-    """Name the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mldd"
-
-
-def _folders(data: str | os.PathLike[str] | None) -> list[Path]:
-    """List the folders to look into, in order."""
-    folders = []
-    for what, given in (("`data`", data), ("$MLDD_DATA", os.environ.get("MLDD_DATA"))):
-        if given:
-            folder = Path(given)
-            if not folder.is_dir():
-                raise DataError(f"{what} must be a folder that exists, got {os.fspath(given)!r}; correct or omit it")
-            folders.append(folder)
-    shared = [root.parent / "shared" / "data" for root in (Path(__file__).resolve().parents[1], Path.cwd())]
-    return list(dict.fromkeys([*folders, *shared, _cache()]))
-
-
-def _obtain(name: str, files: tuple[_File, ...], data: str | os.PathLike[str] | None) -> tuple[_File, bytes]:
-    """Find or download the first of several equivalent files and verify it."""
-    folders = _folders(data)
-    for file in files:
-        parts = Path(file.place).parts
-        for folder in folders:
-            for start in range(len(parts)):  # the data folder itself, or a folder further down
-                path = folder.joinpath(*parts[start:])
-                if path.is_file():
-                    return file, _verified(_content(path), file, path)
-    return files[-1], _download(name, files[-1], folders)
-
-
-def _content(path: Path) -> bytes:
-    """Read a file."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got {error.strerror or error}; correct the path") from None
-
-
-def _verified(content: bytes, file: _File, where: object) -> bytes:
-    """Compare the checksum."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != file.sha256:
-        raise DataError(
-            f"{where}: expected sha256 {file.sha256[:12]}..., got {found[:12]}... ({len(content)} bytes): truncated or "
-            "another file; delete it to have it found elsewhere or downloaded"
-        )
-    return content
-
-
-def _download(name: str, file: _File, folders: list[Path]) -> bytes:
-    """Download a file into the cache."""
-    looked = f"{name}: expected {file.place} in one of {', '.join(map(str, folders))}, got none"
-    if file.url is None:
-        raise DataError(f"{looked}; put it there")
-    try:
-        with urllib.request.urlopen(file.url, timeout=20) as answer:
-            content = bytes(answer.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{looked}, and {file.url} could not be downloaded ({reason}); put the file there, or set MLDD_DATA to a "
-            "folder that has it"
-        ) from None
-    _verified(content, file, file.url)
-    target = _cache() / file.place
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as temporary:
-            temporary.write(content)
-        os.replace(temporary.name, target)
-    except OSError as error:
-        raise DataError(
-            f"{name}: expected a writable cache, got {error.strerror} for {target}; set XDG_CACHE_HOME"
-        ) from None
-    return content
 
 
 # ---------------------------------------------------------------------------------------------------- assembly

@@ -14,7 +14,8 @@ from mldd.monitor import FIELDS, read_csv
 from tests.helpers import MLDD, result, user_arrays
 
 KEYS = """problem solver options seed ranks parts overlap levels status notes steps loss measure metrics
-gradient_evaluations work_units synchronisations bytes_exchanged halo_rows halo_bytes exchanges seconds bounds_violation versions""".split()
+gradient_evaluations work_units synchronisations bytes_exchanged halo_rows halo_bytes exchanges seconds
+bounds_violation versions""".split()
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}

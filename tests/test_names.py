@@ -101,7 +101,8 @@ def test_names_that_set_a_field(monkeypatch):
     for order in ("additive", "multiplicative"):
         target = f"mldd.solvers.adagrad:AdaGrad?curvature={order}"
         monkeypatch.setitem(names.SOLVERS, order, target)
-    monkeypatch.delitem(names.SOLVERS, "adagrad")
+    others = {name: target for name, target in names.SOLVERS.items() if name != "adagrad"}
+    monkeypatch.setattr(names, "SOLVERS", others)
     spec = solver_spec("additive:rate=0.5")
     assert (spec.fixed, spec.keys) == ({"curvature": "additive"}, {"rate": 0.5})
     with pytest.raises(ValueError, match="has no key 'curvature'"):

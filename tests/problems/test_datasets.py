@@ -164,7 +164,7 @@ def tiny(tmp_path, monkeypatch):
     content = source.read_bytes()
     for name in ("work", "data", "cache"):
         (tmp_path / name).mkdir()
-    file = datasets._File("folder/of_this_test.npz", hashlib.sha256(content).hexdigest(), source.as_uri())
+    file = datasets.KnownFile("folder/of_this_test.npz", hashlib.sha256(content).hexdigest(), source.as_uri())
     monkeypatch.setitem(datasets._ARRAYS, "texas", (file,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MLDD_DATA", raising=False)

@@ -1,0 +1,52 @@
+"""Hour, day and height of the sun against what is known of them."""
+
+import numpy as np
+import pytest
+
+from mldd.problems.forcing import NAMES, cos_zenith, day, forcing, hour
+
+HOURS = np.arange("2019-01-01", "2020-01-01", dtype="datetime64[h]")
+
+
+def test_hour_and_day():
+    time = np.array(["2019-01-01T00:00", "2019-03-01T18:30", "1969-12-31T06:00"], dtype="datetime64[s]")
+    assert hour(time).tolist() == [0.0, 18.5, 6.0]
+    assert day(time) == pytest.approx([0.0, 59 + 18.5 / 24, 364.25])
+
+
+@pytest.mark.parametrize(
+    ("date", "latitude", "height"),
+    [("2019-06-21", 51.5, 61.94), ("2019-12-22", 51.5, 15.06), ("2019-03-20", 0.0, 90.0), ("2019-06-21", 23.44, 90.0)],
+)
+def test_noon_height_is_that_of_the_almanac(date, latitude, height):
+    time = np.datetime64(date) + np.arange(0, 1440, 4) * np.timedelta64(1, "m")
+    highest = np.degrees(np.arcsin(cos_zenith(time, np.array([latitude]), np.array([0.0])).max()))
+    assert highest == pytest.approx(height, abs=0.4)  # the declination changes by up to 0.4 degrees a day
+
+
+def test_sun_is_highest_at_solar_noon():
+    time = np.datetime64("2019-02-11") + np.arange(1440) * np.timedelta64(1, "m")
+    sun = cos_zenith(time, np.zeros(2), np.array([0.0, 90.0]))
+    noon = sun.argmax(0)
+    assert noon[0] == pytest.approx(720 + 14, abs=2)  # the equation of time is -14 minutes in February
+    assert noon[0] - noon[1] == pytest.approx(360, abs=1)
+
+
+def test_half_of_the_year_is_night_everywhere():
+    lit = (cos_zenith(HOURS, np.array([-60.0, 0.0, 45.0]), np.zeros(3)) > 0).mean(0)
+    assert lit == pytest.approx(0.5, abs=0.02)
+
+
+def test_mean_of_the_year_is_that_of_the_sphere():
+    latitude = np.degrees(np.arcsin(np.linspace(-0.975, 0.975, 40)))  # equal areas
+    assert cos_zenith(HOURS, latitude, np.zeros(40)).mean() == pytest.approx(0.25, abs=0.003)
+
+
+def test_forcing_is_that_of_local_time():
+    time = np.array(["2019-03-01T06:00"], dtype="datetime64[s]")
+    made = forcing(time, np.zeros(2), np.array([90.0, -90.0]))
+    assert made.shape == (1, 2, len(NAMES))
+    assert made[0, :, 0] == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert made[0, :, 1] == pytest.approx([-1.0, 1.0])
+    assert made[0, 0, 4] > 0.9
+    assert made[0, 1, 4] == 0
