@@ -1,0 +1,288 @@
+"""The central question: what do decomposed and multilevel methods save when a graph network is trained?
+
+    python experiments/benchmarks/central.py cora [--seeds 0 1 2 3 4] [--parts 2] [--model gcn] [--layers 2] [--out DIR]
+    mpiexec -n 2 python -m mpi4py experiments/benchmarks/central.py cora [...]
+
+Full-batch training loss, float64: cross-entropy on all nodes outside of the test set, no dropout, weight decay 5e-4
+on the first layer; for `era5-uk` the mean of squares of 6 h forecasts, every seventh origin. Three targets: the
+losses after 50, 80 and 95 per cent of the way from the start to the best loss found by any long run (constants
+below). Methods: Adam with five rates, L-BFGS with histories of 10 and 20, LocalSGD (Adam on the parts' own losses)
+with three rates and three numbers of local steps; L-BFGS scaled by rows; composite Schwarz; ML-LBFGS; and LocalSGD
+after the nested iteration of ML-LBFGS. A method counts with the configuration that takes the fewest synchronisations,
+target by target. Medians over the seeds, quartiles in parentheses; a run that misses a target in `--steps` steps
+counts as infinitely long.
+
+Columns: synchronisations (sums of vectors over ranks); fine evaluations, in each of which a distributed graph
+exchanges its halos forward and backward, and the bytes these exchanges would take; work per rank in fine gradients:
+fine work divides by the ranks, local work is that of one rank's share, work on coarse levels is done by every rank;
+seconds of this run, meant for several ranks on a quiet machine; making parts and coarse graphs is not in them but
+printed.
+
+The coarse graphs of ML-LBFGS: nodes are grouped by k-means of their propagated features, coarse features are thinned
+to their largest entries. No labels are used for either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from mldd.cost import Price
+from mldd.hierarchy import Hierarchy, Level
+from mldd.monitor import Record, write_table
+from mldd.parallel import SERIAL, prepare, world
+from mldd.partition import report
+from mldd.problems.composite import stack
+from mldd.problems.forecasting import Forecasting
+from mldd.problems.graphs import NodeClassification
+from mldd.problems.node_loss import NodeLoss
+from mldd.solver import Stop, minimise
+from mldd.solvers.baselines import Adam
+from mldd.solvers.lbfgs import LBFGS
+from mldd.solvers.local_sgd import LocalSgd
+from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
+from mldd.solvers.spqn import SchwarzLBFGS
+from mldd.transfer import Identity
+
+# Losses at 50, 80 and 95 per cent of the way from the start to the best loss found (in brackets).
+TARGETS = {
+    "cora": (0.98, 0.39, 0.10),  # 1.953 to 0.002
+    "citeseer": (0.91, 0.37, 0.10),  # 1.800 to 0.01
+    "physics": (0.81, 0.325, 0.082),  # 1.62 to 0.001
+    "minesweeper": (0.468, 0.354, 0.296),  # 0.66 to 0.277
+    "era5-uk": (0.595, 0.352, 0.23),  # 1 to 0.19
+}
+# Nodes of the coarse graphs as a share of all, share of entries kept, steps on each: one setting per kind of features.
+LEVELS = {"minesweeper": ((0.08, 0.03), 1.0, 20), "physics": ((0.035,), 0.05, 12)}
+WORDS = ((0.11, 0.03), 0.3, 25)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One configuration of a method; the first step may be a `nested` iteration, which every rank does for itself."""
+
+    name: str
+    setting: str
+    solver: Any
+    nested: bool = False
+
+
+# ------------------------------------------------------------------------------------------------ coarse graphs
+
+
+def clusters(problem: NodeClassification, number: int, seed: int = 0) -> Any:
+    """Group the nodes into at most `number` clusters of like propagated features (k-means), shape (n,)."""
+    random = np.random.default_rng(seed)
+    source = problem.source
+    x = source.features if sp.issparse(source.features) else sp.csr_matrix(source.features)
+    wide = x.shape[1] > 64
+    state = x @ random.standard_normal((x.shape[1], 32)) if wide else x.toarray()
+    columns = [] if problem.model == "gcn" else [state]
+    for _ in range(min(problem.layers, 2)):
+        state = source.operator @ state
+        columns.append(state)
+    points = np.concatenate([c / math.sqrt(((c - c.mean(0)) ** 2).sum(1).mean()) for c in columns], axis=1)
+    return k_means(points, number, random)
+
+
+def k_means(points: Any, number: int, random: np.random.Generator, sweeps: int = 8) -> Any:
+    """Return labels 0, 1, ..., each of which occurs, by Lloyd's iteration from random points."""
+    centres = points[random.choice(len(points), number, replace=False)]
+    for _ in range(sweeps):
+        labels = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
+        sizes = np.bincount(labels, minlength=number)[:, None]
+        sums = np.stack([np.bincount(labels, column, number) for column in points.T], axis=1)
+        centres = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres)
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def thinned(features: Any, kept: float) -> Any:
+    """Keep the largest entries, a share `kept` of all, and the sums of the rows."""
+    matrix = sp.csr_matrix(features)
+    few = int(kept * matrix.nnz)
+    if few >= matrix.nnz:
+        return features
+    bound = np.partition(np.abs(matrix.data), matrix.nnz - few)[matrix.nnz - few]
+    sums = np.asarray(matrix.sum(1)).ravel()
+    matrix.data[np.abs(matrix.data) < bound] = 0.0
+    matrix.eliminate_zeros()
+    left = np.asarray(matrix.sum(1)).ravel()
+    return sp.csr_matrix(sp.diags(np.divide(sums, left, out=np.ones_like(sums), where=left != 0)) @ matrix)
+
+
+def levels(problem: Any) -> tuple[Hierarchy, int]:
+    """Return the loss and its models on coarse graphs, and the steps on each."""
+    if isinstance(problem, Forecasting):  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
+        return problem.hierarchy(3), 100
+    shares, kept, steps = LEVELS.get(str(problem.name), WORDS)
+    kind = {"dtype": problem.initial().dtype}
+    fine = problem.objective()
+    whole = replace(problem, comm=SERIAL).objective().batch.work(problem.net.widths)
+    made = [Level(fine)]
+    for share in shares:
+        labels = clusters(problem, round(share * problem.graph_data.graph.nodes))
+        piece = problem.source.aggregated(labels, problem.layers)
+        piece = replace(piece, features=tuple(thinned(term, kept) for term in piece.features))
+        batch = stack([piece], single=True, **kind)
+        price = Price(batch.work(problem.net.widths) / whole, fine=False)
+        made.append(Level(NodeLoss(problem.net, batch, problem.decay, price), Identity(fine.size), price.gradient))
+    return Hierarchy(tuple(made)), steps
+
+
+# ------------------------------------------------------------------------------------------------ methods and runs
+
+
+def methods(problem: Any, parts: int, chosen: list[str]) -> Iterator[Method]:
+    """Give all configurations of the methods asked for."""
+    comm = problem.comm
+    if "adam" in chosen:
+        yield from (Method("adam", f"lr={rate}", Adam(rate)) for rate in RATES)
+    if "lbfgs" in chosen:
+        yield from (Method("lbfgs", f"memory={memory}", LBFGS(memory)) for memory in (10, 20))
+    if "lbfgs rows" in chosen:
+        yield Method("lbfgs rows", "memory=10", LBFGS(10, scaling="rows"))
+    if "localsgd" in chosen:
+        own = replace(problem, local="own").decomposition(parts, 0, comm)
+        for rate in (0.01, 0.03, 0.1):
+            for steps in (5, 20, 50):
+                solver = LocalSgd(own, local=Adam(rate), local_steps=steps, memory="keep", comm=comm)
+                yield Method("localsgd", f"lr={rate} steps={steps}", solver)
+    if "composite" in chosen:
+        composite = problem.decomposition(parts, 0, comm)
+        for combine in ("sum", "span"):
+            solver = SchwarzLBFGS(composite, combine=combine, local_steps=10, global_steps=0, comm=comm)
+            yield Method("composite", f"combine={combine}", solver)
+    if "ml-lbfgs" in chosen:
+        begin = time.perf_counter()
+        hierarchy, steps = levels(problem)
+        if comm.rank == 0:
+            print(f"coarse graphs made in {time.perf_counter() - begin:.2f} s, prices {hierarchy}", flush=True)
+        multilevel = MultilevelLBFGS(hierarchy, steps, comm=comm)
+        yield Method("ml-lbfgs", f"levels={len(hierarchy)}", multilevel, nested=True)
+        if "localsgd" in chosen:
+            for rate in (0.01, 0.03):
+                solver = LocalSgd(own, local=Adam(rate), local_steps=5, memory="keep", comm=comm)
+                yield Method("ml-localsgd", f"lr={rate} steps=5", replace(multilevel, then=solver), nested=True)
+
+
+COSTS = ("synchronisations", "evaluations", "work", "seconds")
+
+
+def cost(record: Record, nested: float, parts: int) -> dict[str, float]:
+    """Return what it took to come to a record; the work of the nested iteration is not shared."""
+    fine = record.gradient_evaluations
+    return {
+        "synchronisations": record.synchronisations,
+        "evaluations": fine,
+        "work": nested + (record.work_units - nested) / parts,
+        "seconds": record.seconds,
+    }
+
+
+def run(problem: Any, method: Method, seed: int, steps: int, parts: int) -> list[dict[str, float]]:
+    """Train once; return the costs at the three targets, infinite ones for those that were missed."""
+    goals = goals_of(problem)
+    stop = Stop(max_steps=steps, target=goals[-1])
+    result = minimise(
+        problem.objective(), problem.initial(seed), method.solver, stop=stop, comm=problem.comm, values=True
+    )
+    found = [next((r for r in result.history.records if r.value <= goal), None) for goal in goals]
+    start, first = result.history.records[:2]
+    fine = first.gradient_evaluations - start.gradient_evaluations
+    nested = first.work_units - start.work_units - fine if method.nested else 0.0
+    never = dict.fromkeys(COSTS, math.inf)
+    return [never if record is None else cost(record, nested, parts) for record in found]
+
+
+def goals_of(problem: Any) -> tuple[float, ...]:
+    """Return the targets."""
+    return TARGETS[str(problem.name)]
+
+
+def halo_bytes(problem: Any, parts: int) -> float:
+    """Return the bytes of halos that one exact distributed gradient sends, forward and backward, all ranks together."""
+    rows = report(problem.graph, problem.parts(parts))["halo_rows"]
+    widths = problem.net.widths  # every layer exchanges what is narrower, its input or its product with the weights
+    columns = sum(min(a, b) for a, b in zip(widths, widths[1:], strict=False))
+    return 2.0 * 8.0 * float(rows) * columns * problem.objective().batch.samples
+
+
+def middle(values: list[float]) -> tuple[float, float, float]:
+    """Return median and quartiles."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 4], ordered[-1 - (len(ordered) - 1) // 4]
+    return statistics.median(values), low, high
+
+
+def table(problem: Any, rows: list[dict[str, Any]], parts: int) -> None:
+    """Print, target by target, the best configuration of every method."""
+    volume = halo_bytes(problem, parts) / 1e6
+    for goal in goals_of(problem):
+        print(f"\nloss {goal}: method, synchronisations, fine evaluations (halo MB), work per rank, seconds, setting")
+        for name in dict.fromkeys(row["method"] for row in rows):
+            mine = [row for row in rows if row["method"] == name and row["target"] == goal]
+            settings = dict.fromkeys(row["setting"] for row in mine)
+            best = min(settings, key=lambda s: middle([r["synchronisations"] for r in mine if r["setting"] == s])[0])
+            cells = [middle([r[c] for r in mine if r["setting"] == best]) for c in COSTS]
+            texts = ["{:.4g} ({:.4g}-{:.4g})".format(*cell) for cell in cells]
+            texts[1] += f" {cells[1][0] * volume:.3g} MB"
+            print(f"  {name:<11} {texts[0]:>20} {texts[1]:>26} {texts[2]:>20} {texts[3]:>22}  {best}", flush=True)
+
+
+def problem_of(options: argparse.Namespace, model: str) -> Any:
+    """Make the problem."""
+    shared = {"model": model, "layers": options.layers, "data": options.data, "comm": world()}
+    if options.name == "era5-uk":
+        return Forecasting(options.name, horizon=6, stride=7, clusters=400, **shared)
+    return NodeClassification(options.name, hidden=options.hidden, dropout=0.0, labels="all", **shared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(TARGETS), nargs="?", default="cora")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=16)
+    parser.add_argument("--methods", default="adam,lbfgs,localsgd,lbfgs rows,composite,ml-lbfgs")
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/central"))
+    options = parser.parse_args()
+    comm = world()
+    prepare(comm)
+    parts = max(options.parts, comm.ranks)
+    model = options.model or ("sage" if options.name in ("minesweeper", "era5-uk") else "gcn")
+    problem = problem_of(options, model)
+    rows: list[dict[str, Any]] = []
+    for method in methods(problem, parts, options.methods.split(",")):
+        for seed in options.seeds:
+            for goal, costs in zip(goals_of(problem), run(problem, method, seed, options.steps, parts), strict=True):
+                rows.append({"method": method.name, "setting": method.setting, "seed": seed, "target": goal} | costs)
+        if comm.rank == 0:
+            done = [row for row in rows if row["method"] == method.name and row["setting"] == method.setting]
+            print(f"{method.name} {method.setting}: {[row['synchronisations'] for row in done]}", flush=True)
+    if comm.rank == 0:
+        print(f"\n{options.name} {model}, {options.layers} layers, {parts} parts, {comm.ranks} ranks")
+        table(problem, rows, parts)
+        path = options.out / f"{options.name}_{model}{options.layers}_{comm.ranks}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, rows)
+        print(f"written  {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""ML-LBFGS gives the same iterates on 1, 2 and 4 ranks, and its nested iteration costs one synchronisation."""
+
+import pytest
+
+from tests.helpers import launch, needs_mpi
+
+SCRIPT = """
+    import torch
+    from mldd.graph import Graph
+    from mldd.parallel import SERIAL, Communicator, world
+    from mldd.problems.datasets import GraphData
+    from mldd.problems.graphs import NodeClassification
+    from mldd.solver import Stop, minimise
+    from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
+
+    communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
+    generator = torch.Generator().manual_seed(0)
+    n = 90
+    labels, fold = torch.arange(n) % 3, torch.arange(n) // 3 % 4
+    ends = torch.randint(0, n, (2, 500), generator=generator)
+    x = torch.rand(n, 20, generator=generator, dtype=torch.float64)
+    x[:, :3] += torch.nn.functional.one_hot(labels, 3)
+    masks = {"train": fold < 2, "validation": fold == 2, "test": fold == 3}
+    data = GraphData("toy", Graph.from_edges(ends, n), x, labels, classes=3, **masks)
+
+    def run(comm, levels):
+        problem = NodeClassification(data, hidden=6, labels="all", dropout=0.0, clusters=20, comm=comm)
+        solver = MultilevelLBFGS(problem.hierarchy(levels), 6, comm=comm)
+        return minimise(problem.objective(), problem.initial(0), solver, stop=Stop(8), comm=comm)
+
+    for levels in (1, 3):
+        alone = run(SERIAL, levels)
+        for comm in communicators:
+            result = run(comm, levels)
+            difference = float((result.x - alone.x).abs().max())
+            assert difference < 1e-9, (levels, difference)
+            assert result.record.gradient_evaluations == alone.record.gradient_evaluations
+            assert result.record.synchronisations == alone.record.synchronisations
+            assert len({tuple(x.tolist()) for x in comm.gather(result.x[None])}) == 1
+    if world().rank == 0:
+        print("the same on 1, 2 and 4 ranks")
+"""
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_iterates_do_not_depend_on_the_number_of_ranks():
+    done = launch(4, SCRIPT, safe=True)
+    assert done.returncode == 0, done.stdout + done.stderr
