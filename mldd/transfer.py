@@ -272,3 +272,14 @@ class Truncated:
         lower = bounds.lower.masked_fill(self.active, -torch.inf)
         upper = bounds.upper.masked_fill(self.active, torch.inf)
         return self.transfer.restrict_bounds(Bounds(lower, upper), "kornhuber")
+
+
+def carried(transfer: Transfer, y: Tensor, y0: Tensor, x0: Tensor) -> Tensor:
+    """Return the fine iterate of a coarse one `y` that began at `y0`, the coarse iterate of the fine `x0`.
+
+    It is ``lift(y)`` where the transfer knows which fine iterate is the same function as `y` (coarse networks), and
+    ``x0 + P (y - y0)`` otherwise.
+    """
+    lift = getattr(transfer, "lift", None)
+    found: Tensor = x0 + transfer.prolong(y - y0) if lift is None else lift(y)
+    return found

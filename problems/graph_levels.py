@@ -196,7 +196,9 @@ def clustered(
     Clusters of neighbours are nested and do not cross the parts `within`; those of nodes with similar inputs may.
     """
     if method == "features":
-        maps = similar(source.operator, source.features, layers, sizes, seed=seed)
+        first = source.terms[0]  # A X where that is all that the first layer sees, else X
+        hops = layers - 1 if source.kind == "gcn" else layers
+        maps = similar(source.operator, first, hops, sizes, seed=seed)
     else:
         maps = nested(graph, sizes, seed=seed, within=within, method=method) if sizes else []
     return [labels.numpy() for labels in maps]

@@ -11,25 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
-_WIDTH = 64  # columns to which wider features are projected: distances keep within some ten per cent
-_SWEEPS = 10  # of Lloyd's iteration; the clusters need not be the best ones
+Floats = NDArray[np.float32]
+_WIDTH = 32  # columns to which wider features are projected: distances keep within some twenty per cent
+_SWEEPS = 8  # of Lloyd's iteration; the clusters need not be the best ones
 
 
-def similar(operator: Any, features: Any, layers: int, sizes: Sequence[int], *, seed: int = 0) -> list[Tensor]:
-    """Group nodes by k-means of what the layers see of them: ``(X, A X, ..., A^(L-1) X)``, each block of unit variance.
+def similar(operator: Any, features: Any, hops: int, sizes: Sequence[int], *, seed: int = 0) -> list[Tensor]:
+    """Group nodes by k-means of what layers see of them: ``(X, A X, ..., A^h X)``, each block of unit variance.
 
-    Two nodes whose rows are equal in all blocks have equal outputs in a linear network of L layers: the partition is
-    nearly equitable, and the aggregated graph nearly exact, whether neighbours are alike or not.
+    Two nodes whose rows are equal in all blocks have equal outputs in a linear network that propagates h times: the
+    partition is nearly equitable, and the aggregated graph nearly exact, whether neighbours are alike or not.
 
     Parameters
     ----------
     operator : csr_matrix, shape (n, n)
         Propagation A.
     features : ndarray or csr_matrix, shape (n, F)
-        X; projected to 64 random columns where it is wider (Johnson and Lindenstrauss).
-    layers : int
-        L.
+        X; projected to 32 random columns where it is wider (Johnson and Lindenstrauss).
+    hops : int
+        h.
     sizes : sequence of int
         Numbers of clusters, one map each; the maps are not nested.
     seed : int
@@ -43,19 +43,20 @@ def similar(operator: Any, features: Any, layers: int, sizes: Sequence[int], *, 
     ----------
     Lloyd, doi:10.1109/TIT.1982.1056489.
     """
-    rows = _blocks(operator, features, layers, seed)
+    rows = _blocks(operator, features, hops, seed)
     return [_clustered(rows, size, seed) for size in sizes]
 
 
-def _blocks(operator: Any, features: Any, layers: int, seed: int) -> Floats:
+def _blocks(operator: Any, features: Any, hops: int, seed: int) -> Floats:
     block = features
     if features.shape[1] > _WIDTH:
         block = features @ np.random.default_rng(seed).standard_normal((features.shape[1], _WIDTH))
     block = np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
     blocks = [block]
-    for _ in range(layers - 1):
+    for _ in range(hops):
         blocks.append(operator @ blocks[-1])
-    return np.concatenate([b / max(float(np.sqrt(b.var(axis=0).sum())), 1e-300) for b in blocks], axis=1)
+    scaled = [b / max(float(np.sqrt(b.var(axis=0).sum())), 1e-300) for b in blocks]
+    return np.concatenate(scaled, axis=1).astype(np.float32)
 
 
 def _clustered(rows: Floats, size: int, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from mldd.objective import Objective, Remembered, remember, sampled, value_and_g
 from mldd.parallel import SERIAL, Communicator
 from mldd.solver import Solver, State, Status
 from mldd.solvers.lbfgs import LBFGS, LbfgsState, Scaling
-from mldd.transfer import Identity
+from mldd.transfer import Identity, carried
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class MultilevelLBFGS:
             transfer = levels[k].transfer
             assert transfer is not None  # noqa: S101
             y, pair = self._solve(sampled(levels[k].objective, number), y, pair)
-            y = starts[k - 1] + transfer.prolong(y - starts[k])
+            y = carried(transfer, y, starts[k], starts[k - 1])
             if not isinstance(transfer, Identity):
                 pair = None
         return y, pair

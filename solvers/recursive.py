@@ -14,7 +14,7 @@ from mldd.hierarchy import Hierarchy
 from mldd.objective import Corrected, Objective, sampled
 from mldd.solver import State
 from mldd.solvers.adagrad import AdaGrad, AdaGradState, Curvature, curvature_of, dot, taylor_step
-from mldd.transfer import Rule, Truncated
+from mldd.transfer import Rule, Truncated, carried
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class MultilevelAdaGrad:
                 g = f.gradient(y)
                 if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, fresh):
                     taylor_step(self.smoother, f, y, g, f.bounds, fresh.levels[k])
-            y = starts[k - 1] + levels[k].transfer.prolong(y - starts[k])  # type: ignore[union-attr]
+            y = carried(levels[k].transfer, y, starts[k], starts[k - 1])  # type: ignore[arg-type]
         objective.bounds.project(y, out=x)
         state.level = len(levels) - 1
 

@@ -33,25 +33,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy.sparse as sp
-
-from mldd.cost import Price
-from mldd.hierarchy import Hierarchy, Level
+from mldd.hierarchy import Hierarchy
 from mldd.monitor import Record, write_table
-from mldd.parallel import SERIAL, prepare, world
+from mldd.parallel import prepare, world
 from mldd.partition import report
-from mldd.problems.composite import stack
 from mldd.problems.forecasting import Forecasting
 from mldd.problems.graphs import NodeClassification
-from mldd.problems.node_loss import NodeLoss
 from mldd.solver import Stop, minimise
 from mldd.solvers.baselines import Adam
 from mldd.solvers.lbfgs import LBFGS
 from mldd.solvers.local_sgd import LocalSgd
 from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
 from mldd.solvers.spqn import SchwarzLBFGS
-from mldd.transfer import Identity
 
 # Losses at 50, 80 and 95 per cent of the way from the start to the best loss found (in brackets).
 TARGETS = {
@@ -61,9 +54,9 @@ TARGETS = {
     "minesweeper": (0.468, 0.354, 0.296),  # 0.66 to 0.277
     "era5-uk": (0.595, 0.352, 0.23),  # 1 to 0.19
 }
-# Nodes of the coarse graphs as a share of all, share of entries kept, steps on each: one setting per kind of features.
-LEVELS = {"minesweeper": ((0.08, 0.03), 1.0, 20), "physics": ((0.035,), 0.05, 12)}
-WORDS = ((0.11, 0.03), 0.3, 25)
+# Nodes of the first coarse graph as a share of all, levels, entries kept, steps on each: one per kind of features.
+LEVELS = {"minesweeper": (0.08, 3, 1.0, 20), "physics": (0.035, 2, 0.05, 12)}
+WORDS = (0.11, 3, 0.3, 25)
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
@@ -77,66 +70,13 @@ class Method:
     nested: bool = False
 
 
-# ------------------------------------------------------------------------------------------------ coarse graphs
-
-
-def clusters(problem: NodeClassification, number: int, seed: int = 0) -> Any:
-    """Group the nodes into at most `number` clusters of like propagated features (k-means), shape (n,)."""
-    random = np.random.default_rng(seed)
-    source = problem.source
-    x = source.features if sp.issparse(source.features) else sp.csr_matrix(source.features)
-    wide = x.shape[1] > 64
-    state = x @ random.standard_normal((x.shape[1], 32)) if wide else x.toarray()
-    columns = [] if problem.model == "gcn" else [state]
-    for _ in range(min(problem.layers, 2)):
-        state = source.operator @ state
-        columns.append(state)
-    points = np.concatenate([c / math.sqrt(((c - c.mean(0)) ** 2).sum(1).mean()) for c in columns], axis=1)
-    return k_means(points, number, random)
-
-
-def k_means(points: Any, number: int, random: np.random.Generator, sweeps: int = 8) -> Any:
-    """Return labels 0, 1, ..., each of which occurs, by Lloyd's iteration from random points."""
-    centres = points[random.choice(len(points), number, replace=False)]
-    for _ in range(sweeps):
-        labels = (points @ centres.T - 0.5 * (centres**2).sum(1)).argmax(1)
-        sizes = np.bincount(labels, minlength=number)[:, None]
-        sums = np.stack([np.bincount(labels, column, number) for column in points.T], axis=1)
-        centres = np.where(sizes > 0, sums / np.maximum(sizes, 1), centres)
-    return np.unique(labels, return_inverse=True)[1]
-
-
-def thinned(features: Any, kept: float) -> Any:
-    """Keep the largest entries, a share `kept` of all, and the sums of the rows."""
-    matrix = sp.csr_matrix(features)
-    few = int(kept * matrix.nnz)
-    if few >= matrix.nnz:
-        return features
-    bound = np.partition(np.abs(matrix.data), matrix.nnz - few)[matrix.nnz - few]
-    sums = np.asarray(matrix.sum(1)).ravel()
-    matrix.data[np.abs(matrix.data) < bound] = 0.0
-    matrix.eliminate_zeros()
-    left = np.asarray(matrix.sum(1)).ravel()
-    return sp.csr_matrix(sp.diags(np.divide(sums, left, out=np.ones_like(sums), where=left != 0)) @ matrix)
-
-
 def levels(problem: Any) -> tuple[Hierarchy, int]:
     """Return the loss and its models on coarse graphs, and the steps on each."""
     if isinstance(problem, Forecasting):  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
         return problem.hierarchy(3), 100
-    shares, kept, steps = LEVELS.get(str(problem.name), WORDS)
-    kind = {"dtype": problem.initial().dtype}
-    fine = problem.objective()
-    whole = replace(problem, comm=SERIAL).objective().batch.work(problem.net.widths)
-    made = [Level(fine)]
-    for share in shares:
-        labels = clusters(problem, round(share * problem.graph_data.graph.nodes))
-        piece = problem.source.aggregated(labels, problem.layers)
-        piece = replace(piece, features=tuple(thinned(term, kept) for term in piece.features))
-        batch = stack([piece], single=True, **kind)
-        price = Price(batch.work(problem.net.widths) / whole, fine=False)
-        made.append(Level(NodeLoss(problem.net, batch, problem.decay, price), Identity(fine.size), price.gradient))
-    return Hierarchy(tuple(made)), steps
+    share, count, kept, steps = LEVELS.get(str(problem.name), WORDS)
+    clusters = round(share * problem.graph.nodes)
+    return replace(problem, clustering="features", clusters=clusters, kept=kept).hierarchy(count), steps
 
 
 # ------------------------------------------------------------------------------------------------ methods and runs

@@ -11,7 +11,7 @@ from mldd.problems.coarse_networks import coarser, most_levels, transfer
 from mldd.problems.datasets import sbm
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.models import GraphNet
-from mldd.transfer import MatrixTransfer
+from mldd.transfer import Identity, MatrixTransfer, carried
 
 DATA = sbm(nodes=120, classes=4, features=6)
 CPU = torch.device("cpu")
@@ -149,3 +149,15 @@ def test_a_narrow_start_helps():
     assert float(fine.value(nested)) < float(coarse.value(y))
     assert float(fine.value(nested)) < float(fine.value(descend(fine, p.initial(0), 30)))
     assert replace(p, coarsen="graph").hierarchy(2)[1].transfer.shape == (fine.size, fine.size)
+
+
+def test_nested_iteration_carries_the_function_of_the_coarse_network_up():
+    """With no step on the fine network, the iterate after nested iteration is the coarse network's function."""
+    deep = problem(model="sage", layers=4, decay=0.0, coarsen="depth")
+    hierarchy, x = deep.hierarchy(2), deep.initial(0)
+    between = hierarchy[1].transfer
+    y = between.inject(x) + 0.25 * random(hierarchy[1].objective.size)
+    coarse, fine = hierarchy[1].objective.value(y), hierarchy[0].objective.value(carried(between, y, y * 0, x))
+    assert float(fine) == pytest.approx(float(coarse), rel=1e-10)
+    found = carried(Identity(3), torch.ones(3), torch.zeros(3), torch.full((3,), 2.0))
+    assert torch.equal(found, torch.full((3,), 3.0))
