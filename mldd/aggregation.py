@@ -101,7 +101,7 @@ def nested(
     ----------
     Karypis and Kumar, doi:10.1137/S1064827595287997, section 3 (heavy-edge matching); Holtgrewe, Sanders and Schulz,
     arXiv:0910.2004, section 3 (the rating by weight over the product of sizes); Fagginger Auer and Bisseling,
-    doi:10.1007/978-3-642-30397-5_7 (pointing at each other, in parallel).
+    doi:10.1007/978-3-642-30397-5_10 (pointing at each other, in parallel).
 
     Examples
     --------

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.graph import Graph
+from mldd.maps import around, stretch
 from mldd.plot import drawing
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, *, on_map: bool) 
         linewidths=0.25 * min(size, 9.0) ** 0.5,
         zorder=2,
     )
-    ax.set_aspect("equal" if not on_map else _stretch(place))
+    ax.set_aspect("equal" if not on_map else stretch(place[:, 1]))
     if on_map:
         ax.set_xlabel("longitude (degrees)")
         ax.set_ylabel("latitude (degrees)")
@@ -124,25 +125,15 @@ def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, *, on_map: bool) 
 def _map(coordinates: Tensor) -> Floats:
     """Return longitude and latitude, the longitudes turned such that the widest gap between them is at the border."""
     latitude, longitude = coordinates.double().numpy().T
-    turned = np.mod(longitude + 180, 360) - 180
-    ordered = np.sort(turned)
-    gaps = np.diff(ordered, append=ordered[0] + 360)
-    if gaps.max() > 30 and gaps.argmax() < len(gaps) - 1:  # a region that lies across 180 degrees
-        west = ordered[gaps.argmax() + 1]
-        turned = west + np.mod(turned - west, 360)
-    return np.stack([turned, latitude], axis=1)
-
-
-def _stretch(place: Floats) -> float:
-    """Return degrees of longitude per degree of latitude that are equally long in the middle of the map."""
-    middle = np.radians((place[:, 1].max() + place[:, 1].min()) / 2)
-    return float(1 / max(np.cos(middle), 0.3))
+    return np.stack([around(longitude), latitude], axis=1)
 
 
 def _shape(place: Floats) -> float:
     """Return height over width of the panel that suits the points."""
     width, height = np.ptp(place, axis=0)
-    return float(np.clip(height * (_stretch(place) if np.abs(place).max() > 2 else 1) / max(width, 1e-12), 0.5, 1.3))
+    return float(
+        np.clip(height * (stretch(place[:, 1]) if np.abs(place).max() > 2 else 1) / max(width, 1e-12), 0.5, 1.3)
+    )
 
 
 def _layout(graph: Graph) -> Floats:

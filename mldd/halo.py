@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -157,7 +157,8 @@ class Halo:
     Raises
     ------
     ValueError
-        On all ranks, where on one of them owners do not ascend, are not among the other ranks, or have no such row.
+        On all ranks, where on one of them owners do not ascend, are not among the other ranks, or have no such row,
+        or `messages` is unknown.
 
     Examples
     --------
@@ -322,6 +323,8 @@ class _Plan:
 def _trouble(halo: Halo) -> str:
     """Say what is wrong with the owners, as far as this rank can see."""
     ranks, indices, comm = halo.ranks, halo.indices, halo.comm
+    if halo.messages not in get_args(Messages):
+        return f"`messages` must be one of {', '.join(get_args(Messages))}, got {halo.messages!r}"
     if ranks.dtype != torch.int64 or ranks.shape != indices.shape or indices.dtype != torch.int64 or ranks.dim() != 1:
         return f"owners of a halo must be int64 of equal shape (h,), got {tuple(ranks.shape)}, {tuple(indices.shape)}"
     if not len(ranks):

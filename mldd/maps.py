@@ -17,6 +17,30 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 _FIELD, _ERROR = "viridis", "RdBu_r"  # one for amounts, one for differences, whose middle is white
 _WIDTH = 12.0  # inches
+_ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
+
+
+def around(longitude: Floats) -> Floats:
+    """Return longitudes without a jump, cut at the widest gap; at the date line if there is none.
+
+    Examples
+    --------
+    >>> around(np.array([179.0, -179.0, 177.0]))
+    array([179., 181., 177.])
+    """
+    turned = np.sort(np.mod(longitude, 360.0))
+    gaps = np.diff(turned, append=turned[0] + 360.0)
+    if gaps.max() < _ALL_AROUND:
+        return np.asarray(np.mod(longitude + 180.0, 360.0) - 180.0)
+    start = turned[(int(np.argmax(gaps)) + 1) % len(turned)]  # the first point east of the widest gap
+    out = start + np.mod(longitude - start, 360.0)
+    return np.asarray(out - 360.0 * np.round((out.min() + out.max()) / 720.0))
+
+
+def stretch(latitude: Floats) -> float:
+    """Return degrees of longitude per degree of latitude that are equally long in the middle of the map."""
+    middle = np.radians(0.5 * (latitude.min() + latitude.max()))
+    return float(1.0 / max(np.cos(middle), 0.2))
 
 
 def fields(
@@ -112,7 +136,7 @@ def _bars(ax: Axes, curves: Mapping[str, Floats], label: str) -> None:
     names, errors = list(curves), [float(of[0]) for of in curves.values()]
     drawn = ax.barh(names, errors, color=[COLOURS[k % len(COLOURS)] for k in range(len(names))], height=0.6)
     ax.bar_label(drawn, fmt=" %.3f")
-    ax.set_xlim(0, 1.15 * max(errors))
+    ax.set_xlim(0, 1.15 * max((e for e in errors if e > 0), default=1.0))
     ax.invert_yaxis()
     ax.set_xlabel(label)
 
@@ -129,8 +153,7 @@ def _height(places: Floats, panels: int) -> float:
 
 
 def _geographic(ax: Axes, places: Floats) -> None:
-    middle = float(np.radians(0.5 * (places[:, 0].min() + places[:, 0].max())))
-    ax.set_aspect(1.0 / max(np.cos(middle), 0.2))
+    ax.set_aspect(stretch(places[:, 0]))
     ax.grid(False)
     ax.set_xlabel("longitude")
 

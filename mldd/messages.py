@@ -198,14 +198,7 @@ def messenger(kind: Messages, comm: Communicator, owners: Tensor, asked: Tensor,
         Of the rows that this rank reads, ascending.
     asked, wanted : Tensor, shape (ranks,), int64
         Rows that every rank reads of this one, and this one of it.
-
-    Raises
-    ------
-    ValueError
-        Unknown `kind`.
     """
-    if kind not in ("auto", "mpi", "petsc"):
-        raise ValueError(f"`messages` must be one of auto, mpi, petsc, got {kind!r}")
     if kind == "petsc":
         return StarForest.of(comm, owners, asked, wanted)
     return Mpi(comm.mpi, slices_of(asked), slices_of(wanted))

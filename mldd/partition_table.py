@@ -56,9 +56,9 @@ def run(problem: Any, name: str, options: argparse.Namespace) -> None:
         part = partition(
             weighted, options.parts, method, seed=options.seed, coordinates=place, imbalance=options.imbalance
         )
-        row = {"method": method} | measured(weighted, part) | {"seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
         found[method] = part
-        rows.append(row)
+        rows.append({"method": method} | measured(weighted, part) | {"seconds": seconds})
     if not options.quiet:
         size = f"{graph.nodes} nodes, {graph.edges // 2} edges, {options.parts} parts"
         print(f"{name}: {size}, weights: {options.weights}")

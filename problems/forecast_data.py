@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from mldd.problems.forcing import NAMES as FORCING
 from mldd.problems.forcing import forcing, hour
 from mldd.problems.formats import DataError
-from mldd.problems.geography import on_sphere
-from mldd.problems.linear_forecast import LinearForecast, fit_linear
+from mldd.problems.linear_forecast import LinearForecast, first_origin, fit_linear
+from mldd.problems.mesh_levels import on_sphere
 from mldd.problems.series import Series
 
 Floats = NDArray[np.float64]
@@ -113,9 +113,10 @@ class ForecastData:
 
     @cached_property
     def first(self) -> int:
-        """The first origin with all inputs."""
+        """The first origin with all inputs, those of the base included."""
         past = (self.plan.history - 1) * self.plan.spacing
-        return max(past, *(0, *(-offset for offset in self._daily)))
+        of_base = [first_origin(self.series, lead) for lead in self.plan.leads if self.plan.base == "linear"]
+        return max(past, *(0, *(-offset for offset in self._daily), *of_base))
 
     @cached_property
     def origins(self) -> dict[Part, Ints]:
@@ -302,7 +303,8 @@ class ForecastData:
         plan, variables = self.plan, self.series.variables
         names = [f"{v}" for v in variables]
         names += [f"{v}: increment {k}" for k in range(1, plan.history) for v in variables]
-        names += [f"{v}: last day at lead {k}" for k in plan.leads[: len(self._daily)] for v in variables]
+        daily = plan.leads if plan.rollout > 1 else [k for k in plan.leads if self._daily and k % self.series.per_day]
+        names += [f"{v}: last day at lead {k}" for k in daily[: len(self._daily)] for v in variables]
         if self._cyclic:
             names += [f"{v}: anomaly" for v in variables]
             names += [f"{v}: daily cycle to lead {k}" for k in plan.leads for v in variables]

@@ -16,13 +16,15 @@ from torch import Tensor
 from mldd.graph import Graph, grow, normalised
 from mldd.problems.composite import Ints, Piece, Source, propagation, stack
 from mldd.problems.encode_process_decode import EncodeProcessDecode
+from mldd.problems.layers import tensors
 from mldd.problems.mesh_batches import MeshSource, stack_meshes
 from mldd.problems.mesh_levels import HiddenMesh
 from mldd.problems.models import GraphNet
 
 Floats = NDArray[np.float64]
 Model = Literal["sage", "gcn", "gin", "gat", "epd"]
-_USUAL = {"epd": "silu", "gat": "elu"}  # activations; relu for the others
+# Activations, relu for the others. GIN's last layer has as few hidden units as outputs: a single ReLU is often dead.
+_USUAL = {"epd": "silu", "gat": "elu", "gin": "elu"}
 
 
 def network(model: Model, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
@@ -34,10 +36,16 @@ def network(model: Model, inputs: int, outputs: int, hidden: int, layers: int, a
 
 
 def start(net: Any, seed: int) -> Tensor:
-    """Return the network's start with the last layer zero, shape (N,): all outputs are zero."""
+    """Return the network's start with the last layer zero, shape (N,): all outputs are zero.
+
+    Of a last layer with two matrices (GIN) the first one stays: with both zero neither would ever learn.
+    """
     x: Tensor = net.initial(seed)
     if isinstance(net, GraphNet):
-        x[net.layout.slices[-1]] = 0.0
+        named = tensors(net.kind, *net.widths[-2:], net.heads, True)
+        for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
+            if name != "first":
+                view.zero_()
     return x
 
 

@@ -13,7 +13,6 @@ from mldd import maps
 from mldd.draw import draw_parts
 from mldd.problems.forecast_data import ForecastData
 from mldd.problems.forecast_metrics import linear, moments, persistence
-from mldd.problems.geography import around
 from mldd.problems.series import Series
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def draw(problem: Forecasting, folder: Path, x: Tensor, parts: int = 1) -> list[
 
 
 def _places(problem: Forecasting) -> Floats:
-    return np.stack([problem.series.latitude, around(problem.series.longitude)], axis=1)
+    return np.stack([problem.series.latitude, maps.around(problem.series.longitude)], axis=1)
 
 
 def _forecast(problem: Forecasting, folder: Path, x: Tensor) -> Path:

@@ -239,8 +239,10 @@ class Forecasting:
         series, kind = self.series, self.edges
         if kind == "auto" and series.graph is not None:
             return series.graph
-        chosen = ("knn" if series.grid is None else "grid") if kind == "auto" else kind
-        neighbours = min(self.neighbours, series.nodes - 1) if kind == "auto" else self.neighbours
+        usual = "grid" if series.grid is not None else "knn" if series.nodes > 1 else "radius"
+        chosen = usual if kind == "auto" else kind
+        few = kind == "auto" and chosen == "knn"
+        neighbours = min(self.neighbours, series.nodes - 1) if few else self.neighbours
         return connect(series.latitude, series.longitude, chosen, neighbours, self.radius, series.grid)
 
     @cached_property

@@ -435,3 +435,11 @@ def to_tensor(features: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(pointers, columns, values, size=size, check_invariants=True)
+
+
+def from_tensor(features: Tensor) -> Any:
+    """View features as a NumPy array or a SciPy CSR matrix."""
+    if features.layout == torch.strided:
+        return features.numpy()
+    pieces = (features.values().numpy(), features.col_indices().numpy(), features.crow_indices().numpy())
+    return sp.csr_matrix(pieces, shape=tuple(features.shape))

@@ -10,50 +10,19 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from mldd.graph import Graph
-from mldd.problems.mesh_levels import farthest_points
+from mldd.problems.mesh_levels import farthest_points, on_sphere
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 GraphKind = Literal["knn", "radius", "grid", "mesh"]
 EARTH = 6371.0  # mean radius in kilometres
-_ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
 _WRAP = 1.5  # steps of longitude that may be missing where a grid goes around the globe
-
-
-def on_sphere(latitude: Floats, longitude: Floats) -> Floats:
-    """Return the points of the unit sphere, shape (n, 3), of coordinates in degrees: no longitude is a border.
-
-    Examples
-    --------
-    >>> east, west = on_sphere(np.zeros(2), np.array([180.0, -180.0]))
-    >>> bool(np.allclose(east, west))
-    True
-    """
-    phi, lam = np.radians(latitude), np.radians(longitude)
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
 
 
 def distance(one: Floats, other: Floats) -> Floats:
     """Return great-circle distances in kilometres between points of the unit sphere, shapes (..., 3)."""
     chord = np.linalg.norm(one - other, axis=-1)
     return np.asarray(2.0 * EARTH * np.arcsin(np.clip(0.5 * chord, 0.0, 1.0)))
-
-
-def around(longitude: Floats) -> Floats:
-    """Return longitudes without a jump, cut at the widest gap; at the date line if there is none.
-
-    Examples
-    --------
-    >>> around(np.array([179.0, -179.0, 177.0]))
-    array([179., 181., 177.])
-    """
-    turned = np.sort(np.mod(longitude, 360.0))
-    gaps = np.diff(turned, append=turned[0] + 360.0)
-    if gaps.max() < _ALL_AROUND:
-        return np.asarray(np.mod(longitude + 180.0, 360.0) - 180.0)
-    start = turned[(int(np.argmax(gaps)) + 1) % len(turned)]  # the first point east of the widest gap
-    out = start + np.mod(longitude - start, 360.0)
-    return np.asarray(out - 360.0 * np.round((out.min() + out.max()) / 720.0))
 
 
 def nearest(points: Floats, neighbours: int) -> Ints:

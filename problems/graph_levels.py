@@ -215,11 +215,11 @@ def thinned(matrix: Any, kept: float) -> Any:
     array([[4., 0.],
            [0., 4.]])
     """
-    if kept == 1:
+    rows = sp.csr_matrix(matrix, copy=True) if kept < 1 else None
+    if rows is None or rows.nnz == 0:
         return matrix
-    rows = sp.csr_matrix(matrix, copy=True)
     sums = np.asarray(rows.sum(axis=1)).ravel()
-    least = round((1 - kept) * rows.nnz)  # of the entries, by magnitude
+    least = min(round((1 - kept) * rows.nnz), rows.nnz - 1)  # of the entries, by magnitude
     rows.data[np.argpartition(np.abs(rows.data), least)[:least]] = 0.0
     rows.eliminate_zeros()
     left = np.asarray(rows.sum(axis=1)).ravel()

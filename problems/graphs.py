@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
@@ -26,6 +25,7 @@ from mldd.partition import partition
 from mldd.precision import cast
 from mldd.problems.composite import Ints, Piece, Source, composite_labels, distances, propagation, stack
 from mldd.problems.datasets import GraphData, load_graph
+from mldd.problems.formats import from_tensor
 from mldd.problems.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graph_options import SHARE, check_options, settings_of
 from mldd.problems.layers import Activation, Kind
@@ -170,7 +170,7 @@ class NodeClassification:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
         operator = propagation(self.model, data.graph)
-        return Source.of(self.model, operator, _matrix(data.features), self._one_hot / int(self.labelled.sum()))
+        return Source.of(self.model, operator, from_tensor(data.features), self._one_hot / int(self.labelled.sum()))
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
         return self._evaluated([self.source.piece(outputs, self.layers, propagated=propagated)], single=True)
@@ -441,11 +441,3 @@ def area_under_curve(score: Tensor, positive: Tensor) -> float:
     m = int(of_class.sum())
     pairs = m * (len(of_class) - m)
     return float((ranks[of_class].sum() - m * (m + 1) / 2) / pairs) if pairs else float("nan")
-
-
-def _matrix(features: Tensor) -> Any:
-    """View features as a NumPy array or a SciPy CSR matrix."""
-    if features.layout == torch.strided:
-        return features.numpy()
-    pieces = (features.values().numpy(), features.col_indices().numpy(), features.crow_indices().numpy())
-    return sp.csr_matrix(pieces, shape=tuple(features.shape))

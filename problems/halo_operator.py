@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ class HaloOperator:
     halo: Sparse
     exchange: Exchange
     sizes: tuple[int, int, int] = field(default=None)  # type: ignore[assignment]
+    _made: dict[str, Sparse] = field(default_factory=dict, repr=False)  # shared by operators made of this one
 
     def __post_init__(self) -> None:
         """Check the shapes, and agree on the sizes unless they are given."""
@@ -74,11 +74,23 @@ class HaloOperator:
         """Number of entries of this rank."""
         return self.own.nnz + self.halo.nnz
 
-    @cached_property
+    @property
     def pattern(self) -> Sparse:
-        """Own rows with the columns of the halo behind the own ones, shape (m, n + h)."""
-        values = self.own.values
-        return Sparse.of(sp.hstack([_scipy(self.own), _scipy(self.halo)]), values.dtype, values.device)
+        """Own rows with the columns of the halo behind the own ones, shape (m, n + h); kept."""
+        if "pattern" not in self._made:
+            values = self.own.values
+            both = sp.hstack([_scipy(self.own), _scipy(self.halo)])
+            self._made["pattern"] = Sparse.of(both, values.dtype, values.device)
+        return self._made["pattern"]
+
+    @property
+    def held(self) -> tuple[Sparse, ...]:
+        """The matrices that it keeps, with the `pattern` where that was asked for."""
+        return self.own, self.halo, *self._made.values()
+
+    def through(self, exchange: Exchange) -> HaloOperator:
+        """Return the operator with another exchange of the same rows; nothing is made anew."""
+        return replace(self, exchange=exchange)
 
     def extend(self, state: Tensor) -> Tensor:
         """Return own rows and behind them those of the halo, shape (n + h, ...), differentiable in the own ones."""

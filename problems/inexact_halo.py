@@ -24,7 +24,7 @@ from mldd.problems.node_loss import NodeLoss, StochasticNodeLoss
 
 _ROWS = 2**36  # more than a rank has rows: numbers of rows of different ranks do not meet
 _LEVELS = 255  # steps between the least and the largest entry of a row in eight bits
-_NOISE = 7  # stream of random numbers that no layer's dropout uses
+_NOISE = 7  # stream of random numbers, which dropout draws for smaller numbers only: those of entries of states
 
 
 class Inexact(Protocol):
@@ -89,12 +89,12 @@ class Lane:
     posted: tuple[int, Pending] | None = None
     arrived: list[tuple[int, Tensor]] = field(default_factory=list)
 
-    def finish(self, smoothing: float) -> None:
+    def finish(self, receive: Callable[[Pending], Tensor], smoothing: float) -> None:
         """Wait for the message; another one of the same step takes the place of the first."""
         if self.posted is None:
             return
         (step, pending), self.posted = self.posted, None
-        rows = pending.arrived().clone()
+        rows = receive(pending).clone()
         if self.arrived and self.arrived[-1][0] == step:
             self.arrived.pop()
         if self.arrived and smoothing:
@@ -116,7 +116,7 @@ class Memory:
 def _drain(lanes: dict[Any, Lane]) -> None:
     """Take in what is still under way: MPI must not end before."""
     for lane in lanes.values():
-        lane.finish(0.0)
+        lane.finish(Pending.arrived, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ class StaleHalo(_Around):
         return self.halo.add(self._old(pending), into)
 
     def _post(self, lane: Lane, begin: Callable[[Tensor], Pending], rows: Tensor) -> Lane:
-        lane.finish(self.smoothing)
+        lane.finish(self.halo.end, self.smoothing)
         old = [k for k, (step, _) in enumerate(lane.arrived) if step <= self.step - self.lag]
         del lane.arrived[: old[-1] if old else 0]
         lane.posted = self.step, begin(rows)
@@ -180,7 +180,7 @@ class StaleHalo(_Around):
 
     def _old(self, lane: Lane) -> Tensor:
         if not lane.arrived or lane.arrived[0][0] >= self.step:
-            lane.finish(self.smoothing)
+            lane.finish(self.halo.end, self.smoothing)
         return lane.arrived[0][1]
 
 
@@ -419,9 +419,7 @@ class _Sampled(NodeLoss):
 def replaced(batch: Batch, exchanges: list[Exchange | None]) -> Batch:
     """Return the batch with other exchanges, one per layer, None where nothing is exchanged."""
     layers = [
-        tuple(
-            replace(b, exchange=exchange) if isinstance(b, HaloOperator) and exchange is not None else b for b in layer
-        )
+        tuple(b.through(exchange) if isinstance(b, HaloOperator) and exchange is not None else b for b in layer)
         for layer, exchange in zip(batch.operators, exchanges, strict=True)
     ]
     return replace(batch, operators=tuple(layers))

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.problems.forcing import hour
-from mldd.problems.geography import nearest, on_sphere
+from mldd.problems.geography import nearest
+from mldd.problems.mesh_levels import on_sphere
 from mldd.problems.series import Series
 
 Floats = NDArray[np.float64]
@@ -27,8 +28,8 @@ class LinearForecast:
     lead, history : int
     day : int
         Steps of a day where the value one day before the target is an input, else 0.
-    phase : ndarray, shape (T, 2) or (T, 0)
-        Sine and cosine of the hour of every time.
+    phase : ndarray, shape (T + lead, 2) or (T + lead, 0)
+        Sine and cosine of the hour of every time, those after the end of the series included.
     near : ndarray, shape (n, k), int64
     weights : ndarray, shape (n, k)
         Of the mean over neighbours.
@@ -44,11 +45,6 @@ class LinearForecast:
     weights: Floats
     coefficients: Floats
 
-    @property
-    def first(self) -> int:
-        """The first origin with all inputs."""
-        return max(self.history - 1, self.day - self.lead if self.day else 0)
-
     def inputs(self, values: Floats, origins: Ints) -> Floats:
         """Return the inputs for a field of shape (T, n), shape (S, n, F)."""
         columns = []
@@ -58,7 +54,7 @@ class LinearForecast:
         if self.day:
             columns.append(values[origins + self.lead - self.day])
         table = np.stack(columns, axis=-1)
-        phase = self.phase[(origins + self.lead) % len(self.phase)]
+        phase = self.phase[origins + self.lead]
         repeated = np.broadcast_to(phase[:, None], (*table.shape[:2], phase.shape[1]))
         return np.concatenate([table, repeated], axis=-1)
 
@@ -84,14 +80,24 @@ def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead
         Origins and targets that count.
     lead, end : int
     """
-    day, hourly = series.per_day, series.step >= 3600
-    angle = 2 * np.pi * hour(series.time) / 24.0
-    phase = np.stack([np.sin(angle), np.cos(angle)], axis=-1) if hourly else np.zeros((series.times, 0))
-    near, weights = _neighbours(series)
-    history = 6 if hourly else 12
-    empty = LinearForecast(lead, history, day if lead < day else 0, phase, near, weights, np.zeros(0))
-    origins = np.arange(empty.first, end - lead)
+    history, day = _memory(series, lead)
+    time = series.time[0] + np.arange(series.times + lead) * np.timedelta64(series.step, "s")
+    angle = 2 * np.pi * hour(time) / 24.0
+    phase = np.stack([np.sin(angle), np.cos(angle)], axis=-1) if series.step >= 3600 else np.zeros((len(time), 0))
+    empty = LinearForecast(lead, history, day, phase, *_neighbours(series), np.zeros(0))
+    origins = np.arange(first_origin(series, lead), end - lead)
     return replace(empty, coefficients=_solved(empty, values, observed, origins))
+
+
+def first_origin(series: Series, lead: int) -> int:
+    """Return the first origin with all inputs of the linear model."""
+    history, day = _memory(series, lead)
+    return max(history - 1, day - lead if day else 0)
+
+
+def _memory(series: Series, lead: int) -> tuple[int, int]:
+    """Return how many past values are inputs, and the steps of a day if the value a day before the target is one."""
+    return 6 if series.step >= 3600 else 12, series.per_day if lead < series.per_day else 0
 
 
 def _solved(model: LinearForecast, values: Floats, observed: NDArray[np.bool_], origins: Ints) -> Floats:
@@ -140,6 +146,7 @@ def _neighbours(series: Series) -> tuple[Ints, Floats]:
     place = matrix.indptr[:-1, None] + np.arange(count)
     there = np.arange(count) < degree[:, None]
     own = np.arange(n)[:, None]
-    near = np.where(there, matrix.indices[order[np.minimum(place, len(order) - 1)]], own).astype(np.int64)
+    ends = np.append(matrix.indices[order], 0)  # there may be no edge at all
+    near = np.where(there, ends[np.minimum(place, len(order))], own).astype(np.int64)
     there[degree == 0, 0] = True  # an isolated node is its own neighbour
     return near, there / there.sum(1, keepdims=True)

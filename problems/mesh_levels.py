@@ -93,18 +93,24 @@ class Link:
 
 
 def on_sphere(latitude: Floats, longitude: Floats) -> Floats:
-    """Return points on the unit sphere, shape (n, 3), of degrees.
+    """Return points on the unit sphere, shape (n, 3), of degrees: no longitude is a border.
 
     Raises
     ------
     ValueError
         Shapes that differ, or coordinates that are not finite.
+
+    Examples
+    --------
+    >>> east, west = on_sphere(np.zeros(2), np.array([180.0, -180.0]))
+    >>> bool(np.allclose(east, west))
+    True
     """
     if latitude.shape != longitude.shape or latitude.ndim != 1:
         raise ValueError(
             f"`latitude` and `longitude` must have one shape (n,), got {latitude.shape} and {longitude.shape}"
         )
-    if not (np.isfinite(latitude).all() and np.isfinite(longitude).all() and (np.abs(latitude) <= 90).all()):
+    if not (np.isfinite(latitude).all() and np.isfinite(longitude).all() and (np.abs(latitude) <= 90 + 1e-6).all()):
         raise ValueError("`latitude` must be in -90..90 and `longitude` finite; leave out points without coordinates")
     phi, theta = np.radians(latitude), np.radians(longitude)
     return np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)], axis=1)

@@ -91,7 +91,9 @@ class Series:
         given = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
         for name, array in given.items():
             if array is not None and (array.shape != (n,) or not np.isfinite(array).all()):
-                _refuse(self.name, f"{name} must be {n} finite numbers, got shape {array.shape}; correct the file")
+                bad = int((~np.isfinite(array)).sum())
+                got = f"shape {array.shape}" + f" with {bad} not finite" * bool(bad)
+                _refuse(self.name, f"{name} must be {n} finite numbers, got {got}; correct the file")
         for name, low, high in (("latitude", -90, 90), ("longitude", -180, 360)):
             of_nodes = given[name]
             assert of_nodes is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -159,7 +161,7 @@ def _npz(raw: bytes, where: str, wanted: tuple[str, ...] = ()) -> Field:
     rest = {
         name: array
         for name, array in arrays.items()
-        if name not in _COORDINATES and array.ndim >= 2 and len(array) == len(time) and array.dtype.kind in "fiu"
+        if name not in _COORDINATES and array.ndim >= 2 and len(array) == time.size and array.dtype.kind in "fiu"
     }
     return Field(time, latitude, longitude, altitude, rest, {})
 
@@ -203,6 +205,10 @@ def _from_field(key: str, field: Field, wanted: tuple[str, ...] = (), sort: bool
             f"{key}: variable {names[0]} must have the dimensions (time, latitude, longitude) or (time, node), got "
             f"{shape} with {rows} latitudes and {columns} longitudes; select a level or member first"
         )
+    for name in ("latitude", "longitude", "altitude"):
+        given = getattr(field, name)
+        if given is not None and given.dtype.kind not in "fiu":
+            raise DataError(f"{key}: {name} must be numbers, got {given.dtype}; convert them")
     latitude, longitude = field.latitude.astype(np.float64).ravel(), field.longitude.astype(np.float64).ravel()
     if on_grid:
         latitude, longitude = np.repeat(latitude, columns), np.tile(longitude, rows)
@@ -292,7 +298,10 @@ def _opened(xarray: Any, path: Path) -> Any:
 def _refuse_pickles(path: Path) -> None:
     """Refuse a store with an array of pickled objects before anything of it is read."""
     for file in (*path.rglob(".zarray"), *path.rglob("zarr.json"), *path.rglob(".zmetadata")):
-        if b"pickle" in content(file):
+        text = content(file)
+        with contextlib.suppress(ValueError):
+            text = json.dumps(json.loads(text)).encode()  # a name may be written in escapes
+        if b"pickle" in text:
             raise DataError(f"{path}: expected plain arrays, got pickled objects in {file.name}; write it without them")
 
 

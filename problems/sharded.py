@@ -24,7 +24,7 @@ from mldd.parallel import device as pick_device
 from mldd.partition import partition
 from mldd.problems.composite import Piece, Source, composite_labels, stack
 from mldd.problems.datasets import GraphData
-from mldd.problems.formats import SPLITS
+from mldd.problems.formats import SPLITS, DataError
 from mldd.problems.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs import area_under_curve
 from mldd.problems.halo_operator import HaloOperator
@@ -45,20 +45,6 @@ from mldd.problems.shards import Shard, cut, joined, read_together, shares
 from mldd.transfer import Identity
 
 _HALOS = ("exact", "stale", "history", "sampled", "int8", "bfloat16")
-# Solvers of the command line that do not decompose.
-_WHOLE = (
-    "adagrad",
-    "adam",
-    "lbfgs",
-    "ml-adagrad",
-    "mofftr",
-    "newton",
-    "sgd",
-    "snes",
-    "tao",
-    "torch-adagrad",
-    "trust-region",
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class ShardedClassification:
         As for `NodeClassification`.
     local : {"composite", "own"}
         Local models of subdomains: the own nodes and clusters of all others, or the mean loss of the own labelled nodes
-        on the part of the graph that is on this rank.
+        on the part of the graph that is on this rank; only the propagation of the features (not of gat) sees the halo.
     halo : {"exact", "stale", "history", "sampled", "int8", "bfloat16"}
         What gradients are computed with: exact halos, or with less communication rows of `lag` steps ago, rows fetched
         every `lag` steps, a share `keep` of the rows, or rows of fewer bits: see `mldd.problems.inexact_halo`. Values
@@ -157,9 +143,17 @@ class ShardedClassification:
 
     @cached_property
     def graph(self) -> ShardGraph:
-        """The own nodes and their halo; the loss is the mean over the labelled nodes of all ranks."""
-        one_hot = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None]
-        targets = one_hot / self._total(self._labelled)
+        """The own nodes and their halo; the loss is the mean over the labelled nodes of all ranks.
+
+        Raises
+        ------
+        DataError
+            There are none.
+        """
+        one_hot, labelled = np.eye(self.shard.classes)[self.shard.labels], self._total(self._labelled)
+        if labelled == 0:
+            raise DataError(f"{self.shard.name}: at least one labelled node is needed, got none; take more nodes")
+        targets = one_hot * self._labelled[:, None] / labelled
         return ShardGraph(self.shard, self.model, targets, self.comm, self.messages, self.dtype)
 
     def _total(self, mask: Any) -> float:
@@ -307,7 +301,7 @@ class ShardedClassification:
         targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
         square = graph.operator[:, : self.shard.own]
         source = Source(self.model, square, self.shard.features, graph.terms, targets)
-        return source.piece(outputs, self.layers, propagated=graph.cheaper)
+        return source.piece(outputs, self.layers, propagated=self.model != "gat")
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
         """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.
@@ -365,9 +359,8 @@ class ShardedClassification:
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters of a solver of the command line that suit this problem."""
-        cut = {} if solver in _WHOLE else {"parts": len(self.shard.sizes), "overlap": 0}
-        return settings_of(solver, self.shard.name) | cut
+        """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""
+        return settings_of(solver, self.shard.name) | {"parts": len(self.shard.sizes), "overlap": 0}
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
@@ -397,7 +390,7 @@ class ShardedClassification:
             "exact": "exact",
             "stale": f"inexact: rows and gradients of {self.lag} steps ago, smoothing {self.smoothing}",
             "history": f"inexact: rows fetched every {self.lag} steps, no gradients sent back",
-            "sampled": f"inexact: a random share {self.keep} of the rows, unbiased",
+            "sampled": f"inexact: a random share {self.keep} of the rows, divided by it",
             "int8": "inexact: rows and gradients in 8 bits, rounded at random",
             "bfloat16": "inexact: rows and gradients in bfloat16, rounded at random",
         }[self.halo]
@@ -406,7 +399,7 @@ class ShardedClassification:
 def memory(shard: Shard, batch: Batch) -> dict[str, int]:
     """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory."""
     operators = [b for layer in batch.operators for b in layer if b is not None]
-    held = [part for b in operators for part in ((b.own, b.halo) if isinstance(b, HaloOperator) else (b.pattern,))]
+    held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
     return {
         "features": sum(map(_bytes, batch.features)),
         "operators": sum(map(_bytes, held)),

@@ -27,14 +27,16 @@ from mldd.graph import Graph, kind_of
 from mldd.monitor import replacing
 from mldd.parallel import Communicator
 from mldd.problems.datasets import GraphData
-from mldd.problems.formats import SPLITS, DataError
+from mldd.problems.formats import SPLITS, DataError, from_tensor
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mldd shards", 1
+_ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
+_PIECE = 2**20  # bytes
 _WAY = "write it anew with `mldd partition PROBLEM --write DIR`"
 
 
@@ -139,24 +141,28 @@ def cut(data: GraphData, part: Tensor) -> list[Shard]:
     ValueError
         A part without nodes, or numbers that do not fit.
     """
-    return list(_cutting(data, part))
+    return list(_cutting(data, _checked(part, data.graph.nodes)))
 
 
-def _cutting(data: GraphData, part: Tensor) -> Iterator[Shard]:
-    """Make one shard after the other."""
-    n = data.graph.nodes
-    if part.dtype != torch.int64 or part.shape != (n,) or int(part.min()) < 0:
-        raise ValueError(f"`part` must be the part 0, 1, ... of each of {n} nodes, int64, got {kind_of(part)}")
+def _checked(part: Tensor, nodes: int) -> Ints:
+    """Return the part of every node; refuse what `cut` refuses."""
+    if part.dtype != torch.int64 or part.shape != (nodes,) or int(part.min()) < 0:
+        raise ValueError(f"`part` must be the part 0, 1, ... of each of {nodes} nodes, int64, got {kind_of(part)}")
     of = part.cpu().numpy()
     sizes = np.bincount(of)
     if not sizes.all():
         raise ValueError(f"every part needs a node, got none in part {int(sizes.argmin())}; number the parts anew")
-    order = np.argsort(of, kind="stable")
-    ends = np.cumsum(sizes)
+    return np.asarray(of, dtype=np.int64)
+
+
+def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
+    """Make one shard after the other."""
+    n, sizes = data.graph.nodes, np.bincount(of)
+    order, ends = np.argsort(of, kind="stable"), np.cumsum(sizes)
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n) - np.repeat(ends - sizes, sizes)
     rows = data.graph.scipy(weighted=True)
-    features = _matrix(data.features)
+    features = from_tensor(data.features)
     for k in range(len(sizes)):
         own = order[ends[k] - sizes[k] : ends[k]]
         local = rows[own]
@@ -183,13 +189,6 @@ def _cutting(data: GraphData, part: Tensor) -> Iterator[Shard]:
             labels=data.labels.numpy()[own],
             **masks,
         )
-
-
-def _matrix(features: Tensor) -> Any:
-    if features.layout == torch.strided:
-        return features.numpy()
-    pieces = (features.values().numpy(), features.col_indices().numpy(), features.crow_indices().numpy())
-    return sp.csr_matrix(pieces, shape=tuple(features.shape))
 
 
 def shares(parts: int, ranks: int) -> list[range]:
@@ -268,12 +267,12 @@ def write(data: GraphData, part: Tensor, folder: str | os.PathLike[str]) -> Path
     OSError
         The folder cannot be written to.
     """
-    place = Path(folder)
+    place, of = Path(folder), _checked(part, data.graph.nodes)
     place.mkdir(parents=True, exist_ok=True)
     manifest = place / MANIFEST
     stale = {str(p.get("file")) for p in _parts_of(manifest)}
     manifest.unlink(missing_ok=True)  # until all parts are there, the folder is no graph
-    listed = [_write_part(shard, place / f"part-{k:05d}.npz") for k, shard in enumerate(_cutting(data, part))]
+    listed = [_write_part(shard, place / f"part-{k:05d}.npz") for k, shard in enumerate(_cutting(data, of))]
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "name": data.name, "metric": data.metric}
     content |= {"nodes": data.graph.nodes, "entries": data.graph.edges, "classes": data.classes}
     content |= {"features": data.features.shape[1], "parts": listed}
@@ -294,8 +293,7 @@ def _parts_of(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
-    arrays = {name: getattr(shard, name) for name in ("numbers", "indptr", "indices", "owner", "index", "labels")}
-    arrays |= {name: getattr(shard, name) for name in SPLITS}
+    arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
     if shard.weights is not None:
         arrays["weights"] = shard.weights
     x = shard.features
@@ -306,13 +304,16 @@ def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
         with open(new, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
         digest, size = _checksum(new), new.stat().st_size
-    entry = {"file": path.name, "sha256": digest, "nodes": shard.own, "halo": shard.halo}
-    return entry | {"entries": len(shard.indices), "bytes": size}
+    counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
+    return {"file": path.name, "sha256": digest} | counts
 
 
 def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -363,8 +364,7 @@ def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard
         More ranks than parts; a part is missing, truncated, of another graph, or makes no sense.
     """
     manifest = read_manifest(folder)
-    parts = manifest["parts"]
-    mine = shares(len(parts), ranks)[rank]
+    mine = shares(len(manifest["parts"]), ranks)[rank]
     return joined([_read_part(Path(folder), manifest, k) for k in mine], ranks)
 
 
@@ -418,7 +418,6 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         pieces = tuple(arrays[f"features_{key}"] for key in ("data", "indices", "indptr"))
         features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
     m = int(sizes[k])
-    same = ("numbers", "indptr", "indices", "owner", "index", "labels", *SPLITS)
     shard = Shard(
         name=manifest["name"],
         classes=manifest["classes"],
@@ -427,7 +426,7 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         part=np.full(m, k),
         weights=arrays.get("weights"),
         features=features,
-        **{name: arrays[name] for name in same},
+        **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
     )
     columns, span = shard.indices, shard.own + shard.halo
     good = (

@@ -19,8 +19,9 @@ _SWEEPS = 8  # of Lloyd's iteration; the clusters need not be the best ones
 def similar(operator: Any, features: Any, hops: int, sizes: Sequence[int], *, seed: int = 0) -> list[Tensor]:
     """Group nodes by k-means of what layers see of them: ``(X, A X, ..., A^h X)``, each block of unit variance.
 
-    Two nodes whose rows are equal in all blocks have equal outputs in a linear network that propagates h times: the
-    partition is nearly equitable, and the aggregated graph nearly exact, whether neighbours are alike or not.
+    Two nodes whose rows are equal in all blocks have equal outputs in a linear network that propagates h times, whether
+    neighbours are alike or not. The aggregated graph is exact for any network where the clusters are an equitable
+    partition of nodes with equal features: see `mldd.problems.composite`.
 
     Parameters
     ----------
@@ -61,10 +62,12 @@ def _blocks(operator: Any, features: Any, hops: int, seed: int) -> Floats:
 
 def _clustered(rows: Floats, size: int, seed: int) -> Tensor:
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     distinct, which = np.unique(rows, axis=0, return_inverse=True)
     if len(distinct) <= size:
         return torch.from_numpy(which.reshape(-1).astype(np.int64))
     means = KMeans(size, init="random", n_init=1, max_iter=_SWEEPS, tol=0.0, random_state=seed)
-    labels = means.fit_predict(rows)
+    with threadpool_limits(1, "openmp"):  # threads add up centres in any order: ranks would differ
+        labels = means.fit_predict(rows)
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))

@@ -42,6 +42,11 @@ def test_one_rank_asks_nobody_about_devices(monkeypatch):
     assert halo.exchange(rows).shape == (0, 2) and halo.end_back(halo.begin_back(rows[:0]), rows).device.type == "meta"
 
 
+def test_one_rank_refuses_what_several_would():
+    with pytest.raises(ValueError, match="`messages` must be one of auto, mpi, petsc, got 'pigeons'"):
+        Halo(SERIAL, 3, ints(), ints(), messages="pigeons")
+
+
 def test_what_mpi_can_read_is_asked_or_told(monkeypatch):
     from mldd.messages import reads_devices
 

@@ -35,8 +35,17 @@ def test_fields_of_one_kind_and_of_a_single_node(tmp_path):
     assert size(tmp_path / "b.png")[0] > 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0, np.nan])  # observations, a constant field, none
 @pytest.mark.parametrize("leads", [[6.0], [1.0, 6.0, 24.0]])
-def test_skill_of_one_and_of_several_leads(tmp_path, leads):
-    curves = {"persistence": np.linspace(1, 2, len(leads)), "network": np.linspace(0.5, 1, len(leads))}
+def test_skill_of_one_and_of_several_leads(tmp_path, leads, scale):
+    curves = {"persistence": np.linspace(1, 2, len(leads)) * scale, "network": np.linspace(0.5, 1, len(leads)) * scale}
     maps.skill(tmp_path / "a.png", leads, curves, unit="h", label="t (K)", title="test part")
     assert size(tmp_path / "a.png")[0] > 500
+
+
+def test_around_has_no_jump():
+    assert maps.around(np.array([350.0, 355, 5, 10])).tolist() == [-10, -5, 5, 10]
+    assert maps.around(np.array([-1.0, 2.0])).tolist() == [-1, 2]
+    assert np.ptp(maps.around(np.array([170.0, -170.0, 175.0]))) == 20
+    globe = maps.around(np.arange(0.0, 360.0, 10.0))
+    assert (globe.min(), globe.max()) == (-180, 170)

@@ -100,7 +100,7 @@ def test_weak_edges_are_cut(method):
 
 @pytest.mark.parametrize("method", ["metis-volume", "kahypar-km1", "best"])
 def test_halo_methods_find_the_fewest_rows(method):
-    """Two cliques of ten that share a hub: by brute force over where it goes there are 10 rows at least."""
+    """Two cliques of ten that share a hub: wherever it goes, one row is read there and ten here."""
     if method in WHEEL:
         pytest.importorskip(WHEEL[method])
     pairs = [p for start in (0, 10) for p in itertools.combinations(range(start, start + 10), 2)]

@@ -1,6 +1,7 @@
 """The command `mldd partition`: table, files, shards, and what it refuses."""
 
 import csv
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -44,6 +45,19 @@ def test_partition_prints_and_writes(run, graph_file, tmp_path):
     assert (out_dir / "partition.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in out_dir.iterdir()) == ["partition.csv", "partition.json", "partition.png"]
     assert run(f"partition {graph_file} --parts 4 --quiet") == (0, "", "")
+
+
+def test_the_time_of_a_method_is_without_that_of_its_report(graph_file, run, tmp_path, monkeypatch):
+    clock = itertools.count()  # goes on by one whenever it is looked at, and with the report
+
+    def slow(graph, part):
+        next(clock)
+        return report(graph, part) | {"largest_halo": 0, "most_components": 1}
+
+    monkeypatch.setattr("mldd.partition_table.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("mldd.partition_table.measured", slow)
+    assert run(f"partition {graph_file} --parts 2 --quiet --out", tmp_path)[0] == 0
+    assert {row["seconds"] for row in json.loads((tmp_path / "partition.json").read_text())["rows"]} == {1.0}
 
 
 def test_partition_weighs_edges(run, graph_file):

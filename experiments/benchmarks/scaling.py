@@ -112,7 +112,7 @@ def silent(f: NodeLoss) -> NodeLoss:
 
 
 def _silenced(operator: HaloOperator) -> HaloOperator:
-    return HaloOperator(operator.own, operator.halo, Silent(operator.exchange.own, operator.exchange.size))
+    return operator.through(Silent(operator.exchange.own, operator.exchange.size))
 
 
 def work_of(problem: SyntheticClassification, f: NodeLoss) -> Work:

@@ -59,7 +59,7 @@ EXACT = (
             expected = []
             for f in (reference.objective(), sampled(reference.objective(), 1)):
                 expected.append((*f.value_and_gradient(x), f.hessian_product(x, v)))
-            for name, part in (parts if layers == 2 else {"random": random}).items():
+            for name, part in chosen.items():
                 for comm in (pair, world())[layers == 4 :]:
                     where = (model, layers, name, comm.ranks)
                     one = ShardedClassification.of(data, part, comm, **options)

@@ -24,6 +24,25 @@ def test_noon_height_is_that_of_the_almanac(date, latitude, height):
     assert highest == pytest.approx(height, abs=0.4)  # the declination changes by up to 0.4 degrees a day
 
 
+def almanac(time, latitude, longitude):
+    """Return the cosine of the zenith angle by the Astronomical Almanac (low precision, 0.01 degrees)."""
+    n = ((time - np.datetime64("2000-01-01T12:00:00")) / np.timedelta64(1, "D"))[:, None]
+    g, mean = np.radians(357.528 + 0.9856003 * n), 280.460 + 0.9856474 * n
+    ecliptic = np.radians(mean + 1.915 * np.sin(g) + 0.020 * np.sin(2 * g))
+    tilt, phi = np.radians(23.439 - 4e-7 * n), np.radians(latitude)
+    ascension = np.arctan2(np.cos(tilt) * np.sin(ecliptic), np.cos(ecliptic))
+    delta = np.arcsin(np.sin(tilt) * np.sin(ecliptic))
+    angle = np.radians(280.46062 + 360.98564737 * n + longitude) - ascension
+    return np.maximum(np.sin(phi) * np.sin(delta) + np.cos(phi) * np.cos(delta) * np.cos(angle), 0.0)
+
+
+@pytest.mark.parametrize("year", [2016, 2019, 2025])
+def test_height_is_that_of_the_almanac_at_all_times_and_places(year):
+    time = np.arange(f"{year}-01-01", f"{year + 1}-01-01", dtype="datetime64[h]")[::7]
+    places = np.array([-90.0, -40.0, 0.0, 45.0, 70.0]), np.array([0.0, 170.0, -170.0, 10.0, 300.0])
+    assert np.abs(cos_zenith(time, *places) - almanac(time, *places)).max() < 0.007
+
+
 def test_sun_is_highest_at_solar_noon():
     time = np.datetime64("2019-02-11") + np.arange(1440) * np.timedelta64(1, "m")
     sun = cos_zenith(time, np.zeros(2), np.array([0.0, 90.0]))

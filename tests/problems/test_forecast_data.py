@@ -46,7 +46,14 @@ def test_stride_thins_the_training_part_alone():
 
 @pytest.mark.parametrize(
     "plan",
-    [{}, {"leads": (1, 6, 30)}, {"base": "linear"}, {"rollout": 3, "leads": (2,)}, {"labels": "all"}],
+    [
+        {},
+        {"leads": (1, 6, 30)},
+        {"base": "linear"},
+        {"base": "linear", "leads": (24,), "history": 1},
+        {"rollout": 3, "leads": (2,)},
+        {"labels": "all"},
+    ],
     ids=str,
 )
 def test_nothing_of_the_future_leaks(plan):
@@ -69,7 +76,7 @@ def test_nothing_of_the_future_leaks(plan):
     for turn in range(d.plan.rollout):
         assert np.allclose(d.known(t, turn), shifted.known(t, turn), rtol=1e-12)
     assert np.allclose(d.window(t), shifted.window(t), rtol=1e-12)
-    assert np.allclose(d.base(t, 6), shifted.base(t, 6)) or plan.get("rollout")
+    assert np.allclose(d.base(t, d.plan.leads[0]), shifted.base(t, d.plan.leads[0]))
 
 
 def test_normalisation_is_that_of_the_training_part():
@@ -103,6 +110,7 @@ def test_inputs_are_what_they_are_called():
     assert np.allclose(features["sin_hour at lead 6"], np.sin(angle))
     assert np.allclose(features["x"].mean(1), 0)
     assert "a: last day at lead 24" not in features  # it is the value itself
+    assert "a: last day at lead 30" in data(leads=(6, 24, 30)).feature_names
     assert not any("day" in name and name.startswith(("sin", "cos")) for name in features)  # no year of training
 
 

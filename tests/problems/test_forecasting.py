@@ -85,6 +85,16 @@ def test_zero_network_is_the_base_and_the_start(options):
         assert metrics["test_skill"] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("model", ["sage", "gcn", "gin", "gat", "epd"])
+def test_the_start_is_no_stationary_point(model):
+    p = problem(model=model, activation="auto")
+    f, x = p.objective(), p.initial(3)
+    g = f.gradient(x)
+    x = x - 0.5 * g / g.norm()
+    first = p.net.layout.slices[0]
+    assert float(f.gradient(x)[first].norm()) > 1e-3, "after a step the first layer learns"
+
+
 @pytest.mark.parametrize("chunk", [0, 7])
 @pytest.mark.parametrize(
     "options", [{"decay": 0.1}, {"series": GAPPY, "horizon": (2, 5)}, ROLLOUT, {"model": "epd"}], ids=str
@@ -298,6 +308,15 @@ def test_isolated_nodes_and_single_ones():
     far = replace(SERIES, latitude=np.linspace(-60, 60, 20), grid=None)
     p = problem(far, edges="radius", radius=1.0)
     assert int(p.graph.degree.max()) == 0
+    assert torch.isfinite(p.objective().gradient(point(p))).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "grid", "edges"), [(1, 1, True, 0), (2, 3, True, 22), (1, 1, False, 0), (1, 3, False, 6)]
+)
+def test_few_nodes_have_a_graph(rows, columns, grid, edges):
+    p = problem(waves(160, rows, columns, grid=grid))
+    assert p.graph.edges == edges
     assert torch.isfinite(p.objective().gradient(point(p))).all()
 
 

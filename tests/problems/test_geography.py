@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.problems.geography import EARTH, area_weights, around, closed, connect, distance, nearest, on_sphere
+from mldd.problems.geography import EARTH, area_weights, closed, connect, distance, nearest
+from mldd.problems.mesh_levels import on_sphere
 
 
 def haversine(one, other):
@@ -131,11 +132,3 @@ def test_areas_follow_the_cosine_and_a_pole_has_some():
     assert weights[1] / weights[0] == pytest.approx(0.5)
     assert weights[2] > 0
     assert weights.mean() == pytest.approx(1.0)
-
-
-def test_around_has_no_jump():
-    assert around(np.array([350.0, 355, 5, 10])).tolist() == [-10, -5, 5, 10]
-    assert around(np.array([-1.0, 2.0])).tolist() == [-1, 2]
-    assert np.ptp(around(np.array([170.0, -170.0, 175.0]))) == 20
-    globe = around(np.arange(0.0, 360.0, 10.0))
-    assert (globe.min(), globe.max()) == (-180, 170)

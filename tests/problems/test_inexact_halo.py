@@ -1,12 +1,14 @@
 """Rounding at random is right in the mean; on one rank, and with the options off, inexact halos are the exact one."""
 
 import pytest
+import scipy.sparse as sp
 import torch
 
-from mldd.halo import Halo
+from mldd.halo import Halo, timed
 from mldd.objective import sampled
 from mldd.partition import partition
 from mldd.problems.datasets import sbm
+from mldd.problems.halo_operator import HaloOperator
 from mldd.problems.inexact_halo import HistoricalHalo, QuantisedHalo, SampledHalo, StaleHalo, coded, decoded
 from mldd.problems.sharded import ShardedClassification
 
@@ -44,6 +46,23 @@ def test_bytes_of_a_row():
     rows = torch.randn(3, 4)
     assert coded(rows, 8, generator()).shape == (3, 4 + 8) and coded(rows, 8, generator()).dtype == torch.uint8
     assert coded(rows, 16, generator()).dtype == torch.bfloat16
+
+
+def test_another_exchange_keeps_the_operator():
+    """Every step has exchanges of its own: what attention needs of the operator is made once."""
+    halo = Halo.none(3)
+    operator = HaloOperator.of(sp.identity(3, format="csr"), halo)
+    one, two = (operator.through(StaleHalo(halo, 1).at(step)) for step in (0, 1))
+    assert one.exchange is not two.exchange
+    assert one.pattern is two.pattern is operator.pattern and one.pattern.shape == (3, 3)
+
+
+def test_waiting_for_stale_rows_is_measured():
+    stale = StaleHalo(Halo.none(3), 1)
+    with timed() as time:
+        for step in range(3):
+            stale.at(step).exchange(torch.ones(3, 2))
+    assert time.exchanges == 2, "nobody has waited for the last one"
 
 
 def test_with_the_options_off_it_is_the_halo_itself():

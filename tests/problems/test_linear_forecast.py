@@ -1,12 +1,17 @@
 """The linear model: ridge regression as in scikit-learn, its figures on the known sets, nothing from the future."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from mldd.graph import Graph
 from mldd.problems.forcing import hour
 from mldd.problems.formats import DataError
-from mldd.problems.geography import nearest, on_sphere
-from mldd.problems.linear_forecast import fit_linear
+from mldd.problems.geography import nearest
+from mldd.problems.linear_forecast import first_origin, fit_linear
+from mldd.problems.mesh_levels import on_sphere
 from mldd.problems.series_files import load_series
 from tests.small_series import waves
 
@@ -67,7 +72,7 @@ def test_ridge_regression_is_that_of_scikit_learn(lead, seconds):
     deviation = table.std(0)
     ridge = sklearn.Ridge(1.0).fit((table - table.mean(0)) / deviation, values[origins + lead].ravel())
     expected = ridge.predict((table - table.mean(0)) / deviation).reshape(len(origins), -1)
-    assert model.first == origins[0]
+    assert first_origin(series, lead) == origins[0]
     assert np.allclose(model(values, origins), expected, rtol=1e-8)
 
 
@@ -83,12 +88,18 @@ def test_the_future_does_not_enter():
     assert (model(values, np.array([60])) == before).all()
 
 
+def test_hours_after_the_end_of_the_series_are_right():
+    values, model = fitted(waves(90, 3, 4, noise=0.0), 6, 90)  # no whole number of days
+    later = waves(96, 3, 4, noise=0.0).values[90:, :, 0]
+    assert rmse(model(values, np.arange(84, 90)) - later) < 0.2
+
+
 def test_gaps_do_not_count():
     series = waves(100, 3, 4, gaps=0.2, seed=3)
     values, model = fitted(series, 3, 80)
     assert np.isfinite(model.coefficients).all()
     noisy = np.where(np.isnan(series.values[:, :, 0]), 1e3, values)  # inputs differ, so only targets are compared
-    t = np.arange(model.first, 77)
+    t = np.arange(first_origin(series, 3), 77)
     rows = ~np.isnan(series.values[t, :, 0]) & ~np.isnan(series.values[t + 3, :, 0])
     assert rows.sum() < rows.size
     assert np.abs(model(values, t)[rows] - noisy[t + 3][rows]).max() < 10
@@ -116,6 +127,14 @@ def test_neighbours_are_the_strongest_of_a_given_graph():
         sorted([(i - 1) % 12, (i + 1) % 12]) for i in ring
     ]
     assert np.allclose(model.weights.sum(1), 1)
+
+
+def test_a_graph_without_edges_has_no_neighbours():
+    series = waves(60, 1, 3, roads=True, seconds=300)
+    lonely = replace(series, graph=Graph.from_edges(torch.zeros(2, 0, dtype=torch.int64), 3))
+    _, model = fitted(lonely, 2, 50)
+    assert (model.near[:, 0] == np.arange(3)).all()
+    assert model.weights[:, 0].tolist() == [1.0] * 3
 
 
 def test_constant_fields_have_no_effect():

@@ -185,7 +185,7 @@ def test_every_schwarz_method_trains_them():
     ):
         x = minimise(f, p.initial(0), solver, stop=Stop(max_steps=3)).x
         assert float(f.value(x)) < 0.8 * before, solver
-    assert isinstance(Aspin(d).init(f, p.initial(0)), object)
+    Aspin(d).init(f, p.initial(0))  # it does not refuse them
 
 
 def test_parts_without_training_nodes_and_isolated_nodes():

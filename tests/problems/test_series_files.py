@@ -104,6 +104,9 @@ def test_npz_of_stations_with_dates(tmp_path):
         ({"t": GRID.reshape(40, 1, 3, 4)}, {}, "select a level or member first"),
         ({"time": HOURS[::-1]}, {}, "times must ascend, got 39 that go back"),
         ({"time": HOURS.astype(float)}, {}, "whole hours since 1970, got float64"),
+        ({"time": HOURS[0]}, {}, "expected one variable over time and nodes, got none"),
+        ({"latitude": np.array(["a", "b", "c"])}, {}, "latitude must be numbers, got <U1"),
+        ({"latitude": np.array([1.0, np.nan, 2.0])}, {}, r"got shape \(12,\) with 4 not finite"),
         ({"time": np.repeat(HOURS[::2], 2)}, {}, "every time must occur once, got 20 twice"),
         ({"t": np.full_like(GRID, np.nan)}, {}, "variable t must have values, got gaps only"),
         ({"t": GRID + np.where(GRID == GRID[0, 0, 0], np.inf, 0)}, {}, "got 1 infinite"),
@@ -241,11 +244,12 @@ def test_what_is_no_field_is_one_line(tmp_path):
         load_series(tmp_path / "b.nc")
 
 
-def test_zarr_with_pickled_objects_is_refused_before_reading(tmp_path):
+@pytest.mark.parametrize("name", ["pickle", r"\u0070ickle"])
+def test_zarr_with_pickled_objects_is_refused_before_reading(tmp_path, name):
     pytest.importorskip("xarray")
     path = stored(dataset(), tmp_path / "a", "zarr")
     (path / "trap").mkdir()
-    (path / "trap" / ".zarray").write_text('{"filters": [{"id": "pickle"}]}')
+    (path / "trap" / ".zarray").write_text(f'{{"filters": [{{"id": "{name}"}}]}}')
     with pytest.raises(DataError, match="expected plain arrays, got pickled objects in .zarray"):
         load_series(path)
 

@@ -1,5 +1,7 @@
 """Classification in shards on one rank: loss, derivatives, coarse graphs, local models are those of the whole graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def test_files_and_memory_hold_the_same_problem(data, part, tmp_path):
     write(data, part, tmp_path)
     one, other = ShardedClassification(tmp_path, dropout=0.0), ShardedClassification.of(data, part, dropout=0.0)
     x = one.initial(3)
-    assert close(one.objective().gradient(x), other.objective().gradient(x), 0.0)
+    assert close(one.objective().gradient(x), other.objective().gradient(x))
 
 
 def global_labels(problem, own):
@@ -142,6 +144,13 @@ def test_parts_without_labelled_nodes_and_isolated_nodes():
             parts = len(one.shard.sizes)
             models = one.decomposition(parts).models(f, x, f.gradient(x))
             assert close(models.gradient(x.expand(parts, -1)), f.gradient(x).expand(parts, -1))
+
+
+def test_no_labelled_node_at_all_is_refused(data, part):
+    one = ShardedClassification.of(data, part)
+    shard = replace(one.shard, train=np.zeros(120, dtype=bool))
+    with pytest.raises(DataError, match="at least one labelled node is needed, got none"):
+        ShardedClassification(shard).objective()
 
 
 def test_only_what_the_outputs_depend_on_is_computed():
@@ -239,8 +248,8 @@ def test_a_folder_is_a_problem_and_a_name_stays_one(tmp_path, data, part, monkey
 
 def test_settings_are_those_of_node_classification(data, part):
     one, whole = ShardedClassification.of(data, part), NodeClassification(data)
-    for solver, cut in (("adam", {}), ("lbfgs", {}), ("dd-adagrad", {"parts": 4, "overlap": 0})):
-        assert one.settings(solver) == whole.settings(solver) | cut
+    for solver in ("adam", "lbfgs", "dd-adagrad"):
+        assert one.settings(solver) == whole.settings(solver) | {"parts": 4, "overlap": 0}
 
 
 def test_missing_folder(tmp_path):

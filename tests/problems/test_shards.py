@@ -13,7 +13,7 @@ from mldd.graph import Graph
 from mldd.partition import partition
 from mldd.problems.datasets import GraphData, sbm
 from mldd.problems.formats import DataError, to_tensor
-from mldd.problems.shards import MANIFEST, cut, joined, read, read_manifest, shares, write
+from mldd.problems.shards import MANIFEST, _checksum, cut, joined, read, read_manifest, shares, write
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,16 @@ def test_one_node_per_part_isolated_nodes_weights_and_sparse_features(tmp_path):
             check([read(tmp_path, rank, ranks) for rank in range(ranks)], graph)
             groups = shares(parts, ranks)
             check([joined(shards[g.start : g.stop], ranks) for g in groups], graph)
+
+
+def test_checksums_are_those_of_the_files(folder, monkeypatch):
+    import hashlib
+
+    monkeypatch.setattr("mldd.problems.shards._PIECE", 1000)
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
+    for entry in read_manifest(folder)["parts"]:
+        assert entry["sha256"] == _checksum(folder / entry["file"])
+        assert entry["sha256"] == hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
 
 
 def test_shares_are_those_of_the_communicator():
@@ -219,6 +229,12 @@ def test_writing_again_replaces_the_older_graph(folder, data):
     (folder / "notes.txt").write_text("mine")
     write(data, partition(data.graph, 2), folder)
     assert sorted(os.listdir(folder)) == [MANIFEST, "notes.txt", "part-00000.npz", "part-00001.npz"]
+    check([read(folder, rank, 2) for rank in range(2)], data)
+
+
+def test_an_older_graph_stays_where_the_new_parts_make_no_sense(folder, data):
+    with pytest.raises(ValueError, match="must be the part 0, 1"):
+        write(data, torch.zeros(7, dtype=torch.int64), folder)
     check([read(folder, rank, 2) for rank in range(2)], data)
 
 

@@ -57,6 +57,24 @@ def test_numbers_seeds_and_wide_sparse_features():
     assert len(few.unique()) == 4, "equal nodes cannot be told apart"
 
 
+def test_one_thread_adds_up_the_centres(monkeypatch):
+    """Ranks make their own clusters, and several threads would round in any order."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    threads = []
+
+    def fitted(self, rows):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")
+        return np.arange(len(rows)) % 2
+
+    monkeypatch.setattr(KMeans, "fit_predict", fitted)
+    rows = np.random.default_rng(0).random((9, 2))
+    with threadpool_limits(2, "openmp"):
+        similar(sp.identity(9, format="csr"), rows, 1, [2])
+    assert threads and set(threads) == {1}
+
+
 def test_blobs_are_found():
     rng = np.random.default_rng(2)
     centre = np.repeat([[0.0, 0.0], [50.0, 0.0]], 40, axis=0)
@@ -72,6 +90,12 @@ def test_thinning_keeps_the_largest_and_the_sums(kept):
     assert np.asarray(matrix[thin.nonzero()]).min() >= np.sort(matrix.data)[-thin.nnz]
     some = np.asarray((thin != 0).sum(1)).ravel() > 0
     assert np.allclose(np.asarray(thin.sum(1)).ravel()[some], np.asarray(matrix.sum(1)).ravel()[some])
+
+
+def test_the_largest_entry_stays_and_nothing_is_thinned_to_nothing():
+    matrix = sp.csr_matrix(np.array([[1.0, 3.0], [0.0, 2.0]]))
+    assert thinned(matrix, 1e-9).toarray().tolist() == [[0.0, 4.0], [0.0, 0.0]]
+    assert thinned(sp.csr_matrix((2, 2)), 0.5).nnz == 0
 
 
 def test_options_are_checked():
