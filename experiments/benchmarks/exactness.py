@@ -51,7 +51,7 @@ def results(problem: Any, steps: int, comm: Communicator) -> list[Tensor]:
     x = noisy.initial(0)
     f: Objective = sampled(noisy.objective(), 0)
     found = [f.value(x), f.gradient(x)]
-    for each, solver in ((noisy, Adam(**noisy.settings("adam"))), (plain, LBFGS())):
+    for each, solver in ((noisy, Adam(noisy.settings("adam")["lr"])), (plain, LBFGS())):
         stop = Stop(max_steps=steps)
         found.append(minimise(each.objective(), x, solver, stop=stop, comm=comm).x)
     return found

@@ -34,7 +34,7 @@ from mldd.graph import Graph
 from mldd.monitor import write_table
 from mldd.problems.composite import Source, propagation, stack
 from mldd.problems.datasets import load_graph
-from mldd.problems.graphs import _matrix
+from mldd.problems.formats import from_tensor
 from mldd.problems.meshes import grid_mesh
 from mldd.problems.models import GraphNet
 from mldd.problems.node_loss import NodeLoss
@@ -60,7 +60,7 @@ def data(name: str, side: int) -> tuple[Graph, Any, Tensor]:
     """Return graph, features (NumPy or SciPy) and labels."""
     if name == "physics":
         found = load_graph("physics")
-        return found.graph, _matrix(found.features), found.labels
+        return found.graph, from_tensor(found.features), found.labels
     random = np.random.default_rng(0)
     graph = grid_mesh(side, side, 6)[0]
     features = random.standard_normal((graph.nodes, FEATURES), dtype=np.float32)
