@@ -43,7 +43,7 @@ _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _FIRST_ORDER = {"rate": 0.05, "varsigma": 1e-3}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.005},
-    "ml-lbfgs": {"coarse_steps": 100},
+    "ml-lbfgs": {"coarse_steps": 40},
     "adagrad": _FIRST_ORDER,
     "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
     "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},

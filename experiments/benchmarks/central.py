@@ -74,7 +74,7 @@ class Method:
 def levels(problem: Any) -> tuple[Hierarchy, int]:
     """Return the loss and its models on coarse graphs, and the steps on each."""
     if isinstance(problem, Forecasting):  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
-        return problem.hierarchy(3), 100
+        return problem.hierarchy(3), 40
     share, count, kept, steps = LEVELS.get(str(problem.name), WORDS)
     clusters = round(share * problem.graph.nodes)
     return replace(problem, clustering="features", clusters=clusters, kept=kept).hierarchy(count), steps
