@@ -19,7 +19,7 @@ from mldd.graph import Graph, kind_of
 from mldd.partitioners import METHODS, Cut, contiguous, heaviest, petsc
 from mldd.refinement import balanced, refined
 
-__all__ = ["Repartition", "names", "partition", "repartition", "report"]
+__all__ = ["Repartition", "check_part", "names", "partition", "repartition", "report"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -225,7 +225,7 @@ def repartition(
     -------
     Repartition
     """
-    parts = _check_part(graph, part)
+    parts = check_part(graph, part)
     weighted = Graph(graph.indptr, graph.indices, weights)
     _check_symmetric(weighted)
     old = part.cpu().numpy()
@@ -268,7 +268,7 @@ def report(graph: Graph, part: Tensor) -> dict[str, Any]:
         (the sum), which is `km1`: the sum over nodes v of l(v) - 1, where v and its neighbours lie in l(v) parts;
         `replication_factor` (n + halo_rows) / n; `components` (connected pieces per part).
     """
-    parts = _check_part(graph, part)
+    parts = check_part(graph, part)
     row, col = graph.edge_index
     crossing = part[row] != part[col]
     halo = _halo(graph, part)
@@ -314,11 +314,15 @@ def _cut_weight(graph: Graph, part: Tensor) -> float:
     return float(weights[part[row] != part[col]].sum()) / 2
 
 
-def _check_part(graph: Graph, part: Tensor) -> int:
-    """Check a partition and return the number of its parts."""
+def check_part(graph: Graph, part: Tensor, *, filled: bool = False) -> int:
+    """Check a partition and return the number of its parts; where they are to be `filled`, none may be empty."""
     if part.dtype != torch.int64 or part.shape != (graph.nodes,) or int(part.min()) < 0:
         raise ValueError(f"`part` must be int64 >= 0 of shape ({graph.nodes},), got {kind_of(part)}")
-    return int(part.max()) + 1
+    parts = int(part.max()) + 1
+    empty = int((torch.bincount(part, minlength=parts) == 0).sum())
+    if filled and empty:
+        raise ValueError(f"every part 0..{parts - 1} must have a node, got {empty} that have none; number them anew")
+    return parts
 
 
 def _check_symmetric(graph: Graph) -> None:

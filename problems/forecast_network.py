@@ -42,7 +42,7 @@ def start(net: Any, seed: int) -> Tensor:
     """
     x: Tensor = net.initial(seed)
     if isinstance(net, GraphNet):
-        named = tensors(net.kind, *net.widths[-2:], net.heads, True)
+        named = tensors(net.kind, net.widths[-2], net.widths[-1], net.heads, True)
         for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
             if name != "first":
                 view.zero_()

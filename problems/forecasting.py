@@ -29,7 +29,7 @@ from mldd.problems.forecast_metrics import scored
 from mldd.problems.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecast_parts import decomposition
 from mldd.problems.formats import DataError
-from mldd.problems.geography import connect
+from mldd.problems.geography import GraphKind, connect
 from mldd.problems.mesh_levels import HiddenMesh, hidden_mesh
 from mldd.problems.minibatch import MiniBatches
 from mldd.problems.series import Series
@@ -239,8 +239,8 @@ class Forecasting:
         series, kind = self.series, self.edges
         if kind == "auto" and series.graph is not None:
             return series.graph
-        usual = "grid" if series.grid is not None else "knn" if series.nodes > 1 else "radius"
-        chosen = usual if kind == "auto" else kind
+        usual: GraphKind = "grid" if series.grid is not None else "knn" if series.nodes > 1 else "radius"
+        chosen: GraphKind = usual if kind == "auto" else kind
         few = kind == "auto" and chosen == "knn"
         neighbours = min(self.neighbours, series.nodes - 1) if few else self.neighbours
         return connect(series.latitude, series.longitude, chosen, neighbours, self.radius, series.grid)

@@ -21,7 +21,7 @@ from mldd.hierarchy import Hierarchy, Level
 from mldd.objective import Corrected, Objective, sampled
 from mldd.parallel import SERIAL, Communicator
 from mldd.parallel import device as pick_device
-from mldd.partition import partition
+from mldd.partition import check_part, partition
 from mldd.precision import cast
 from mldd.problems.composite import Ints, Piece, Source, composite_labels, distances, propagation, stack
 from mldd.problems.datasets import GraphData, load_graph
@@ -334,15 +334,20 @@ class NodeClassification:
             made.append(self.source.piece(outputs, self.layers, targets=self._one_hot / max(len(outputs), 1)))
         return made
 
-    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
+    def decomposition(
+        self, parts: int | Tensor, overlap: int = 0, comm: Communicator | None = None
+    ) -> SharedDecomposition:
         """Return the decomposition into `parts` of the graph, of the parameters, or of both (`subdomains`).
 
         Local models are first-order corrected: their gradient at the current iterate is the global one.
 
         Parameters
         ----------
-        parts, overlap : int
-            Parts, and layers (of nodes, or of the network) that are added to each.
+        parts : int or LongTensor, shape (n,)
+            Number of parts, or the part of every node: a partition from elsewhere, or `mldd.partition.repartition`
+            between two runs of a training.
+        overlap : int
+            Layers (of nodes, or of the network) that are added to each part.
         comm : Communicator, optional
             The ranks that share the subdomains, the problem's own by default.
 
@@ -352,6 +357,8 @@ class NodeClassification:
             More parts than nodes or layers, fewer subdomains than ranks, a negative overlap.
         """
         comm = self.comm if comm is None else comm
+        part = parts if isinstance(parts, Tensor) else None
+        parts = check_part(self.graph, parts, filled=True) if isinstance(parts, Tensor) else parts
         for name, least, given in (("parts", 1, parts), ("overlap", 0, overlap)):
             if given < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {given}")
@@ -364,14 +371,13 @@ class NodeClassification:
         mine = comm.share(total)
         by_parameters = self.subdomains == "parameters"
         # Every subdomain of the parameters reads the whole graph.
-        part = torch.zeros(self.graph_data.graph.nodes, dtype=torch.int64) if by_parameters else self.parts(parts)
+        nodes = torch.zeros(self.graph.nodes, dtype=torch.int64) if by_parameters else part
+        owners, layers = self.parts(parts) if nodes is None else nodes, 0 if by_parameters else overlap
 
         @cache
         def losses(chosen: range) -> Objective:
             rows = None if mask is None else mask[chosen.start : chosen.stop]
-            return self._cast(
-                self.local_batch(part, [part_of[k] for k in chosen], 0 if by_parameters else overlap, rows)
-            )
+            return self._cast(self.local_batch(owners, [part_of[k] for k in chosen], layers, rows))
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
             y0, local = decomposition.gather(x), losses(decomposition.local)

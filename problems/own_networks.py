@@ -19,7 +19,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from mldd.aggregation import aggregate
 from mldd.cost import Price, on_this_rank
 from mldd.decomposition import Decomposition, Subdomain
 from mldd.graph import Graph, grow
@@ -28,6 +27,7 @@ from mldd.objective import Corrected, Objective
 from mldd.parallel import Communicator
 from mldd.problems.blended_loss import BlendedLoss, Group, LocalBlends, StochasticBlendedLoss
 from mldd.problems.composite import Ints, Piece
+from mldd.problems.graph_levels import clustered
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.models import GraphNet
 from mldd.problems.operators import Sparse
@@ -172,8 +172,8 @@ class SubdomainNetworks(NodeClassification):
 
     @cached_property
     def _cluster_of(self) -> Ints:
-        graph = self.graph_data.graph
-        return aggregate(graph, self._clusters, seed=self.seed, method=self.clustering).numpy()
+        sizes = [self._clusters]
+        return clustered(self.graph, self.source, self.layers, sizes, self.clustering, self.seed)[0]
 
     def _group(
         self,

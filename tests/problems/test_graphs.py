@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldd.cost import counting
+from mldd.coupling import message_weights
 from mldd.graph import Graph, normalised
 from mldd.objective import Objective, offers, sampled
 from mldd.parallel import Communicator
+from mldd.partition import repartition
 from mldd.problems.composite import Source, composite_labels, receptive, stack
 from mldd.problems.datasets import DataError, GraphData, load_graph, sbm
 from mldd.problems.graphs import NodeClassification, area_under_curve
 from mldd.problems.models import GraphNet
+from mldd.solver import Stop, minimise
+from mldd.solvers.schwarz import SchwarzAdaGrad
 
 KIND = {"dtype": torch.float64, "device": "cpu"}
 DATA = sbm(nodes=240, classes=4, features=6)
@@ -385,3 +389,29 @@ def test_cora_trains():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         x = x - 0.01 * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
     assert p.metrics(x)["test_accuracy"] > 0.79
+
+
+def test_a_training_goes_on_with_a_partition_that_follows_its_messages():
+    """Repartition by what crosses the edges: few nodes move, the weighted cut falls, the solver keeps its state."""
+    trained = problem()
+    f, graph = trained.objective(), trained.graph
+    old = trained.parts(4)
+    solver = SchwarzAdaGrad(trained.decomposition(old, 1), **trained.settings("dd-adagrad"))
+    first = minimise(f, trained.initial(0), solver, stop=Stop(max_steps=3))
+    weights = message_weights(graph, trained.logits(first.x))
+    new = repartition(graph, old, weights)
+    assert 0 < new.moved < graph.nodes / 2
+    cut = [float(weights[p[graph.edge_index[0]] != p[graph.edge_index[1]]].sum()) for p in (old, new.part)]
+    assert cut[1] < cut[0]
+    moved = replace(solver, decomposition=trained.decomposition(new.part, 1))
+    second = minimise(f, first.x, moved, stop=Stop(max_steps=6), state=first.state)
+    assert second.record.step == 6
+    assert float(f.value(second.x)) < float(f.value(first.x)) < float(f.value(trained.initial(0)))
+
+
+def test_a_partition_of_ones_own_is_checked():
+    trained = problem()
+    with pytest.raises(ValueError, match="every part"):
+        trained.decomposition(torch.full((trained.graph.nodes,), 2))
+    with pytest.raises(ValueError, match="`part` must be int64"):
+        trained.decomposition(torch.zeros(3, dtype=torch.int64))
