@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,6 +37,8 @@ from mldd.messages import (
     slices_of,
 )
 from mldd.parallel import SERIAL, Communicator
+
+Map = Callable[[Tensor], Tensor]
 
 # ------------------------------------------------------------------------------------------------ time
 
@@ -356,39 +358,37 @@ def _agreed(halo: Halo, problem: str) -> _Plan:
 # ------------------------------------------------------------------------------------------------ differentiation
 
 
-class _Fetch(torch.autograd.Function):
-    """Rows of the halo as a function of the own rows; the derivative of one way is the other."""
+class _Linear(torch.autograd.Function):
+    """A linear map whose derivative is its adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, halo: Exchange, rows: Tensor) -> Tensor:
-        ctx.halo, ctx.context = halo, contextvars.copy_context()
-        return halo.end(halo.begin(rows)).clone()
+    def forward(ctx: Any, apply: Map, adjoint: Map, x: Tensor) -> Tensor:
+        ctx.maps, ctx.context = (apply, adjoint), contextvars.copy_context()
+        return apply(x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:
+        apply, adjoint = ctx.maps
         # Derivatives of what is on a device are computed by another thread, which has no ledger of its own.
-        return None, ctx.context.run(_returned, ctx.halo, g)
+        return None, None, ctx.context.run(linear, adjoint, apply, g)
 
 
-class _Return(torch.autograd.Function):
-    """Gradients of the own rows as a function of those of the halo."""
+def linear(apply: Map, adjoint: Map, x: Tensor) -> Tensor:
+    """Return ``apply(x)``, differentiable any number of times: the derivative of a linear map is its adjoint.
 
-    @staticmethod
-    def forward(ctx: Any, halo: Exchange, g: Tensor) -> Tensor:
-        ctx.halo, ctx.context = halo, contextvars.copy_context()
-        return halo.end_back(halo.begin_back(g), g.new_zeros((halo.own, *g.shape[1:])))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.context.run(differentiable, ctx.halo, g)
+    Both maps return new tensors, may communicate, and are called by all ranks at the same time.
+    """
+    out: Tensor = _Linear.apply(apply, adjoint, x)  # type: ignore[no-untyped-call]
+    return out
 
 
 def differentiable(halo: Exchange, rows: Tensor) -> Tensor:
     """Return the rows of the halo, a new tensor, as a function of the own `rows` whose derivative is the way back."""
-    out: Tensor = _Fetch.apply(halo, rows)  # type: ignore[no-untyped-call]
-    return out
 
+    def fetch(rows: Tensor) -> Tensor:
+        return halo.end(halo.begin(rows)).clone()
 
-def _returned(halo: Exchange, g: Tensor) -> Tensor:
-    out: Tensor = _Return.apply(halo, g)  # type: ignore[no-untyped-call]
-    return out
+    def give_back(g: Tensor) -> Tensor:
+        return halo.end_back(halo.begin_back(g), g.new_zeros((halo.own, *g.shape[1:])))
+
+    return linear(fetch, give_back, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from mldd.halo import Exchange
+from mldd.halo import Exchange, linear
 from mldd.problems.operators import Sparse
 
 
@@ -99,7 +98,7 @@ class HaloOperator:
     def __matmul__(self, dense: Tensor) -> Tensor:
         """Return the own rows of the product, shape (m, H), differentiable (any number of times) in the own rows."""
         if dense.requires_grad and torch.is_grad_enabled():
-            return _product(self, dense)
+            return linear(self._applied, self._transposed, dense)
         return self._applied(dense)
 
     def _applied(self, dense: Tensor) -> Tensor:
@@ -112,43 +111,6 @@ class HaloOperator:
         """Return the own rows of ``A^T g`` summed over ranks."""
         pending = self.exchange.begin_back(self.halo.t @ g)
         return self.exchange.end_back(pending, self.own.t @ g)
-
-
-class _Product(torch.autograd.Function):
-    """A X with the derivative A^T G, both over all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, operator: HaloOperator, dense: Tensor) -> Tensor:
-        ctx.operator, ctx.context = operator, contextvars.copy_context()
-        return operator._applied(dense)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
-        apply = _returned if torch.is_grad_enabled() else HaloOperator._transposed
-        return None, ctx.context.run(apply, ctx.operator, g)
-
-
-class _Return(torch.autograd.Function):
-    """A^T G with the derivative A X."""
-
-    @staticmethod
-    def forward(ctx: Any, operator: HaloOperator, g: Tensor) -> Tensor:
-        ctx.operator, ctx.context = operator, contextvars.copy_context()
-        return operator._transposed(g)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.context.run(_product, ctx.operator, g)
-
-
-def _product(operator: HaloOperator, dense: Tensor) -> Tensor:
-    out: Tensor = _Product.apply(operator, dense)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _returned(operator: HaloOperator, g: Tensor) -> Tensor:
-    out: Tensor = _Return.apply(operator, g)  # type: ignore[no-untyped-call]
-    return out
 
 
 def _scipy(matrix: Sparse) -> Any:
