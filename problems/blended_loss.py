@@ -52,11 +52,7 @@ class Group:
 
     @cached_property
     def _sample(self) -> tuple[Batch, list[Tensor] | None]:
-        if self.dropout is None:
-            return self.batch, None
-        widths, dtype = self.net.widths, self.batch.targets.dtype
-        hidden = [self.batch.scale(self.dropout, k, widths[k], dtype) for k in range(1, self.net.layers)]
-        return self.batch.dropped(self.dropout), hidden
+        return self.batch.with_dropout(self.dropout, self.net.widths)
 
     def share(self, parameters: list[Tensor]) -> Tensor:
         """Return what the networks add to the blended outputs, shape (M, C)."""

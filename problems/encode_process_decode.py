@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mldd.flatten import Layout
+from mldd.problems.layers import linear
 from mldd.problems.mesh_batches import Channel, MeshBatch
 from mldd.problems.operators import Sparse
 
@@ -158,7 +159,7 @@ class EncodeProcessDecode:
         head = parameters[4 + self.layers * size :]
         result = _affine(out, head[0], head[1])
         if self.skip:
-            result = result + _linear(_first(inputs, p, batch.rows[1]), head[2])
+            result = result + linear(_first(inputs, p, batch.rows[1]), head[2])
         return result.flatten(1)
 
     def _block(self, weights: list[Tensor], channel: Channel, senders: Tensor, receivers: Tensor) -> Tensor:
@@ -166,14 +167,14 @@ class EncodeProcessDecode:
         act = _ACTIVATIONS[self.activation]
         edge, shift, w_e, w_s, w_r, b, w_v, w_a, c, w_o, c_o, *norm = weights
         static = _affine(act(_affine(channel.features[:, None], edge, shift)), w_e, b)
-        sent = channel.operator.extend(_linear(senders, w_s))
-        heard = _linear(receivers, w_r)
+        sent = channel.operator.extend(linear(senders, w_s))
+        heard = linear(receivers, w_r)
         if heard.shape[1] == sent.shape[1]:
             state = static + _gathered(channel.join, torch.cat([sent, heard]))
         else:  # mesh nodes before the first message are the same for all samples
             state = (static + _gathered(channel.receive, heard)) + _gathered(channel.send, sent)
         total = _gathered(channel.total, act(state))
-        change = _affine(act(_linear(receivers, w_v) + _affine(total, w_a, c)), w_o, c_o)
+        change = _affine(act(linear(receivers, w_v) + _affine(total, w_a, c)), w_o, c_o)
         return receivers + (_normed(change, *norm) if norm else change)
 
 
@@ -187,14 +188,6 @@ def _first(state: Tensor, parts: int, rows: int) -> Tensor:
 def _gathered(matrix: Sparse, state: Tensor) -> Tensor:
     """Return A H, for all samples at once."""
     return (matrix @ state.flatten(1)).view(matrix.shape[0], *state.shape[1:])
-
-
-def _linear(state: Tensor, weight: Tensor) -> Tensor:
-    """Return H W for a state of shape (p r, S, H), block by block for weights of shape (p, H, K)."""
-    if weight.dim() == 2:
-        return state @ weight
-    blocks = state.reshape(len(weight), -1, weight.shape[1])
-    return torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
 
 
 def _affine(state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -99,6 +99,13 @@ class Batch:
             return nodes[rows] * width + columns % width
         return nodes[:, None] * x.shape[1] + torch.arange(x.shape[1], device=x.device)
 
+    def with_dropout(self, dropout: Dropout | None, widths: tuple[int, ...]) -> tuple[Batch, list[Tensor] | None]:
+        """Return the batch with dropout on its features, and the factors of the states between the layers."""
+        if dropout is None:
+            return self, None
+        dtype = self.targets.dtype
+        return self.dropped(dropout), [self.scale(dropout, k, widths[k], dtype) for k in range(1, len(widths) - 1)]
+
     def dropped(self, dropout: Dropout) -> Batch:
         """Return the batch with dropout on its features."""
         x = self.features[0]

@@ -71,11 +71,7 @@ class NodeLoss:
     @cached_property
     def _sample(self) -> tuple[Batch, list[Tensor] | None]:
         """The batch with dropout on its features, and the factors of the hidden layers: drawn once per sample."""
-        if self.dropout is None:
-            return self.batch, None
-        widths, dtype = self.net.widths, self.batch.targets.dtype
-        hidden = [self.batch.scale(self.dropout, k, widths[k], dtype) for k in range(1, self.net.layers)]
-        return self.batch.dropped(self.dropout), hidden
+        return self.batch.with_dropout(self.dropout, self.net.widths)
 
     def _loss(self, parameters: list[Tensor]) -> Tensor:
         batch, scales = self._sample

@@ -268,3 +268,10 @@ def launch(
     """Run a program on some ranks; a hang is a failure."""
     words, options = command(ranks, program, *arguments, safe=safe)
     return subprocess.run(words, timeout=100, cwd=cwd, **options)
+
+
+def agree(ranks: int, program: str) -> None:
+    """Run a program that compares ranks and says at its end that they are "all the same"."""
+    done = launch(ranks, program, safe=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all the same" in done.stdout
