@@ -1,1 +1,8 @@
-"""Problems: what is trained or solved, one file per family."""
+"""Problems: what is trained or solved, one room per family.
+
+The rooms are `data`, `nets`, `graphs`, `forecasts`, `images`, `pinns` and `grids`. Solvers may not be imported.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

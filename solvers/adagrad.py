@@ -9,10 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.objective import Objective, offers, product_price
-from mldd.solver import State
-from mldd.solvers.pairs import Pairs
+from mldd.algebra import Bounds, Objective, offers, product_price
+from mldd.loop import State
+from mldd.solvers.parts import Pairs
 
 Curvature = Literal["auto", "none", "exact", "diagonal", "lbfgs"]
 

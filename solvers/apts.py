@@ -11,12 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.decomposition import Combine, Decomposition, SharedDecomposition, split
-from mldd.objective import Objective, Remembered, value_and_gradient
-from mldd.parallel import SERIAL, Communicator
-from mldd.solver import State, Status
-from mldd.solvers.secant import Floats, column, inner, numbers
+from mldd.algebra import (
+    Bounds,
+    Combine,
+    Decomposition,
+    Objective,
+    Remembered,
+    SharedDecomposition,
+    split,
+    value_and_gradient,
+)
+from mldd.loop import State, Status
+from mldd.ranks import SERIAL, Communicator
+from mldd.solvers.parts import Floats, column, inner, numbers
 from mldd.solvers.trust_region import Model, Norm, TrustRegion, TrustRegionState
 
 

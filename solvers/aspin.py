@@ -12,16 +12,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mldd.decomposition import Combine, Decomposition
-from mldd.hierarchy import Hierarchy
-from mldd.objective import Objective, offers, remember, value_and_gradient
-from mldd.parallel import SERIAL, Communicator
-from mldd.petsc import as_vec, petsc, read, write
-from mldd.solver import Solver, State, Status
-from mldd.solvers.linearised import Linear, Linearised, proximal
+from mldd.algebra import Combine, Decomposition, Hierarchy, Objective, offers, remember, value_and_gradient
+from mldd.loop import Solver, State, Status
+from mldd.ranks import SERIAL, Communicator, as_vec, load_petsc, read, write
 from mldd.solvers.newton import Armijo, Here, NewtonCG
-from mldd.solvers.subspace import Subspace
-from mldd.solvers.sweep import Sweep, SweepState
+from mldd.solvers.parts import Subspace, Sweep, SweepState
+from mldd.solvers.schwarz_jacobian import Linear, Linearised, proximal
 
 Globalisation = Literal["trust-region", "line-search", "none"]
 # Constants of the searches; the last one is how far the gradient has to fall where rounding hides the decrease of f.
@@ -153,7 +149,7 @@ class Raspen:
             raise ValueError(f"{self.name} needs an objective with `hessian_product`, got none; use schwarz or aspqn")
         if x.dtype != torch.float64:
             warnings.warn(f"{self.name} is made for float64, got {x.dtype}: its steps are inexact", stacklevel=2)
-        petsc()
+        load_petsc()
         return AspinState(sweep=self.sweep.init(objective, x))
 
     def step(self, objective: Objective, x: Tensor, state: AspinState) -> tuple[Tensor, AspinState]:
@@ -198,7 +194,7 @@ class Raspen:
         reason : int
             PETSc's converged reason, negative where it has not converged.
         """
-        P, shell = petsc(), _Shell(action, b)
+        P, shell = load_petsc(), _Shell(action, b)
         rhs, d = as_vec(b), as_vec(torch.zeros_like(b))
         mat = P.Mat().createPython((len(b), len(b)), shell, comm=P.COMM_SELF)
         ksp = P.KSP().create(P.COMM_SELF)

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mldd.objective import Objective
-from mldd.solver import State
+from mldd.algebra import Objective
+from mldd.loop import State
 
 
 def _positive(**settings: float) -> None:

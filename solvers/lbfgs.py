@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldd.objective import Objective, remember, value_and_gradient
-from mldd.solver import State, Status
-from mldd.solvers.row_scaling import Rows, layout_of
+from mldd.algebra import Objective, remember, value_and_gradient
+from mldd.loop import State, Status
+from mldd.solvers.parts import Rows, layout_of
 
 Scaling = Literal["scalar", "rows", "auto"]
 
@@ -219,11 +219,11 @@ class LBFGS:
     anew.
 
     A step costs one evaluation of value and gradient per trial point of the line search; the gradient at the start is
-    asked for once and is free inside `minimise` (elsewhere, wrap the objective in `mldd.objective.Remembered`). The
-    first step, and each one on another sample, needs the value at the start as well. Both ends of a pair are evaluated
-    with the sample of the step. A line search that fails is repeated once from the direction of steepest descent with
-    the memory cleared; if that fails too, the state says `Status.stalled` (`Status.diverged` where the objective
-    itself is not finite).
+    asked for once and is free inside `minimise` (elsewhere, wrap the objective in `mldd.algebra.objective.Remembered`).
+    The first step, and each one on another sample, needs the value at the start as well. Both ends of a pair are
+    evaluated with the sample of the step. A line search that fails is repeated once from the direction of steepest
+    descent with the memory cleared; if that fails too, the state says `Status.stalled` (`Status.diverged` where the
+    objective itself is not finite).
 
     Parameters
     ----------
@@ -237,8 +237,8 @@ class LBFGS:
         Weight of the new direction in the mean, in (0, 1]; 1 for none.
     scaling : {"scalar", "rows", "auto"}
         The initial matrix: ``<s, y> / <y, y> I``, or a diagonal one with a number per row of every weight matrix of a
-        network (see `mldd.solvers.row_scaling.Rows`); ``auto`` takes rows where the objective is that of a network. On
-        graph networks with sparse features rows need 2 to 5 times fewer evaluations.
+        network (see `mldd.solvers.parts.row_scaling.Rows`); ``auto`` takes rows where the objective is that of a
+        network. On graph networks with sparse features rows need 2 to 5 times fewer evaluations.
 
     Raises
     ------

@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.decomposition import Decomposition, SharedDecomposition
-from mldd.objective import Objective, Remembered, sampled
-from mldd.parallel import SERIAL, Communicator
-from mldd.solver import Solver, State
+from mldd.algebra import Bounds, Decomposition, Objective, Remembered, SharedDecomposition, sampled
+from mldd.loop import Solver, State
+from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.baselines import Adam, Sgd, SgdState
-from mldd.solvers.sweep import Memory, Sweep, SweepState
+from mldd.solvers.parts import Memory, Sweep, SweepState
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from mldd.hierarchy import Hierarchy
-from mldd.objective import Objective
+from mldd.algebra import Hierarchy, Objective
 from mldd.solvers.adagrad import Curvature
-from mldd.solvers.recursive import MultilevelAdaGrad, MultilevelState
+from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState
 
 
 @dataclass(frozen=True)

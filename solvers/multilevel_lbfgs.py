@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.hierarchy import Hierarchy
-from mldd.objective import Objective, Remembered, remember, sampled, value_and_gradient
-from mldd.parallel import SERIAL, Communicator
-from mldd.solver import Solver, State, Status
+from mldd.algebra import Hierarchy, Identity, Objective, Remembered, carried, remember, sampled, value_and_gradient
+from mldd.loop import Solver, State, Status
+from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS, LbfgsState, Scaling
-from mldd.transfer import Identity, carried
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class MultilevelLBFGS:
     The first outer step is the nested iteration: with ``y_0 = x`` and ``y_{k+1} = inject(y_k)`` each level k, from the
     coarsest to 1, goes by L-BFGS from ``y_k + P (x_{k+1} - y_{k+1})`` to ``x_k``, and x becomes ``x + P (x_1 - y_1)``
     where that is lower, else it stays (counted as rejected). From a coarse network it goes on where the finer one is
-    the same function (``lift(x_{k+1})``, see `mldd.transfer.carried`). Every other outer step is one of L-BFGS, and
-    the loss never rises; or one of the solver `then`.
+    the same function (``lift(x_{k+1})``, see `mldd.algebra.transfer.carried`). Every other outer step is one of L-BFGS,
+    and the loss never rises; or one of the solver `then`.
 
     Where levels have the same unknowns (coarse graphs), a level begins with the newest secant pair of the one before,
     and so with the right length and scaling of its first step. More pairs would be of another function and were seen to

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.objective import Objective, offers, remember, value_and_gradient
-from mldd.solver import State, Status
-from mldd.solvers.inverse import Factors, colours, half_bandwidth, hessians, truncated_cg
+from mldd.algebra import Bounds, Objective, offers, remember, value_and_gradient
+from mldd.loop import State, Status
+from mldd.solvers.parts import Factors, colours, half_bandwidth, hessians, truncated_cg
 
 _LARGEST = 512  # unknowns of a row whose dense H is worth its memory and n^3 operations
 

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from mldd.bounds import Bounds
-from mldd.checkpoint import pack, restore
-from mldd.cost import Price
-from mldd.decomposition import Decomposition, Subdomain
-from mldd.flatten import Layout, joined
-from mldd.objective import Remembered
-from mldd.restrictions import restrictions
-from mldd.solver import Solver, State, Status
+from mldd.algebra import Bounds, Decomposition, Layout, Price, Remembered, Subdomain, joined, local_restrictions
+from mldd.loop import Solver, State, Status, pack, restore
 
 Factory = Callable[[Decomposition], Solver]
 
@@ -61,7 +55,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Examples
     --------
-    >>> from mldd.solvers.lbfgs import LBFGS
+    >>> from mldd.solvers import LBFGS
     >>> module = nn.Linear(1, 1).double()
     >>> optimizer = Optimizer(module.parameters(), LBFGS())
     >>> def closure():
@@ -128,7 +122,7 @@ class Optimizer(torch.optim.Optimizer):
             owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes()))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
             subdomains = [Subdomain(i.to(self._flat.device), torch.ones_like(i, dtype=torch.bool)) for i in indices]
-            decomposition = Decomposition(self._layout.size, subdomains, restrictions, blocks=self._layout.slices)
+            decomposition = Decomposition(self._layout.size, subdomains, local_restrictions, blocks=self._layout.slices)
             solver = solver(decomposition)
         if not _is_solver(solver):
             raise ValueError(

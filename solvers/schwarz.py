@@ -8,18 +8,27 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.decomposition import Combine, Decomposition, SharedDecomposition, split
-from mldd.hierarchy import Hierarchy
-from mldd.objective import Corrected, Objective, Remembered, Restricted, sampled
-from mldd.parallel import SERIAL, Communicator
-from mldd.solver import Solver, State, Status
+from mldd.algebra import (
+    Bounds,
+    Combine,
+    Corrected,
+    Decomposition,
+    Hierarchy,
+    MatrixTransfer,
+    Objective,
+    Remembered,
+    Restricted,
+    Rule,
+    SharedDecomposition,
+    sampled,
+    split,
+)
+from mldd.loop import Solver, State, Status
+from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.adagrad import AdaGrad, Curvature, taylor_step
-from mldd.solvers.batch_lbfgs import BatchLBFGS
-from mldd.solvers.recursive import MultilevelAdaGrad, MultilevelState
-from mldd.solvers.sweep import Memory, Order, Sweep, SweepState
-from mldd.tao import tao_minimise
-from mldd.transfer import MatrixTransfer, Rule
+from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState
+from mldd.solvers.parts import BatchLBFGS, Memory, Order, Sweep, SweepState
+from mldd.solvers.petsc import tao_minimise
 
 # Solvers of subdomains and coarse levels where the user names none: without and with bounds.
 _FREE = BatchLBFGS()

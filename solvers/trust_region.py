@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.objective import Objective, remember, value_and_gradient
-from mldd.parallel import SERIAL, Communicator
-from mldd.solver import State, Status
+from mldd.algebra import Bounds, Objective, remember, value_and_gradient
+from mldd.loop import State, Status
+from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.adagrad import AdaGrad, model_step
-from mldd.solvers.secant import Flags, Floats, Secant, column, inner, numbers
+from mldd.solvers.parts import Flags, Floats, Secant, column, inner, numbers
 
 Model = Literal["first-order", "sr1", "bfgs"]
 Norm = Literal["2", "inf"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mldd.cli import main
+from mldd.command.cli import main
 
 
 @pytest.fixture
@@ -20,4 +20,4 @@ def run(capsys):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Draw nothing: it takes longer than a run."""
-    monkeypatch.setattr("mldd.plot.convergence", lambda history, path, title: path.touch())
+    monkeypatch.setattr("mldd.figures.curves.convergence", lambda history, path, title: path.touch())

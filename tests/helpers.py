@@ -20,8 +20,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.cost import Price
+from mldd.algebra import Bounds, Price
 
 
 @dataclass(frozen=True)
@@ -231,7 +230,7 @@ def result(folder: Path) -> Any:
 
 # programs
 
-MLDD = "import sys; from mldd.cli import main; sys.exit(main())"
+MLDD = "import sys; from mldd.command.cli import main; sys.exit(main())"
 # Put before a program, it hides the packages in $HIDDEN as if they were not installed.
 WITHOUT = """
 import os, sys

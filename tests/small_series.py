@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.series import Series
+from mldd.problems.data import Series
 
 
 def waves(

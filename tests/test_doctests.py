@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"mldd": "mldd", "solvers": "mldd.solvers", "problems": "mldd.problems"}
 MODULES = sorted(
-    f"{package}.{path.stem}"
+    ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts])
     for folder, package in PACKAGES.items()
-    for path in (ROOT / folder).glob("*.py")
+    for path in (ROOT / folder).rglob("*.py")
     if not path.stem.startswith("__")
 )
-NEED_PETSC = {"mldd.petsc", "mldd.solvers.tao"}
+NEED_PETSC = {"mldd.ranks.petsc", "mldd.solvers.petsc.tao"}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -34,14 +34,15 @@ def test_only_mldd_lands_in_site_packages(wheel):
 @pytest.mark.parametrize(
     ("folder", "package"), [("mldd", "mldd"), ("solvers", "mldd/solvers"), ("problems", "mldd/problems")]
 )
-def test_every_module_is_shipped(wheel, folder, package):
-    expected = {f"{package}/{path.name}" for path in (ROOT / folder).glob("*.py")}
-    shipped = {name for name in wheel.namelist() if name.endswith(".py") and name.rpartition("/")[0] == package}
-    assert shipped == expected
-    assert f"{package}/__init__.py" in shipped
+def test_every_module_and_door_is_shipped(wheel, folder, package):
+    files = [
+        path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py*") if path.suffix in (".py", ".pyi")
+    ]
+    assert {f"{package}/{path.as_posix()}" for path in files} <= set(wheel.namelist())
+    assert Path("__init__.pyi") in files
 
 
 def test_types_and_command_are_shipped(wheel):
     assert "mldd/py.typed" in wheel.namelist()
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "mldd = mldd.cli:main" in wheel.read(entry_points).decode()
+    assert "mldd = mldd.command.cli:main" in wheel.read(entry_points).decode()

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("petsc4py", reason="petsc4py is not installed")
 pytest.importorskip("greenlet", reason="greenlet is not installed")
 
-from mldd.cli import main  # noqa: E402
-from mldd.petsc import petsc  # noqa: E402
+from mldd.command.cli import main  # noqa: E402
+from mldd.ranks import load_petsc  # noqa: E402
 from tests.helpers import result  # noqa: E402
 
 PAGE = (Path(__file__).parents[1] / "PETSC.md").read_text()
@@ -25,14 +25,14 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     contents = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mldd.plot.convergence", lambda *given: None)
+        patch.setattr("mldd.figures.curves.convergence", lambda *given: None)
         for k, command in enumerate(COMMANDS):
             words = [*shlex.split(command)[1:], "--quiet", "--out", str(folder / str(k))]
             assert main(words) == 0, command
             contents.append(result(folder / str(k)))
             for word in words:  # options stay in the database until it is told otherwise
                 if re.match("-[a-z]", word):
-                    petsc().Options().delValue(word[1:])
+                    load_petsc().Options().delValue(word[1:])
     return contents
 
 
@@ -74,5 +74,5 @@ def test_monitors_and_views_speak(tmp_path, capfd):
     assert main([*words, "--quiet", "--steps", "3"]) == 0
     out = capfd.readouterr().out
     for name in ("tao_monitor", "tao_view"):
-        petsc().Options().delValue(name)
+        load_petsc().Options().delValue(name)
     assert "3 TAO,  Function value:" in out and "mldd solver ml-adagrad(" in out and "grid complexity" in out

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mldd.cli import main
-from mldd.problems.formats import DataError
-from mldd.problems.series_files import load_series
+from mldd.command.cli import main
+from mldd.problems.data import DataError, load_series
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", README.read_text(), re.DOTALL)
@@ -86,7 +85,7 @@ def test_the_batch_script_is_sound(tmp_path: Path) -> None:
     script.write_text(BATCH_SCRIPTS[0])
     subprocess.run(["bash", "-n", str(script)], check=True)
     (command,) = [line for line in BATCH_SCRIPTS[0].splitlines() if line.startswith("srun")]
-    from mldd.cli import parse
+    from mldd.command.cli import parse
 
     options = parse(shlex.split(command)[2:])
     assert options.solver == "dd-adagrad"

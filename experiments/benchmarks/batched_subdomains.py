@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import torch
 
-from mldd.problems.datasets import load_graph
+from mldd.problems.data import load_graph
 from mldd.problems.graphs import NodeClassification
 
 BAR = 1.3

@@ -34,18 +34,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mldd.hierarchy import Hierarchy
-from mldd.monitor import Record, write_table
-from mldd.parallel import prepare, world
-from mldd.partition import report
-from mldd.problems.forecasting import Forecasting
+from mldd.algebra import Hierarchy
+from mldd.graph import report
+from mldd.loop import Record, Stop, minimise, write_table
+from mldd.problems.forecasts import Forecasting
 from mldd.problems.graphs import NodeClassification
-from mldd.solver import Stop, minimise
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.local_sgd import LocalSgd
-from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
-from mldd.solvers.spqn import SchwarzLBFGS
+from mldd.ranks import prepare, world
+from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS, SchwarzLBFGS
 
 # Losses at 50, 80 and 95 per cent of the way from the start to the best loss found (in brackets).
 TARGETS = {

@@ -24,14 +24,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mldd.monitor import History, replacing, write_table
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.pde import MinimalSurface
-from mldd.problems.supervised import Digits
-from mldd.solver import Solver, Stop, minimise
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.schwarz import NonlinearSchwarz
-from mldd.solvers.snes import Snes
+from mldd.loop import History, Solver, Stop, minimise, replacing, write_table
+from mldd.problems.grids import MinimalSurface
+from mldd.problems.images import Digits
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import LBFGS, NonlinearSchwarz
+from mldd.solvers.petsc import Snes
 
 COLOURS = {"L-BFGS": "#000000", "NRAS": "#999999", "NGMRES": "#0072B2", "Anderson": "#D55E00", "QN": "#009E73"}
 TYPES = {"NGMRES": "ngmres", "Anderson": "anderson", "QN": "qn"}

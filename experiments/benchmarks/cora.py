@@ -21,14 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from mldd.monitor import Record, replacing, write_table
-from mldd.parallel import prepare, world
+from mldd.loop import Record, Stop, minimise, replacing, write_table
 from mldd.problems.graphs import NodeClassification
-from mldd.solver import Stop, minimise
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.schwarz import SchwarzAdaGrad
+from mldd.ranks import prepare, world
+from mldd.solvers import LBFGS, AdaGrad, Adam, SchwarzAdaGrad
 
 PARTS = 4
 TARGETS = (1.0, 0.6, 0.46)

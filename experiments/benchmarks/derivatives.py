@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.taylor import Jets, Network
+from mldd.problems.pinns import Jets, Network
+from mldd.ranks import SERIAL, prepare
 
 NU = 0.01 / torch.pi
 

@@ -24,19 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mldd.cost import uncounted
-from mldd.monitor import write_table
-from mldd.parallel import Communicator, prepare, world
-from mldd.plot import comparison
-from mldd.problems.supervised import Digits
-from mldd.solver import Result, Stop, minimise
-from mldd.solvers.apts import Apts
-from mldd.solvers.baselines import Adam, Sgd
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.local_sgd import DiLoCo, LocalSgd
-from mldd.solvers.schwarz import SchwarzAdaGrad
-from mldd.solvers.spqn import SchwarzLBFGS
-from mldd.solvers.trust_region import TrustRegion
+from mldd.algebra import uncounted
+from mldd.figures import comparison
+from mldd.loop import Result, Stop, minimise, write_table
+from mldd.problems.images import Digits
+from mldd.ranks import Communicator, prepare, world
+from mldd.solvers import LBFGS, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, SchwarzLBFGS, Sgd, TrustRegion
 
 TARGETS = (1e-2, 1e-4, 1e-6)
 COLUMNS = ("cpu", "seconds", "gradients", "synchronisations", "accepted")

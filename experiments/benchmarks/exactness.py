@@ -24,23 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.cost import counting
-from mldd.monitor import write_table
-from mldd.objective import Objective, sampled
-from mldd.parallel import SERIAL, Communicator, prepare, world
-from mldd.partition import partition
-from mldd.problems.datasets import GraphData, load_graph
-from mldd.problems.encode_process_decode import EncodeProcessDecode
-from mldd.problems.graphs import NodeClassification
-from mldd.problems.mesh_batches import MeshSource, stack_meshes
-from mldd.problems.mesh_levels import regional_mesh
-from mldd.problems.mesh_shards import mesh_shard
-from mldd.problems.meshes import grid_mesh
-from mldd.problems.node_loss import NodeLoss
-from mldd.problems.sharded import ShardedClassification
-from mldd.solver import Stop, minimise
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
+from mldd.algebra import Objective, counting, sampled
+from mldd.graph import partition
+from mldd.loop import Stop, minimise, write_table
+from mldd.problems.data import GraphData, grid_mesh, load_graph, regional_mesh
+from mldd.problems.graphs import NodeClassification, NodeLoss, ShardedClassification
+from mldd.problems.nets import EncodeProcessDecode, MeshSource, mesh_shard, stack_meshes
+from mldd.ranks import SERIAL, Communicator, prepare, world
+from mldd.solvers import LBFGS, Adam
 
 HEADER = "model  partition     ranks     loss  gradient      adam    lbfgs  halo rows      bytes  exchanges"
 

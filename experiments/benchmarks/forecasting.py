@@ -24,13 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.monitor import History, write_table
-from mldd.parallel import prepare, world
-from mldd.problems.forecast_loss import ForecastLoss
-from mldd.problems.forecasting import Forecasting
-from mldd.solver import Stop, minimise
-from mldd.solvers.baselines import Adam
-from mldd.solvers.schwarz import SchwarzAdaGrad
+from mldd.loop import History, Stop, minimise, write_table
+from mldd.problems.forecasts import Forecasting, ForecastLoss
+from mldd.ranks import prepare, world
+from mldd.solvers import Adam, SchwarzAdaGrad
 
 PARTS, OVERLAP = 4, 1
 CHECKS = 20  # validations per run, evenly spread over its time

@@ -31,14 +31,10 @@ from torch import Tensor
 from torch_geometric import nn
 
 from mldd.graph import Graph
-from mldd.monitor import write_table
-from mldd.problems.composite import Source, propagation, stack
-from mldd.problems.datasets import load_graph
-from mldd.problems.formats import from_tensor
-from mldd.problems.meshes import grid_mesh
-from mldd.problems.models import GraphNet
-from mldd.problems.node_loss import NodeLoss
-from mldd.problems.operators import multiply
+from mldd.loop import write_table
+from mldd.problems.data import from_tensor, grid_mesh, load_graph
+from mldd.problems.graphs import NodeLoss
+from mldd.problems.nets import GraphNet, Source, multiply, propagation, stack
 
 BAR = 1.5
 CLASSES, FEATURES = 16, 64  # of the mesh

@@ -19,13 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mldd.cost import counting, uncounted
-from mldd.monitor import write_table
-from mldd.problems.graphs import NodeClassification
-from mldd.problems.own_networks import SubdomainNetworks
-from mldd.solver import Stop, minimise
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
+from mldd.algebra import counting, uncounted
+from mldd.loop import Stop, minimise, write_table
+from mldd.problems.graphs import NodeClassification, SubdomainNetworks
+from mldd.solvers import LBFGS, Adam
 
 TARGETS = (1.0, 0.6, 0.4)
 COARSE_STEPS, MOST = 60, 400

@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 
-from mldd.monitor import write_table
-from mldd.parallel import Communicator, prepare, world
-from mldd.problems.synthetic import SyntheticClassification
-from mldd.solver import Stop, minimise
-from mldd.solvers.baselines import Adam
+from mldd.loop import Stop, minimise, write_table
+from mldd.problems.graphs import SyntheticClassification
+from mldd.ranks import Communicator, prepare, world
+from mldd.solvers import Adam
 
 GIB, MIB = 2**30, 2**20
 COLUMNS = ("libraries", "graph", "objective", "peak")

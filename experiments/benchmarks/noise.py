@@ -22,14 +22,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mldd.hierarchy import Hierarchy, Level
-from mldd.monitor import replacing, write_table
-from mldd.objective import Noisy
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.pde import MinimalSurface, Obstacle
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.recursive import MultilevelAdaGrad
+from mldd.algebra import Hierarchy, Level, Noisy
+from mldd.loop import Status, Stop, minimise, replacing, write_table
+from mldd.problems.grids import MinimalSurface, Obstacle
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import AdaGrad, MultilevelAdaGrad
 
 NOISE = (0, 5, 15, 25, 50)  # per cent
 FALL = 1e-3

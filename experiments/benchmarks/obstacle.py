@@ -24,13 +24,11 @@ from typing import Any
 
 import torch
 
-from mldd.monitor import write_table
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.pde import Obstacle
-from mldd.solver import Stop, minimise
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.recursive import MultilevelAdaGrad
-from mldd.solvers.tao import Tao
+from mldd.loop import Stop, minimise, write_table
+from mldd.problems.grids import Obstacle
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import AdaGrad, MultilevelAdaGrad
+from mldd.solvers.petsc import Tao
 
 ATOL = 1e-6
 STEPS = {2: 27, 3: 23, 4: 23, 5: 23}  # bars on the steps of 2 to 5 levels

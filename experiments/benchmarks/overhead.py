@@ -21,25 +21,34 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.cost import Price
-from mldd.decomposition import SharedDecomposition
-from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Corrected, Objective
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.dense import Classification
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.apts import Apts
-from mldd.solvers.aspin import Raspen
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.local_sgd import DiLoCo, LocalSgd
-from mldd.solvers.mofftr import Mofftr
-from mldd.solvers.recursive import MultilevelAdaGrad
-from mldd.solvers.schwarz import NonlinearSchwarz, SchwarzAdaGrad
-from mldd.solvers.spqn import SchwarzLBFGS
-from mldd.solvers.trust_region import TrustRegion
-from mldd.transfer import Identity
+from mldd.algebra import (
+    Corrected,
+    Hierarchy,
+    Identity,
+    Level,
+    Objective,
+    Price,
+    SharedDecomposition,
+    contiguous,
+    index_decomposition,
+)
+from mldd.problems.nets import Classification
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import (
+    LBFGS,
+    AdaGrad,
+    Adam,
+    Apts,
+    DiLoCo,
+    LocalSgd,
+    Mofftr,
+    MultilevelAdaGrad,
+    NonlinearSchwarz,
+    Raspen,
+    SchwarzAdaGrad,
+    SchwarzLBFGS,
+    TrustRegion,
+)
 
 # inputs, hidden widths, samples, steps per block
 SIZES = (

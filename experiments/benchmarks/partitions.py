@@ -24,13 +24,10 @@ from typing import Any
 
 import torch
 
-from mldd.graph import Graph
-from mldd.monitor import write_table
-from mldd.partition import names, partition
-from mldd.partition_table import measured
-from mldd.problems.datasets import load_graph
-from mldd.problems.meshes import grid_mesh, icosphere, power_law
-from mldd.vertex_cut import vertex_cut
+from mldd.command import measured
+from mldd.graph import Graph, partition, partition_methods, vertex_cut
+from mldd.loop import write_table
+from mldd.problems.data import grid_mesh, icosphere, load_graph, power_law
 
 LARGE = 100_000
 VERTEX_CUT = "vertex cut"
@@ -126,7 +123,7 @@ def table(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graphs", nargs="+", default=["cora", "citeseer"])
-    parser.add_argument("--methods", nargs="+", default=names())
+    parser.add_argument("--methods", nargs="+", default=partition_methods())
     parser.add_argument("--parts", type=int, default=16)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--size", type=int, default=1_000_000)

@@ -27,15 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mldd.cost import uncounted
-from mldd.monitor import History, Record, write_table
-from mldd.parallel import Communicator, prepare, world
-from mldd.plot import comparison
-from mldd.problems.pinn import PhysicsInformed
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.spqn import SchwarzLBFGS
+from mldd.algebra import uncounted
+from mldd.figures import comparison
+from mldd.loop import History, Record, Status, Stop, minimise, write_table
+from mldd.problems.pinns import PhysicsInformed
+from mldd.ranks import Communicator, prepare, world
+from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
 
 TARGETS = (1e-2, 1e-3, 1e-4)
 BARS = (1e-3, 1e-4)

@@ -37,15 +37,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.cost import counting
-from mldd.cost_model import CostModel, Machine, Work, fit, graph_work
-from mldd.halo import timed
-from mldd.monitor import write_table
-from mldd.parallel import SERIAL, Communicator, prepare, world
-from mldd.problems.halo_operator import HaloOperator
-from mldd.problems.layers import sparse_first
-from mldd.problems.node_loss import NodeLoss
-from mldd.problems.synthetic import SyntheticClassification
+from mldd.algebra import counting
+from mldd.graph import CostModel, Machine, Work, fit, graph_work
+from mldd.loop import write_table
+from mldd.problems.graphs import NodeLoss, SyntheticClassification
+from mldd.problems.nets import HaloOperator, sparse_first
+from mldd.ranks import SERIAL, Communicator, prepare, timed, world
 
 LAYERS, CLASSES, FEATURES = 3, 8, 64
 CONFIGURATION = ("ranks", "nodes", "model", "hidden", "degree", "aspect")

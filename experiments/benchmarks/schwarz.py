@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mldd.monitor import replacing, write_table
-from mldd.parallel import prepare, world
-from mldd.problems.pde import Obstacle
-from mldd.solver import Stop, minimise
-from mldd.solvers.schwarz import SchwarzAdaGrad
+from mldd.loop import Stop, minimise, replacing, write_table
+from mldd.problems.grids import Obstacle
+from mldd.ranks import prepare, world
+from mldd.solvers import SchwarzAdaGrad
 
 OVERLAPS = (1, 2, 4)
 COMBINE: dict[str, dict[str, Any]] = {

@@ -23,14 +23,11 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.monitor import History
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.pinn import PhysicsInformed
-from mldd.solvers.baselines import Adam
-from mldd.solvers.batch_lbfgs import BatchLBFGS
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.schwarz import NonlinearSchwarz
-from mldd.solvers.spqn import SchwarzLBFGS
+from mldd.loop import History
+from mldd.problems.pinns import PhysicsInformed
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import LBFGS, Adam, NonlinearSchwarz, SchwarzLBFGS
+from mldd.solvers.parts import BatchLBFGS
 
 BAR = 0.35  # ms per step of Adam
 TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)

@@ -28,14 +28,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from mldd import Stop, minimise
-from mldd.cost import uncounted
-from mldd.monitor import write_table
-from mldd.parallel import SERIAL, prepare
-from mldd.problems.pinn import PhysicsInformed
-from mldd.solver import Status
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.spqn import SchwarzLBFGS
+from mldd.algebra import uncounted
+from mldd.loop import Status, write_table
+from mldd.problems.pinns import PhysicsInformed
+from mldd.ranks import SERIAL, prepare
+from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
 
 # Ratios of the minutes that L-BFGS took and ASPQN (a GPU per subdomain), MSPQN (one GPU) took, and the target error.
 PAPER = {

@@ -7,12 +7,12 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     import torch
     from dataclasses import replace
-    from mldd.restrictions import LocalRestrictions
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.problems.pde import Obstacle
-    from mldd.problems.supervised import Digits
-    from mldd.solver import Status, Stop, minimise
-    from mldd.solvers.apts import Apts
+    from mldd.algebra import LocalRestrictions
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.problems.grids import Obstacle
+    from mldd.problems.images import Digits
+    from mldd.loop import Status, Stop, minimise
+    from mldd.solvers import Apts
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]

@@ -7,12 +7,12 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     from dataclasses import replace
     import torch
-    from mldd.restrictions import contiguous, index_decomposition
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.problems.forchheimer import Forchheimer
-    from mldd.problems.supervised import Classification
-    from mldd.solver import Stop, minimise
-    from mldd.solvers.aspin import Aspin, Raspen
+    from mldd.algebra import contiguous, index_decomposition
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.problems.grids import Forchheimer
+    from mldd.problems.images.supervised import Classification
+    from mldd.loop import Stop, minimise
+    from mldd.solvers import Aspin, Raspen
 
     pair, all_four = Communicator(world().mpi.Split(world().rank // 2)), world()
     assert [comm.ranks for comm in (pair, all_four)] == [2, 4]

@@ -7,15 +7,15 @@ from tests.helpers import agree, needs_mpi
 SCRIPT = """
     import numpy as np
     import torch
-    from mldd.cost import counting
-    from mldd.parallel import Communicator, world
-    from mldd.objective import sampled
-    from mldd.problems.encode_process_decode import EncodeProcessDecode
-    from mldd.problems.forecasting import Forecasting
-    from mldd.problems.mesh_batches import MeshSource, stack_meshes
-    from mldd.problems.mesh_levels import global_mesh, regional_mesh
-    from mldd.problems.mesh_shards import mesh_shard
-    from mldd.problems.series import Series
+    from mldd.algebra import counting
+    from mldd.ranks import Communicator, world
+    from mldd.algebra import sampled
+    from mldd.problems.nets import EncodeProcessDecode
+    from mldd.problems.forecasts import Forecasting
+    from mldd.problems.nets import MeshSource, stack_meshes
+    from mldd.problems.data.mesh_levels import global_mesh, regional_mesh
+    from mldd.problems.nets import mesh_shard
+    from mldd.problems.data import Series
 
     KIND = {"dtype": torch.float64, "device": "cpu"}
     S, F, C = 3, 2, 2

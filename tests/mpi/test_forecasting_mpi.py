@@ -6,10 +6,10 @@ from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.cost import counting
-    from mldd.objective import sampled
-    from mldd.parallel import world
-    from mldd.problems.forecasting import Forecasting
+    from mldd.algebra import counting
+    from mldd.algebra import sampled
+    from mldd.ranks import world
+    from mldd.problems.forecasts import Forecasting
     from tests.small_series import waves
 
     comm = world()

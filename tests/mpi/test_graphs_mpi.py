@@ -6,12 +6,12 @@ from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.cost import counting
-    from mldd.objective import sampled
-    from mldd.parallel import Communicator, world
-    from mldd.problems.datasets import sbm
+    from mldd.algebra import counting
+    from mldd.algebra import sampled
+    from mldd.ranks import Communicator, world
+    from mldd.problems.data.datasets import sbm
     from mldd.problems.graphs import NodeClassification
-    from mldd.problems.dense import Classification
+    from mldd.problems.nets import Classification
 
     data = sbm(nodes=300, classes=3, features=5)
 

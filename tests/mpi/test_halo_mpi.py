@@ -6,9 +6,9 @@ from tests.helpers import agree, launch, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.cost import counting
-    from mldd.halo import Halo, timed
-    from mldd.parallel import Communicator, world
+    from mldd.algebra import counting
+    from mldd.ranks import Halo, timed
+    from mldd.ranks import Communicator, world
 
     def make(comm, own, each, **options):
         # `each` random rows of every other rank; of four ranks the last reads nobody and is read by nobody.
@@ -90,8 +90,8 @@ SCRIPT = """
 
 ORDER = """
     import torch
-    from mldd.halo import Halo
-    from mldd.parallel import world
+    from mldd.ranks import Halo
+    from mldd.ranks import world
 
     comm = world()
     owner = torch.zeros(3 if comm.rank else 0, dtype=torch.int64)

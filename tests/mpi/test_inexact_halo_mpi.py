@@ -6,16 +6,16 @@ from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.cost import counting
-    from mldd.halo import Halo
-    from mldd.objective import sampled
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.partition import partition
-    from mldd.problems.datasets import sbm
-    from mldd.problems.inexact_halo import HistoricalHalo, QuantisedHalo, SampledHalo, StaleHalo
-    from mldd.problems.sharded import ShardedClassification
-    from mldd.solver import Stop, minimise
-    from mldd.solvers.baselines import Adam
+    from mldd.algebra import counting
+    from mldd.ranks import Halo
+    from mldd.algebra import sampled
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.graph import partition
+    from mldd.problems.data.datasets import sbm
+    from mldd.problems.graphs.inexact_halo import HistoricalHalo, QuantisedHalo, SampledHalo, StaleHalo
+    from mldd.problems.graphs import ShardedClassification
+    from mldd.loop import Stop, minimise
+    from mldd.solvers import Adam
 
     comm = world()
     # Every rank reads all six rows of all others.

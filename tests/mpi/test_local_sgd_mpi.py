@@ -6,13 +6,13 @@ from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.parallel import SERIAL, world
-    from mldd.problems.supervised import Digits
-    from mldd.solver import Status, Stop, minimise
-    from mldd.solvers.baselines import Adam
-    from mldd.solvers.local_sgd import DiLoCo, LocalSgd
-    from mldd.solvers.recursive import MultilevelAdaGrad
-    from mldd.solvers.schwarz import SchwarzAdaGrad
+    from mldd.ranks import SERIAL, world
+    from mldd.problems.images import Digits
+    from mldd.loop import Status, Stop, minimise
+    from mldd.solvers import Adam
+    from mldd.solvers import DiLoCo, LocalSgd
+    from mldd.solvers import MultilevelAdaGrad
+    from mldd.solvers import SchwarzAdaGrad
 
     assert world().ranks == 2
 

@@ -7,11 +7,11 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     import torch
     from mldd.graph import Graph
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.problems.datasets import GraphData
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.problems.data import GraphData
     from mldd.problems.graphs import NodeClassification
-    from mldd.solver import Stop, minimise
-    from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
+    from mldd.loop import Stop, minimise
+    from mldd.solvers import MultilevelLBFGS
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     generator = torch.Generator().manual_seed(0)

@@ -6,10 +6,10 @@ from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.cost import counting
-    from mldd.objective import sampled
-    from mldd.parallel import world
-    from mldd.problems.pinn import PhysicsInformed
+    from mldd.algebra import counting
+    from mldd.algebra import sampled
+    from mldd.ranks import world
+    from mldd.problems.pinns import PhysicsInformed
 
     def same(a, b, what):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-13), (what, float((a - b).abs().max()))

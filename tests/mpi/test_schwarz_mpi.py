@@ -6,13 +6,13 @@ from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.problems.datasets import sbm
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.problems.data.datasets import sbm
     from mldd.problems.graphs import NodeClassification
-    from mldd.problems.pde import Obstacle
-    from mldd.solver import Status, Stop, minimise
-    from mldd.solvers.baselines import Sgd
-    from mldd.solvers.schwarz import NonlinearSchwarz, SchwarzAdaGrad
+    from mldd.problems.grids import Obstacle
+    from mldd.loop import Status, Stop, minimise
+    from mldd.solvers import Sgd
+    from mldd.solvers import NonlinearSchwarz, SchwarzAdaGrad
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]

@@ -2,27 +2,27 @@
 
 import pytest
 
-from mldd.partition import partition
-from mldd.problems.datasets import sbm
-from mldd.problems.shards import write
+from mldd.graph import partition
+from mldd.problems.data import write
+from mldd.problems.data.datasets import sbm
 from tests.helpers import MLDD, launch, needs_mpi, result
 
 START = """
     import sys
     import numpy as np
     import torch
-    from mldd.cost import counting
+    from mldd.algebra import counting
     from mldd.graph import Graph
-    from mldd.objective import sampled
-    from mldd.parallel import Communicator, SERIAL, world
-    from mldd.partition import partition
-    from mldd.problems.composite import composite_labels, stack
-    from mldd.problems.datasets import GraphData, sbm
+    from mldd.algebra import sampled
+    from mldd.ranks import Communicator, SERIAL, world
+    from mldd.graph import partition
+    from mldd.problems.nets import composite_labels, stack
+    from mldd.problems.data.datasets import GraphData, sbm
     from mldd.problems.graphs import NodeClassification
-    from mldd.problems.node_loss import NodeLoss
-    from mldd.problems.sharded import ShardedClassification
-    from mldd.solver import Stop, minimise
-    from mldd.solvers.schwarz import SchwarzAdaGrad
+    from mldd.problems.graphs import NodeLoss
+    from mldd.problems.graphs import ShardedClassification
+    from mldd.loop import Stop, minimise
+    from mldd.solvers import SchwarzAdaGrad
 
     def same(a, b, what, tolerance=1e-12):
         assert float((a - b).norm()) <= tolerance * float(b.norm()), (what, float((a - b).norm() / b.norm()))

@@ -6,8 +6,8 @@ from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
     import torch
-    from mldd.parallel import SERIAL, Communicator, world
-    from mldd.problems.synthetic import SyntheticClassification
+    from mldd.ranks import SERIAL, Communicator, world
+    from mldd.problems.graphs import SyntheticClassification
 
     def check(comm):
         for model, degree in (("gcn", 10), ("sage", 12)):

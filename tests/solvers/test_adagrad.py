@@ -12,11 +12,10 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.bounds import Bounds
-from mldd.cost import counting
-from mldd.objective import Noisy
-from mldd.solvers.adagrad import AdaGrad, model_step
-from mldd.solvers.pairs import Pairs
+from mldd.algebra import Bounds, Noisy, counting
+from mldd.solvers import AdaGrad
+from mldd.solvers.adagrad import model_step
+from mldd.solvers.parts import Pairs
 from tests.helpers import Quadratic, WithoutValue, quadratic
 
 

@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.bounds import Bounds
-from mldd.cost import Price, counting
-from mldd.decomposition import Decomposition, SharedDecomposition
-from mldd.objective import Corrected, Objective, Remembered
-from mldd.problems.supervised import Digits
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solver import Status
-from mldd.solvers.apts import Apts, orthonormal
-from mldd.solvers.trust_region import TrustRegion
+from mldd.algebra import (
+    Bounds,
+    Corrected,
+    Decomposition,
+    Objective,
+    Price,
+    Remembered,
+    SharedDecomposition,
+    contiguous,
+    counting,
+    index_decomposition,
+)
+from mldd.loop import Status
+from mldd.problems.images import Digits
+from mldd.solvers import Apts, TrustRegion
+from mldd.solvers.apts import orthonormal
 from tests.helpers import Rosenbrock, quadratic
 
 N = 6

@@ -11,24 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.cost import Price
-from mldd.decomposition import Decomposition, SharedDecomposition
-from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Objective, Remembered, Restricted
-from mldd.petsc import petsc
-from mldd.problems.forchheimer import Forchheimer
-from mldd.problems.pde import Bratu
-from mldd.problems.quadratic import Quadratic
-from mldd.problems.supervised import Classification
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solver import State, Status, Stop, minimise
-from mldd.solvers.aspin import Aspin, Raspen
-from mldd.solvers.linearised import CoarseCorrection, Linear
-from mldd.solvers.newton import NewtonCG
-from mldd.solvers.subspace import Subspace
-from mldd.solvers.sweep import Sweep
-from mldd.transfer import MatrixTransfer
+from mldd.algebra import (
+    Bounds,
+    Decomposition,
+    Hierarchy,
+    Level,
+    MatrixTransfer,
+    Objective,
+    Price,
+    Remembered,
+    Restricted,
+    SharedDecomposition,
+    contiguous,
+    index_decomposition,
+)
+from mldd.loop import State, Status, Stop, minimise
+from mldd.problems.grids import Bratu, Forchheimer, Quadratic
+from mldd.problems.images.supervised import Classification
+from mldd.ranks import load_petsc
+from mldd.solvers import Aspin, NewtonCG, Raspen
+from mldd.solvers.parts import Subspace, Sweep
+from mldd.solvers.schwarz_jacobian import CoarseCorrection, Linear
 from tests.helpers import Quadratic as DenseQuadratic
 from tests.helpers import quadratic
 
@@ -516,7 +519,7 @@ def test_local_solves_that_diverge_are_left_out_and_said():
 
 def test_options_of_the_krylov_solver_and_its_failure():
     problem = Forchheimer()
-    options = petsc().Options()
+    options = load_petsc().Options()
     options["raspen_ksp_max_it"] = 2
     try:
         solver = Raspen(problem.decomposition(10, 3))

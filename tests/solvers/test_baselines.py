@@ -10,12 +10,10 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.cost import counting
-from mldd.objective import Remembered
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.baselines import Adam, Sgd, TorchAdaGrad
-from mldd.solvers.lbfgs import LBFGS, Trial, cubic_minimiser
+from mldd.algebra import Bounds, Remembered, counting
+from mldd.loop import Status, Stop, minimise
+from mldd.solvers import LBFGS, Adam, Sgd, TorchAdaGrad
+from mldd.solvers.lbfgs import Trial, cubic_minimiser
 from tests.helpers import Failing, Quadratic, Rosenbrock, WithoutValue, quadratic
 
 PAIRS = [

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.objective import Remembered
-from mldd.solver import Status
-from mldd.solvers.batch_lbfgs import BatchLBFGS, RowPairs, WolfeSearches, cubic_minimisers
-from mldd.solvers.lbfgs import LBFGS, Trial, cubic_minimiser
+from mldd.algebra import Bounds, Remembered
+from mldd.loop import Status
+from mldd.solvers import LBFGS
+from mldd.solvers.lbfgs import Trial, cubic_minimiser
+from mldd.solvers.parts import BatchLBFGS
+from mldd.solvers.parts.batch_lbfgs import RowPairs, WolfeSearches, cubic_minimisers
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 

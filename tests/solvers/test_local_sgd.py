@@ -6,16 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mldd.bounds import Bounds
-from mldd.checkpoint import load, save
-from mldd.decomposition import SharedDecomposition
-from mldd.objective import sampled
-from mldd.problems.supervised import Digits
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.baselines import Adam, Sgd
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.local_sgd import DiLoCo, LocalSgd
+from mldd.algebra import Bounds, SharedDecomposition, contiguous, index_decomposition, sampled
+from mldd.loop import Status, Stop, minimise
+from mldd.loop.checkpoint import load, save
+from mldd.problems.images import Digits
+from mldd.solvers import LBFGS, Adam, DiLoCo, LocalSgd, Sgd
 from tests.helpers import Quadratic, WithoutValue, quadratic
 
 

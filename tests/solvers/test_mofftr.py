@@ -6,14 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Corrected
-from mldd.problems.pde import Obstacle
-from mldd.problems.quadratic import Quadratic
-from mldd.problems.supervised import Digits
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.mofftr import Mofftr
-from mldd.solvers.recursive import MultilevelAdaGrad
+from mldd.algebra import Corrected, Hierarchy, Level
+from mldd.loop import Status, Stop, minimise
+from mldd.problems.grids import Obstacle, Quadratic
+from mldd.problems.images import Digits
+from mldd.solvers import Mofftr, MultilevelAdaGrad
 from tests.helpers import Rosenbrock, WithoutValue, quadratic
 
 

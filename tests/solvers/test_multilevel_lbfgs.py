@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.cost import counting
-from mldd.flatten import Layout
+from mldd.algebra import Hierarchy, Identity, Layout, Level, MatrixTransfer, Remembered, counting
 from mldd.graph import Graph
-from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Remembered
-from mldd.problems.datasets import GraphData
+from mldd.problems.data import GraphData
 from mldd.problems.graphs import NodeClassification
-from mldd.solvers.baselines import Adam
-from mldd.solvers.lbfgs import LBFGS, lbfgs_direction
-from mldd.solvers.local_sgd import LocalSgd
-from mldd.solvers.multilevel_lbfgs import MultilevelLBFGS
-from mldd.solvers.row_scaling import Rows, layout_of
-from mldd.transfer import Identity, MatrixTransfer
+from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS
+from mldd.solvers.lbfgs import lbfgs_direction
+from mldd.solvers.parts import Rows, layout_of
 from tests.helpers import quadratic
 
 

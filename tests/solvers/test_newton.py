@@ -9,14 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.cost import Price, counting
-from mldd.objective import Corrected, Remembered
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.inverse import Factors, Inverse, half_bandwidth, hessians, truncated_cg
-from mldd.solvers.newton import NewtonCG
-from mldd.solvers.sweep import Sweep
+from mldd.algebra import Bounds, Corrected, Price, Remembered, contiguous, counting, index_decomposition
+from mldd.loop import Status, Stop, minimise
+from mldd.solvers import NewtonCG
+from mldd.solvers.parts import Factors, Sweep, half_bandwidth, hessians, truncated_cg
+from mldd.solvers.parts.hessian_solve import Inverse
 from tests.helpers import Failing, Quadratic, Rosenbrock, quadratic
 
 DENSE, CG = NewtonCG(), NewtonCG(dense=0)

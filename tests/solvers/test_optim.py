@@ -9,14 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from mldd.cost import counting
-from mldd.flatten import ModuleObjective
-from mldd.solver import Status, Stop, minimise
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.baselines import Adam, Sgd, TorchAdaGrad
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.optim import Optimizer
-from mldd.solvers.schwarz import NonlinearSchwarz, SchwarzAdaGrad
+from mldd.algebra import counting
+from mldd.algebra.flatten import ModuleObjective
+from mldd.loop import Status, Stop, minimise
+from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Optimizer, SchwarzAdaGrad, Sgd, TorchAdaGrad
 
 
 def network(dtype=torch.float64, dropout=0.0):
@@ -90,7 +86,7 @@ def test_lbfgs_fits_and_evaluates_several_times():
 def test_tao_as_an_optimizer():
     pytest.importorskip("petsc4py")
     pytest.importorskip("greenlet")
-    from mldd.solvers.tao import Tao
+    from mldd.solvers.petsc import Tao
 
     module = network()
     losses = train(module, Optimizer(module.parameters(), Tao("lmvm")), 30)

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.cost import counting
-from mldd.petsc import petsc
+from mldd.algebra import contiguous, counting, index_decomposition
 from mldd.problems.graphs import NodeClassification
-from mldd.problems.pde import Obstacle
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.schwarz import SchwarzAdaGrad
+from mldd.problems.grids import Obstacle
+from mldd.ranks import load_petsc
+from mldd.solvers import AdaGrad, SchwarzAdaGrad
 from tests.helpers import WithoutValue, quadratic
 
 SETTINGS = {"rate": 0.1, "varsigma": 1e-3, "local_steps": 4, "global_steps": 0, "combine": "wasm"}
@@ -33,7 +31,7 @@ def sbm() -> NodeClassification:
 
 def has_petsc() -> bool:
     try:
-        petsc()
+        load_petsc()
     except ImportError:
         return False
     return True

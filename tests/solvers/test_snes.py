@@ -13,14 +13,17 @@ import torch
 pytest.importorskip("petsc4py", reason="petsc4py is not installed")
 pytest.importorskip("greenlet", reason="greenlet is not installed")
 
-from mldd.cost import counting  # noqa: E402
-from mldd.petsc import as_tensor, as_vec, copies, insert_options, petsc, read, write  # noqa: E402
-from mldd.problems.quadratic import Quadratic  # noqa: E402
-from mldd.snes import TYPES  # noqa: E402
-from mldd.solver import State, Status, Stop, minimise  # noqa: E402
-from mldd.solvers.baselines import Sgd  # noqa: E402
-from mldd.solvers.schwarz import SchwarzAdaGrad  # noqa: E402
-from mldd.solvers.snes import Snes  # noqa: E402
+from mldd.algebra import counting  # noqa: E402
+from mldd.loop import State, Status, Stop, minimise  # noqa: E402
+from mldd.problems.grids import Quadratic  # noqa: E402
+from mldd.ranks import as_tensor, as_vec, insert_options, load_petsc, read, write
+from mldd.ranks.petsc import copies  # noqa: E402
+from mldd.solvers import (
+    SchwarzAdaGrad,  # noqa: E402
+    Sgd,  # noqa: E402
+)
+from mldd.solvers.petsc import Snes  # noqa: E402
+from mldd.solvers.petsc.snes_problem import TYPES  # noqa: E402
 from tests.helpers import Failing, Rosenbrock, WithoutValue, quadratic  # noqa: E402
 
 PLAIN = [t for t in TYPES if t != "python"]
@@ -41,7 +44,7 @@ def options():
 
     yield put
     for name in names:
-        petsc().Options().delValue(name)
+        load_petsc().Options().delValue(name)
 
 
 def iterates(solver, f, x, steps):
@@ -53,7 +56,7 @@ def iterates(solver, f, x, steps):
 
 def by_petsc(type, f, x, steps, prepare=lambda snes: None):
     """Return the iterates of SNES, set up by hand."""
-    snes, vec = petsc().SNES().create(petsc().COMM_SELF), as_vec(x.clone())
+    snes, vec = load_petsc().SNES().create(load_petsc().COMM_SELF), as_vec(x.clone())
     out, found = vec.duplicate(), []
 
     def jacobian(snes, v, J, P):
@@ -65,10 +68,12 @@ def by_petsc(type, f, x, steps, prepare=lambda snes: None):
     if type not in ("ngmres", "anderson"):
         snes.setObjective(lambda snes, v: float(f.value(as_tensor_of(v))))
     if isinstance(f, type_of_quadratic):
-        snes.setJacobian(jacobian, petsc().Mat().createDense((f.size, f.size), comm=petsc().COMM_SELF).setUp())
+        snes.setJacobian(
+            jacobian, load_petsc().Mat().createDense((f.size, f.size), comm=load_petsc().COMM_SELF).setUp()
+        )
     snes.getKSP().setType("stcg")
     snes.getKSP().getPC().setType("none")
-    snes.setNPCSide(petsc().PC.Side.LEFT if type in ("ncg", "nrichardson") else petsc().PC.Side.RIGHT)
+    snes.setNPCSide(load_petsc().PC.Side.LEFT if type in ("ncg", "nrichardson") else load_petsc().PC.Side.RIGHT)
     prepare(snes)
     snes.setTolerances(rtol=0.0, atol=1e-9, stol=0.0, max_it=steps)
     snes.setMonitor(lambda snes, k, norm: found.append(as_tensor_of(snes.getSolution())))

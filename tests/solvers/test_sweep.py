@@ -9,20 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from mldd.bounds import Bounds
-from mldd.cost import counting
-from mldd.decomposition import SharedDecomposition, Subdomain
-from mldd.hierarchy import Hierarchy, Level
-from mldd.objective import Corrected, Objective
-from mldd.problems.pde import MinimalSurface, Obstacle
-from mldd.restrictions import contiguous, index_decomposition
-from mldd.solver import State, Status, Stop, minimise
-from mldd.solvers.adagrad import AdaGrad
-from mldd.solvers.baselines import Adam, Sgd
-from mldd.solvers.lbfgs import LBFGS
-from mldd.solvers.schwarz import NonlinearSchwarz
-from mldd.solvers.sweep import Sweep
-from mldd.transfer import MatrixTransfer
+from mldd.algebra import (
+    Bounds,
+    Corrected,
+    Hierarchy,
+    Level,
+    MatrixTransfer,
+    Objective,
+    SharedDecomposition,
+    Subdomain,
+    contiguous,
+    counting,
+    index_decomposition,
+)
+from mldd.loop import State, Status, Stop, minimise
+from mldd.problems.grids import MinimalSurface, Obstacle
+from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Sgd
+from mldd.solvers.parts import Sweep
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 N = 24

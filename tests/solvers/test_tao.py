@@ -18,13 +18,13 @@ import torch
 pytest.importorskip("petsc4py", reason="petsc4py is not installed")
 pytest.importorskip("greenlet", reason="greenlet is not installed")
 
-from mldd.cost import counting, on_this_rank  # noqa: E402
-from mldd.petsc import insert_options, petsc, read  # noqa: E402
-from mldd.solver import Status, Stop, minimise  # noqa: E402
-from mldd.solvers.tao import Tao  # noqa: E402
-from mldd.tao import TaoProblem  # noqa: E402
+from mldd.algebra import counting, on_this_rank  # noqa: E402
+from mldd.loop import Status, Stop, minimise  # noqa: E402
+from mldd.ranks import insert_options, load_petsc, read  # noqa: E402
+from mldd.solvers.petsc import Tao  # noqa: E402
+from mldd.solvers.petsc.tao_problem import TaoProblem  # noqa: E402
 from tests.helpers import Failing, Rosenbrock, quadratic  # noqa: E402
-from tests.test_petsc import _bounded_solution  # noqa: E402
+from tests.ranks.test_petsc import _bounded_solution  # noqa: E402
 
 WITH_BOUNDS = ["blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl", "bncg", "bnls", "bntr", "bntl", "tron"]
 WITHOUT = ["lmvm", "cg", "nls", "ntr", "ntl"]
@@ -70,7 +70,7 @@ def test_stepwise_equals_one_call_of_tao(type):
             iterates[k] = read(problem.solution, torch.empty_like(x))
             evaluations[k] = cost.gradients
         if k == 12:
-            tao.setConvergedReason(petsc().TAO.ConvergedReason.CONVERGED_USER)
+            tao.setConvergedReason(load_petsc().TAO.ConvergedReason.CONVERGED_USER)
 
     problem.tao.setTolerances(0.0, 0.0, 0.0)
     problem.tao.setConvergenceTest(note)
@@ -168,8 +168,8 @@ def test_unfinished_runs_at_the_end_of_python(tmp_path):
     code = """
         import torch
         from tests.helpers import quadratic, Failing
-        from mldd.solver import minimise, Stop
-        from mldd.solvers.tao import Tao
+        from mldd.loop import minimise, Stop
+        from mldd.solvers.petsc import Tao
         f, x = quadratic(10, bounded=True), torch.zeros(10, dtype=torch.float64)
         runs = [minimise(f, x, Tao(t), stop=Stop(2)) for t in ("blmvm", "bqnktr", "bntr")]
         print([r.state.run is not None for r in runs])
@@ -243,7 +243,7 @@ def test_options_and_prefix():
         assert result.record.step == 5  # the loop's limit holds, not TAO's
     finally:
         for name in ("probe_tao_type", "probe_tao_max_it"):
-            petsc().Options().delValue(name)
+            load_petsc().Options().delValue(name)
 
 
 def test_the_state_refuses_to_be_saved():

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.bounds import Bounds
-from mldd.cost import Price, counting
-from mldd.objective import Remembered
-from mldd.solver import Status
-from mldd.solvers.secant import Secant
-from mldd.solvers.trust_region import TrustRegion
+from mldd.algebra import Bounds, Price, Remembered, counting
+from mldd.loop import Status
+from mldd.solvers import TrustRegion
+from mldd.solvers.parts import Secant
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 KINDS = ("sr1", "bfgs")

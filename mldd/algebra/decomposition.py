@@ -1,0 +1,350 @@
+"""Decompositions of the unknowns into overlapping subdomains, of which each minimises a local model.
+
+Two things are decomposed and named apart: the *graph* (who evaluates which nodes, `mldd.graph.graph`) and the
+*parameters* (who updates which unknowns, here). A subdomain of the graph usually updates all parameters; see
+`mldd.problems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mldd.algebra.bounds import Bounds
+from mldd.algebra.objective import Objective
+from mldd.algebra.transfer import IndexTransfer
+
+Combine = Literal["asm", "ras", "wasm"]
+
+
+@dataclass(frozen=True)
+class Subdomain:
+    """One overlapping subdomain.
+
+    Parameters
+    ----------
+    indices : Tensor, shape (m,), int64
+        Unknowns it updates, owned ones and overlap.
+    owned : Tensor, shape (m,), bool
+        Which of them it owns; every unknown is owned by exactly one subdomain.
+    """
+
+    indices: Tensor
+    owned: Tensor
+
+
+# Makes the batch of local objectives of a decomposition (one row per local subdomain, shape (p, m)) at the iterate x:
+# first-order corrected with the gradient g there, where it is given.
+Build = Callable[[Any, Objective, Tensor, Tensor | None], Objective]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Subdomains of n unknowns; the local ones are stacked into a (p, m) batch, padded at the end of rows.
+
+    Parameters
+    ----------
+    size : int
+        Number n of unknowns.
+    subdomains : sequence of Subdomain
+        All of them, on every rank (records of indices only).
+    build : callable
+        ``build(decomposition, f, x, g)`` gives the batch of local objectives of the subdomains in
+        ``decomposition.local``, as functions of the stacked local unknowns; padded entries never move, as they have
+        equal bounds or a zero gradient.
+    local : range
+        Numbers of the subdomains that this rank holds.
+    corrected : bool
+        The models are to be first-order corrected with the gradient at x.
+    blocks : sequence of slice
+        Consecutive groups of unknowns (layers of a network) by which a small coarse space splits its columns.
+
+    Raises
+    ------
+    ValueError
+        An empty subdomain, or an unknown that is owned by none or by several.
+    """
+
+    size: int
+    subdomains: Sequence[Subdomain]
+    build: Build
+    local: range = field(default=None)  # type: ignore[assignment]
+    corrected: bool = False
+    blocks: Sequence[slice] = (slice(None),)
+
+    def __post_init__(self) -> None:
+        """Check the invariants once."""
+        if self.local is None:
+            object.__setattr__(self, "local", range(len(self.subdomains)))
+        empty = [k for k, s in enumerate(self.subdomains) if len(s.indices) == 0]
+        if empty:
+            raise ValueError(f"every subdomain needs an unknown, got none in number {empty[0]}; use fewer parts")
+        ends = [end for s in self.subdomains for end in (int(s.indices.min()), int(s.indices.max()))]
+        if min(ends) < 0 or max(ends) >= self.size:
+            raise ValueError(f"unknowns of subdomains must be in 0..{self.size - 1}, got {min(ends)}..{max(ends)}")
+        owners = self._count(lambda s: s.indices[s.owned])
+        if not bool((owners == 1).all()):
+            i = int((owners != 1).nonzero()[0])
+            raise ValueError(f"every unknown must be owned by one subdomain, got {int(owners[i])} for unknown {i}")
+
+    def _count(self, pick: Callable[[Subdomain], Tensor]) -> Tensor:
+        return torch.bincount(torch.cat([pick(s) for s in self.subdomains]).cpu(), minlength=self.size)
+
+    @property
+    def parts(self) -> int:
+        """Number of subdomains on all ranks."""
+        return len(self.subdomains)
+
+    def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
+        return self.build(self, f, x, g)
+
+    @cached_property
+    def _alone(self) -> dict[int, Decomposition]:
+        return {}
+
+    def alone(self, k: int) -> Decomposition:
+        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none."""
+        if k not in self._alone:
+            self._alone[k] = replace(self, local=range(k, k + (k in self.local)))
+        return self._alone[k]
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """Number of subdomains that update each unknown, shape (n,)."""
+        return self._count(lambda s: s.indices).to(self.subdomains[0].indices.device)
+
+    @cached_property
+    def indices(self) -> Tensor:
+        """Stacked indices of the local subdomains, shape (p, m); padding repeats the first index of the row."""
+        mine = [self.subdomains[k].indices for k in self.local]
+        width = max((len(i) for i in mine), default=0)
+        return (
+            torch.stack([torch.cat([i, i[:1].expand(width - len(i))]) for i in mine])
+            if mine
+            else torch.empty((0, 0), dtype=torch.int64)
+        )
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Which entries of the stack are unknowns (not padding), shape (p, m)."""
+        return self._stack(lambda s: torch.ones_like(s.owned))
+
+    @cached_property
+    def owned(self) -> Tensor:
+        """Which entries of the stack are owned, shape (p, m)."""
+        return self._stack(lambda s: s.owned)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Positions of the entries of the stack in p full vectors laid end to end, shape (p, m)."""
+        return self.indices + self.size * torch.arange(len(self.indices), device=self.indices.device)[:, None]
+
+    @cached_property
+    def runs(self) -> list[slice] | None:
+        """The local subdomains as slices where all are runs of consecutive unknowns (layers): copying is then cheap."""
+        mine = [self.subdomains[k].indices for k in self.local]
+        in_front = all(bool(row[: len(i)].all()) for row, i in zip(self.valid, mine, strict=True))
+        if not in_front or not all(bool((i.diff() == 1).all()) for i in mine):
+            return None
+        return [slice(int(i[0]), int(i[-1]) + 1) for i in mine]
+
+    def _stack(self, pick: Callable[[Subdomain], Tensor]) -> Tensor:
+        out = torch.zeros_like(self.indices, dtype=torch.bool)
+        for row, k in enumerate(self.local):
+            values = pick(self.subdomains[k])
+            out[row, : len(values)] = values
+        return out
+
+    def transfer(self, k: int) -> IndexTransfer:
+        """Return the Boolean transfer between all unknowns and those of subdomain `k`."""
+        return IndexTransfer(self.subdomains[k].indices, self.size)
+
+    def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the diagonal weights of the local corrections, shape (p, m), zero at padding.
+
+        ``asm``: one (sum of all corrections); ``ras``: one at owned unknowns; ``wasm``: one over the multiplicity. The
+        last two are partitions of unity, so combined corrections stay in the box.
+
+        Raises
+        ------
+        ValueError
+            Unknown `kind`.
+        """
+        return _weights(kind, self.valid, self.owned, self.multiplicity[self.indices], dtype)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the local copies of `x`, shape (p, m)."""
+        if self.runs is None:
+            return x[self.indices]
+        rows = x.new_empty(self.indices.shape)
+        for row, run in zip(rows, self.runs, strict=True):
+            row[: run.stop - run.start] = x[run]
+            row[run.stop - run.start :] = x[run.start]
+        return rows
+
+    def scatter(self, corrections: Tensor) -> Tensor:
+        """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
+        total = corrections.new_zeros(self.size)
+        if self.runs is None:
+            return total.index_add_(0, self.indices.flatten(), corrections.flatten())
+        for row, run in zip(corrections, self.runs, strict=True):
+            total[run] += row[: run.stop - run.start]
+        return total
+
+    def spread(self, corrections: Tensor) -> Tensor:
+        """Return each local correction extended by zero to all unknowns, shape (p, n)."""
+        return corrections.new_zeros((len(corrections), self.size)).scatter_add_(1, self.indices, corrections)
+
+    def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
+        """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`.
+
+        Without bounds padding needs none: local models have a zero gradient there.
+        """
+        if bounds.is_free:
+            return Bounds.free(*y.shape, dtype=y.dtype, device=y.device)
+        lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
+        return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
+
+
+def _weights(kind: Combine, valid: Tensor, owned: Tensor, multiplicity: Tensor, dtype: torch.dtype) -> Tensor:
+    if kind == "asm":
+        return valid.to(dtype)
+    if kind == "ras":
+        return owned.to(dtype)
+    if kind == "wasm":
+        return valid.to(dtype) / multiplicity.to(dtype)
+    raise ValueError(f"`combine` must be one of asm, ras, wasm, got {kind!r}")
+
+
+def split(rows: Tensor, blocks: Sequence[slice]) -> Tensor:
+    """Return every row of `rows`, shape (k, n), cut into its parts in the blocks, zero elsewhere: block by block."""
+    out = rows.new_zeros((len(blocks), *rows.shape))
+    for pieces, block in zip(out, blocks, strict=True):
+        pieces[:, block] = rows[:, block]
+    return out.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class SharedDecomposition:
+    """Subdomains that update the same unknowns: parts of a graph or of the data, each with a copy of all parameters.
+
+    It has the batch interface of `Decomposition` without lists of indices: local unknowns are rows of length n.
+
+    Parameters
+    ----------
+    size : int
+        Number n of unknowns.
+    parts : int
+        Number of subdomains on all ranks.
+    build : callable
+        As for `Decomposition`; rows have length n.
+    owner : Tensor, shape (n,), int64
+        The subdomain that owns each unknown (for the weights "ras").
+    local : range
+        Numbers of the subdomains that this rank holds.
+    mask : Tensor, shape (parts, n), bool, optional
+        The unknowns that every subdomain updates, all by default: subdomains of both the graph and the parameters.
+    corrected, blocks
+        As for `Decomposition`.
+
+    Raises
+    ------
+    ValueError
+        An owner that does not update its unknown, or a subdomain that updates nothing.
+    """
+
+    size: int
+    parts: int
+    build: Build
+    owner: Tensor
+    local: range
+    mask: Tensor | None = None
+    corrected: bool = True
+    blocks: Sequence[slice] = (slice(None),)
+
+    def __post_init__(self) -> None:
+        """Check the invariants once."""
+        if self.owner.shape != (self.size,):
+            raise ValueError(f"`owner` must have shape ({self.size},), got {tuple(self.owner.shape)}")
+        if int(self.owner.min()) < 0 or int(self.owner.max()) >= self.parts:
+            raise ValueError(
+                f"`owner` must lie in 0..{self.parts - 1}, got {int(self.owner.min())}..{int(self.owner.max())}"
+            )
+        if self.mask is None:
+            return
+        if self.mask.shape != (self.parts, self.size) or self.mask.dtype != torch.bool:
+            raise ValueError(f"`mask` must be bool of shape ({self.parts}, {self.size}), got {tuple(self.mask.shape)}")
+        if not bool(self.mask.any(1).all()):
+            raise ValueError("every subdomain needs an unknown, got a row of `mask` without any; use fewer parts")
+        if not bool(self.mask.gather(0, self.owner[None]).all()):
+            raise ValueError(
+                "every unknown must be updated by its owner, got one that is not in the owner's row of `mask`"
+            )
+
+    def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
+        return self.build(self, f, x, g)
+
+    @cached_property
+    def _alone(self) -> dict[int, SharedDecomposition]:
+        return {}
+
+    def alone(self, k: int) -> SharedDecomposition:
+        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none."""
+        if k not in self._alone:
+            self._alone[k] = replace(self, local=range(k, k + (k in self.local)))
+        return self._alone[k]
+
+    @cached_property
+    def multiplicity(self) -> Tensor:
+        """Number of subdomains that update each unknown, shape (n,)."""
+        return torch.full_like(self.owner, self.parts) if self.mask is None else self.mask.sum(0)
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Which entries of the local rows are updated, shape (p, n)."""
+        if self.mask is None:
+            return torch.ones(1, 1, dtype=torch.bool, device=self.owner.device).expand(len(self.local), self.size)
+        return self.mask[self.local.start : self.local.stop]
+
+    @cached_property
+    def owned(self) -> Tensor:
+        """Which entries of the local rows are owned, shape (p, n)."""
+        return self.owner == torch.tensor(self.local, device=self.owner.device)[:, None]
+
+    def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the diagonal weights of the local corrections, shape (p, n), as `Decomposition.weights` does.
+
+        Raises
+        ------
+        ValueError
+            Unknown `kind`.
+        """
+        return _weights(kind, self.valid, self.owned, self.multiplicity, dtype)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return a copy of `x` per local subdomain, shape (p, n)."""
+        return x.expand(len(self.local), -1).clone()
+
+    def scatter(self, corrections: Tensor) -> Tensor:
+        """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
+        return corrections.sum(0)
+
+    def spread(self, corrections: Tensor) -> Tensor:
+        """Return each local correction extended by zero to all unknowns, shape (p, n)."""
+        return corrections
+
+    def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
+        """Return the bounds of the local rows; what a subdomain does not update is fixed at its value in `y`.
+
+        Without bounds it needs none: local models have a zero gradient there.
+        """
+        if self.mask is None or bounds.is_free:
+            return Bounds(bounds.lower.expand_as(y), bounds.upper.expand_as(y), bounds.is_free)
+        return Bounds(torch.where(self.valid, bounds.lower, y), torch.where(self.valid, bounds.upper, y))

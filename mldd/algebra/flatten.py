@@ -1,0 +1,255 @@
+"""One flat vector for many tensors: layouts, and torch modules whose parameters are views of such a vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra.bounds import Bounds
+from mldd.algebra.cost import Price
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tensors of a model lie in its flat vector.
+
+    Parameters
+    ----------
+    shapes : tuple of tuple of int
+        Shapes of the tensors, in order.
+    layers : tuple of int, optional
+        The layer of every tensor, ascending from 0; by default each tensor is a layer of its own.
+
+    Raises
+    ------
+    ValueError
+        No tensor, or layers that do not fit.
+
+    Examples
+    --------
+    >>> layout = Layout(((2, 3), (3,), (3, 1), (1,)), (0, 0, 1, 1))
+    >>> layout.size, layout.blocks
+    (13, (9, 4))
+    >>> [tuple(view.shape) for view in layout.views(torch.zeros(5, 13))]
+    [(5, 2, 3), (5, 3), (5, 3, 1), (5, 1)]
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the layers, or number them."""
+        if not self.shapes:
+            raise ValueError("a layout needs at least one tensor, got none")
+        layers = self.layers or tuple(range(len(self.shapes)))
+        steps = [b - a for a, b in zip(layers, layers[1:], strict=False)]
+        if len(layers) != len(self.shapes) or layers[0] != 0 or any(step not in (0, 1) for step in steps):
+            raise ValueError(f"`layers` must number {len(self.shapes)} tensors 0, 1, ... ascending, got {layers}")
+        object.__setattr__(self, "layers", layers)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of unknowns of each tensor."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """Where each tensor begins, and the end of the last."""
+        return [sum(self.sizes[:k]) for k in range(len(self.sizes) + 1)]
+
+    @cached_property
+    def size(self) -> int:
+        """Number N of unknowns."""
+        return sum(self.sizes)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Number of unknowns of each layer."""
+        pairs = list(zip(self.layers, self.sizes, strict=True))
+        return tuple(sum(size for of, size in pairs if of == layer) for layer in range(self.layers[-1] + 1))
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The unknowns of each layer."""
+        ends = [sum(self.blocks[:k]) for k in range(len(self.blocks) + 1)]
+        return tuple(slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
+
+    @cached_property
+    def layer(self) -> Tensor:
+        """The layer of every unknown, shape (N,), int64."""
+        return torch.repeat_interleave(torch.tensor(self.layers), torch.tensor(self.sizes))
+
+    def views(self, x: Tensor) -> list[Tensor]:
+        """Return the tensors as views of `x`, shape (..., N), with its leading axes kept; nothing is copied."""
+        lead = x.shape[:-1]
+        pieces = torch.split(x, self.sizes, dim=-1)
+        return [piece.view(*lead, *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def leaves(self, x: Tensor) -> list[Tensor]:
+        """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`."""
+        return [view.requires_grad_() for view in self.views(x.detach())]
+
+    def pack(self, tensors: Sequence[Tensor], *extra: Tensor) -> Tensor:
+        """Return one new vector, shape (..., N), of tensors of these shapes (`extra` ones behind, for joint sums)."""
+        lead = tensors[0].dim() - len(self.shapes[0])
+        return torch.cat([t.flatten(lead) for t in (*tensors, *extra)], dim=-1)
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters, shared ones once."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"`module` must have a trainable parameter, got none in {type(module).__name__}")
+    return parameters
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """Make the trainable parameters of `module` views of one flat vector, and return that vector.
+
+    Writing to the vector changes the module and the other way round.
+
+    Raises
+    ------
+    ValueError
+        No trainable parameter, or several dtypes or devices.
+
+    Examples
+    --------
+    >>> module = nn.Linear(2, 1)
+    >>> x = flatten(module)
+    >>> x.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([1., 2., 3.])
+    >>> module(torch.tensor([1.0, 1.0])).item()
+    6.0
+    """
+    return joined(_parameters(module))
+
+
+def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Make `parameters` views of one flat vector, as `flatten` does with those of a module, and return that vector.
+
+    Raises
+    ------
+    ValueError
+        Several dtypes or devices.
+    """
+    kinds = {(p.dtype, p.device) for p in parameters}
+    if len(kinds) > 1:
+        raise ValueError(f"parameters must be of one dtype and on one device, got {sorted(map(str, kinds))}; use .to()")
+    x = torch.cat([p.detach().flatten() for p in parameters])
+    for parameter, view in zip(parameters, Layout(tuple(tuple(p.shape) for p in parameters)).views(x), strict=True):
+        parameter.data = view
+    return x
+
+
+@dataclass(frozen=True)
+class ModuleObjective:
+    """The objective ``x -> loss(module with parameters x)`` of any torch module.
+
+    An evaluation lets the parameters be views of the given vector and puts them back afterwards: no copy.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its trainable parameters become views of `flat`.
+    loss : callable
+        ``loss(module)`` returns a scalar tensor.
+    bounds : Bounds, optional
+        None by default.
+    price : Price
+        What evaluations cost.
+
+    Examples
+    --------
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> f = ModuleObjective(module, lambda m: (m(torch.ones(1)) - 3).square().sum())
+    >>> f.gradient(torch.tensor([1.0]))
+    tensor([-4.])
+    """
+
+    module: nn.Module
+    loss: Callable[[nn.Module], Tensor]
+    bounds: Bounds = field(default=None)  # type: ignore[assignment]
+    price: Price = Price()  # noqa: RUF009 (frozen)
+    flat: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Flatten the module."""
+        object.__setattr__(self, "flat", flatten(self.module))
+        if self.bounds is None:
+            free = Bounds.free(self.size, dtype=self.flat.dtype, device=self.flat.device)
+            object.__setattr__(self, "bounds", free)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the parameters lie, one layer per tensor."""
+        return Layout(tuple(tuple(p.shape) for p in self._leaves))
+
+    @cached_property
+    def _leaves(self) -> list[nn.Parameter]:
+        return _parameters(self.module)
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return len(self.flat)
+
+    def initial(self) -> Tensor:
+        """Return a copy of the module's parameters, shape (n,)."""
+        return self.flat.clone()
+
+    def load(self, x: Tensor) -> nn.Module:
+        """Copy `x` into the module for good, and return the module."""
+        self.flat.copy_(x)
+        return self.module
+
+    @contextmanager
+    def _at(self, x: Tensor) -> Iterator[list[nn.Parameter]]:
+        home = [p.data for p in self._leaves]
+        for parameter, view in zip(self._leaves, self.layout.views(x.detach()), strict=True):
+            parameter.data = view
+        try:
+            yield self._leaves
+        finally:
+            for parameter, view in zip(self._leaves, home, strict=True):
+                parameter.data = view
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss, shape ()."""
+        self.price.of_value()
+        with self._at(x), torch.no_grad():
+            return self.loss(self.module)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, shape (n,)."""
+        return self.value_and_gradient(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one sweep."""
+        self.price.of_gradient()
+        with self._at(x) as leaves:
+            value = self.loss(self.module)
+            return value.detach(), self.layout.pack(_filled(value, leaves))
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v`` by differentiating ``<g, v>``."""
+        self.price.of_product()
+        with self._at(x) as leaves:
+            g = _filled(self.loss(self.module), leaves, create_graph=True)
+            slope = sum((a * b).sum() for a, b in zip(g, self.layout.views(v), strict=True))
+            assert isinstance(slope, Tensor)
+            return self.layout.pack(_filled(slope, leaves))
+
+
+def _filled(value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """Differentiate; a parameter that `value` does not depend on has the gradient zero."""
+    if not value.requires_grad:
+        return [torch.zeros_like(p) for p in leaves]
+    g = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(p) if d is None else d for d, p in zip(g, leaves, strict=True)]

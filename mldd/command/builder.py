@@ -1,0 +1,179 @@
+"""Problems and trees of solvers, built from what was read on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from mldd.command.names import Spec, python_specs
+from mldd.loop import Solver
+from mldd.ranks import SERIAL, Communicator, device
+
+# Option -> the field of a solver that makes use of it.
+_WANTED_BY = {
+    "parts": "decomposition",
+    "overlap": "decomposition",
+    "levels": "hierarchy",
+    "combine": "combine",
+    "local_steps": "local_steps",
+}
+
+_current: ContextVar[Builder] = ContextVar("builder")
+
+
+def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Any:
+    """Make the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
+
+    Raises
+    ------
+    ValueError
+        An option that the problem has no use for, or a value it refuses.
+    """
+    given: dict[str, Any] = {"seed": seed, "comm": comm, "device": str(device(options.device, comm))}
+    if options.dtype is not None:
+        given["dtype"] = options.dtype
+    if options.data is not None:
+        given["data"] = str(options.data)
+    for name in ("dtype", "data"):
+        if name in given and not spec.has(name):
+            raise ValueError(f"--{name} is of no use to problem {spec.text}; leave it out")
+    if options.device == "cuda" and not spec.has("device"):
+        raise ValueError(f"problem {spec.text} runs on the CPU only, got --device cuda; leave it out")
+    return spec.make(**given)
+
+
+def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
+    """Refuse an option that none of the solvers, nor one nested in them, has a use for.
+
+    Raises
+    ------
+    ValueError
+    """
+    all_specs = [nested for spec in (*solvers, *python_specs(options.petsc)) for nested in spec.tree]
+    for option, wanted in _WANTED_BY.items():
+        if getattr(options, option) is not None and not any(spec.has(wanted) for spec in all_specs):
+            names = " ".join(spec.text for spec in solvers)
+            which = {"decomposition": "subdomains", "hierarchy": "levels"}.get(wanted, f"the key {wanted}")
+            raise ValueError(
+                f"--{option.replace('_', '-')} is of no use to solver {names}; leave it out or use one with {which}"
+            )
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes the solvers of a run, nested ones too.
+
+    A field `decomposition` gets subdomains, a field `hierarchy` gets levels: three by default where the solver cannot
+    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems
+    say which hyper-parameters suit a solver (a learning rate, say) by ``settings(name)``; what the user wrote comes
+    first. A field `prefix`, of options in PETSc's database, gets the names of the fields that lead to the solver, as
+    in ``npc_local_``.
+
+    Parameters
+    ----------
+    problem : object
+    options : argparse.Namespace
+        ``parts overlap levels combine local_steps petsc`` of the command line.
+    seed : int
+    comm : Communicator
+    """
+
+    problem: Any
+    options: argparse.Namespace
+    seed: int
+    comm: Communicator
+    _decompositions: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
+
+    def solver(self, spec: Spec, prefix: str = "", *, whole: bool = True) -> Solver:
+        """Make the solver of `spec` with all that is nested in it.
+
+        Parameters
+        ----------
+        spec : Spec
+        prefix : str
+            Of its options in PETSc's database.
+        whole : bool
+            It sees the whole problem, not a subdomain or a coarse level.
+
+        Raises
+        ------
+        ValueError
+            A solver with subdomains or levels of its own inside of a subdomain or a level; a value it refuses.
+        """
+        given: dict[str, Any] = {"comm": self.comm if whole else SERIAL, "seed": self.seed, "prefix": prefix}
+        given |= self.problem.settings(spec.name)
+        if whole:
+            given |= self._spaces(spec)
+        elif spec.has("decomposition") or _needs(spec, "hierarchy"):
+            raise ValueError(
+                f"{spec.text} decomposes the whole problem, got it as the solver of a part of it; use one without "
+                "subdomains and levels (lbfgs, adagrad, tao)"
+            )
+        for name in ("combine", "local_steps"):
+            if getattr(self.options, name) is not None:
+                given[name] = getattr(self.options, name)
+        for name, nested in spec.keys.items():
+            if isinstance(nested, Spec):
+                # what is nested in a solver that decomposes sees a subdomain or a coarse level
+                given[name] = self.solver(nested, f"{prefix}{name}_", whole=whole and not spec.has("decomposition"))
+        solver: Solver = spec.make(**given)
+        return solver
+
+    def shape(self, spec: Spec) -> dict[str, int]:
+        """Say which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name."""
+        shape = {"parts": 1, "overlap": 0, "levels": 1}
+        for one in (*spec.tree, *(nested for named in python_specs(self.options.petsc) for nested in named.tree)):
+            if one.has("decomposition"):
+                shape["parts"], shape["overlap"] = self._cut(one)
+            if one.has("hierarchy"):
+                shape["levels"] = max(shape["levels"], self._levels(one))
+        return shape
+
+    def _cut(self, spec: Spec) -> tuple[int, int]:
+        """Return the number of subdomains and their overlap."""
+        cut = {"parts": max(4, self.comm.ranks), "overlap": 1} | self.problem.settings(spec.name)
+        parts, overlap = self.options.parts, self.options.overlap
+        return cut["parts"] if parts is None else parts, cut["overlap"] if overlap is None else overlap
+
+    def _levels(self, spec: Spec) -> int:
+        return self.options.levels or (3 if _needs(spec, "hierarchy") else 1)
+
+    def _spaces(self, spec: Spec) -> dict[str, Any]:
+        """Make the subdomains and levels that the solver has fields for."""
+        made: dict[str, Any] = {}
+        if spec.has("decomposition"):
+            cut = self._cut(spec)
+            if cut not in self._decompositions:
+                self._decompositions[cut] = self.problem.decomposition(*cut, self.comm)
+            made["decomposition"] = self._decompositions[cut]
+        levels = self._levels(spec)
+        if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
+            matching = spec.has("decomposition") and hasattr(self.problem, "coarse_hierarchy")
+            if matching:
+                made["hierarchy"] = self.problem.coarse_hierarchy(levels, self._cut(spec)[0])
+            else:
+                made["hierarchy"] = self.problem.hierarchy(levels)
+        return made
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let solvers that PETSc's options name be built by this builder inside the block."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+
+def current() -> Builder | None:
+    """Return the builder of the run that is going on, None outside of the command line."""
+    return _current.get(None)
+
+
+def _needs(spec: Spec, name: str) -> bool:
+    """Say whether the solver has the field `name` and no default for it."""
+    return any(f.name == name and f.default is MISSING and f.default_factory is MISSING for f in fields(spec.kind))

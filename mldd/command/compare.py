@@ -1,0 +1,234 @@
+"""Several solvers on one problem from the same starts: runs, table, CSV and figure; results that lie in folders."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mldd.command import run as runs
+from mldd.command.builder import build_problem
+from mldd.command.names import Spec
+from mldd.loop import History, Result, Stop, minimise, read_csv, write_table
+from mldd.ranks import Communicator
+
+# The metric of the table: the first of these that a problem has.
+_METRICS = ("test_accuracy", "test_auc", "relative_l2", "test_rmse")
+_COLUMNS = (
+    ("loss", "loss", "{:.4g}"),
+    ("measure", "measure", "{:.2e}"),
+    ("gradient_evaluations", "gradients", "{:.6g}"),
+    ("work_units", "work units", "{:.5g}"),
+    ("synchronisations", "syncs", "{:.6g}"),
+    ("seconds", "seconds", "{:.3g}"),
+)
+
+
+class Ranks(Protocol):
+    """What a comparison needs of the command line's stage."""
+
+    comm: Communicator | None
+
+    def start(self) -> None:
+        """Note that runs begin."""
+
+    def agree(self) -> None:
+        """Wait for all ranks to be ready."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solver from one start.
+
+    Attributes
+    ----------
+    solver : str
+    seed : int
+    content : dict
+        What ``result.json`` says, empty where the run failed.
+    history : History
+    error : str
+        Why it failed.
+    """
+
+    solver: str
+    seed: int
+    content: dict[str, Any]
+    history: History
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run did not end as asked."""
+        return bool(self.error) or self.content["status"] == "diverged"
+
+
+def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, stage: Ranks) -> int:
+    """Run all solvers from all seeds, one after another; return the exit status."""
+    comm = stage.comm
+    assert comm is not None
+    texts = [spec.text for spec in solvers]
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"--solvers must differ from each other, got {','.join(texts)}")
+    prepared = prepare_all(problem, solvers, options, options.seeds[0], comm)
+    stage.agree()
+    stage.start()
+    rows: list[Row] = []
+    folders = _folders(texts)
+    stopped = False
+    for seed in options.seeds:
+        if seed != options.seeds[0]:
+            prepared = prepare_all(problem, solvers, options, seed, comm)
+        for spec, run in zip(solvers, prepared, strict=True):
+            if stopped:
+                break
+            out = None if options.out is None else options.out / folders[spec.text] / str(seed)
+            row = one(run, out, shown=not options.quiet, warm=seed == options.seeds[0])
+            rows.append(row)
+            stopped = row.content.get("status") == "interrupted"
+    if comm.rank == 0:
+        print("\n".join(table(rows)), flush=True)
+        if options.out is not None:
+            print("written  " + " ".join(map(str, write(rows, options.out, problem.text))), flush=True)
+    return 130 if stopped else int(any(row.failed for row in rows))
+
+
+def prepare_all(
+    problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, seed: int, comm: Communicator
+) -> list[runs.Run]:
+    """Build the problem of a seed and all solvers for it: all get the same start."""
+    built = build_problem(problem, options, seed, comm)
+    return [runs.prepare(built, (problem, spec), options, seed, comm) for spec in solvers]
+
+
+def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
+    """Run one solver from one start, after a step that is not counted (libraries load, memory is touched)."""
+    comm = run.comm
+    error, history = "", History()
+
+    def action() -> Result:
+        if out is not None and comm.rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+        if warm:
+            with run.builder.in_use():
+                minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), comm=comm)
+        return runs.execute(run, runs.Past(run.x), out=out, shown=shown)
+
+    result, error = runs.attempt(comm, action)
+    if result is None:
+        with contextlib.suppress(OSError, ValueError):
+            history = History() if out is None else read_csv(out / "history.csv")
+        return Row(run.names[1], run.seed, {}, history, error)
+    content = runs.report(run, result)
+    if out is not None and comm.rank == 0:
+        runs.write_result(out, content, result.history)
+    return Row(run.names[1], run.seed, content, result.history)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the table as lines: one per solver, medians over seeds with (smallest..largest)."""
+    metric = next((m for m in _METRICS if any(m in row.content.get("metrics", {}) for row in rows)), None)
+    heads = ["solver", *([metric.replace("_", " ")] if metric else []), *(head for _, head, _ in _COLUMNS), "status"]
+    lines = [heads]
+    for name in dict.fromkeys(row.solver for row in rows):
+        mine = [row for row in rows if row.solver == name]
+        done = [row.content for row in mine if row.content]
+        cells = [name]
+        if metric:
+            cells.append(_spread([c["metrics"][metric] for c in done if metric in c["metrics"]], "{:.4g}"))
+        cells += [_spread([content[key] for content in done], form) for key, _, form in _COLUMNS]
+        cells.append(_statuses(mine))
+        lines.append(cells)
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    middle = form.format(statistics.median(values))
+    low, high = form.format(min(values)), form.format(max(values))
+    return middle if low == high else f"{middle} ({low}..{high})"
+
+
+def _statuses(rows: Sequence[Row]) -> str:
+    names = [f"failed: {row.error}" if row.error else str(row.content["status"]) for row in rows]
+    counts = {name: names.count(name) for name in names}
+    return ", ".join(name if len(counts) == 1 else f"{count} x {name}" for name, count in counts.items())
+
+
+def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
+    """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
+    keys = ["status", "steps", "loss", "measure", "gradient_evaluations", "work_units", "synchronisations"]
+    keys += ["bytes_exchanged", "halo_rows", "halo_bytes", "exchanges", "seconds", "bounds_violation"]
+    table = []
+    for row in rows:
+        numbers = {key: row.content.get(key, "") for key in keys}
+        found = {name: row.content.get("metrics", {}).get(name, "") for name in metrics}
+        table.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
+    write_table(out / "compare.csv", table)
+    written = [out / "compare.csv"]
+    curves: dict[str, list[History]] = {}
+    for row in rows:
+        if row.history.records:
+            curves.setdefault(row.solver, []).append(row.history)
+    if curves:
+        from mldd.figures import curves as plot
+
+        plot.comparison(curves, out / "compare.png", title)
+        written.append(out / "compare.png")
+    return written
+
+
+def collect(folders: Sequence[Path]) -> dict[str, list[History]]:
+    """Return the histories below `folders`, by solver (and problem, where there are several).
+
+    Raises
+    ------
+    FileNotFoundError
+        A folder that is not there, or that holds no ``history.csv``.
+    ValueError
+        A file that is none.
+    """
+    found: list[tuple[str, str, History]] = []
+    for folder in folders:
+        paths = sorted(folder.rglob("history.csv"))
+        if not paths:
+            raise FileNotFoundError(f"{folder} must hold results of mldd, got no history.csv; give the DIR of --out")
+        for path in paths:
+            history = read_csv(path)
+            if history.records:
+                found.append((*_labels(path.parent), history))
+    if not found:
+        raise ValueError(f"{folders[0]} must hold results of mldd, got a history without records")
+    several = len({problem for problem, _, _ in found}) > 1
+    curves: dict[str, list[History]] = {}
+    for problem, solver, history in found:
+        curves.setdefault(f"{problem} {solver}" if several else solver, []).append(history)
+    return curves
+
+
+def _labels(folder: Path) -> tuple[str, str]:
+    try:
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return str(content["problem"]), str(content["solver"])
+    except (OSError, ValueError, KeyError, TypeError):  # a run that was killed has none
+        return "", str(folder.absolute().name)
+
+
+def _folders(solvers: Sequence[str]) -> dict[str, str]:
+    """Return a folder name for each solver, without characters that shells and file systems dislike."""
+    names: dict[str, str] = {}
+    for text in dict.fromkeys(solvers):
+        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", text)
+        while name in names.values():
+            name += "_"
+        names[text] = name
+    return names

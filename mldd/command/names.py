@@ -1,0 +1,414 @@
+"""Names of the command line and the objects behind them: the one place where strings become problems and solvers."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+_GRAPHS = ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
+# Name -> "module:Class"; what follows "?" are fields that the name itself sets.
+PROBLEMS = {
+    "quadratic": "mldd.problems.grids.quadratic:Quadratic",
+    "obstacle": "mldd.problems.grids.pde:Obstacle",
+    "membrane": "mldd.problems.grids.pde:Membrane",
+    "minimal-surface": "mldd.problems.grids.pde:MinimalSurface",
+    "bratu": "mldd.problems.grids.pde:Bratu",
+    "ignition": "mldd.problems.grids.pde:Ignition",
+    "morebv": "mldd.problems.grids.pde:MoreBV",
+    **{name: f"mldd.problems.graphs.node_classification:NodeClassification?name={name}" for name in _GRAPHS},
+    **{f"{name}-own": f"mldd.problems.graphs.subdomain_networks:SubdomainNetworks?name={name}" for name in _GRAPHS},
+    **{
+        name: f"mldd.problems.forecasts.forecasting:Forecasting?name={name}"
+        for name in ("era5-uk", "molene", "metr-la")
+    },
+    "digits": "mldd.problems.images.supervised:Digits",
+    **{
+        name: f"mldd.problems.pinns.pinn:PhysicsInformed?name={name}"
+        for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
+    },
+    "forchheimer": "mldd.problems.grids.forchheimer:Forchheimer",
+    "synthetic": "mldd.problems.graphs.synthetic:SyntheticClassification",
+}
+SOLVERS = {
+    "adagrad": "mldd.solvers.adagrad:AdaGrad",
+    "ml-adagrad": "mldd.solvers.multilevel_adagrad:MultilevelAdaGrad",
+    "dd-adagrad": "mldd.solvers.schwarz:SchwarzAdaGrad",
+    "schwarz": "mldd.solvers.schwarz:NonlinearSchwarz",
+    "aspin": "mldd.solvers.aspin:Aspin",
+    "raspen": "mldd.solvers.aspin:Raspen",
+    "aspqn": "mldd.solvers.schwarz_lbfgs:SchwarzLBFGS?order=additive",
+    "mspqn": "mldd.solvers.schwarz_lbfgs:SchwarzLBFGS?order=multiplicative",
+    "apts": "mldd.solvers.apts:Apts",
+    "mofftr": "mldd.solvers.mofftr:Mofftr",
+    "localsgd": "mldd.solvers.local_sgd:LocalSgd",
+    "diloco": "mldd.solvers.local_sgd:DiLoCo",
+    "adam": "mldd.solvers.baselines:Adam",
+    "sgd": "mldd.solvers.baselines:Sgd",
+    "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
+    "lbfgs": "mldd.solvers.lbfgs:LBFGS",
+    "ml-lbfgs": "mldd.solvers.multilevel_lbfgs:MultilevelLBFGS",
+    "newton": "mldd.solvers.newton:NewtonCG",
+    "trust-region": "mldd.solvers.trust_region:TrustRegion",
+    "tao": "mldd.solvers.petsc.tao:Tao",
+    "snes": "mldd.solvers.petsc.snes:Snes",
+}
+USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
+SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
+MANIFEST = "manifest.json"
+SERIES_FILE = "mldd.problems.forecasts.forecasting:Forecasting?name="
+GRAPH_SUFFIXES, SERIES_SUFFIXES = (".npz", ".pt"), (".nc", ".zarr")  # an .npz file with the array `time` is a series
+FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
+NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
+# Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.petsc.petsc_types.ml_adagrad
+PYTHON_TYPES = "mldd.solvers.petsc.petsc_types."
+_SCALARS = (bool, int, float, str)
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """``NAME:key=value,...`` of the command line, read.
+
+    Attributes
+    ----------
+    text : str
+        As it was given.
+    name : str
+        The name without keys.
+    kind : type
+        The dataclass behind the name.
+    keys : dict
+        Fields that the user set; the value of a field that is a solver is its `Spec`.
+    fixed : dict
+        Fields that the name sets.
+    """
+
+    text: str
+    name: str
+    kind: type
+    keys: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tree(self) -> Iterator[Spec]:
+        """Itself and all that are nested in it."""
+        yield self
+        for value in self.keys.values():
+            if isinstance(value, Spec):
+                yield from value.tree
+
+    def has(self, name: str) -> bool:
+        """Say whether the dataclass has the field `name`."""
+        return any(f.name == name for f in fields(self.kind))
+
+    def make(self, **given: Any) -> Any:
+        """Make the object, with those of `given` that it has fields for; what the user wrote comes first.
+
+        Solvers that are nested in it have to be in `given`: only who builds them knows what they need.
+
+        Raises
+        ------
+        ValueError
+            A field without a default was not set.
+        """
+        written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
+        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | written
+        missing = [f.name for f in fields(self.kind) if f.init and default(f) is MISSING and f.name not in values]
+        if missing:
+            raise ValueError(f"{self.text} needs `{missing[0]}`; write {self.name}:{missing[0]}=VALUE")
+        return self.kind(**values)
+
+
+def problem_spec(text: str) -> Spec:
+    """Read a PROBLEM: a name, a graph (``.npz``, ``.pt``) or a time series (``.nc``, ``.zarr``, ``.npz``), with keys.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or key, or a value of the wrong kind.
+    FileNotFoundError
+        No such file.
+    """
+    for suffix in (*GRAPH_SUFFIXES, *SERIES_SUFFIXES):
+        head, found, rest = text.partition(suffix)
+        if found and (not rest or rest[0] == ":"):
+            path = Path(head + suffix)
+            if not (path.is_file() or (suffix == ".zarr" and path.is_dir())):
+                raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
+            target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
+            return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
+    name, _, rest = text.partition(":")
+    if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
+        return _spec(text, name, rest, SHARDS + name, None)
+    return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def _holds_series(path: Path) -> bool:
+    """Say whether an ``.npz`` file is a time series: a graph has no array `time`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not {"time.npy", "valid_time.npy"}.isdisjoint(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def solver_spec(text: str) -> Spec:
+    """Read a SOLVER: a name with keys, behind a colon or in parentheses: ``lbfgs:memory=5``, ``lbfgs(memory=5)``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or key, a value of the wrong kind, or a parenthesis without its partner.
+    """
+    name = re.split("[:(]", text, maxsplit=1)[0]
+    rest = text[len(name) + 1 :]
+    if text[len(name) :].startswith("("):
+        if not text.endswith(")"):
+            raise ValueError(
+                f"the keys of {name} must end with their parenthesis, got {text!r}; write {name}(key=value)"
+            )
+        rest = rest[:-1]
+    return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
+
+
+def python_specs(options: Sequence[str]) -> list[Spec]:
+    """Return the solvers that PETSc options name: ``-npc_snes_python_type mldd.solvers.petsc.petsc_types.schwarz``."""
+    pairs = zip(options, options[1:], strict=False)
+    named = [value for option, value in pairs if option.endswith("_python_type") and value.startswith(PYTHON_TYPES)]
+    return [solver_spec(value.removeprefix(PYTHON_TYPES).replace("_", "-")) for value in named]
+
+
+def name_of(thing: Any) -> str:
+    """Return the solver's name on the command line, that of its class where it has none."""
+    home = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    for name, target in SOLVERS.items():
+        known, _, preset = target.partition("?")
+        key, _, value = preset.partition("=")
+        if known == home and (not preset or str(getattr(thing, key)) == value):
+            return name
+    return type(thing).__name__
+
+
+def described(thing: Any, name: str = "") -> str:
+    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it."""
+    listed = ",".join(f"{key}={_value_text(getattr(thing, key))}" for key in keys_of(type(thing)))
+    return f"{name}:{listed}" if name else f"{name_of(thing)}({listed})"
+
+
+def _value_text(value: Any) -> str:
+    return described(value) if is_solver(value) else str(value)
+
+
+def is_solver(value: Any) -> bool:
+    """Say whether the value of a field is a solver."""
+    return is_dataclass(value) and not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "step")
+
+
+def split(text: str) -> list[str]:
+    """Split at the commas outside of parentheses.
+
+    Examples
+    --------
+    >>> split("local=lbfgs(memory=5,rate=1),combine=ras")
+    ['local=lbfgs(memory=5,rate=1)', 'combine=ras']
+
+    Raises
+    ------
+    ValueError
+        A parenthesis without its partner.
+    """
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+        if depth < 0:
+            break
+    if depth != 0:
+        raise ValueError(f"every parenthesis must have its partner, got {text!r}; write NAME(key=value,key=value)")
+    return pieces
+
+
+def split_specs(text: str) -> list[str]:
+    """Split ``A:key=1,key=2,B`` into specs: what looks like ``key=value`` goes on with the spec before it.
+
+    Examples
+    --------
+    >>> split_specs("adam:rate=0.1,beta=0.9,tao:blmvm,lbfgs")
+    ['adam:rate=0.1,beta=0.9', 'tao:blmvm', 'lbfgs']
+    """
+    specs: list[str] = []
+    for piece in split(text):
+        key, equals, _ = piece.partition("=")
+        if equals and not {":", "("} & set(key) and specs:
+            specs[-1] += ("," if ":" in specs[-1] else ":") + piece
+        else:
+            specs.append(piece)
+    return specs
+
+
+def _exists(target: str) -> bool:
+    """Say whether the module of a target is there, without importing it."""
+    return find_spec(target.partition(":")[0]) is not None
+
+
+def _look_up(name: str, table: dict[str, str], what: str) -> str:
+    if name not in table or not _exists(table[name]):
+        there = [n for n, target in table.items() if _exists(target)]
+        file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
+        raise ValueError(f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}")
+    return table[name]
+
+
+def _spec(text: str, name: str, rest: str, target: str, first: str | None) -> Spec:
+    home, _, preset = target.partition("?")
+    module, _, attribute = home.partition(":")
+    kind = getattr(import_module(module), attribute)
+    fixed = dict([preset.split("=", 1)]) if preset else {}
+    hints = {key: hint for key, hint in keys_of(kind).items() if key not in fixed}
+    keys: dict[str, Any] = {}
+    for k, item in enumerate(split(rest) if rest else []):
+        key, equals, value = item.partition("=")
+        if not equals and k == 0 and first is not None:
+            key, value, equals = first, item, "="
+        if not equals:
+            raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {' '.join(hints) or 'none'}")
+        if key not in hints:
+            raise ValueError(
+                f"{name} has no key {key!r}{_hint(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
+            )
+        read = _nested if holds_solver(hints[key]) else convert
+        keys[key] = read(value, hints[key], f"{name}:{key}")
+    return Spec(text, name, kind, keys, fixed)
+
+
+def _nested(value: str, hint: Any, what: str) -> Spec | None:
+    """Read the solver in a field; `what` names the field where it is refused."""
+    if value.lower() == "none" and type(None) in typing.get_args(hint):
+        return None
+    try:
+        return solver_spec(value)
+    except ValueError as error:
+        raise ValueError(f"`{what}`: {error}") from None
+
+
+def holds_solver(hint: Any) -> bool:
+    """Say whether the annotation is that of a nested solver: ``Solver`` or ``Solver | None``."""
+    from mldd.loop import Solver
+
+    return hint is Solver or Solver in typing.get_args(hint)
+
+
+def keys_of(kind: type) -> dict[str, Any]:
+    """Return the fields of a dataclass that the command line can set, with their annotations."""
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:  # a name that is imported for type checkers only
+        hints = {f.name: type(f.default) for f in fields(kind)}
+    return {f.name: hints[f.name] for f in fields(kind) if f.init and f.name[0] != "_" and _leaves(hints[f.name])}
+
+
+def _leaves(hint: Any) -> bool:
+    """Say whether a value of this annotation can be written on the command line."""
+    if hint in _SCALARS or typing.get_origin(hint) is Literal or holds_solver(hint):
+        return True
+    origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a not in (type(None), Ellipsis)]
+    return origin in (tuple, typing.Union, types.UnionType) and bool(inner) and all(map(_leaves, inner))
+
+
+def convert(value: str, hint: Any, what: str) -> Any:
+    """Turn the text of a value into what the annotation `hint` asks for.
+
+    Examples
+    --------
+    >>> convert("64:32", tuple[int, ...], "digits:hidden")
+    (64, 32)
+
+    Raises
+    ------
+    ValueError
+        It cannot be one.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value.lower() == "none" and type(None) in inner:
+            return None
+        return _first_that_fits(value, [a for a in inner if a is not type(None)], what)
+    if origin is tuple:
+        return tuple(convert(item, inner[0], what) for item in value.split(":"))
+    if origin is Literal:
+        match = next((choice for choice in inner if str(choice) == value), MISSING)
+        if match is not MISSING:
+            return match
+        raise ValueError(f"`{what}` must be one of {' '.join(map(str, inner))}, got {value!r}")
+    try:
+        return _WORDS[value.lower()] if hint is bool else hint(value)
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
+        raise ValueError(f"`{what}` must be {kind}, got {value!r}") from None
+
+
+def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return convert(value, hint, what)
+        except ValueError:
+            continue
+    return convert(value, hints[-1], what)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def default(f: Field[Any]) -> Any:
+    """Return the default of a field, ``dataclasses.MISSING`` where it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def _text(value: Any) -> str:
+    if is_solver(value):
+        return name_of(value)
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def listing() -> Iterator[str]:
+    """Give one line per problem and solver: name, keys with defaults, and what is missing."""
+    for title, table in (("problems", PROBLEMS), ("solvers", SOLVERS)):
+        yield f"{title}:"
+        for name, target in table.items():
+            if _exists(target):
+                shown = f"{name}:{FIRST[name].upper()}" if name in FIRST else name
+                yield f"  {shown:<16} {_keys_line(name, target)}".rstrip()
+        if title == "problems" and _exists(USER_FILE):
+            yield f"  {'FILE.npz FILE.pt':<16} {_keys_line('', USER_FILE)}"
+            yield f"  {'FOLDER (shards)':<16} {_keys_line('', SHARDS)}"
+        if title == "problems" and _exists(SERIES_FILE):
+            yield f"  {'FILE.nc FILE.zarr':<16} {_keys_line('', SERIES_FILE)}"
+
+
+def _keys_line(name: str, target: str) -> str:
+    lacking = [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
+    try:
+        spec = _spec(name, name, "", target, None)
+    except ImportError as error:
+        if error.name is None or error.name.startswith("mldd"):
+            raise
+        return f"needs {error.name}"
+    defaults = {f.name: default(f) for f in fields(spec.kind)}
+    shown = {key: defaults[key] for key in keys_of(spec.kind) if key not in spec.fixed}
+    line = ",".join(key if value is MISSING else f"{key}={_text(value)}" for key, value in shown.items())
+    return line + (f"  (needs {' '.join(lacking)})" if lacking else "")

@@ -1,0 +1,332 @@
+"""Runs of the command line: problem and solver are minimised, and what came of it is written down."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import mldd
+from mldd.algebra import Objective, sampled, uncounted
+from mldd.command import info
+from mldd.command.builder import Builder
+from mldd.command.names import Spec, described
+from mldd.loop import CsvWriter, History, Progress, Result, Solver, Status, Stop, minimise, replacing
+from mldd.loop import checkpoint as checkpoints
+from mldd.ranks import Communicator
+
+_CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A problem, a solver and a start, ready to be minimised.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Problem and solver as they were given.
+    problem, objective, solver : objects
+    x : Tensor, shape (n,)
+    stop : Stop
+    seed : int
+    shape : dict
+        ``parts``, ``overlap`` and ``levels`` that are in use.
+    options : dict
+        The other options, for the record.
+    builder : Builder
+        Of the solver, and of those that PETSc's options name.
+    """
+
+    names: tuple[str, str]
+    problem: Any
+    objective: Objective
+    solver: Solver
+    x: Tensor
+    stop: Stop
+    seed: int
+    shape: dict[str, int]
+    options: dict[str, Any]
+    builder: Builder
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.builder.comm
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What has to be the same for a checkpoint to be of this run."""
+        return {
+            "problem": described(self.problem, _head(self.names[0])),
+            "solver": described(self.solver, _head(self.names[1])),
+            "seed": self.seed,
+            "size": self.objective.size,
+            "dtype": str(self.x.dtype),
+            **self.shape,
+            "mldd": mldd.__version__,
+        }
+
+
+def prepare(problem: Any, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator) -> Run:
+    """Build everything that a run of a problem and a solver needs, up to the start."""
+    builder = Builder(problem, options, seed, comm)
+    stop = Stop(
+        max_steps=options.steps,
+        atol=options.atol,
+        rtol=options.rtol,
+        target=options.target,
+        max_seconds=options.max_seconds,
+        norm=math.inf if options.norm == "inf" else 2.0,
+    )
+    kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data petsc"
+    return Run(
+        names=(names[0].text, names[1].text),
+        problem=problem,
+        objective=problem.objective(),
+        solver=builder.solver(names[1]),
+        x=problem.initial(seed),
+        stop=stop,
+        seed=seed,
+        shape=builder.shape(names[1]),
+        options={name: getattr(options, name) for name in kept.split()},
+        builder=builder,
+    )
+
+
+def check_folder(folder: Path, comm: Communicator) -> None:
+    """Make `folder` and see that files can be written there, before any work is done (on rank 0).
+
+    Raises
+    ------
+    OSError
+        One line that names the folder.
+    """
+    if comm.rank != 0:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "probe") as probe:
+            probe.write_bytes(b"")
+        (folder / "probe").unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"the folder {folder} must be writable, but it is not ({reason}); give another one") from error
+
+
+@dataclass
+class Keeper:
+    """Writes a checkpoint when called after a step, at most every 30 seconds of the run.
+
+    Parameters
+    ----------
+    path : Path
+    run : Run
+    last : float
+        Second of the last one.
+    """
+
+    path: Path
+    run: Run
+    last: float = 0.0
+
+    def __call__(self, x: Tensor, state: Any, history: History) -> None:
+        """Write one if it is time: by rank 0's clock, so that all ranks agree."""
+        if history.records[-1].seconds - self.last >= _CHECKPOINT_SECONDS:
+            self.save(x, state, history)
+
+    def save(self, x: Tensor, state: Any, history: History) -> None:
+        """Write one."""
+        self.last = history.records[-1].seconds
+        checkpoints.save(self.path, x=x, state=state, history=history, meta=self.run.meta, comm=self.run.comm)
+
+
+def fresh_state(run: Run) -> Any:
+    """Return the state of a solver that has done nothing: the template of checkpoints.
+
+    Raises
+    ------
+    CheckpointError
+        The solver's memory cannot be saved.
+    """
+    with uncounted(), run.builder.in_use():
+        state = run.solver.init(sampled(run.objective, 0), run.x)
+    if not checkpoints.is_resumable(state):
+        raise checkpoints.CheckpointError(
+            f"solver {run.names[1]} keeps memory that cannot be saved, got --checkpoint or --resume; leave them out"
+        )
+    return state
+
+
+@dataclass
+class Past:
+    """Where a resumed run goes on from; empty for a new one."""
+
+    x: Tensor
+    state: Any = None
+    history: History = field(default_factory=History)
+
+
+def resumed(run: Run, path: Path) -> Past:
+    """Read a checkpoint of this run.
+
+    Raises
+    ------
+    CheckpointError
+        It is of another run, or no checkpoint.
+    FileNotFoundError
+    """
+    saved = checkpoints.load(path)
+    saved.check(run.meta)
+    state = saved.state(fresh_state(run), run.comm)
+    saved.restore_random()
+    return Past(saved.x.to(run.x.device), state, saved.history)
+
+
+def execute(
+    run: Run,
+    past: Past,
+    *,
+    out: Path | None = None,
+    checkpoint: Path | None = None,
+    shown: bool = True,
+    first: Callable[[], None] = lambda: None,
+) -> Result:
+    """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; call `first` at the start."""
+    keeper = None if checkpoint is None else Keeper(checkpoint, run)
+    with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
+        result = minimise(
+            run.objective,
+            past.x,
+            run.solver,
+            stop=run.stop,
+            monitors=[lambda record: first(), *monitors],
+            state=past.state,
+            comm=run.comm,
+            values=True,
+            after_step=keeper,
+            past=past.history if past.history.records else None,
+        )
+    if keeper is not None and result.status is not Status.diverged:
+        keeper.save(result.x, result.state, result.history)
+    return result
+
+
+@contextlib.contextmanager
+def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[list[Any]]:
+    monitors: list[Any] = []
+    if run.comm.rank == 0:
+        if out is not None:
+            for stale in ("result.json", "convergence.png"):  # of an older run: they would contradict the new history
+                (out / stale).unlink(missing_ok=True)
+            monitors.append(CsvWriter(out / "history.csv", past.history))
+        monitors.append(Progress(run.stop.max_steps, " ".join(run.names), shown))
+    try:
+        yield monitors
+    finally:
+        for monitor in monitors:
+            monitor.close()
+
+
+def report(run: Run, result: Result) -> dict[str, Any]:
+    """Return the content of ``result.json``; called by all ranks, as metrics may need them.
+
+    A problem may have ``details()``: what else is to be known of the run, how it was distributed say.
+    """
+    good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
+    with uncounted():
+        loss = float(run.objective.value(result.x))
+        metrics = {name: float(value) for name, value in run.problem.metrics(result.x).items()}
+    return {
+        "problem": run.names[0],
+        "solver": run.names[1],
+        "options": {**run.options, **{key: run.meta[key] for key in ("problem", "solver")}},  # with all their keys
+        "seed": run.seed,
+        "ranks": run.comm.ranks,
+        **run.shape,
+        "status": result.status.name,
+        "notes": result.state.notes,
+        "steps": result.record.step,
+        "loss": loss,
+        "measure": good.measure,
+        "metrics": metrics,
+        "gradient_evaluations": result.record.gradient_evaluations,
+        "work_units": result.record.work_units,
+        "synchronisations": result.record.synchronisations,
+        "bytes_exchanged": result.record.bytes_exchanged,
+        "halo_rows": result.record.halo_rows,
+        "halo_bytes": result.record.halo_bytes,
+        "exchanges": result.record.exchanges,
+        "seconds": result.record.seconds,
+        "bounds_violation": run.objective.bounds.violation(result.x),
+        "versions": info.versions(),
+        **({"details": run.problem.details()} if hasattr(run.problem, "details") else {}),
+    }
+
+
+def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:
+    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run."""
+    with replacing(out / "result.json") as new:
+        new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    from mldd.figures import curves as plot
+
+    title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
+    plot.convergence(history, out / "convergence.png", title)
+    return [out / name for name in ("result.json", "history.csv", "convergence.png")]
+
+
+def pictures(run: Run, result: Result, out: Path) -> list[Path]:
+    """Write the pictures that a problem has of its own: ``pictures(folder, x, parts)`` (rank 0)."""
+    draw = getattr(run.problem, "pictures", None)
+    if draw is None or result.status.failed:
+        return []
+    with uncounted():
+        return list(draw(out, result.x, run.shape["parts"]))
+
+
+def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Do `action`; if it fails in the same way on all ranks, return what went wrong instead of raising.
+
+    Raises
+    ------
+    Exception
+        It failed on some ranks, and the others wait: only an abort helps.
+    """
+    try:
+        result = action()
+    except Exception as error:
+        if comm.agree(True, patience=5.0) is None:
+            raise
+        return None, one_line(error)
+    failed = comm.agree(False)
+    return (result, "") if failed == comm.ranks else (None, f"failed on rank {failed}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` on one line; the kind of error is told where it is not the user's."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
+
+
+def _head(text: str) -> str:
+    """Return the name without keys; that of a file may have colons."""
+    name = text.partition(":")[0]
+    return text if name.endswith((".npz", ".pt")) else name
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` for JSON: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,174 @@
+"""Maps of fields on nodes with coordinates, and errors of forecasts against lead time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mldd.figures.curves import COLOURS, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[np.float64]
+_FIELD, _ERROR = "viridis", "RdBu_r"  # one for amounts, one for differences, whose middle is white
+_WIDTH = 12.0  # inches
+_ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
+
+
+def around(longitude: Floats) -> Floats:
+    """Return longitudes without a jump, cut at the widest gap; at the date line if there is none.
+
+    Examples
+    --------
+    >>> around(np.array([179.0, -179.0, 177.0]))
+    array([179., 181., 177.])
+    """
+    turned = np.sort(np.mod(longitude, 360.0))
+    gaps = np.diff(turned, append=turned[0] + 360.0)
+    if gaps.max() < _ALL_AROUND:
+        return np.asarray(np.mod(longitude + 180.0, 360.0) - 180.0)
+    start = turned[(int(np.argmax(gaps)) + 1) % len(turned)]  # the first point east of the widest gap
+    out = start + np.mod(longitude - start, 360.0)
+    return np.asarray(out - 360.0 * np.round((out.min() + out.max()) / 720.0))
+
+
+def stretch(latitude: Floats) -> float:
+    """Return degrees of longitude per degree of latitude that are equally long in the middle of the map."""
+    middle = np.radians(0.5 * (latitude.min() + latitude.max()))
+    return float(1.0 / max(np.cos(middle), 0.2))
+
+
+def fields(
+    path: Path,
+    places: Floats,
+    panels: Mapping[str, Floats],
+    *,
+    errors: Sequence[str] = (),
+    grid: tuple[int, int] | None = None,
+    label: str = "",
+    title: str = "",
+) -> None:
+    """Draw fields side by side: those in `errors` around zero on a scale of their own, the others on a common one.
+
+    Parameters
+    ----------
+    path : Path
+        PNG (or what else its suffix says).
+    places : ndarray, shape (n, 2)
+        Latitude and longitude in degrees; longitudes without a jump.
+    panels : mapping from str to ndarray, shape (n,)
+        Values by title; NaN stays empty.
+    errors : sequence of str
+        Panels of differences.
+    grid : tuple of int, optional
+        Rows and columns, if the nodes are a grid, row by row: cells are drawn instead of dots.
+    label : str
+        What the values are, with the unit.
+    title : str
+    """
+    amounts = np.concatenate([v[np.isfinite(v)] for name, v in panels.items() if name not in errors] or [np.zeros(1)])
+    faults = np.concatenate([np.abs(v[np.isfinite(v)]) for name, v in panels.items() if name in errors] or [np.ones(1)])
+    low, high = (float(amounts.min()), float(amounts.max())) if len(amounts) else (0.0, 1.0)
+    worst = max(float(faults.max()) if len(faults) else 1.0, 1e-12)
+    height = _height(places, len(panels))
+    with drawing(path, (_WIDTH, height), title) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+        shown: dict[bool, list[tuple[Any, Axes]]] = {False: [], True: []}
+        for ax, (name, values) in zip(axes, panels.items(), strict=True):
+            wrong = name in errors
+            span = {"cmap": _ERROR, "vmin": -worst, "vmax": worst} if wrong else {"vmin": low, "vmax": high}
+            shown[wrong].append((_painted(ax, places, values, grid, **{"cmap": _FIELD, **span}), ax))
+            ax.set_title(name)
+            _geographic(ax, places)
+        axes[0].set_ylabel("latitude")
+        for wrong, drawn in shown.items():
+            if drawn:
+                text = f"error of {label}" if wrong and label else label or "error"
+                figure.colorbar(drawn[0][0], ax=[ax for _, ax in drawn], label=text, shrink=0.85, aspect=30)
+
+
+def skill(
+    path: Path, leads: Sequence[float], curves: Mapping[str, Floats], *, unit: str, label: str, title: str
+) -> None:
+    """Draw errors against lead time and the skill of the others against the first one; bars for one lead time.
+
+    Parameters
+    ----------
+    path : Path
+    leads : sequence of float
+        Lead times.
+    curves : mapping from str to ndarray, shape (L,)
+        Root mean square errors by name; the first one is the reference.
+    unit : str
+        Of lead times.
+    label : str
+        What the errors are of, with the unit.
+    title : str
+    """
+    first, reference = next(iter(curves.items()))
+    with drawing(path, (6.4, 5.6 if len(leads) > 1 else 3.6), title) as figure:
+        if len(leads) == 1:
+            _bars(figure.subplots(), curves, f"RMSE of {label}, {leads[0]:g} {unit} ahead")
+            return
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for k, (name, errors) in enumerate(curves.items()):
+            style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": "o", "label": name}
+            upper.plot(leads, errors, **style)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                lower.plot(leads, 1.0 - (errors / reference) ** 2, **style)
+        upper.set_ylabel(f"RMSE of {label}")
+        upper.set_ylim(bottom=0)
+        lower.set_ylabel(f"skill against {first}")
+        lower.set_xlabel(f"lead time ({unit})")
+        if len(leads) < 10:
+            lower.set_xticks(list(leads))
+        handles, names = upper.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
+
+
+def _bars(ax: Axes, curves: Mapping[str, Floats], label: str) -> None:
+    """Draw the errors of one lead time."""
+    names, errors = list(curves), [float(of[0]) for of in curves.values()]
+    drawn = ax.barh(names, errors, color=[COLOURS[k % len(COLOURS)] for k in range(len(names))], height=0.6)
+    ax.bar_label(drawn, fmt=" %.3f")
+    ax.set_xlim(0, 1.15 * max((e for e in errors if e > 0), default=1.0))
+    ax.invert_yaxis()
+    ax.set_xlabel(label)
+
+
+def _aspect(places: Floats) -> float:
+    """Return height over width of the map: a degree of longitude is as long as in the middle."""
+    (south, west), (north, east) = places.min(0), places.max(0)
+    width = max((east - west) * np.cos(np.radians(0.5 * (south + north))), 1e-3)
+    return float(np.clip((north - south) / width, 0.4, 2.0))
+
+
+def _height(places: Floats, panels: int) -> float:
+    return 1.0 + 0.72 * _WIDTH / panels * _aspect(places)
+
+
+def _geographic(ax: Axes, places: Floats) -> None:
+    ax.set_aspect(stretch(places[:, 0]))
+    ax.grid(False)
+    ax.set_xlabel("longitude")
+
+
+def _painted(ax: Axes, places: Floats, values: Floats, grid: tuple[int, int] | None, **options: Any) -> Any:
+    """Paint the cells of a grid, or dots."""
+    if grid is not None:
+        latitude, longitude = places[:: grid[1], 0], places[: grid[1], 1]
+        east = np.argsort(longitude)  # a globe may begin anywhere
+        if min(grid) > 1:
+            shown = values.reshape(grid)[:, east]
+            return ax.pcolormesh(longitude[east], latitude, shown, shading="nearest", **options)
+    size = float(np.clip(12000.0 / len(places), 1.0, 90.0))
+    ax.set_facecolor("#f2f2f2")
+    known = np.isfinite(values)
+    return ax.scatter(
+        places[known, 1], places[known, 0], s=size, c=values[known], edgecolors="#555555", linewidths=0.3, **options
+    )

@@ -1,0 +1,366 @@
+"""Solvers and the one loop that drives them."""
+
+from __future__ import annotations
+
+import enum
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Cost, Objective, Remembered, counting, sampled, uncounted
+from mldd.loop.monitor import History, Monitor, Record
+from mldd.ranks import SERIAL, Communicator
+
+
+class Status(enum.Enum):
+    """Why a run ended; `advice` says what to do about it."""
+
+    converged_atol = "the measure is below atol"
+    converged_rtol = "the measure fell by the factor rtol"
+    target_reached = "the objective is at or below the target"
+    max_steps = "all steps used; allow more steps or loosen the tolerance"
+    max_seconds = "all seconds used; allow more time or loosen the tolerance"
+    stalled = "the solver cannot improve the point; loosen the tolerance, use float64, or another solver"
+    diverged = "gradient or objective is not finite; the last good point is returned: use a smaller step (rate)"
+    interrupted = "stopped by the user; resume from the checkpoint"
+
+    @property
+    def advice(self) -> str:
+        """One sentence for the user."""
+        return self.value
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run did not end as asked."""
+        return self is Status.diverged
+
+
+@dataclass
+class State:
+    """What every solver's state has; all memory of a solver lives in its state.
+
+    Attributes
+    ----------
+    step : int
+        Outer steps done.
+    level : int
+        Coarsest level visited by the last step.
+    accepted, rejected : int
+        Corrections accepted and rejected so far.
+    status : Status or None
+        Set by a solver that cannot go on; where ranks differ, all stop for the first of their reasons.
+    notes : dict
+        How often something happened that a user should know of, as in ``{"negative curvature": 3}``.
+    """
+
+    step: int = 0
+    level: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    status: Status | None = None
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, what: str, times: int = 1) -> None:
+        """Add to the `notes`."""
+        if times:
+            self.notes[what] = self.notes.get(what, 0) + times
+
+
+class Solver(Protocol):
+    """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached.
+
+    Two class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    ``needs_gradient = False``: it never asks for the gradient of the whole, which `minimise` then evaluates for the
+    user's eyes only.
+    """
+
+    def init(self, objective: Objective, x: Tensor) -> Any:
+        """Return the state to start from."""
+        ...
+
+    def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Do one outer step. ``objective.gradient(x)`` was evaluated by the loop and costs nothing here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop: the first that holds.
+
+    Parameters
+    ----------
+    max_steps : int
+    atol, rtol : float
+        Bounds on the measure, absolute and relative to the first one; 0 switches a test off.
+    target : float
+        Bound on the objective, which is then computed at every step, outside the clock.
+    max_seconds : float
+    norm : float
+        Norm of the measure, infinity by default.
+    """
+
+    max_steps: int = 100
+    atol: float = 0.0
+    rtol: float = 0.0
+    target: float = -math.inf
+    max_seconds: float = math.inf
+    norm: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse values that can never be meant."""
+        for name in ("max_steps", "atol", "rtol", "max_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+
+    def status(self, record: Record, first: float) -> Status | None:
+        """Return why to stop after `record`, or None."""
+        if not math.isfinite(record.measure) or record.value in (math.inf, -math.inf):
+            return Status.diverged
+        tests = (
+            (record.measure <= self.atol, Status.converged_atol),
+            (record.measure <= self.rtol * first and self.rtol > 0, Status.converged_rtol),
+            (record.value <= self.target, Status.target_reached),
+            (record.seconds >= self.max_seconds, Status.max_seconds),
+            (record.step >= self.max_steps, Status.max_steps),
+        )
+        return next((status for holds, status in tests if holds), None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `minimise` returns.
+
+    Attributes
+    ----------
+    x : Tensor, shape (n,)
+        The iterate; after `Status.diverged`, the last one with a finite gradient.
+    status : Status
+    state : State
+        The solver's state, from which a run can be resumed.
+    history : History
+    projected : bool
+        The start was infeasible and was projected.
+    """
+
+    x: Tensor
+    status: Status
+    state: Any
+    history: History
+    projected: bool = False
+
+    @property
+    def record(self) -> Record:
+        """The last record."""
+        return self.history.records[-1]
+
+
+@dataclass
+class Clock:
+    """Wall time without what is done for the user's eyes."""
+
+    _started: float = field(default_factory=time.perf_counter)
+    _paused: float = 0.0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stop the clock inside the block."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begin
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Stop the clock and count nothing inside the block, which only serves the user's eyes."""
+        with self.pause(), uncounted():
+            yield
+
+    @property
+    def seconds(self) -> float:
+        """Seconds on the clock."""
+        return time.perf_counter() - self._started - self._paused
+
+
+def check_start(objective: Objective, x: Tensor) -> None:
+    """Refuse a start that does not fit the objective, in one line.
+
+    Raises
+    ------
+    ValueError
+        Shape, dtype or device do not fit, a NaN, or bounds that are no box.
+    """
+    if x.shape != (objective.size,):
+        raise ValueError(f"`x` must have shape ({objective.size},), got {tuple(x.shape)}")
+    like = objective.bounds.lower
+    if x.dtype != like.dtype or x.device != like.device:
+        raise ValueError(f"`x` must be {like.dtype} on {like.device} as the objective is, got {x.dtype} on {x.device}")
+    objective.bounds.check(x)  # first: a start is made to lie between bounds, and not finite where these are not
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"`x` must be finite, got {int((~torch.isfinite(x)).sum())} components that are not")
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """Turn the first Ctrl-C into a flag that all ranks agree on at the end of a step; one a second later raises.
+
+    A terminal sends the signal to all its processes and mpiexec passes it on once more: such echoes are not meant.
+    """
+    flag, first = [False], [math.inf]
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handler(number: int, frame: object) -> None:
+        if time.monotonic() - first[0] > 1.0:
+            raise KeyboardInterrupt
+        flag[0], first[0] = True, min(first[0], time.monotonic())
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def minimise(
+    objective: Objective,
+    x: Tensor,
+    solver: Solver,
+    *,
+    stop: Stop = Stop(),  # noqa: B008 (frozen)
+    monitors: Sequence[Monitor] = (),
+    state: Any = None,
+    comm: Communicator = SERIAL,
+    values: bool = False,
+    after_step: Callable[[Tensor, Any, History], None] | None = None,
+    past: History | None = None,
+) -> Result:
+    """Minimise `objective` over its bounds from `x` with `solver`: the only loop.
+
+    Per step: gradient -> measure -> stop test (the same decision on all ranks) -> step of the solver. A stochastic
+    objective (one with ``sample(step)``) is sampled anew for every step, seeded by its number.
+
+    Parameters
+    ----------
+    objective : Objective
+    x : Tensor, shape (n,)
+        Start; it is copied, and projected once if infeasible.
+    solver : Solver
+    stop : Stop
+    monitors : sequence of callables
+        Each gets one `Record` per outer step, outside the clock.
+    state : State, optional
+        To resume from; its `step` is the number of steps already done.
+    comm : Communicator
+        The ranks that run this together.
+    values : bool
+        Compute the objective for every record, outside the clock and uncounted. `Stop.target` implies it.
+    after_step : callable, optional
+        Called with (x, state, history) after every step, outside the clock: checkpoints.
+    past : History, optional
+        Records of the run that is resumed.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ValueError
+        A start that does not fit the objective.
+    """
+    check_start(objective, x)
+    x, projected = _project_start(objective, x)
+    history = History(list(past.records) if past else [])
+    before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
+    values = values or stop.target > -math.inf
+    good, clock, status = x.clone(), Clock(), None
+    needed = getattr(solver, "needs_gradient", True)
+    f = Remembered(objective)
+    with counting() as cost, _interrupts() as interrupt:
+        while status is None:
+            if hasattr(objective, "sample"):
+                f = Remembered(sampled(objective, 0 if state is None else state.step))
+            with nullcontext() if needed else clock.unseen():
+                measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
+            if state is None:
+                state = solver.init(f, x)
+            with clock.unseen():
+                value = float(objective.value(x)) if values else math.nan
+            totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
+            record = _record(state, cost, totals, before)
+            first = record.measure if math.isnan(first) else first
+            lost = values and math.isnan(record.value)
+            status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
+            if totals[_INTERRUPTED] and status is not Status.diverged:
+                status = Status.interrupted
+            with clock.unseen():
+                if before is None or record.step > before.step:
+                    _tell(record, history, *monitors)
+                if after_step is not None and status is not Status.diverged:
+                    after_step(x, state, history)
+            if status is None:
+                good.copy_(x)
+                x, state = solver.step(f, x, state)
+                state.step += 1
+    return Result(good if status is Status.diverged else x, status, state, history, projected)
+
+
+def _project_start(objective: Objective, x: Tensor) -> tuple[Tensor, bool]:
+    infeasible = objective.bounds.violation(x) > 0
+    return objective.bounds.project(x), infeasible
+
+
+def _tell(record: Record, *monitors: Monitor) -> None:
+    for monitor in monitors:
+        monitor(record)
+
+
+_REASONS = tuple(Status)
+_INTERRUPTED = 7  # place in the totals: behind work, bytes, halo rows and bytes, seconds, measure and value
+
+
+def _totals(
+    comm: Communicator, cost: Cost, decisive: tuple[float, float, float], interrupted: bool, status: Status | None
+) -> list[float]:
+    """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together."""
+    spoken = decisive if comm.rank == 0 else (0.0, 0.0, 0.0)
+    reasons = [float(status is reason) for reason in _REASONS]
+    spent = [cost.local_work, float(cost.bytes), float(cost.halo_rows), float(cost.halo_bytes)]
+    return comm.sum_scalars([*spent, *spoken, float(interrupted), *reasons])
+
+
+def _reported(totals: list[float]) -> Status | None:
+    """Return the first reason for which the solver of any rank cannot go on."""
+    counts = totals[_INTERRUPTED + 1 :]
+    return next((reason for reason, times in zip(_REASONS, counts, strict=True) if times), None)
+
+
+def _record(state: State, cost: Cost, totals: list[float], before: Record | None) -> Record:
+    """Make the record of this step; a resumed run adds to what `before` had cost."""
+    local_work, sent, rows, row_bytes, seconds, measure, value = totals[:_INTERRUPTED]
+    return Record(
+        step=state.step,
+        level=state.level,
+        seconds=seconds + (before.seconds if before else 0.0),
+        measure=measure,
+        value=value,
+        gradient_evaluations=cost.gradients + (before.gradient_evaluations if before else 0),
+        work_units=cost.work + local_work + (before.work_units if before else 0.0),
+        synchronisations=cost.synchronisations + (before.synchronisations if before else 0),
+        bytes_exchanged=int(sent) + (before.bytes_exchanged if before else 0),
+        accepted=state.accepted,
+        rejected=state.rejected,
+        halo_rows=int(rows) + (before.halo_rows if before else 0),
+        halo_bytes=int(row_bytes) + (before.halo_bytes if before else 0),
+        exchanges=cost.exchanges + (before.exchanges if before else 0),
+    )

@@ -1,0 +1,15 @@
+from .forecasts.forecasting import Forecasting as Forecasting
+from .graphs.node_classification import NodeClassification as NodeClassification
+from .graphs.sharded import ShardedClassification as ShardedClassification
+from .graphs.subdomain_networks import SubdomainNetworks as SubdomainNetworks
+from .graphs.synthetic import SyntheticClassification as SyntheticClassification
+from .grids.forchheimer import Forchheimer as Forchheimer
+from .grids.pde import Bratu as Bratu
+from .grids.pde import Ignition as Ignition
+from .grids.pde import Membrane as Membrane
+from .grids.pde import MinimalSurface as MinimalSurface
+from .grids.pde import MoreBV as MoreBV
+from .grids.pde import Obstacle as Obstacle
+from .grids.quadratic import Quadratic as Quadratic
+from .images.supervised import Digits as Digits
+from .pinns.pinn import PhysicsInformed as PhysicsInformed

@@ -1,0 +1,234 @@
+"""Time series on nodes with coordinates: fields on grids, stations, sensors; everything is checked when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mldd.graph import Graph
+from mldd.problems.data.formats import DataError
+from mldd.problems.data.geography import area_weights
+
+Floats = NDArray[np.float64]
+_DAY = 86400  # seconds
+_MOST = 20  # as many times may be missing per time that is there, before the step is taken for irregular
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Hold a time series on n nodes.
+
+    Parameters
+    ----------
+    name : str
+    values : ndarray, shape (T, n, V), float64
+        NaN where an observation is missing (a gap).
+    time : ndarray of datetime64[s], shape (T,)
+        Ascending with one step; `arranged` brings others into this form.
+    latitude, longitude : ndarray, shape (n,)
+        Degrees; any longitude in -180..360.
+    variables : tuple of str
+        Names of the V variables.
+    altitude : ndarray, shape (n,), optional
+        Metres.
+    grid : tuple of int, optional
+        Rows and columns of a latitude-longitude grid, nodes row by row.
+    graph : Graph, optional
+        Given with the data (roads), instead of one from coordinates.
+    units : tuple of str
+        Of the variables, where they are known.
+    notes : tuple of str
+        What was done to the data, and what the user should know about them.
+
+    Raises
+    ------
+    DataError
+        If anything of this does not hold.
+    """
+
+    name: str
+    values: Floats
+    time: Any
+    latitude: Floats
+    longitude: Floats
+    variables: tuple[str, ...]
+    altitude: Floats | None = None
+    grid: tuple[int, int] | None = None
+    graph: Graph | None = None
+    units: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no series."""
+        self._check_values()
+        self._check_nodes()
+        _check_time(self.name, self.time)
+        if len(np.unique(np.diff(self.time))) > 1:
+            _refuse(self.name, f"times must have one step, got {_steps(self.time)}; use `arranged`")
+
+    def _check_values(self) -> None:
+        values = self.values
+        if values.ndim != 3 or values.dtype != np.float64 or 0 in values.shape:
+            _refuse(self.name, f"values must be float64 of shape (T, n, V), got {values.dtype} {values.shape}")
+        if len(self.time) != len(values):
+            _refuse(self.name, f"there must be one time per row of values, got {len(self.time)} for {len(values)} rows")
+        if len(set(self.variables)) != len(self.variables) or len(self.variables) != values.shape[2]:
+            _refuse(self.name, f"there must be {values.shape[2]} different names of variables, got {self.variables}")
+        if np.isinf(values).any():
+            _refuse(
+                self.name, f"values must be finite or NaN, got {int(np.isinf(values).sum())} infinite; make them NaN"
+            )
+        for name, empty in zip(self.variables, np.atleast_1d(np.isnan(values).all((0, 1))), strict=True):
+            if empty:
+                _refuse(self.name, f"variable {name} must have values, got gaps only; choose another")
+
+    def _check_nodes(self) -> None:
+        n = self.nodes
+        given = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
+        for name, array in given.items():
+            if array is not None and (array.shape != (n,) or not np.isfinite(array).all()):
+                bad = int((~np.isfinite(array)).sum())
+                got = f"shape {array.shape}" + f" with {bad} not finite" * bool(bad)
+                _refuse(self.name, f"{name} must be {n} finite numbers, got {got}; correct the file")
+        for name, low, high in (("latitude", -90, 90), ("longitude", -180, 360)):
+            of_nodes = given[name]
+            assert of_nodes is not None
+            span = float(of_nodes.min()), float(of_nodes.max())
+            if span[0] < low - 1e-6 or span[1] > high + 1e-6:
+                _refuse(self.name, f"{name} must be in {low}..{high} degrees, got {span[0]:g}..{span[1]:g}")
+        if self.grid is not None and self.grid[0] * self.grid[1] != n:
+            _refuse(self.name, f"the grid must have {n} nodes, got {self.grid}")
+        if self.graph is not None and self.graph.nodes != n:
+            _refuse(self.name, f"the graph must have {n} nodes, got {self.graph.nodes}")
+
+    # -------------------------------------------------------------------------------- sizes
+
+    @property
+    def times(self) -> int:
+        """Number T of times."""
+        return len(self.values)
+
+    @property
+    def nodes(self) -> int:
+        """Number n of nodes."""
+        return int(self.values.shape[1])
+
+    @property
+    def step(self) -> int:
+        """Seconds between two times."""
+        return int((self.time[1] - self.time[0]) / np.timedelta64(1, "s"))
+
+    @property
+    def per_day(self) -> int:
+        """Steps of a day where a day is a whole number of them and they take an hour or more, else 0."""
+        return _DAY // self.step if self.step >= 3600 and self.step < _DAY and _DAY % self.step == 0 else 0
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Area of every node, mean 1: cos(latitude) on a grid, ones for stations; shape (n,)."""
+        return np.ones(self.nodes) if self.grid is None else area_weights(self.latitude)
+
+    @cached_property
+    def gaps(self) -> int:
+        """Number of missing observations."""
+        return int(np.isnan(self.values).sum())
+
+    # -------------------------------------------------------------------------------- other series
+
+    def chosen(self, names: tuple[str, ...]) -> Series:
+        """Return the series of some of the variables.
+
+        Raises
+        ------
+        DataError
+            No such variable.
+        """
+        for name in names:
+            if name not in self.variables:
+                _refuse(self.name, f"variable must be one of {', '.join(self.variables)}, got {name!r}")
+        index = [self.variables.index(name) for name in names]
+        units = tuple(self.units[k] for k in index) if self.units else ()
+        return replace(self, values=np.ascontiguousarray(self.values[:, :, index]), variables=names, units=units)
+
+    def label(self, variable: int) -> str:
+        """Return the name of a variable with its unit."""
+        unit = self.units[variable] if self.units else ""
+        return f"{self.variables[variable]} ({unit})" if unit else self.variables[variable]
+
+    def carried(self) -> Floats:
+        """Return the values with gaps filled by the last observation of the node; NaN before its first one.
+
+        Only the past fills a gap, so that no forecast sees the future.
+        """
+        known = ~np.isnan(self.values)
+        last = np.where(known, np.arange(self.times)[:, None, None], -1)
+        np.maximum.accumulate(last, axis=0, out=last)
+        filled = np.take_along_axis(self.values, np.maximum(last, 0), axis=0)
+        filled[last < 0] = np.nan
+        return filled
+
+
+def arranged(name: str, values: Floats, time: Any, *, sort: bool = False, **rest: Any) -> Series:
+    """Make a series of times that need not be in order or complete: missing ones become gaps.
+
+    Parameters
+    ----------
+    name : str
+    values : ndarray, shape (T, n, V)
+    time : array of datetime64, shape (T,)
+    sort : bool
+        Sort the times; otherwise unsorted ones are refused.
+    **rest
+        Other fields of `Series`.
+
+    Raises
+    ------
+    DataError
+        Times that are unsorted, occur twice, or are no multiples of one step.
+    """
+    time = np.asarray(time).astype("datetime64[s]")
+    values = np.asarray(values, dtype=np.float64)
+    if sort and len(time) == len(values) and not np.isnat(time).any():
+        order = np.argsort(time, kind="stable")
+        time, values = time[order], values[order]
+    _check_time(name, time)
+    offset = (time - time[0]).astype(np.int64)
+    step = int(np.diff(offset).min())
+    slots = offset // step
+    if (offset % step).any() or slots[-1] + 1 > _MOST * len(time):
+        _refuse(name, f"times must be multiples of one step, got {_steps(time)}; resample the series")
+    missing = int(slots[-1]) + 1 - len(time)
+    if missing == 0:
+        return Series(name, values, time, **rest)
+    whole = np.full((int(slots[-1]) + 1, *values.shape[1:]), np.nan)
+    whole[slots] = values
+    filled = time[0] + np.arange(len(whole)) * np.timedelta64(step, "s")
+    notes = (*rest.pop("notes", ()), f"{missing} missing times were inserted as gaps")
+    return Series(name, whole, filled, notes=notes, **rest)
+
+
+def _check_time(name: str, time: Any) -> None:
+    if np.asarray(time).ndim != 1 or len(time) < 2:
+        _refuse(name, f"there must be at least two times, got {np.asarray(time).size}")
+    if time.dtype.kind != "M" or np.isnat(time).any():
+        _refuse(name, "times must be dates (datetime64 or whole hours since 1970), got others or missing ones")
+    steps = np.diff(time).astype("timedelta64[s]").astype(np.int64)
+    if (steps < 0).any():
+        _refuse(name, f"times must ascend, got {int((steps < 0).sum())} that go back; sort them or set sort=true")
+    if (steps == 0).any():
+        _refuse(name, f"every time must occur once, got {int((steps == 0).sum())} twice; leave the doubles out")
+
+
+def _steps(time: Any) -> str:
+    """List the most frequent steps of an irregular series."""
+    steps, counts = np.unique(np.diff(time).astype("timedelta64[s]").astype(np.int64), return_counts=True)
+    order = np.argsort(-counts)[:3]
+    return ", ".join(f"{counts[k]} of {steps[k]} s" for k in order)
+
+
+def _refuse(name: str, what: str) -> None:
+    raise DataError(f"{name}: {what}")

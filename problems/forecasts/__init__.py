@@ -1,0 +1,8 @@
+"""Forecasts of weather and traffic: series on nodes, losses, metrics and pictures.
+
+Here stands what knows of time, lead times and baselines. Readers of files stand in `mldd.problems.data`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,399 @@
+"""What a forecasting network sees of a series: samples in time order, inputs and targets normalised by the past alone.
+
+A sample is an origin t. Its inputs are known at t (or, as the height of the sun, at any time), its targets are the
+changes from a base forecast to the values at t + h for the lead times h, in units of their root mean square over the
+training part: the zero network is the base, persistence or a linear model, and has the loss 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mldd.problems.data import FORCING_NAMES as FORCING
+from mldd.problems.data import DataError, Series, forcing, hour, on_sphere
+from mldd.problems.forecasts.linear_forecast import LinearForecast, first_origin, fit_linear
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+_CUTS = 0.6, 0.8  # of the series: ends of training and validation part
+_YEAR = 365 * 86400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is forecast from what, all times in steps of the series.
+
+    Parameters
+    ----------
+    leads : tuple of int
+        Lead times h of the outputs; with a rollout the only one.
+    history : int
+        Values of every variable before and at the origin.
+    rollout : int
+        How often a forecast is fed back: leads h, 2 h, ..., the history at the origin, one h before, ...
+    forcing, climatology : bool
+        Whether hour and sun, and the mean daily cycle of the node, are inputs.
+    base : {"persistence", "linear"}
+    stride : int
+        Every how many origins of the training part is a sample.
+    labels : {"train", "all"}
+        Fit on the first 60 % of the series, or on all before the test part.
+    """
+
+    leads: tuple[int, ...]
+    history: int = 6
+    rollout: int = 1
+    forcing: bool = True
+    climatology: bool = True
+    base: Literal["persistence", "linear"] = "persistence"
+    stride: int = 1
+    labels: Literal["train", "all"] = "train"
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """All lead times that are evaluated."""
+        return tuple(self.leads[0] * (k + 1) for k in range(self.rollout)) if self.rollout > 1 else self.leads
+
+    @property
+    def spacing(self) -> int:
+        """Steps between two values of the history."""
+        return self.leads[0] if self.rollout > 1 else 1
+
+
+@dataclass(frozen=True, eq=False)
+class ForecastData:
+    """Samples of a series.
+
+    Parameters
+    ----------
+    series : Series
+    plan : Plan
+
+    Raises
+    ------
+    DataError
+        A part of the series without a sample of every lead time.
+    """
+
+    series: Series
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        """Refuse a horizon that is longer than the series."""
+        reach = max(self.plan.reached)
+        for part in PARTS:
+            if not (self.origins[part] + reach < self.end_of(part)).any():
+                total = self.series.times
+                raise DataError(
+                    f"{self.series.name}: the {part} part must hold a forecast, got none: {total} times in 60/20/20, "
+                    f"{self.first} before the first origin, lead times up to {reach}; shorten horizon or history"
+                )
+
+    # -------------------------------------------------------------------------------- splits
+
+    @cached_property
+    def cuts(self) -> tuple[int, int]:
+        """Where validation and test part begin."""
+        return int(_CUTS[0] * self.series.times), int(_CUTS[1] * self.series.times)
+
+    @property
+    def fitted(self) -> int:
+        """Number of leading times that anything is fitted to."""
+        return self.cuts[self.plan.labels == "all"]
+
+    @cached_property
+    def first(self) -> int:
+        """The first origin with all inputs, those of the base included."""
+        past = (self.plan.history - 1) * self.plan.spacing
+        of_base = [first_origin(self.series, lead) for lead in self.plan.leads if self.plan.base == "linear"]
+        return max(past, *(0, *(-offset for offset in self._daily), *of_base))
+
+    @cached_property
+    def origins(self) -> dict[Part, Ints]:
+        """Origins of the parts: the shortest forecast begins and ends inside of its part.
+
+        Targets of longer ones beyond the end of the part are masked (`end_of`). Inputs of the first origins of a part
+        reach back into the one before, as they do when a forecast is made.
+        """
+        shortest, total = self.plan.reached[0], self.series.times
+        starts = {"train": self.first, "validation": self.cuts[0], "test": self.cuts[1]}
+        made = {}
+        for part in PARTS:
+            step = self.plan.stride if part == "train" else 1
+            made[part] = np.arange(max(starts[part], self.first), min(self.end_of(part), total) - shortest, step)
+        return made
+
+    def end_of(self, part: Part) -> int:
+        """Return the time at which the targets of a part end."""
+        return {"train": self.fitted, "validation": self.cuts[1], "test": self.series.times}[part]
+
+    # -------------------------------------------------------------------------------- normalisation
+
+    @cached_property
+    def mean(self) -> Floats:
+        """Mean of every variable over the fitted part, shape (V,)."""
+        return np.asarray(_or(np.nanmean(self._past, axis=(0, 1)), 0.0))
+
+    @cached_property
+    def deviation(self) -> Floats:
+        """Standard deviation of every variable over the fitted part, shape (V,); 1 for a constant field."""
+        return _scale(np.nanstd(self._past, axis=(0, 1)))
+
+    @property
+    def _past(self) -> Floats:
+        past = self.series.values[: self.fitted]
+        for name, empty in zip(self.series.variables, np.atleast_1d(np.isnan(past).all((0, 1))), strict=True):
+            if empty:
+                raise DataError(f"{self.series.name}: {name} must have values in the training part, got gaps only")
+        return past
+
+    @cached_property
+    def constant(self) -> tuple[str, ...]:
+        """Variables that do not vary in the fitted part; their scale is 1."""
+        spread = np.nanmax(self._past, axis=(0, 1)) - np.nanmin(self._past, axis=(0, 1))
+        return tuple(name for name, of in zip(self.series.variables, spread, strict=True) if of == 0)
+
+    @cached_property
+    def carried(self) -> Floats:
+        """Values with gaps filled by the last observation, by the mean before the first one, shape (T, n, V)."""
+        filled = self.series.carried()
+        return np.where(np.isnan(filled), self.mean, filled)
+
+    @cached_property
+    def normal(self) -> Floats:
+        """Those, normalised, shape (T, n, V)."""
+        return (self.carried - self.mean) / self.deviation
+
+    @cached_property
+    def observed(self) -> NDArray[np.bool_]:
+        """Where there is an observation, shape (T, n, V)."""
+        return ~np.isnan(self.series.values)
+
+    @cached_property
+    def scales(self) -> Floats:
+        """Root mean square of the change from the base over the training samples, per lead and variable, (L, V).
+
+        Area-weighted, in units of the series; 1 where nothing changes.
+        """
+        t = self.origins["train"]
+        made = []
+        for lead in self.plan.reached:
+            mask = self._mask(t, lead, self.fitted) * self.series.weights[:, None]
+            error = np.where(mask > 0, self._future(t, lead) - self.base(t, lead), 0.0)
+            made.append(np.sqrt((mask * error**2).sum((0, 1)) / np.maximum(mask.sum((0, 1)), 1e-300)))
+        return _scale(np.stack(made))
+
+    # -------------------------------------------------------------------------------- targets
+
+    def _future(self, origins: Ints, lead: int) -> Floats:
+        return self.carried[np.minimum(origins + lead, self.series.times - 1)]
+
+    def _mask(self, origins: Ints, lead: int, end: int) -> NDArray[np.bool_]:
+        """Say which forecasts count: value and origin are observed, and the value lies in the part; (S, n, V)."""
+        inside = origins + lead < end
+        there = self.observed[np.minimum(origins + lead, self.series.times - 1)] & self.observed[origins]
+        return np.asarray(there & inside[:, None, None])
+
+    @cached_property
+    def linear(self) -> dict[tuple[int, int], LinearForecast]:
+        """The linear model of every lead and variable, fitted to the fitted part."""
+        return {
+            (lead, v): fit_linear(self.series, self.carried[:, :, v], self.observed[:, :, v], lead, self.fitted)
+            for lead in self.plan.reached
+            for v in range(len(self.series.variables))
+        }
+
+    def base(self, origins: Ints, lead: int) -> Floats:
+        """Return the forecast that a network starts from, shape (S, n, V), in units of the series."""
+        if self.plan.base == "persistence":
+            return self.carried[origins]
+        models = (self.linear[lead, v] for v in range(len(self.series.variables)))
+        return np.stack([model(self.carried[:, :, v], origins) for v, model in enumerate(models)], axis=-1)
+
+    def targets(self, origins: Ints, end: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return changes from the base in units of `scales`, and which count; both (n, S, L V), by lead, by variable.
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,)
+        end : int
+            Values at this time and later do not count.
+        """
+        changes, masks = [], []
+        for k, lead in enumerate(self.plan.reached):
+            masks.append(self._mask(origins, lead, end))
+            change = (self._future(origins, lead) - self.base(origins, lead)) / self.scales[k]
+            changes.append(np.where(masks[-1], change, 0.0))
+        return _by_node(np.concatenate(changes, -1)), _by_node(np.concatenate(masks, -1))
+
+    # -------------------------------------------------------------------------------- inputs
+
+    @cached_property
+    def _daily(self) -> tuple[int, ...]:
+        """Per lead, the latest time at the hour of the forecast that is no later than the origin, minus the origin."""
+        day = self.series.per_day
+        if not day:
+            return ()
+        if self.plan.rollout > 1:
+            return tuple(lead - day * -(-lead // day) for lead in self.plan.reached)
+        return tuple(lead - day * -(-lead // day) for lead in self.plan.leads if lead % day)
+
+    @cached_property
+    def _harmonics(self) -> Floats:
+        """Coefficients of the mean daily cycle of every node in the fitted part, normalised, shape (5, n V)."""
+        past = self.normal[: self.fitted]
+        waves = _waves(self.series.time[: self.fitted])
+        return np.asarray(np.linalg.lstsq(waves, past.reshape(len(past), -1), rcond=None)[0])
+
+    def cycle(self, times: Ints) -> Floats:
+        """Return the mean daily cycle at any times, shape (S, n, V): mean and two harmonics of the hour."""
+        moments = self.series.time[0] + times * np.timedelta64(self.series.step, "s")
+        return np.asarray((_waves(moments) @ self._harmonics).reshape(len(times), *self.normal.shape[1:]))
+
+    @property
+    def _cyclic(self) -> bool:
+        """Whether there is a daily cycle to be fitted: two days of the training part, and steps within the day."""
+        seconds = self.fitted * self.series.step
+        return self.plan.climatology and seconds >= 2 * 86400 and self.series.step <= 6 * 3600
+
+    @cached_property
+    def _static(self) -> tuple[Floats, tuple[str, ...]]:
+        """Place, altitude and variability of every node, normalised, shape (n, k), and their names."""
+        series = self.series
+        columns = [*on_sphere(series.latitude, series.longitude).T]
+        names = ["x", "y", "z"]
+        if series.altitude is not None:
+            columns, names = [*columns, series.altitude], [*names, "altitude"]
+        if self.plan.climatology:
+            columns += [*self.normal[: self.fitted].std(0).T]
+            names += [f"deviation of {name}" for name in series.variables]
+        table = np.stack(columns, -1)
+        spread = table.std(0)
+        return (table - table.mean(0)) / np.where(spread > 1e-9 * (1 + np.abs(table).max(0)), spread, np.inf), tuple(
+            names
+        )
+
+    @cached_property
+    def _spreads(self) -> dict[str, Floats]:
+        """Root mean squares over training samples that make differences comparable to the values."""
+        t = self.origins["train"]
+        z, lead = self.normal, self.plan.leads
+        made = {"increment": _rms(z[t] - z[np.maximum(t - self.plan.spacing, 0)])}
+        for k, offset in enumerate(self._daily[: len(lead)]):
+            made[f"day {k}"] = _rms(z[t + offset] - z[t])
+        if self._cyclic:
+            made["anomaly"] = _rms(z[t] - self.cycle(t))
+            for k, of in enumerate(lead):
+                made[f"cycle {k}"] = _rms(self.cycle(t + of) - self.cycle(t))
+        return made
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """Name every input."""
+        plan, variables = self.plan, self.series.variables
+        names = [f"{v}" for v in variables]
+        names += [f"{v}: increment {k}" for k in range(1, plan.history) for v in variables]
+        daily = plan.leads if plan.rollout > 1 else [k for k in plan.leads if self._daily and k % self.series.per_day]
+        names += [f"{v}: last day at lead {k}" for k in daily[: len(self._daily)] for v in variables]
+        if self._cyclic:
+            names += [f"{v}: anomaly" for v in variables]
+            names += [f"{v}: daily cycle to lead {k}" for k in plan.leads for v in variables]
+        if plan.forcing:
+            names += [f"{name} at lead {k}" for k in plan.leads for name in self._forced]
+            names += ["cos_zenith"]
+        if self.series.gaps:
+            names += [f"{v}: observed" for v in variables]
+        return (*names, *self._static[1])
+
+    @property
+    def _forced(self) -> tuple[str, ...]:
+        """Forcing without the day of the year, unless the training part has seen a year."""
+        whole = self.fitted * self.series.step >= _YEAR
+        return tuple(name for name in FORCING if whole or not name.endswith("day"))
+
+    def window(self, origins: Ints) -> Floats:
+        """Return the history, normalised, newest first, shape (n, S, history V)."""
+        back = np.arange(self.plan.history) * self.plan.spacing
+        past = self.normal[origins[:, None] - back]  # (S, history, n, V)
+        n = self.series.nodes
+        return np.ascontiguousarray(past.transpose(2, 0, 1, 3).reshape(n, len(origins), -1))
+
+    @cached_property
+    def mixing(self) -> Floats:
+        """The matrix that makes inputs of the history, shape (history V, F); what else they contain is `known`."""
+        v, plan = len(self.series.variables), self.plan
+        one, none = np.eye(v), np.zeros((v * (plan.history - 1), v))
+        level = np.concatenate([one, none])
+        blocks = [level]
+        for k in range(plan.history - 1):
+            block = np.zeros((plan.history, v, v))
+            block[k], block[k + 1] = one / self._spreads["increment"], -one / self._spreads["increment"]
+            blocks.append(block.reshape(-1, v))
+        blocks += [-level / self._spreads[f"day {k}"] for k in range(len(self._daily[: len(plan.leads)]))]
+        if self._cyclic:
+            blocks.append(level / self._spreads["anomaly"])
+        made = np.concatenate(blocks, axis=1)
+        rest = len(self.feature_names) - made.shape[1]
+        return np.concatenate([made, np.zeros((len(made), rest))], axis=1)
+
+    def known(self, origins: Ints, turn: int = 0) -> Floats:
+        """Return what inputs contain besides the history, shape (n, S, F), at the given turn of a rollout."""
+        plan, series = self.plan, self.series
+        now = origins + turn * plan.leads[0]
+        shape = (len(origins), series.nodes, len(series.variables))
+        parts: list[Any] = [np.zeros((*shape[:2], plan.history * shape[2]))]
+        offsets = self._daily[turn : turn + 1] if plan.rollout > 1 else self._daily
+        parts += [self.normal[origins + o] / self._spreads[f"day {k}"] for k, o in enumerate(offsets)]
+        if self._cyclic:
+            cycle = self.cycle(now)
+            parts.append(-cycle / self._spreads["anomaly"])
+            parts += [
+                (self.cycle(now + lead) - cycle) / self._spreads[f"cycle {k}"] for k, lead in enumerate(plan.leads)
+            ]
+        if plan.forcing:
+            parts += [self._forcing(now + lead, self._forced) for lead in plan.leads]
+            parts.append(self._forcing(now, ("cos_zenith",)))
+        if series.gaps:
+            parts.append(self.observed[origins] if turn == 0 else np.zeros(shape))
+        static = self._static[0]
+        parts.append(np.broadcast_to(static, (len(origins), *static.shape)))
+        return np.asarray(_by_node(np.concatenate(parts, axis=-1)))
+
+    def _forcing(self, times: Ints, names: tuple[str, ...]) -> Floats:
+        series = self.series
+        moments = series.time[0] + times * np.timedelta64(series.step, "s")
+        return forcing(moments, series.latitude, series.longitude)[:, :, [FORCING.index(name) for name in names]]
+
+    def features(self, origins: Ints) -> Floats:
+        """Return the inputs of a single forecast, shape (n, S, F)."""
+        return self.window(origins) @ self.mixing + self.known(origins)
+
+
+def _waves(time: Any) -> Floats:
+    angle = 2 * np.pi * hour(time) / 24.0
+    return np.stack([np.ones_like(angle), *(f(k * angle) for k in (1, 2) for f in (np.sin, np.cos))], axis=-1)
+
+
+def _by_node(array: Any) -> Any:
+    """Turn (S, n, k) into (n, S, k)."""
+    return np.ascontiguousarray(array.transpose(1, 0, 2))
+
+
+def _rms(array: Floats) -> Floats:
+    return _scale(np.sqrt((array**2).mean((0, 1))))
+
+
+def _scale(array: Any) -> Floats:
+    """Replace scales of nothing by 1."""
+    return np.where(np.isfinite(array) & (array > 1e-12), array, 1.0)
+
+
+def _or(array: Any, other: float) -> Any:
+    return np.where(np.isfinite(array), array, other)

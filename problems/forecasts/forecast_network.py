@@ -1,0 +1,133 @@
+"""Networks of forecasting problems and the local graphs that they are evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.graph import Graph, grow, normalised
+from mldd.problems.data import HiddenMesh
+from mldd.problems.nets import (
+    EncodeProcessDecode,
+    GraphNet,
+    Ints,
+    MeshSource,
+    Piece,
+    Source,
+    propagation,
+    stack,
+    stack_meshes,
+    tensors,
+)
+
+Floats = NDArray[np.float64]
+Model = Literal["sage", "gcn", "gin", "gat", "epd"]
+# Activations, relu for the others. GIN's last layer has as few hidden units as outputs: a single ReLU is often dead.
+_USUAL = {"epd": "silu", "gat": "elu", "gin": "elu"}
+
+
+def network(model: Model, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
+    """Return the network; `layers` are the rounds of message passing inside the mesh for `epd`."""
+    act: Any = _USUAL.get(model, "relu") if activation == "auto" else activation
+    if model == "epd":
+        return EncodeProcessDecode(inputs, hidden, outputs, layers, act)
+    return GraphNet(model, (inputs, *[hidden] * (layers - 1), outputs), activation=act)
+
+
+def start(net: Any, seed: int) -> Tensor:
+    """Return the network's start with the last layer zero, shape (N,): all outputs are zero.
+
+    Of a last layer with two matrices (GIN) the first one stays: with both zero neither would ever learn.
+    """
+    x: Tensor = net.initial(seed)
+    if isinstance(net, GraphNet):
+        named = tensors(net.kind, net.widths[-2], net.widths[-1], net.heads, True)
+        for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
+            if name != "first":
+                view.zero_()
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class LocalGraphs:
+    """Cuts local graphs out of a graph whose nodes have S samples of inputs and targets.
+
+    Parameters
+    ----------
+    net : GraphNet or EncodeProcessDecode
+    graph : Graph
+    features : ndarray, shape (n, S F)
+    targets : ndarray, shape (n, S 2 C)
+        Sums of them are those of aggregated nodes.
+    samples : int
+    turns : int
+        Of a rollout: nodes then feed back, and local graphs keep all their nodes in every layer.
+    mesh : HiddenMesh, optional
+        Of `epd`.
+    weighted : bool
+        Whether the weights of the graph enter the propagation of GCN and GraphSAGE.
+    """
+
+    net: Any
+    graph: Graph
+    features: Floats
+    targets: Floats
+    samples: int
+    turns: int = 1
+    mesh: HiddenMesh | None = None
+    weighted: bool = False
+
+    @cached_property
+    def operator(self) -> Any:
+        """The propagation matrix of a layer, shape (n, n)."""
+        if self.weighted:
+            return normalised(self.graph, "gcn" if self.net.kind == "gcn" else "mean", weighted=True)
+        return propagation(self.net.kind, self.graph)
+
+    @cached_property
+    def source(self) -> Any:
+        """What local graphs are cut from."""
+        if self.mesh is not None:
+            return MeshSource(self.mesh, self.features, self.targets)
+        return Source.of(self.net.kind, self.operator, self.features, self.targets)
+
+    def piece(self, outputs: Ints, targets: Floats | None = None) -> Any:
+        """Return the outputs with as much around them as they depend on: they are exact."""
+        if self.turns == 1:
+            return self.source.piece(outputs, self.net.layers, targets=targets)
+        wanted = self.targets if targets is None else targets
+        reach = self.turns * self.net.layers
+        mask = np.zeros(self.graph.nodes, dtype=bool)
+        mask[outputs] = True
+        around = np.flatnonzero(grow(self.graph, torch.from_numpy(outputs), reach).numpy() & ~mask)
+        order = np.concatenate([outputs, around])
+        # Rows at the rim are wrong for want of their neighbours, but too far away to be read.
+        part = Source.of(self.net.kind, self.operator[order][:, order], self.features[order], wanted[order] * 1.0)
+        part.targets[len(outputs) :] = 0.0
+        return part.piece(np.arange(len(order)), self.net.layers, propagated=False)
+
+    def aggregated(self, labels: Ints) -> Any:
+        """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes."""
+        if self.turns == 1:
+            return self.source.aggregated(labels, self.net.layers)
+        n, m = len(labels), int(labels.max()) + 1
+        t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))
+        mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels, minlength=m)) @ t)
+        operator = sp.csr_matrix(mean @ self.operator @ t.T)
+        coarse = Source.of(self.net.kind, operator, mean @ self.features, np.asarray(t @ self.targets))
+        return coarse.piece(np.arange(m), self.net.layers, propagated=False)
+
+    def stack(self, pieces: Sequence[Any], single: bool = False, **kind: Any) -> Any:
+        """Put local graphs into one batch."""
+        if self.mesh is not None:
+            return stack_meshes(pieces, single, self.samples, **kind)
+        assert all(isinstance(piece, Piece) for piece in pieces)
+        return stack(pieces, single, self.samples, **kind)

@@ -1,0 +1,113 @@
+"""Pictures of a forecast: a map of forecast, truth and error, errors against lead time, parts and halos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.figures import draw_parts, maps
+from mldd.problems.data import Series
+from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_metrics import linear, moments, persistence
+
+if TYPE_CHECKING:
+    from mldd.problems.forecasts.forecasting import Forecasting
+
+Floats = NDArray[np.float64]
+
+
+def draw(problem: Forecasting, folder: Path, x: Tensor, parts: int = 1) -> list[Path]:
+    """Draw all pictures of the network with parameters `x` into `folder` and return their files.
+
+    Parameters
+    ----------
+    problem : Forecasting
+    folder : Path
+    x : Tensor, shape (N,)
+    parts : int
+        Of the decomposition; nothing is drawn of a single part.
+    """
+    drawn = [_forecast(problem, folder, x), _errors(problem, folder, x)]
+    if parts > 1:
+        drawn.append(folder / "parts.png")
+        draw_parts(
+            problem.graph, {f"{parts} parts": problem.parts(parts)}, drawn[-1], problem.coordinates, _name(problem)
+        )
+    return drawn
+
+
+def _places(problem: Forecasting) -> Floats:
+    return np.stack([problem.series.latitude, maps.around(problem.series.longitude)], axis=1)
+
+
+def _forecast(problem: Forecasting, folder: Path, x: Tensor) -> Path:
+    """Draw the test forecast of the longest lead time whose error is the median one."""
+    data, series = problem.forecast_data, problem.series
+    lead = data.plan.reached[-1]
+    origins = data.origins["test"]
+    if (origins + lead < series.times).any():
+        origins = origins[origins + lead < series.times]
+    else:
+        lead = data.plan.reached[0]
+    made = problem.forecasts(x, origins)[:, :, data.plan.reached.index(lead), 0]
+    truth = series.values[origins + lead, :, 0]
+    there = ~np.isnan(truth)
+    squares = np.where(there, (made - truth) ** 2, 0.0).sum(1) / np.maximum(there.sum(1), 1)
+    one = int(np.argsort(squares)[len(squares) // 2])
+    error = f"RMSE {np.sqrt(squares[one]):.3g}, the median of the test part"
+    panels = {
+        f"value at {_moment(series, origins[one])}": data.carried[origins[one], :, 0],
+        f"forecast for {_moment(series, origins[one] + lead)}": made[one],
+        "observation": truth[one],
+        "forecast minus observation": made[one] - truth[one],
+    }
+    maps.fields(
+        folder / "forecast.png",
+        _places(problem),
+        panels,
+        errors=("forecast minus observation",),
+        grid=series.grid,
+        label=series.label(0),
+        title=f"{_name(problem)}: {series.variables[0]}, {span(data, lead)} ahead, {error}",
+    )
+    return folder / "forecast.png"
+
+
+def _name(problem: Forecasting) -> str:
+    return Path(problem.series.name).name
+
+
+def _moment(series: Series, time: int) -> str:
+    return str(series.time[time].astype("datetime64[m]")).replace("T", " ")
+
+
+def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:
+    data, series = problem.forecast_data, problem.series
+    forecasts = {
+        "persistence": persistence(data),
+        "linear model": linear(data),
+        f"{problem.model} network": lambda origins: problem.forecasts(x, origins),
+    }
+    curves = {name: np.sqrt(moments(data, "test", f).square[:, 0]) for name, f in forecasts.items()}
+    hours = series.step >= 3600
+    unit = 3600.0 if hours else 60.0
+    path = folder / "skill.png"
+    maps.skill(
+        path,
+        [lead * series.step / unit for lead in data.plan.reached],
+        curves,
+        unit="h" if hours else "min",
+        label=series.label(0),
+        title=f"{_name(problem)}, test part",
+    )
+    return path
+
+
+def span(data: ForecastData, lead: int) -> str:
+    """Return a lead time in hours or minutes."""
+    seconds = lead * data.series.step
+    return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"

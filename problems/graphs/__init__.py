@@ -1,0 +1,8 @@
+"""Training on the nodes of a graph: whole, in shards, or by networks of the subdomains' own.
+
+Here stand losses over nodes, coarse graphs as levels, and the problems made of them. Time series may not stand here.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,65 @@
+"""Options of node classification: which are allowed, and which suit a solver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mldd.problems.nets import GRAPH_ACTIVATIONS, TERMS
+
+SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
+# Hyper-parameters that suit small citation graphs: tuned on Cora's training loss, seeds 0 and 1.
+_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
+_LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.5, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.1},
+    "adagrad": _FIRST_ORDER,
+    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
+    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
+}
+_CHOICES = {
+    "model": tuple(TERMS),
+    "activation": tuple(GRAPH_ACTIVATIONS),
+    "local": ("composite", "own"),
+    "subdomains": ("graph", "parameters", "both"),
+    "labels": ("train", "all"),
+    "clustering": ("metis", "matching", "features"),
+    "dtype": ("float64", "float32"),
+    "evaluate": ("dtype", "float32", "bfloat16"),
+}
+
+
+def check_options(problem: Any) -> None:
+    """Refuse options of a node classification that make no sense.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, choices in _CHOICES.items():
+        if getattr(problem, name, choices[0]) not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(problem, name)!r}")
+    for name, least in (("hidden", 1), ("layers", 1), ("clusters", 0), ("grades", 1), ("split", 0), ("seed", 0)):
+        if getattr(problem, name, least) < least:
+            raise ValueError(f"`{name}` must be >= {least}, got {getattr(problem, name)}")
+    if getattr(problem, "clustering", "") == "features" and problem.grades > 1:
+        raise ValueError(
+            f"`grades` must be 1 for clustering=features, whose clusters are not nested, got {problem.grades}"
+        )
+    if not 0 < getattr(problem, "kept", 1.0) <= 1:
+        raise ValueError(f"`kept` must be in (0, 1], got {problem.kept}")
+    if not 0 <= problem.dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {problem.dropout}")
+    if not 0 <= problem.decay < np.inf:
+        raise ValueError(f"`decay` must be >= 0 and finite, got {problem.decay}")
+
+
+def settings_of(solver: str, name: str) -> dict[str, Any]:
+    """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`."""
+    advised = dict(_SETTINGS.get(solver, {}))
+    if "rate" in advised and name in _LARGE_FEATURES:
+        advised["rate"] *= 0.1
+    return advised

@@ -1,0 +1,342 @@
+"""What a rank makes of its shard: operators with halos, batches for evaluation, and graphs of clusters of all ranks.
+
+Nothing of the size of the whole graph is ever on one rank. What ranks know of each other are the nodes next to their
+own, and clusters: those of a rank lie within its nodes, and their features, targets and edges are summed before they
+are gathered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.problems.data import Shard
+from mldd.problems.nets import TERMS, Batch, HaloOperator, Kind, Operator, Source, Sparse
+from mldd.ranks import Communicator, Halo, Messages
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """The graph of all clusters, the same on every rank.
+
+    Parameters
+    ----------
+    source : Source
+        Operator, features and targets of the C clusters.
+    mine : range
+        Clusters of this rank.
+    labels : ndarray, shape (m + h,), int64
+        Cluster of every own node and of every node of the halo.
+    """
+
+    source: Source
+    mine: range
+    labels: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class ShardGraph:
+    """The own m nodes of this rank with the h nodes of their halo; every property is made by all ranks together.
+
+    Parameters
+    ----------
+    shard : Shard
+        Joined: owners are ranks.
+    kind : str
+        Of the layers.
+    targets : ndarray, shape (m, C)
+        Weight of every class of the own nodes in the loss.
+    comm : Communicator
+    messages : {"auto", "mpi", "petsc"}
+        What carries halos.
+    precision : {"float64", "float32"}
+        Of the entries of operators, and of products with features that are in single precision themselves.
+    """
+
+    shard: Shard
+    kind: Kind
+    targets: Floats
+    comm: Communicator
+    messages: Messages = "auto"
+    precision: Literal["float64", "float32"] = "float64"
+
+    @cached_property
+    def halo(self) -> Halo:
+        """All nodes next to the own ones."""
+        owner, index = torch.from_numpy(self.shard.owner), torch.from_numpy(self.shard.index)
+        return Halo(self.comm, self.shard.own, owner, index, self.messages)
+
+    def fetched(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows of the halo, of any dtype that torch knows."""
+        return self.halo.exchange(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
+
+    def fetched_matrix(self, rows: Any) -> Any:
+        """Return the rows of the halo of a dense or a CSR matrix; entries of the latter are a halo of their own."""
+        if not sp.issparse(rows):
+            return self.fetched(rows)
+        starts = rows.indptr[:-1].astype(np.int64)
+        theirs = self.fetched(np.stack([starts, np.diff(rows.indptr)], 1))
+        indptr = np.concatenate([[0], np.cumsum(theirs[:, 1])])
+        entries = np.repeat(theirs[:, 0] - indptr[:-1], theirs[:, 1]) + np.arange(indptr[-1])
+        owner = torch.from_numpy(np.repeat(self.shard.owner, theirs[:, 1]))
+        halo = Halo(self.comm, rows.nnz, owner, torch.from_numpy(entries), self.messages)
+        pairs = np.stack([rows.indices.astype(np.float64), rows.data], 1)
+        got = halo.exchange(torch.from_numpy(pairs)).numpy()
+        return sp.csr_matrix((got[:, 1], got[:, 0].astype(np.int64), indptr), shape=(self.halo.size, rows.shape[1]))
+
+    # -------------------------------------------------------------------------------- operators
+
+    @cached_property
+    def degrees(self) -> Floats:
+        """Neighbours of every own node and of every node of the halo, shape (m + h,)."""
+        own = np.diff(self.shard.indptr).astype(np.float64)
+        return np.concatenate([own, self.fetched(own[:, None])[:, 0]])
+
+    @cached_property
+    def operator(self) -> Any:
+        """Rows of the propagation that are this rank's, csr_matrix of shape (m, m + h)."""
+        rows, m = self.shard.adjacency, self.shard.own
+        if self.kind in ("gcn", "gat"):
+            rows = (rows + sp.eye(m, rows.shape[1], format="csr")).tocsr()
+        return self._valued(rows, self.degrees[:m], self.degrees).astype(self.precision, copy=False)
+
+    @cached_property
+    def back(self) -> Any:
+        """Entries of the halo's rows in the columns of the own nodes, csr_matrix of shape (h, m): A is symmetric."""
+        m = self.shard.own
+        return self._valued(self.shard.adjacency[:, m:].T.tocsr(), self.degrees[m:], self.degrees[:m])
+
+    def _valued(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
+        """Give ones on a pattern the values of the propagation between nodes of these degrees."""
+        if self.kind == "gcn":
+            left, right = (sp.diags(np.sqrt(1.0 / (degree + 1.0))) for degree in (rows, columns))
+            return sp.csr_matrix(left @ pattern @ right)
+        if self.kind == "sage":
+            inverse = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
+            return sp.csr_matrix(sp.diags(inverse) @ pattern)
+        return pattern
+
+    # -------------------------------------------------------------------------------- features
+
+    def extended(self) -> Any:
+        """Return the features of own nodes and halo, shape (m + h, F), fetched anew."""
+        own = self.shard.features
+        rows = [own, self.fetched_matrix(own)]
+        return sp.vstack(rows, format="csr") if sp.issparse(own) else np.concatenate(rows)
+
+    @cached_property
+    def terms(self) -> tuple[Any, ...]:
+        """Inputs of the first layer of the own nodes with the propagation done; the features alone for attention."""
+        if self.kind == "gat":
+            return (self.shard.features,)
+        propagated = self.operator @ self.extended()
+        return (self.shard.features, propagated) if len(TERMS[self.kind]) == 2 else (propagated,)
+
+    @cached_property
+    def cheaper(self) -> bool:
+        """Whether the first layer is cheaper with the propagation done beforehand, on all ranks together."""
+        if self.kind == "gat":
+            return False
+        sizes = [_entries(self.terms[-1]), _entries(self.shard.features) + self.operator.nnz]
+        after, before = self.comm.sum_scalars([float(size) for size in sizes])
+        return after <= before
+
+    # -------------------------------------------------------------------------------- batches
+
+    def batch(self, outputs: Mask, layers: int, propagated: bool | None = None, **kind: Any) -> Batch:
+        """Return what evaluates these own nodes: as many hops as there are layers, through all ranks.
+
+        Parameters
+        ----------
+        outputs : ndarray, shape (m,), bool
+        layers : int
+        propagated : bool, optional
+            Whether the first propagation is done beforehand; by default where that is cheaper.
+        **kind
+            `dtype` and `device`.
+        """
+        propagated = self.cheaper if propagated is None else propagated
+        reach = _Reach.of(self, outputs, layers, propagated)
+        order, rows = reach.order, reach.rows
+        identities = (None,) * (len(TERMS[self.kind]) - 1)
+        operators: list[tuple[Operator | None, ...]] = []
+        for layer in range(layers):
+            if layer == 0 and propagated:
+                operators.append((None,) * len(self.terms))
+                continue
+            matrix = self.operator[order[: rows[layer + 1]]][:, reach.columns(layer)]
+            if layer == 0 or self.comm.ranks == 1:  # the features of the halo are here: nothing is exchanged
+                operators.append((*identities, Sparse.of(matrix, **kind)))
+            else:
+                operators.append((*identities, HaloOperator.of(matrix, reach.exchange(layer), **kind)))
+        nodes = self.shard.numbers[order[: rows[1] if propagated else rows[0]]]
+        if propagated:
+            inputs = [term[order[: rows[1]]] for term in self.terms]
+        else:
+            inputs = [self.extended()[reach.columns(0)]]
+            nodes = np.concatenate([nodes, self.fetched(self.shard.numbers)[reach.beyond[0]]])
+            rows = (len(nodes), *rows[1:])
+        targets = np.where(outputs[:, None], self.targets, 0.0)[order[: rows[-1]]]
+        return Batch(
+            parts=None,
+            rows=rows,
+            features=tuple(_stored(x, **kind) for x in inputs),
+            propagated=propagated,
+            operators=tuple(operators),
+            nodes=torch.from_numpy(nodes)[None].to(kind.get("device", "cpu")),
+            targets=torch.from_numpy(targets).to(**kind),
+            read=(len(nodes),),
+        )
+
+    # -------------------------------------------------------------------------------- clusters
+
+    def clustered(self, labels: Ints) -> Clustered:
+        """Return the graph of the clusters of all ranks.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (m,), int64
+            Cluster of every own node, 0..c-1, each of which occurs.
+        """
+        counts = [int(c) for c in self.comm.gather_items(int(labels.max()) + 1)]
+        first, total = sum(counts[: self.comm.rank]), sum(counts)
+        own = labels + first
+        everywhere = np.concatenate([own, self.fetched(own[:, None])[:, 0]])
+        m, width = self.shard.own, counts[self.comm.rank]
+        sums = sp.csr_matrix((np.ones(m), (labels, np.arange(m))), shape=(width, m))
+        mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels)) @ sums)
+        span = len(everywhere)
+        into = sp.csr_matrix((np.ones(span), (np.arange(span), everywhere)), shape=(span, total))
+        return Clustered(
+            Source(
+                self.kind,
+                operator=self._gathered(mean @ (self.operator @ into)),
+                features=self._gathered(mean @ self.shard.features) if self.kind == "gat" else None,
+                terms=tuple(self._gathered(mean @ term) for term in self.terms),
+                targets=self._gathered(sums @ self.targets),
+            ),
+            range(first, first + width),
+            everywhere,
+        )
+
+    def _gathered(self, rows: Any) -> Any:
+        """Return the rows of all ranks, one below the other."""
+        if not sp.issparse(rows):
+            return self.comm.gather(torch.from_numpy(np.asarray(rows))).numpy()
+        entries, lengths = rows.tocoo(), self.comm.gather_items(rows.shape[0])
+        first = sum(lengths[: self.comm.rank])
+        triples = np.stack([entries.row + float(first), entries.col.astype(np.float64), entries.data], 1)
+        row, column, data = self.comm.gather(torch.from_numpy(triples)).numpy().T
+        return sp.csr_matrix((data, (row.astype(np.int64), column.astype(np.int64))), (sum(lengths), rows.shape[1]))
+
+    def reduced(self, clusters: Clustered) -> Source:
+        """Return the graph of the own nodes, first, and the clusters of all other ranks: no exchange is left in it."""
+        whole, labels, m = clusters.source, clusters.labels, self.shard.own
+        others = np.delete(np.arange(whole.operator.shape[0]), clusters.mine)
+        place = np.full(whole.operator.shape[0], -1)
+        place[others] = np.arange(len(others))
+        beyond = place[labels[m:]]
+        h = len(beyond)
+        into = sp.csr_matrix((np.ones(h), (np.arange(h), beyond)), shape=(h, len(others)))
+        sizes = self._sizes(clusters)[others]
+        upper = [self.operator[:, :m], self.operator[:, m:] @ into]
+        lower = [sp.diags(1.0 / sizes) @ (into.T @ self.back), whole.operator[others][:, others]]
+        features = None if whole.features is None else _stacked(self.shard.features, whole.features[others])
+        return Source(
+            self.kind,
+            operator=sp.csr_matrix(sp.bmat([upper, lower])),
+            features=features,
+            terms=tuple(_stacked(own, far[others]) for own, far in zip(self.terms, whole.terms, strict=True)),
+            targets=np.concatenate([self.targets, whole.targets[others]]),
+        )
+
+    def _sizes(self, clusters: Clustered) -> Floats:
+        """Return the number of nodes of every cluster of all ranks."""
+        own = np.bincount(clusters.labels[: self.shard.own] - clusters.mine.start)
+        return self.comm.gather(torch.from_numpy(own.astype(np.float64))[:, None]).numpy()[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """The nodes that outputs depend on, layer by layer, on all ranks.
+
+    Parameters
+    ----------
+    graph : ShardGraph
+    order : ndarray, int64
+        Own nodes that are read, those of a later layer first.
+    rows : tuple of int
+        How many of them enter each layer, then the outputs; at least one.
+    beyond : list of ndarray, int64
+        Nodes of the halo that enter each layer, ascending by owner; none where nothing is propagated.
+    places : ndarray, shape (h,), int64
+        Place of every node of the halo in the order of its owner.
+    """
+
+    graph: ShardGraph
+    order: Ints
+    rows: tuple[int, ...]
+    beyond: list[Ints]
+    places: Ints
+
+    @staticmethod
+    def of(graph: ShardGraph, outputs: Mask, layers: int, propagated: bool) -> _Reach:
+        """Follow the edges from the outputs back to the features; one exchange per layer."""
+        m, pattern = graph.shard.own, graph.operator
+        inside = outputs.copy()
+        inside[0] |= not inside.any()  # no rank is left out of an exchange
+        depth, rows, beyond = inside.astype(np.int64), [int(inside.sum())], []
+        for layer in reversed(range(layers)):
+            if layer == 0 and propagated:
+                rows.append(rows[-1])
+                beyond.append(np.empty(0, dtype=np.int64))
+                break
+            touched = np.zeros(pattern.shape[1], dtype=bool)
+            touched[pattern[np.flatnonzero(inside)].indices] = True
+            read = torch.from_numpy(touched[m:, None].astype(np.float64))
+            if layer > 0:  # the owners have to compute these states; features they have
+                asked = graph.halo.end_back(graph.halo.begin_back(read), torch.zeros(m, 1, dtype=torch.float64))
+                inside |= asked[:, 0].numpy() > 0
+            inside |= touched[:m]
+            depth += inside
+            rows.append(int(inside.sum()))
+            beyond.append(np.flatnonzero(touched[m:]))
+        order = np.argsort(-depth, kind="stable")[: rows[-1]]
+        place = np.zeros(m, dtype=np.int64)
+        place[order] = np.arange(len(order))
+        return _Reach(graph, order, tuple(reversed(rows)), beyond[::-1], graph.fetched(place[:, None])[:, 0])
+
+    def columns(self, layer: int) -> Ints:
+        """Return the columns of the operator that layer `layer` reads: own nodes in order, then the halo."""
+        return np.concatenate([self.order[: self.rows[layer]], self.graph.shard.own + self.beyond[layer]])
+
+    def exchange(self, layer: int) -> Halo:
+        """Return the halo of layer `layer`."""
+        graph, far = self.graph, self.beyond[layer]
+        owner, place = (torch.from_numpy(a[far]) for a in (graph.shard.owner, self.places))
+        return Halo(graph.comm, self.rows[layer], owner, place, graph.messages)
+
+
+def _entries(matrix: Any) -> int:
+    return int(matrix.nnz) if sp.issparse(matrix) else int(np.prod(matrix.shape))
+
+
+def _stored(matrix: Any, **kind: Any) -> Tensor | Sparse:
+    return Sparse.of(matrix, **kind) if sp.issparse(matrix) else torch.from_numpy(np.asarray(matrix)).to(**kind)
+
+
+def _stacked(upper: Any, lower: Any) -> Any:
+    if sp.issparse(upper) or sp.issparse(lower):
+        return sp.vstack([sp.csr_matrix(upper), sp.csr_matrix(lower)], format="csr")
+    return np.concatenate([upper, lower])

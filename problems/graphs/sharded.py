@@ -1,0 +1,419 @@
+"""Node classification of a graph of which every rank holds its part alone: halos are exchanged in every layer."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mldd.algebra import Corrected, Hierarchy, Identity, Level, Objective, Price, SharedDecomposition
+from mldd.graph import aggregate, partition
+from mldd.problems.data import SPLITS, DataError, GraphData, Shard, cut, joined, read_together, shares
+from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
+from mldd.problems.graphs.inexact_halo import (
+    HistoricalHalo,
+    Inexact,
+    InexactNodeLoss,
+    QuantisedHalo,
+    SampledHalo,
+    StaleHalo,
+)
+from mldd.problems.graphs.node_classification import area_under_curve
+from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.problems.graphs.shard_graph import ShardGraph
+from mldd.problems.nets import (
+    Batch,
+    GraphActivation,
+    GraphNet,
+    HaloOperator,
+    Kind,
+    Operator,
+    Piece,
+    Source,
+    Sparse,
+    composite_labels,
+    stack,
+)
+from mldd.ranks import SERIAL, Communicator, Halo, Messages
+from mldd.ranks import device as pick_device
+
+_HALOS = ("exact", "stale", "history", "sampled", "int8", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ShardedClassification:
+    """Classify the nodes of a graph that lies in shards: the loss of `NodeClassification`, to rounding.
+
+    Every rank reads its consecutive share of the parts and holds features, labels and edges of its own nodes, and of
+    the nodes next to them what a sweep needs. States of these are exchanged in every layer but the first, forward and
+    backward; coarse graphs and local models know other ranks by clusters alone.
+
+    Parameters
+    ----------
+    folder : str or Shard
+        What `mldd.problems.data.shards.write` has written, or the shard of this rank.
+    model, hidden, layers, heads, activation, residual, dropout, decay, seed, clusters, labels, dtype, device
+        As for `NodeClassification`.
+    local : {"composite", "own"}
+        Local models of subdomains: the own nodes and clusters of all others, or the mean loss of the own labelled nodes
+        on the part of the graph that is on this rank; only the propagation of the features (not of gat) sees the halo.
+    halo : {"exact", "stale", "history", "sampled", "int8", "bfloat16"}
+        What gradients are computed with: exact halos, or with less communication rows of `lag` steps ago, rows fetched
+        every `lag` steps, a share `keep` of the rows, or rows of fewer bits: see `mldd.problems.graphs.inexact_halo`.
+        Values for the user, metrics and Hessian products are exact.
+    lag : int
+    smoothing : float
+        Of stale rows.
+    keep : float
+    messages : {"auto", "mpi", "petsc"}
+        What carries halos: see `mldd.ranks.messages`.
+    comm : Communicator
+
+    Raises
+    ------
+    ValueError
+        An option that makes no sense.
+    """
+
+    folder: str | os.PathLike[str] | Shard
+    model: Kind = "gcn"
+    hidden: int = 16
+    layers: int = 2
+    heads: int = 1
+    activation: GraphActivation = "relu"
+    residual: bool = False
+    dropout: float = 0.5
+    decay: float = 5e-4
+    seed: int = 0
+    clusters: int = 0
+    local: Literal["composite", "own"] = "composite"
+    labels: Literal["train", "all"] = "train"
+    dtype: Literal["float64", "float32"] = "float64"
+    device: str = "cpu"
+    halo: Literal["exact", "stale", "history", "sampled", "int8", "bfloat16"] = "exact"
+    lag: int = 1
+    smoothing: float = 0.0
+    keep: float = 0.5
+    messages: Messages = "auto"
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        check_options(self)
+        if self.halo not in _HALOS:
+            raise ValueError(f"`halo` must be one of {', '.join(_HALOS)}, got {self.halo!r}")
+        if self.lag < (1 if self.halo == "history" else 0):
+            raise ValueError(f"`lag` must be >= 0, and >= 1 for a history, got {self.lag}")
+        for name, good in (("smoothing", 0 <= self.smoothing < 1), ("keep", 0 < self.keep <= 1)):
+            if not good:
+                span = "in [0, 1)" if name == "smoothing" else "in (0, 1]"
+                raise ValueError(f"`{name}` must be {span}, got {getattr(self, name)}")
+
+    @staticmethod
+    def of(data: GraphData, part: Tensor, comm: Communicator = SERIAL, **options: Any) -> ShardedClassification:
+        """Cut `data` by the part of every node, shape (n,), in memory and keep the shard of this rank."""
+        shards = cut(data, part)
+        mine = shares(len(shards), comm.ranks)[comm.rank]
+        return ShardedClassification(joined(shards[mine.start : mine.stop], comm.ranks), comm=comm, **options)
+
+    # -------------------------------------------------------------------------------- what everything is made of
+
+    @cached_property
+    def shard(self) -> Shard:
+        """What this rank holds; all ranks read together.
+
+        Raises
+        ------
+        DataError
+            On all ranks, if one of them cannot read its parts.
+        """
+        return self.folder if isinstance(self.folder, Shard) else read_together(self.folder, self.comm)
+
+    @cached_property
+    def _labelled(self) -> Any:
+        """Own nodes in the loss, shape (m,), bool."""
+        return self.shard.train if self.labels == "train" else ~self.shard.test
+
+    @cached_property
+    def graph(self) -> ShardGraph:
+        """The own nodes and their halo; the loss is the mean over the labelled nodes of all ranks.
+
+        Raises
+        ------
+        DataError
+            There are none.
+        """
+        one_hot, labelled = np.eye(self.shard.classes)[self.shard.labels], self._total(self._labelled)
+        if labelled == 0:
+            raise DataError(f"{self.shard.name}: at least one labelled node is needed, got none; take more nodes")
+        targets = one_hot * self._labelled[:, None] / labelled
+        return ShardGraph(self.shard, self.model, targets, self.comm, self.messages, self.dtype)
+
+    def _total(self, mask: Any) -> float:
+        """Count nodes on all ranks."""
+        return self.comm.sum_scalars([float(mask.sum())])[0]
+
+    @cached_property
+    def net(self) -> GraphNet:
+        """The network."""
+        widths = (self.shard.features.shape[1], *[self.hidden] * (self.layers - 1), self.shard.classes)
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual)
+
+    @cached_property
+    def _kind(self) -> dict[str, Any]:
+        return {"dtype": getattr(torch, self.dtype), "device": pick_device(self.device, self.comm)}
+
+    @cached_property
+    def _work(self) -> float:
+        """Cost of the fine objective on all ranks."""
+        return self.comm.sum_scalars([self._objective.batch.work(self.net.widths)])[0]
+
+    # -------------------------------------------------------------------------------- the problem
+
+    @cached_property
+    def _objective(self) -> NodeLoss:
+        batch = self.graph.batch(self._labelled, self.layers, **self._kind)
+        if self.dropout == 0 and self.halo == "exact":
+            return NodeLoss(self.net, batch, self.decay, comm=self.comm)
+        anew = batch.propagated and self.dropout > 0
+        samples = self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else batch
+        options: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": samples}
+        if self.halo == "exact":
+            return StochasticNodeLoss(self.net, batch, self.decay, comm=self.comm, **options)
+        halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
+        return InexactNodeLoss(self.net, batch, self.decay, comm=self.comm, **options, halos=halos)
+
+    def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
+        """Return what stands for the halo of a layer."""
+        if not isinstance(operator, HaloOperator) or not isinstance(operator.exchange, Halo):
+            return None
+        halo = operator.exchange
+        if self.halo == "stale":
+            return StaleHalo(halo.apart(), self.lag, self.smoothing)
+        if self.halo == "history":
+            return HistoricalHalo(halo, self.lag)
+        if self.halo == "sampled":
+            return SampledHalo(halo, self.keep, self.seed)
+        return QuantisedHalo(halo, 8 if self.halo == "int8" else 16, self.seed, layer)
+
+    def objective(self, sample: int | None = None) -> NodeLoss:
+        """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
+        f = self._objective
+        return f if sample is None or not isinstance(f, StochasticNodeLoss) else f.sample(sample)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Return Glorot's start, shape (N,)."""
+        return self.net.initial(seed).to(**self._kind)
+
+    def solution(self) -> None:
+        """Return None: no minimiser is known."""
+
+    # -------------------------------------------------------------------------------- clusters
+
+    @property
+    def _clusters(self) -> int:
+        """Clusters of the first coarse graph, on all ranks."""
+        return self.clusters or max(self.shard.classes, round(SHARE * self.shard.nodes))
+
+    def _cluster(self, clusters: int, within: Any | None = None) -> Any:
+        """Return the cluster of every own node: the share of this rank of about so many on all ranks."""
+        least = 1 if within is None else int(within.max()) + 1
+        here = round(clusters * self.shard.own / self.shard.nodes)
+        here = min(max(here, least), self.shard.own)
+        inside = None if within is None else torch.from_numpy(within)
+        return aggregate(self.shard.inside, here, seed=self.seed, within=inside).numpy()
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
+
+        Clusters lie within the nodes of a rank. All levels have the same parameters. Coarse models have no dropout;
+        every rank evaluates all of them.
+
+        Raises
+        ------
+        ValueError
+            No level, or more than the graph has nodes for.
+        """
+        sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
+        least = max(2, self.comm.ranks)
+        if levels < 1 or (sizes and sizes[-1] < least):
+            most = 1 + sum(self._clusters // 4**k >= least for k in range(64))
+            raise ValueError(f"`levels` must be in 1..{most} for {self.shard.nodes} nodes on these ranks, got {levels}")
+        made = [Level(self.objective())]
+        for size in sizes:
+            f = self.coarse(size)
+            made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
+        return Hierarchy(tuple(made))
+
+    def coarse(self, clusters: int) -> NodeLoss:
+        """Return the loss on the graph of about `clusters` clusters, which every rank holds and evaluates."""
+        source = self.graph.clustered(self._cluster(clusters)).source
+        piece = source.aggregated(np.arange(len(source.targets)), self.layers)
+        batch = stack([piece], single=True, **self._kind)
+        return NodeLoss(self.net, batch, self.decay, Price(batch.work(self.net.widths) / self._work, fine=False))
+
+    # -------------------------------------------------------------------------------- subdomains
+
+    def parts(self, parts: int) -> Any:
+        """Return the part of every own node among those of this rank, shape (m,), int64.
+
+        The parts of the shards where their number is `parts`; else each rank cuts its nodes anew.
+
+        Raises
+        ------
+        ValueError
+            Neither the number of shards nor a multiple of that of the ranks, or more than a rank has nodes for.
+        """
+        if parts == len(self.shard.sizes):
+            return self.shard.part - self.shard.part[0]
+        if parts % self.comm.ranks:
+            raise ValueError(
+                f"`parts` must be the {len(self.shard.sizes)} of the shards or a multiple of {self.comm.ranks} ranks, "
+                f"got {parts}"
+            )
+        each, least = parts // self.comm.ranks, min(self.comm.gather_items(self.shard.own))
+        if each > least:  # on all ranks, or the others would wait
+            raise ValueError(f"`parts` must be <= {least * self.comm.ranks} for {least} nodes on a rank, got {parts}")
+        return partition(self.shard.inside, each, seed=self.seed).numpy()
+
+    def _pieces(self, part: Any) -> list[Piece]:
+        """Return the local graphs of the parts of this rank."""
+        numbers = range(int(part.max()) + 1)
+        if self.local == "own":
+            return [self._own_piece(part == k) for k in numbers]
+        clusters = self.graph.clustered(self._cluster(self._clusters, part))
+        source = self.graph.reduced(clusters)
+        far = np.delete(np.arange(len(clusters.source.targets)), clusters.mine)
+        of = np.concatenate([clusters.labels[: self.shard.own], far])
+        labels = [composite_labels(np.append(part == k, np.zeros(len(far), dtype=bool)), of) for k in numbers]
+        return [source.aggregated(of_part, self.layers) for of_part in labels]
+
+    def _own_piece(self, inside: Any) -> Piece:
+        """Mean loss over the labelled nodes of the part, on the graph of the own nodes of this rank."""
+        graph, outputs = self.graph, np.flatnonzero(inside & self._labelled)
+        targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
+        square = graph.operator[:, : self.shard.own]
+        source = Source(self.model, square, self.shard.features, graph.terms, targets)
+        return source.piece(outputs, self.layers, propagated=self.model != "gat")
+
+    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
+        """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.
+
+        Local models are first-order corrected: their gradient at the current iterate is the global one. They are made
+        here and need no exchange.
+
+        Parameters
+        ----------
+        parts : int
+            The number of shards, or a multiple of that of the ranks.
+        overlap : int
+            Must be 0: a rank knows the nodes of others by clusters.
+        comm : Communicator, optional
+            Must be the problem's own.
+
+        Raises
+        ------
+        ValueError
+            Another number of parts, an overlap, other ranks.
+        """
+        if overlap != 0:
+            raise ValueError(f"`overlap` must be 0 for a graph in shards, got {overlap}; leave it out, or --overlap 0")
+        if comm is not None and comm.ranks != self.comm.ranks:
+            raise ValueError(f"`comm` must have the {self.comm.ranks} ranks that hold the shards, got {comm.ranks}")
+        if parts < 1:
+            raise ValueError(f"`parts` must be >= 1, got {parts}")
+        pieces, mine = self._pieces(self.parts(parts)), self.comm.share(parts)
+
+        @cache
+        def losses(chosen: range) -> NodeLoss:
+            batch = stack([pieces[k - mine.start] for k in chosen], **self._kind)
+            price = Price(batch.work(self.net.widths) / self._work, fine=False, local=True)
+            return NodeLoss(self.net, batch, self.decay, price)
+
+        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            y0, local = decomposition.gather(x), losses(decomposition.local)
+            delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
+            return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
+
+        _ = self._work  # here, where all ranks are together
+        losses(mine)
+        owner = (self.net.units % parts).to(self._kind["device"])
+        return SharedDecomposition(self.net.layout.size, parts, build, owner, mine, blocks=self.net.layout.slices)
+
+    # -------------------------------------------------------------------------------- what the user sees
+
+    @cached_property
+    def _whole(self) -> Batch:
+        return self.graph.batch(np.ones(self.shard.own, dtype=bool), self.layers, **self._kind)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the outputs at the own nodes without dropout, shape (m, C)."""
+        with torch.no_grad():
+            return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""
+        return settings_of(solver, self.shard.name) | {"parts": len(self.shard.sizes), "overlap": 0}
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
+        shard, outputs = self.shard, self.logits(x).cpu().double()
+        right = (outputs.argmax(1).numpy() == shard.labels).astype(np.float64)
+        masks = {name: getattr(shard, name) for name in SPLITS}
+        sums = [float(v) for mask in masks.values() for v in (right[mask].sum(), mask.sum())]
+        total = self.comm.sum_scalars(sums)
+        found = {f"{name}_accuracy": total[2 * k] / max(total[2 * k + 1], 1) for k, name in enumerate(masks)}
+        if shard.metric == "auc":
+            score = torch.stack([outputs[:, 1] - outputs[:, 0], torch.from_numpy(shard.labels).double()], 1)
+            score, positive = self.comm.gather(score[torch.from_numpy(shard.test)].contiguous()).T
+            found["test_auc"] = area_under_curve(score, positive)
+        return found
+
+    def details(self) -> dict[str, Any]:
+        """Return what ``result.json`` says about the distribution: shards, halos, and the memory of ranks in bytes."""
+        shard, batch = self.shard, self._objective.batch
+        here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
+        ranks = self.comm.gather_items(here)
+        return {"shards": len(shard.sizes), "halo": self._told, "messages": self.messages, "ranks": ranks}
+
+    @property
+    def _told(self) -> str:
+        """What the halos of gradients are, in words."""
+        return {
+            "exact": "exact",
+            "stale": f"inexact: rows and gradients of {self.lag} steps ago, smoothing {self.smoothing}",
+            "history": f"inexact: rows fetched every {self.lag} steps, no gradients sent back",
+            "sampled": f"inexact: a random share {self.keep} of the rows, divided by it",
+            "int8": "inexact: rows and gradients in 8 bits, rounded at random",
+            "bfloat16": "inexact: rows and gradients in bfloat16, rounded at random",
+        }[self.halo]
+
+
+def memory(shard: Shard, batch: Batch) -> dict[str, int]:
+    """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory."""
+    operators = [b for layer in batch.operators for b in layer if b is not None]
+    held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
+    return {
+        "features": sum(map(_bytes, batch.features)),
+        "operators": sum(map(_bytes, held)),
+        "targets": _bytes(batch.targets),
+        "halos": sum(b.exchange.bytes for b in operators if isinstance(b, HaloOperator)),
+        "shard": shard.bytes,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _bytes(tensor: Tensor | Sparse) -> int:
+    if isinstance(tensor, Tensor):
+        return tensor.numel() * tensor.element_size()
+    return sum(_bytes(part) for m in (tensor.matrix, tensor.transposed) for part in _pieces(m)) + _bytes(tensor.order)
+
+
+def _pieces(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return matrix.values(), matrix.col_indices(), matrix.crow_indices()

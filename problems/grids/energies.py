@@ -1,0 +1,407 @@
+"""Discrete energies on grids: value, gradient and curvature by vectorised stencils, without a matrix.
+
+Every energy acts on flat vectors (n,) or on batches (p, n), and gives *dual* gradients (sums over cells of size h^2),
+so the same energy on a coarser grid is a consistent coarse model with R = P^T. The batch of the subdomains of a rank
+is an energy too: the same stencil on windows of the grid, with what is fixed outside moved into the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Bounds, Price, count
+from mldd.problems.grids.grid import DENSE
+from mldd.problems.grids.grid_windows import GridDecomposition
+
+# Numbers in a piece of a vector: 128 KiB in double precision.
+PIECE = 16384
+
+
+class Reaction(Protocol):
+    """A pointwise energy density phi(u) and its first two derivatives."""
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return phi(u)."""
+        ...
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return phi'(u)."""
+        ...
+
+    def curvature(self, u: Tensor) -> Tensor:
+        """Return phi''(u)."""
+        ...
+
+
+def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut contiguous tensors of one shape into flat pieces that stay in the cache (on the CPU; whole on other devices).
+
+    Temporaries of the size of a fine vector cost more than the arithmetic: each one is fresh memory.
+    """
+    flat = [v.reshape(-1) for v in vectors]
+    if flat[0].device.type != "cpu" or len(flat[0]) <= PIECE:
+        yield tuple(flat)
+    else:
+        yield from zip(*(torch.split(v, PIECE) for v in flat), strict=True)
+
+
+@dataclass(frozen=True)
+class BratuReaction:
+    """``phi(u) = -factor e^u``."""
+
+    factor: float
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return phi(u)."""
+        return torch.exp(u).mul_(-self.factor)
+
+    slope = value
+    curvature = value
+
+
+@dataclass(frozen=True)
+class IgnitionReaction:
+    """``phi(u) = -(u e^u - e^u)``."""
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return ``(1 - u) e^u``."""
+        return torch.exp(u).mul_(1.0 - u)
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return ``-u e^u``."""
+        return torch.exp(u).mul_(u).neg_()
+
+    def curvature(self, u: Tensor) -> Tensor:
+        """Return ``-(1 + u) e^u``."""
+        return torch.exp(u).mul_(1.0 + u).neg_()
+
+
+@dataclass(frozen=True)
+class LocalPrice(Price):
+    """Cost of a batch of subdomains: work of this rank, never a fine gradient."""
+
+    def of_gradient(self, times: int = 1) -> None:
+        """Count the gradients of the batch."""
+        count(local_work=times * self.gradient)
+
+    def of_value(self, times: int = 1) -> None:
+        """Count the values of the batch."""
+        count(local_work=times * self.gradient * self.value)
+
+    def of_product(self, times: int = 1) -> None:
+        """Count the Hessian products of the batch."""
+        count(local_work=times * self.gradient * self.product)
+
+
+def members(bounds: Bounds, x: Tensor) -> int:
+    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one."""
+    return len(x) if x.dim() > bounds.lower.dim() else 1
+
+
+def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
+    """Return the price of a batch: its unknowns (without padding) over all unknowns."""
+    share = decomposition.held / decomposition.size
+    return LocalPrice(price.gradient * share, False, price.value, price.product)
+
+
+@lru_cache(maxsize=64)
+def _second_difference(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the dense 1-D matrix [-1 2 -1]."""
+    matrix = torch.zeros((n, n), dtype=dtype, device=device)
+    matrix.diagonal().fill_(2.0)
+    matrix.diagonal(1).fill_(-1.0)
+    matrix.diagonal(-1).fill_(-1.0)
+    return matrix
+
+
+def stencil(values: Tensor, dim: int, load: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Return ``load + scale A values`` with zeros outside, A = [-1 2 -1] or the 5-point matrix with diagonal 4.
+
+    Parameters
+    ----------
+    values : Tensor, shape (..., columns) or (..., rows, columns)
+    dim : int
+        1 or 2; leading axes are a batch.
+    load : Tensor, optional
+        Broadcasts to `values`.
+    """
+    columns = values.shape[-1]
+    if dim == 2 and values.dim() == 2 and max(values.shape) <= DENSE:
+        # The Kronecker form in dense 1-D factors: on tiny grids the number of calls is the cost.
+        down = _second_difference(values.shape[0], values.dtype, values.device)
+        across = _second_difference(columns, values.dtype, values.device)
+        out = down @ values if load is None else torch.addmm(load, down, values)
+        return out.addmm_(values, across)
+    diagonal = 2.0 * dim * scale
+    out = values * diagonal if load is None else torch.add(load, values, alpha=diagonal)
+    out.narrow(-1, 1, columns - 1).sub_(values.narrow(-1, 0, columns - 1), alpha=scale)
+    out.narrow(-1, 0, columns - 1).sub_(values.narrow(-1, 1, columns - 1), alpha=scale)
+    if dim == 2:
+        rows = values.shape[-2]
+        out.narrow(-2, 1, rows - 1).sub_(values.narrow(-2, 0, rows - 1))
+        out.narrow(-2, 0, rows - 1).sub_(values.narrow(-2, 1, rows - 1))
+    return out
+
+
+@dataclass(frozen=True)
+class EdgeWeights:
+    """Weights of the edges of a grid with natural sides: half on edges that run along a natural side.
+
+    Parameters
+    ----------
+    across : Tensor, shape (..., rows, 1)
+        Weight of the edges within a row.
+    down : Tensor, shape (..., 1, columns)
+        Weight of the edges within a column.
+    diagonal : Tensor, shape (..., rows, columns)
+        Sum of the weights of a node's edges, those to zero boundary values included.
+    """
+
+    across: Tensor
+    down: Tensor
+    diagonal: Tensor
+
+    def stencil(self, values: Tensor, load: Tensor | None = None) -> Tensor:
+        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside."""
+        rows, columns = values.shape[-2:]
+        out = values * self.diagonal if load is None else torch.addcmul(load, values, self.diagonal)
+        out.narrow(-1, 1, columns - 1).addcmul_(values.narrow(-1, 0, columns - 1), self.across, value=-1.0)
+        out.narrow(-1, 0, columns - 1).addcmul_(values.narrow(-1, 1, columns - 1), self.across, value=-1.0)
+        out.narrow(-2, 1, rows - 1).addcmul_(values.narrow(-2, 0, rows - 1), self.down, value=-1.0)
+        out.narrow(-2, 0, rows - 1).addcmul_(values.narrow(-2, 1, rows - 1), self.down, value=-1.0)
+        return out
+
+    def windows(self, decomposition: GridDecomposition) -> EdgeWeights:
+        """Return the weights on the windows of a decomposition."""
+        shape = self.diagonal.shape
+        return EdgeWeights(
+            decomposition.cut(self.across.expand(shape))[..., :1].contiguous(),
+            decomposition.cut(self.down.expand(shape))[..., :1, :].contiguous(),
+            decomposition.cut(self.diagonal),
+        )
+
+
+@dataclass(frozen=True)
+class StencilEnergy:
+    """``scale/2 u^T A u + <load, u> + weight sum_i phi(u_i)`` over a box.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (columns,) or (rows, columns) of the grid, or of every window of a batch.
+    bounds : Bounds
+    load : Tensor, shape (), `shape` or (p, *shape)
+    reaction : Reaction, optional
+    weight : float
+        Cell size h^2 of the lumped reaction term.
+    scale : float
+        Factor of A: one, but on the coarser grids of the interval ((n_coarse+1)/(n+1): the energy of [-1 2 -1]
+        depends on h).
+    edges : EdgeWeights, optional
+        For natural sides (two dimensions).
+    price : Price
+    valid : Tensor, shape (p, m), optional
+        One at unknowns, zero at the padding of windows.
+    """
+
+    shape: tuple[int, ...]
+    bounds: Bounds
+    load: Tensor
+    reaction: Reaction | None = None
+    weight: float = 0.0
+    scale: float = 1.0
+    edges: EdgeWeights | None = None
+    price: Price = field(default_factory=Price)
+    valid: Tensor | None = None
+    batched: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns (of a row of a batch)."""
+        return self.bounds.lower.shape[-1]
+
+    @property
+    def band(self) -> int | None:
+        """Half bandwidth of the Hessian in one dimension, where it is tridiagonal."""
+        return 1 if len(self.shape) == 1 else None
+
+    def _apply(self, v: Tensor, load: Tensor | None) -> Tensor:
+        values = v.reshape(v.shape[:-1] + self.shape)
+        if self.edges is not None:
+            return self.edges.stencil(values, load).view(v.shape)
+        return stencil(values, len(self.shape), load, self.scale).view(v.shape)
+
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
+        return torch.dot(u, v) if u.dim() == 1 else (u * v).sum(-1)
+
+    def _work_of_load(self, x: Tensor) -> Tensor:
+        if self.load.dim() == 0:
+            return self.load * x.sum(-1)
+        return self._inner(x, self.load.reshape(self.load.shape[: -len(self.shape)] + (-1,)).expand_as(x))
+
+    def _reaction(self, x: Tensor) -> Tensor | float:
+        if self.reaction is None:
+            return 0.0
+        if x.dim() > 1:
+            return self.weight * self.reaction.value(x).sum(-1)
+        return self.weight * torch.stack([self.reaction.value(u).sum() for (u,) in pieces(x)]).sum()
+
+    def _curve(self, x: Tensor, linear: Tensor) -> Tensor:
+        if self.reaction is not None:
+            for out, u in pieces(linear, x):
+                out.add_(self.reaction.slope(u), alpha=self.weight)
+        return linear if self.valid is None else linear.mul_(self.valid)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the energy, shape () or (p,)."""
+        self.price.of_value(members(self.bounds, x))
+        value = 0.5 * self._inner(x, self._apply(x, None)) + self._work_of_load(x)
+        return value + self._reaction(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return ``scale A x + load + weight phi'(x)``."""
+        self.price.of_gradient(members(self.bounds, x))
+        return self._curve(x, self._apply(x, self.load))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient with one stencil."""
+        self.price.of_gradient(members(self.bounds, x))
+        linear = self._apply(x, self.load)
+        value = 0.5 * (self._inner(x, linear) + self._work_of_load(x)) + self._reaction(x)
+        return value, self._curve(x, linear)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``scale A v + weight phi''(x) v``."""
+        self.price.of_product(members(self.bounds, x))
+        v = v if self.valid is None else v * self.valid
+        out = self._apply(v, None)
+        if self.reaction is not None:
+            for part, u, w in pieces(out, x, v):
+                part.addcmul_(self.reaction.curvature(u), w, value=self.weight)
+        return out if self.valid is None else out.mul_(self.valid)
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian (at padding that of its node)."""
+        if self.edges is None:
+            diagonal = torch.full_like(x, 2.0 * len(self.shape) * self.scale)
+        else:
+            diagonal = self.edges.diagonal.reshape(self.edges.diagonal.shape[:-2] + (-1,)).expand_as(x).clone()
+        return diagonal if self.reaction is None else diagonal.add_(self.reaction.curvature(x), alpha=self.weight)
+
+    def local(self, decomposition: GridDecomposition, x: Tensor) -> StencilEnergy:
+        """Return the batch of local energies ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants."""
+        load = decomposition.cut(self.load)
+        edges = None if self.edges is None else self.edges.windows(decomposition)
+        for part, values, axis in decomposition.rings(load, x):
+            if edges is None:
+                part.sub_(values, alpha=self.scale)
+            else:
+                part.sub_(values * (edges.down[:, 0] if axis == 0 else edges.across[:, :, 0]))
+        y = decomposition.gather(x)
+        return replace(
+            self,
+            shape=tuple(load.shape[1:]),
+            bounds=decomposition.gather_bounds(self.bounds, y),
+            load=load,
+            edges=edges,
+            price=local_price(self.price, decomposition),
+            valid=decomposition.mask(x.dtype),
+        )
+
+
+@dataclass(frozen=True)
+class BoundaryValueEnergy:
+    """``h^2 sum_i r_i^2`` with ``r = -A u / h^2 - 1/2 (u + shift)^3``: a boundary value problem in least squares.
+
+    A is the 5-point matrix (diagonal 4), so -A u / h^2 is the discrete Laplacian. Subdomains see two layers around
+    them; they are evaluated as restrictions of the whole (no method ``local``).
+
+    Parameters
+    ----------
+    shift : Tensor, shape (rows, columns)
+        x + y + 1 at the nodes.
+    bounds : Bounds
+    h : float
+    price : Price
+    """
+
+    shift: Tensor
+    bounds: Bounds
+    h: float
+    price: Price = field(default_factory=Price)
+    batched: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return self.shift.numel()
+
+    def _grid(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[:-1] + self.shift.shape)
+
+    def _residual(self, x: Tensor) -> Tensor:
+        """Return ``-h^2 r = A u + h^2/2 w^3`` with w = u + shift, on the grid."""
+        out = stencil(self._grid(x), 2)
+        for part, u, shift in self._with_shift(out, x):
+            w = u + shift
+            part.addcmul_(w.square(), w, value=0.5 * self.h**2)
+        return out
+
+    def _with_shift(self, *fields: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut fields on the grid, or batches of them, and the shift into pieces."""
+        if fields[0].dim() == 2:
+            yield from pieces(*fields, self.shift)
+        else:
+            yield from pieces(*fields, self.shift.expand(fields[0].shape))
+
+    def _value(self, residual: Tensor) -> Tensor:
+        return residual.square().sum((-2, -1)) / self.h**2
+
+    def _gradient(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return ``2/h^2 (A + 3/2 h^2 diag w^2)`` applied to the scaled residual."""
+        out = stencil(residual, 2)
+        for part, r, u, shift in self._with_shift(out, residual, x):
+            part.addcmul_((u + shift).square_(), r, value=1.5 * self.h**2).mul_(2.0 / self.h**2)
+        return out.view(x.shape)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the squared residual, shape () or (p,)."""
+        self.price.of_value(members(self.bounds, x))
+        return self._value(self._residual(x))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return ``2 h^2 J^T r`` with J the Jacobian of the residual."""
+        self.price.of_gradient(members(self.bounds, x))
+        return self._gradient(x, self._residual(x))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient in one sweep."""
+        self.price.of_gradient(members(self.bounds, x))
+        residual = self._residual(x)
+        return self._value(residual), self._gradient(x, residual)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``2 h^2 (J^T J v + sum_i r_i H_i v)``."""
+        self.price.of_product(members(self.bounds, x))
+        residual = self._residual(x)
+        along = stencil(self._grid(v), 2)
+        for part, u, d, shift in self._with_shift(along, x, v):
+            part.addcmul_((u + shift).square_(), d, value=1.5 * self.h**2)
+        out = stencil(along, 2)
+        for part, r, a, u, d, shift in self._with_shift(out, residual, along, x, v):
+            w = u + shift
+            part.addcmul_(w * r, d, value=3.0 * self.h**2).addcmul_(w.square_(), a, value=1.5 * self.h**2)
+        return out.mul_(2.0 / self.h**2).view(v.shape)
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian."""
+        w, residual = self._grid(x) + self.shift, self._residual(x)
+        neighbours = 4.0 - stencil(torch.ones_like(self.shift), 2)
+        diagonal = w.square().mul_(1.5 * self.h**2).add_(4.0).square_().add_(neighbours)
+        return diagonal.addcmul_(w, residual, value=3.0 * self.h**2).mul_(2.0 / self.h**2).view(x.shape)

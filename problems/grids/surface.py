@@ -1,0 +1,231 @@
+"""The area of a graph over a grid of linear triangles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Bounds, Price
+from mldd.problems.grids.energies import PIECE, local_price, members
+from mldd.problems.grids.grid_windows import GridDecomposition
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Differences along the edges, and ``s = h / (2 sqrt(h^2 + dx^2 + dy^2))`` of both triangles of every cell.
+
+    A cell is cut by the diagonal from its upper left to its lower right node (rows count downwards): the first
+    triangle has the edges that leave node (i, j), the second those that enter node (i+1, j+1).
+    """
+
+    dx: Tensor
+    dy: Tensor
+    first: Tensor
+    second: Tensor
+
+    @property
+    def corners(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Edges of the triangles: dx and dy of the first, dx and dy of the second, each of the shape of the cells."""
+        return self.dx[..., :-1, :], self.dy[..., :, :-1], self.dx[..., 1:, :], self.dy[..., :, 1:]
+
+    def divergence(self, across: Tensor, down: Tensor, out: Tensor) -> None:
+        """Write the gradient at inner nodes into `out`, from the fluxes of inner rows (across) and columns (down)."""
+        torch.sub(across[..., :-1], across[..., 1:], out=out)
+        out.add_(down[..., :-1, :]).sub_(down[..., 1:, :])
+
+    def weights(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums over the two triangles at every edge of inner rows and of inner columns."""
+        return first[..., 1:, :] + second[..., :-1, :], first[..., :, 1:] + second[..., :, :-1]
+
+    def inner(self) -> tuple[Tensor, Tensor]:
+        """Return dx of inner rows and dy of inner columns."""
+        return self.dx[..., 1:-1, :], self.dy[..., :, 1:-1]
+
+
+@dataclass(frozen=True)
+class SurfaceEnergy:
+    """Area ``sum over triangles of |T| sqrt(1 + |grad u|^2)`` of the graph of u over a square grid.
+
+    At small slopes it is, up to a constant, the Dirichlet energy ``1/2 u^T A u`` with the 5-point matrix A (diagonal
+    4).
+
+    Parameters
+    ----------
+    frame : Tensor, shape (..., rows + 2, columns + 2)
+        Values on the ring around the unknowns: the boundary data, or what a window is fixed to. Its inner values are
+        not read.
+    bounds : Bounds
+    h : float
+        Mesh width.
+    price : Price
+    valid : Tensor, shape (p, m), optional
+        One at unknowns, zero at the padding of windows.
+    """
+
+    frame: Tensor
+    bounds: Bounds
+    h: float
+    price: Price = field(default_factory=Price)
+    valid: Tensor | None = None
+    batched: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns (of a row of a batch)."""
+        return self.bounds.lower.shape[-1]
+
+    def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
+        """Cut the rows into blocks whose temporaries stay in the cache (on the CPU)."""
+        rows = self.frame.shape[-2] - 2
+        step = rows
+        if x.device.type == "cpu":
+            step = max(1, min(rows, PIECE * rows // max(1, x.numel())))
+        for first in range(0, rows, step):
+            yield first, min(rows, first + step)
+
+    def _grid(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], *(k - 2 for k in self.frame.shape[-2:]))
+
+    def _framed(self, x: Tensor, first: int, last: int, frame: Tensor | None) -> Tensor:
+        """Return rows [first, last) of the unknowns with the ring around them (`frame`, or zeros)."""
+        values = self._grid(x)
+        rows, columns = values.shape[-2:]
+        shape = (*x.shape[:-1], last - first + 2, columns + 2)
+        full = x.new_zeros(shape) if frame is None else frame[..., first : last + 2, :].expand(shape).clone()
+        low, high = max(0, first - 1), min(rows, last + 1)
+        full[..., low - first + 1 : high - first + 1, 1:-1] = values[..., low:high, :]
+        return full
+
+    def _cells(self, x: Tensor, first: int, last: int) -> _Cells:
+        u = self._framed(x, first, last, self.frame)
+        dx, dy = u[..., 1:] - u[..., :-1], u[..., 1:, :] - u[..., :-1, :]
+        roots, four = [], x.new_tensor(4.0)
+        for a, b in ((dx[..., :-1, :], dy[..., :-1]), (dx[..., 1:, :], dy[..., 1:])):
+            # 1 / s^2 = 4 + 4 (dx^2 + dy^2) / h^2
+            square = torch.addcmul(four, a, a, value=4.0 / self.h**2)
+            roots.append(square.addcmul_(b, b, value=4.0 / self.h**2).rsqrt_())
+        return _Cells(dx, dy, roots[0], roots[1])
+
+    def _area(self, cells: _Cells, is_last: bool) -> Tensor:
+        # Neighbouring blocks share a row of cells.
+        stop = None if is_last else -1
+        total = cells.first[..., :stop, :].reciprocal().sum((-2, -1))
+        total += cells.second[..., :stop, :].reciprocal().sum((-2, -1))
+        return total * (self.h**2 / 4.0)
+
+    def _slope(self, cells: _Cells, out: Tensor) -> None:
+        across, down = cells.weights(cells.first, cells.second)
+        dx, dy = cells.inner()
+        cells.divergence(across.mul_(dx), down.mul_(dy), out)
+
+    def _only_valid(self, g: Tensor) -> Tensor:
+        return g if self.valid is None else g.mul_(self.valid)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the area, shape () or (p,)."""
+        self.price.of_value(members(self.bounds, x))
+        rows = self.frame.shape[-2] - 2
+        return torch.stack([self._area(self._cells(x, a, b), b == rows) for a, b in self._blocks(x)]).sum(0)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient of the area."""
+        self.price.of_gradient(members(self.bounds, x))
+        out = x.new_empty(x.shape)
+        for a, b in self._blocks(x):
+            self._slope(self._cells(x, a, b), self._grid(out)[..., a:b, :])
+        return self._only_valid(out)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient in one sweep."""
+        self.price.of_gradient(members(self.bounds, x))
+        out, areas = x.new_empty(x.shape), []
+        for a, b in self._blocks(x):
+            cells = self._cells(x, a, b)
+            areas.append(self._area(cells, b == self.frame.shape[-2] - 2))
+            self._slope(cells, self._grid(out)[..., a:b, :])
+        return torch.stack(areas).sum(0), self._only_valid(out)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v``: the fluxes s dx, s dy of all edges, differentiated along v."""
+        self.price.of_product(members(self.bounds, x))
+        v = v if self.valid is None else v * self.valid
+        out = v.new_empty(v.shape)
+        for a, b in self._blocks(x):
+            self._curve(self._cells(x, a, b), self._framed(v, a, b, None), self._grid(out)[..., a:b, :])
+        return self._only_valid(out)
+
+    def _curve(self, cells: _Cells, e: Tensor, out: Tensor) -> None:
+        ex, ey = e[..., 1:] - e[..., :-1], e[..., 1:, :] - e[..., :-1, :]
+        ax, ay, bx, by = cells.corners
+        # ds = -4 s^3 (dx ex + dy ey) / h^2
+        first = (ax * ex[..., :-1, :]).addcmul_(ay, ey[..., :-1]).mul_(cells.first**3).mul_(-4.0 / self.h**2)
+        second = (bx * ex[..., 1:, :]).addcmul_(by, ey[..., 1:]).mul_(cells.second**3).mul_(-4.0 / self.h**2)
+        across, down = cells.weights(cells.first, cells.second)
+        d_across, d_down = cells.weights(first, second)
+        dx, dy = cells.inner()
+        across.mul_(ex[..., 1:-1, :]).addcmul_(d_across, dx)
+        down.mul_(ey[..., 1:-1]).addcmul_(d_down, dy)
+        cells.divergence(across, down, out)
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian, triangle by triangle."""
+        out = x.new_zeros(x.shape)
+        for a, b in self._blocks(x):
+            self._diagonal(self._cells(x, a, b), self._grid(out)[..., a:b, :])
+        return out
+
+    def _diagonal(self, cells: _Cells, out: Tensor) -> None:
+        ax, ay, bx, by = cells.corners
+        # A triangle's part at its three nodes: from the cell before (up, left) or here (down, right) along each axis.
+        here, before = slice(1, None), slice(None, -1)
+        for s, dx, dy, corner, along, below in (
+            (cells.first, ax, ay, (here, here), (here, before), (before, here)),
+            (cells.second, bx, by, (before, before), (before, here), (here, before)),
+        ):
+            cube = s**3 * (4.0 / self.h**2)
+            out += (2.0 * s - cube * (dx + dy) ** 2)[..., corner[0], corner[1]]
+            out += (s - cube * dx**2)[..., along[0], along[1]]
+            out += (s - cube * dy**2)[..., below[0], below[1]]
+
+    def local(self, decomposition: GridDecomposition, x: Tensor) -> SurfaceEnergy:
+        """Return the batch of local areas ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants."""
+        return replace(
+            self,
+            frame=decomposition.cut_framed(self._framed(x, 0, self.frame.shape[-2] - 2, self.frame)),
+            bounds=decomposition.gather_bounds(self.bounds, decomposition.gather(x)),
+            price=local_price(self.price, decomposition),
+            valid=decomposition.mask(x.dtype),
+        )
+
+
+def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+    """Return Enneper's minimal surface on the ring of a grid over (-1/2, 1/2)^2, shape (n + 2, n + 2), zero inside.
+
+    The surface is ``(u + u v^2 - u^3/3, -v - u^2 v + v^3/3, u^2 - v^2)``; (u, v) of a boundary point comes from
+    Newton's method.
+
+    References
+    ----------
+    MINPACK-2 test problem collection (Averick, Carter, Moré, Xue 1992), problem MSA.
+    """
+    t = torch.arange(grid_n + 2, dtype=torch.float64) / (grid_n + 1) - 0.5
+    frame = torch.zeros((grid_n + 2, grid_n + 2), dtype=torch.float64)
+    half = torch.full_like(t, 0.5)
+    for x, y, place in (
+        (t, -half, (0, slice(None))),
+        (t, half, (-1, slice(None))),
+        (-half, t, (slice(None), 0)),
+        (half, t, (slice(None), -1)),
+    ):
+        u, v = x.clone(), -y
+        for _ in range(20):
+            f1, f2 = u + u * v**2 - u**3 / 3 - x, -v - u**2 * v + v**3 / 3 - y
+            j11, j12, j21, j22 = 1 + v**2 - u**2, 2 * u * v, -2 * u * v, -1 - u**2 + v**2
+            determinant = j11 * j22 - j12 * j21
+            u, v = u - (f1 * j22 - f2 * j12) / determinant, v - (f2 * j11 - f1 * j21) / determinant
+        frame[place] = u**2 - v**2
+    return frame.to(device, dtype)

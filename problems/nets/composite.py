@@ -1,0 +1,316 @@
+"""Local graphs for node classification: nodes with an exact halo, graphs by aggregation, and composite graphs of both.
+
+A composite graph is the whole graph, fine on the own nodes of a subdomain and aggregated elsewhere: with the 0/1 map T
+from nodes to composite nodes and D = T^T 1, the features of the first layer are ``D^-1 T^T X`` and ``D^-1 T^T (A X)``,
+the operator of the others is ``D^-1 T^T A T``, and the targets are ``T^T Y``. For GIN it holds the mean numbers of
+neighbours of the members, for GAT these are the multiplicities in the softmax. The idea is that of composite grids and
+of Bank and Holst, doi:10.1137/S1064827599353701. The outputs are exact with one composite node per node, and where all
+members of every composite node have the same features and the same numbers of neighbours in every composite node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.graph import Graph, grow, normalised
+from mldd.problems.nets.graph_layers import Kind
+from mldd.problems.nets.graph_net import Batch
+from mldd.problems.nets.operators import Sparse
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+_DENSE = 0.25  # share of non-zeros from which dense products are faster
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One local graph, its nodes ordered so that those of a later layer come first.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (rows[0],)
+        Global numbers of the nodes that it reads.
+    rows : tuple of int
+        Nodes that enter each layer, then the outputs.
+    features : tuple of matrices
+        X, or (`propagated`) the input of every term of the first layer.
+    propagated : bool
+    operators : tuple of tuple of csr_matrix or None
+        Of every layer and term, shape (rows[l + 1], rows[l]); None is the identity, or applied beforehand.
+    targets : ndarray, shape (rows[L], C)
+    read : int
+        Nodes of the local graph.
+    """
+
+    nodes: Ints
+    rows: tuple[int, ...]
+    features: tuple[Any, ...]
+    propagated: bool
+    operators: tuple[tuple[Any, ...], ...]
+    targets: Floats
+    read: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What local graphs are cut from.
+
+    Parameters
+    ----------
+    kind : {"gcn", "sage", "gin", "gat"}
+    operator : csr_matrix, shape (n, n)
+        `propagation` A; rows are taken as they are, never normalised anew.
+    features : ndarray or csr_matrix, shape (n, F)
+        X.
+    terms : tuple of matrices
+        Inputs of the first layer with the propagation already done: (A X,) for GCN, (X, A X) for GraphSAGE and GIN;
+        (X,) for GAT, where nothing can be done beforehand.
+    targets : ndarray, shape (n, C)
+        Y, the weight of every class of every node in the loss.
+    """
+
+    kind: Kind
+    operator: Any
+    features: Any
+    terms: tuple[Any, ...]
+    targets: Floats
+
+    @staticmethod
+    def of(kind: Kind, operator: Any, features: Any, targets: Floats) -> Source:
+        """Do the first propagation."""
+        if kind == "gat":
+            return Source(kind, operator, features, (features,), targets)
+        terms = (operator @ features,) if kind == "gcn" else (features, operator @ features)
+        return Source(kind, operator, features, terms, targets)
+
+    @property
+    def cheaper(self) -> bool:
+        """Whether the first layer is cheaper with the propagation done beforehand: sparse features may fill in."""
+        return self.kind != "gat" and _entries(self.terms[-1]) <= _entries(self.features) + int(self.operator.nnz)
+
+    def piece(
+        self, outputs: Ints, layers: int, *, propagated: bool | None = None, targets: Floats | None = None
+    ) -> Piece:
+        """Cut out what the outputs depend on, as many hops as there are layers: these outputs are exact.
+
+        Parameters
+        ----------
+        outputs : ndarray, shape (k,)
+            Nodes whose outputs enter the loss.
+        layers : int
+        propagated : bool, optional
+            Whether the first propagation is done beforehand; by default where that is cheaper. Never for GAT.
+        targets : ndarray, shape (n, C), optional
+            Other weights than the source's.
+        """
+        propagated = self.kind != "gat" and (self.cheaper if propagated is None else propagated)
+        order, rows = receptive(self.operator, outputs, layers)
+        operators = [
+            self._identities + (_cut(self.operator, order[: rows[k + 1]], order[: rows[k]]),) for k in range(layers)
+        ]
+        if propagated:
+            operators[0] = (None,) * len(self.terms)
+            features = tuple(term[order[: rows[1]]] for term in self.terms)
+        else:
+            features = (self.features[order],)
+        wanted = self.targets if targets is None else targets
+        return Piece(order, rows, features, propagated, tuple(operators), wanted[order[: rows[-1]]], len(order))
+
+    def aggregated(self, labels: Ints, layers: int) -> Piece:
+        """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes 0, ..., m - 1."""
+        n, m = len(labels), int(labels.max()) + 1
+        t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))  # T^T
+        mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels, minlength=m)) @ t)
+        terms = tuple(_lean(mean @ term) for term in self.terms)
+        coarse = Source(
+            self.kind,
+            operator=sp.csr_matrix(mean @ self.operator @ t.T),
+            features=terms[0] if self.kind == "gat" else None,
+            terms=terms,
+            targets=np.asarray(t @ self.targets),
+        )
+        return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
+
+    @property
+    def _identities(self) -> tuple[None, ...]:
+        """The terms that do not propagate: one for GraphSAGE and GIN."""
+        return (None,) * (len(self.terms) - 1)
+
+
+def propagation(kind: Kind, graph: Graph) -> sp.csr_matrix:
+    """Return the operator A of a layer: normalised (GCN), mean (GraphSAGE), sum (GIN), ones with the diagonal (GAT)."""
+    if kind in ("gcn", "sage"):
+        return normalised(graph, "gcn" if kind == "gcn" else "mean")
+    adjacency = graph.scipy(weighted=False)
+    return adjacency if kind == "gin" else sp.csr_matrix(adjacency + sp.identity(graph.nodes, format="csr"))
+
+
+def composite_labels(
+    own: NDArray[np.bool_], clusters: Ints | Sequence[Ints], hops: Ints | None = None, reach: Sequence[int] = ()
+) -> Ints:
+    """Return the map to composite nodes: own nodes one by one, first; then the clusters of the others.
+
+    Clusters may be graded: from those of the first map near the own nodes to those of the last far away. A cluster of
+    map k >= 1 is kept whole if all its members are more than ``reach[k - 1]`` hops from the own nodes.
+
+    Parameters
+    ----------
+    own : ndarray, shape (n,), bool
+    clusters : ndarray, shape (n,), or sequence of these
+        One map from nodes to clusters, or several, each cluster a union of clusters of the map before.
+    hops : ndarray, shape (n,), optional
+        Of every node from the own ones (`distances`).
+    reach : sequence of int
+        Ascending, one number less than there are maps.
+
+    Raises
+    ------
+    ValueError
+        Several maps without distances, or another number of `reach`, or a descending one.
+
+    Examples
+    --------
+    One own node at the end of a path, pairs near it and fours from the third hop on:
+
+    >>> node = np.arange(12)
+    >>> composite_labels(node == 0, [node // 2, node // 4], node, [2])
+    array([0, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4])
+    """
+    maps = [clusters] if isinstance(clusters, np.ndarray) else list(clusters)
+    if len(reach) != len(maps) - 1 or list(reach) != sorted(reach) or (hops is None and len(maps) > 1):
+        given = "no `hops`" if hops is None else f"{len(maps)} maps and {list(reach)}"
+        raise ValueError(f"`reach` must ascend, one number less than maps of clusters, and needs `hops`; got {given}")
+    group = maps[0]
+    for coarse, within in zip(maps[1:], reach, strict=True):
+        nearest = np.full(int(coarse.max()) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(nearest, coarse, np.asarray(hops))
+        group = np.where(nearest[coarse] > within, int(group.max()) + 1 + coarse, group)
+    labels = np.empty(len(own), dtype=np.int64)
+    labels[own] = np.arange(own.sum())
+    labels[~own] = own.sum() + np.unique(group[~own], return_inverse=True)[1]
+    return labels
+
+
+def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
+    """Return the hops of every node from the own ones, shape (n,); ``most + 1`` is beyond `most`."""
+    hops = np.where(own, 0, most + 1)
+    mask = torch.from_numpy(own)
+    for k in range(1, most + 1):
+        mask = grow(graph, mask, 1)
+        hops[mask.numpy() & (hops > k)] = k
+    return hops
+
+
+def receptive(operator: Any, outputs: Ints, layers: int) -> tuple[Ints, tuple[int, ...]]:
+    """Return the nodes that `outputs` depend on, nearest first, and how many of them enter each layer.
+
+    Examples
+    --------
+    On the path 0 - 1 - 2 - 3:
+
+    >>> path = sp.diags([[1.0] * 3, [1.0] * 3], [-1, 1], format="csr")
+    >>> receptive(path, np.array([0]), 2)
+    (array([0, 1, 2]), (3, 2, 1))
+    """
+    order = np.asarray(outputs, dtype=np.int64)
+    inside = np.zeros(operator.shape[0], dtype=bool)
+    inside[order] = True
+    rows, front = [len(order)], order
+    for _ in range(layers):
+        reached = np.unique(operator[front].indices).astype(np.int64) if len(front) else front
+        front = reached[~inside[reached]]
+        inside[front] = True
+        order = np.concatenate([order, front])
+        rows.append(len(order))
+    return order, tuple(reversed(rows))
+
+
+def _cut(matrix: Any, rows: Ints, columns: Ints) -> Any:
+    """Return ``matrix[rows][:, columns]``."""
+    n = matrix.shape[0]
+    if len(rows) == n and len(columns) == n and np.array_equal(rows, np.arange(n)):
+        return matrix
+    return matrix[rows][:, columns]
+
+
+def _entries(matrix: Any) -> int:
+    return int(matrix.nnz) if sp.issparse(matrix) else int(np.prod(matrix.shape))
+
+
+def _lean(matrix: Any) -> Any:
+    """Store a matrix dense where that makes products faster."""
+    if sp.issparse(matrix) and matrix.nnz > _DENSE * np.prod(matrix.shape):
+        return matrix.toarray()
+    return matrix
+
+
+def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kind: Any) -> Batch:
+    """Put local graphs into one batch, padded by nodes without neighbours and without targets.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        With the same number of layers; all are propagated or none.
+    single : bool
+        One graph with parameters of shape (N,) instead of a batch.
+    samples : int
+        Number S of samples in the columns of (dense) features, shape (n, S F), and targets, shape (n, S C).
+    **kind
+        `dtype` and `device` of the tensors.
+    """
+    layers = len(pieces[0].operators)
+    rows = tuple(max(1, *(piece.rows[k] for piece in pieces)) for k in range(layers + 1))
+    propagated = pieces[0].propagated
+    top = rows[1] if propagated else rows[0]
+    features: list[Tensor | Sparse] = []
+    for t in range(len(pieces[0].features)):
+        blocks = [piece.features[t] for piece in pieces]
+        if any(not sp.issparse(b) for b in blocks):
+            dense = [_padded(b.toarray() if sp.issparse(b) else b, top) for b in blocks]
+            features.append(torch.from_numpy(np.concatenate(dense)).to(**kind))
+        else:
+            features.append(_diagonal(blocks, (top, blocks[0].shape[1]), **kind))
+    operators = tuple(
+        tuple(
+            None if column[0] is None else _diagonal(column, (rows[k + 1], rows[k]), **kind)
+            for column in zip(*(piece.operators[k] for piece in pieces), strict=True)
+        )
+        for k in range(layers)
+    )
+    nodes = np.stack([np.concatenate([p.nodes, np.zeros(rows[0] - len(p.nodes), dtype=np.int64)]) for p in pieces])
+    targets = np.concatenate([_padded(piece.targets, rows[-1]) for piece in pieces])
+    return Batch(
+        parts=None if single else len(pieces),
+        rows=rows,
+        features=tuple(features),
+        propagated=propagated,
+        operators=operators,
+        nodes=torch.from_numpy(nodes).to(kind.get("device", "cpu")),
+        targets=torch.from_numpy(targets).to(**kind),
+        read=tuple(piece.read for piece in pieces),
+        samples=samples,
+    )
+
+
+def _padded(matrix: Floats, rows: int) -> Floats:
+    out = np.zeros((rows, matrix.shape[1]))
+    out[: len(matrix)] = matrix
+    return out
+
+
+def _diagonal(blocks: Sequence[Any], shape: tuple[int, int], **kind: Any) -> Sparse:
+    """Put blocks, each padded to `shape`, on the diagonal."""
+    coo = [block.tocoo() for block in blocks]
+    row = np.concatenate([b.row.astype(np.int64) + k * shape[0] for k, b in enumerate(coo)])
+    column = np.concatenate([b.col.astype(np.int64) + k * shape[1] for k, b in enumerate(coo)])
+    data = np.concatenate([b.data for b in coo])
+    size = (len(blocks) * shape[0], len(blocks) * shape[1])
+    return Sparse.of(sp.csr_matrix((data, (row, column)), shape=size), **kind)

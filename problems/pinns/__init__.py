@@ -1,0 +1,8 @@
+"""Physics-informed networks: equations, derivatives by Taylor sweeps, networks of space windows.
+
+Here stand residuals, their reference solutions, and the models that are fitted to them. Grids may not stand here.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,434 @@
+"""Differential equations solved by physics-informed networks: those of arXiv 2306.17648, or small ones in windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Decomposition, Hierarchy, Identity, Level, LocalRestrictions, Objective, Price, contiguous
+from mldd.problems.nets import Draw, MiniBatches
+from mldd.problems.pinns.equations import Equation, equation, hammersley
+from mldd.problems.pinns.layer_models import LayerModels
+from mldd.problems.pinns.pinn_windows import by_windows, parse_layout
+from mldd.problems.pinns.residual_loss import ResidualLoss, StochasticResidualLoss
+from mldd.problems.pinns.taylor import Network
+from mldd.problems.pinns.window_loss import WindowLoss
+from mldd.problems.pinns.window_model import WindowModel
+from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import device as pick_device
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a name of the command line stands for where the user sets nothing else.
+
+    Parameters
+    ----------
+    network : {"dense", "residual"}
+    depth, width : int
+        Layers with parameters, the linear last one included, and neurons of the hidden ones.
+    points : int
+        Collocation points.
+    rate : float
+        Of Adam.
+    local_steps : int
+        Of L-BFGS on a subdomain, one subdomain per layer.
+    grid : tuple of int
+        Test points along each coordinate.
+    """
+
+    network: Literal["dense", "residual"]
+    depth: int
+    width: int
+    points: int
+    rate: float
+    local_steps: int
+    grid: tuple[int, ...]
+
+
+# All but poisson1d: table 1 of arXiv 2306.17648.
+PRESETS = {
+    "poisson1d": Preset("dense", 9, 20, 102, 3e-3, 10, (501,)),
+    "burgers": Preset("residual", 8, 20, 10_000, 5e-4, 50, (200, 400)),
+    "diffusion-advection": Preset("residual", 10, 50, 10_000, 1e-4, 10, (200, 200)),
+    "klein-gordon": Preset("residual", 6, 50, 10_000, 1e-3, 50, (200, 400)),
+    "allen-cahn": Preset("residual", 6, 64, 10_000, 2.5e-4, 50, (200, 400)),
+}
+_FIRST_ORDER = {"rate": 0.01, "varsigma": 0.01}
+_PRODUCT = 8.0  # cost of a Hessian product in gradients: gradients have hand-written sweeps, products do not
+_MANY = 1024  # points from which on subdomains are cheaper one after the other than in a batch, on a CPU
+_COARSEST = 16  # collocation points that a coarse level needs at least
+_WINDOWS, _RATIO = 4, 1.5
+_IN_WINDOWS: dict[str, Any] = {"network": "dense", "depth": 3, "width": 32, "rate": 5e-3, "local_steps": 10}
+
+
+@dataclass(frozen=True)
+class PhysicsInformed:
+    """Solve a differential equation by a network that minimises its residual at collocation points.
+
+    Parameters
+    ----------
+    name : str
+        poisson1d, burgers, diffusion-advection, klein-gordon or allen-cahn; see
+        `mldd.problems.pinns.equations.equation`.
+    model : {"network", "windows"}
+        One network, whose subdomains are layers; or a small network in each window of a partition of unity, see
+        `mldd.problems.pinns.window_model.WindowModel`, whose subdomains are windows.
+    network : {"auto", "dense", "residual"}
+        A plain tanh network, or a residual one with trainable slopes; ``auto`` is dense for poisson1d and windows.
+    depth, width : int
+        Layers with parameters (the linear last one included) and neurons of a hidden layer; 0 takes those of table 1 of
+        arXiv 2306.17648, and for poisson1d 8 hidden layers of 20 neurons (3,001 parameters). Windows have 2 hidden
+        layers of 32 neurons by default.
+    horizon : float
+        The "time" T that the residual layers span.
+    points : int
+        Collocation points: Hammersley's, or equidistant in one dimension; 0 takes 10,000, and 102 for poisson1d.
+    batch : int
+        Points of a mini-batch, drawn anew in every outer step from the collocation points; 0 for all of them.
+    boundary : {"hard", "soft"}
+        Conditions built into the network; or, for poisson1d, a network without, whose squared errors at the two ends
+        count like two of the `points` residuals.
+    frequency : float
+        The w of poisson1d.
+    unit : bool
+        Of poisson1d: multiply the right-hand side by ``(pi w)^2``, so that the solution has amplitude 1.
+    windows : int or str
+        Windows along the first coordinate, or along each, as in ``"2x3"``; the outermost ones are centred at the ends.
+        0 takes 4.
+    overlap_ratio : float
+        Width of the windows over the distance between their centres, > 1.
+    coarse : bool
+        Add a network of the whole domain to those of the windows; it is a subdomain of its own, the last one.
+    seed : int
+        Of the mini-batches.
+    dtype : {"float64", "float32"}
+    device : {"cpu", "cuda", "auto"}
+    comm : Communicator
+        Its ranks divide the points.
+
+    Raises
+    ------
+    ValueError
+        An option that makes no sense.
+
+    Examples
+    --------
+    >>> problem = PhysicsInformed("poisson1d")
+    >>> problem.objective().size
+    3001
+    """
+
+    name: str
+    model: Literal["network", "windows"] = "network"
+    network: Literal["auto", "dense", "residual"] = "auto"
+    depth: int = 0
+    width: int = 0
+    horizon: float = 1.0
+    points: int = 0
+    batch: int = 0
+    boundary: Literal["hard", "soft"] = "hard"
+    frequency: float = 1.0
+    unit: bool = False
+    windows: int | str = 0
+    overlap_ratio: float = _RATIO
+    coarse: bool = False
+    seed: int = 0
+    dtype: Literal["float64", "float32"] = "float64"
+    device: str = "cpu"
+    comm: Communicator = field(default=SERIAL)
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        choices = {
+            "name": tuple(PRESETS),
+            "model": ("network", "windows"),
+            "network": ("auto", "dense", "residual"),
+            "boundary": ("hard", "soft"),
+            "dtype": ("float64", "float32"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"`{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
+        for key, least in (("depth", 2), ("width", 1), ("points", 4)):
+            if getattr(self, key) != 0 and getattr(self, key) < least:
+                raise ValueError(f"`{key}` must be >= {least} (or 0 for the default), got {getattr(self, key)}")
+        if not 0 <= self.batch <= self._count:
+            raise ValueError(f"`batch` must be in 0..{self._count} (0: all points), got {self.batch}")
+        if not 0 < self.frequency < math.inf:
+            raise ValueError(f"`frequency` must be > 0, got {self.frequency}")
+        if self.boundary == "soft" and self.name != "poisson1d":
+            raise ValueError(f"`boundary` must be hard for {self.name}, got 'soft'; only poisson1d can be penalised")
+        if self.unit and self.name != "poisson1d":
+            raise ValueError(f"`unit` must be false for {self.name}, got true; only poisson1d can be scaled")
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        for_windows = {"windows": 0, "overlap_ratio": _RATIO, "coarse": False}
+        for_networks: dict[str, Any] = {"batch": 0, "boundary": "hard"}
+        for key, plain in (for_windows if self.model == "network" else for_networks).items():
+            if getattr(self, key) != plain:
+                other = "windows" if self.model == "network" else "network"
+                raise ValueError(f"`{key}` needs model={other}, got {getattr(self, key)} with model={self.model}")
+        if not 1 < self.overlap_ratio < math.inf:
+            raise ValueError(f"`overlap_ratio` must be > 1 (windows that overlap), got {self.overlap_ratio}")
+        _ = self._layout
+
+    # -------------------------------------------------------------------------------- what everything is made of
+
+    @property
+    def preset(self) -> Preset:
+        """What the name stands for."""
+        known = PRESETS[self.name]
+        return known if self.model == "network" else replace(known, **_IN_WINDOWS)
+
+    @property
+    def _count(self) -> int:
+        return self.points or self.preset.points
+
+    @cached_property
+    def equation(self) -> Equation:
+        """The differential equation."""
+        return equation(self.name, self.frequency, self.unit)
+
+    @cached_property
+    def net(self) -> Network:
+        """The network, or that of every window."""
+        depth, width = self.depth or self.preset.depth, self.width or self.preset.width
+        kind = self.preset.network if self.network == "auto" else self.network
+        return Network((self.equation.dim, *[width] * (depth - 1), 1), kind, self.horizon)
+
+    @property
+    def _layout(self) -> tuple[int, ...]:
+        return parse_layout(_WINDOWS if self.windows == 0 else self.windows, self.equation.dim)
+
+    @cached_property
+    def window_model(self) -> WindowModel:
+        """The networks of all windows.
+
+        Raises
+        ------
+        ValueError
+            A window without collocation points.
+        """
+        centres, radii = WindowModel.grid(self.equation, self._layout, self.overlap_ratio)
+        device = self._kind["device"]
+        coarse = self.net if self.coarse else None
+        model = WindowModel(self.equation, self.net, centres.to(device), radii.to(device), coarse)
+        empty = int((~model.inside(self.collocation[0]).any(1)).sum())
+        if empty:
+            raise ValueError(
+                f"every window must have collocation points, got {empty} of {model.windows} without; use more `points`"
+                " or fewer `windows`"
+            )
+        return model
+
+    @cached_property
+    def _kind(self) -> dict[str, Any]:
+        return {"dtype": getattr(torch, self.dtype), "device": pick_device(self.device, self.comm)}
+
+    def _collocation(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return `count` points, and which of them penalise a boundary condition (None: none do)."""
+        e, soft = self.equation, self.boundary == "soft"
+        points = e.scaled(hammersley(count - 2 if soft else count, e.dim))
+        if not soft:
+            return points.to(**self._kind), None
+        ends = torch.tensor([[e.lower[0]], [e.upper[0]]], dtype=points.dtype)
+        at_end = (torch.arange(count) >= count - 2)[:, None]
+        return torch.cat([points, ends]).to(**self._kind), at_end.to(self._kind["device"])
+
+    @cached_property
+    def collocation(self) -> tuple[Tensor, Tensor | None]:
+        """All collocation points, and which of them penalise a boundary condition (None: none do)."""
+        return self._collocation(self._count)
+
+    def _loss(self, price: Price, level: int = 0) -> ResidualLoss | WindowLoss:
+        """Return the mean over all points of a level, divided over the ranks."""
+        points, penalised = self._collocation(self._thinned(level)) if level else self.collocation
+        if self.model == "network":
+            return self._of_network(torch.arange(len(points)), price, self.comm, (points, penalised))
+        mine = self.comm.share(len(points))
+        return self.window_model.loss(points[mine.start : mine.stop], len(points), price, self.comm)
+
+    def _of_network(
+        self,
+        rows: Tensor,
+        price: Price,
+        comm: Communicator | None,
+        collocation: tuple[Tensor, Tensor | None],
+        drawn: Draw | None = None,
+    ) -> ResidualLoss:
+        """Return the mean over the points `rows` of `collocation`, divided over the ranks of `comm`."""
+        points, penalised = collocation
+        mine = range(len(rows)) if comm is None else comm.share(len(rows))
+        chosen = rows[mine.start : mine.stop].to(points.device)
+        ends = None if penalised is None else penalised[chosen]
+        return ResidualLoss(self.net, self.equation, points[chosen], len(rows), ends, price, comm, drawn)
+
+    def _price(self, count: int, fine: bool = True) -> Price:
+        return Price(count / self._count, fine, product=_PRODUCT)
+
+    def _thinned(self, level: int) -> int:
+        return self._count >> (self.equation.dim * level)
+
+    # -------------------------------------------------------------------------------- the problem
+
+    @cached_property
+    def _objective(self) -> ResidualLoss | WindowLoss:
+        full = self._loss(self._price(self._count))
+        if self.batch == 0 or isinstance(full, WindowLoss):
+            return full
+        batches = MiniBatches(self._count, self.batch, key=(self.seed % 2**64,))
+
+        def draw(step: int) -> ResidualLoss:
+            rows = batches.rows(step)
+            return self._of_network(rows, self._price(len(rows)), self.comm, self.collocation, Draw(step, rows))
+
+        return StochasticResidualLoss(**{f.name: getattr(full, f.name) for f in fields(full)}, draw=draw)
+
+    def objective(self, sample: int | None = None) -> ResidualLoss | WindowLoss:
+        """Return the loss over all points; with mini-batches it offers ``sample(step)``.
+
+        Parameters
+        ----------
+        sample : int, optional
+            Asks for the mini-batch of this outer step.
+        """
+        f = self._objective
+        return f if sample is None or not isinstance(f, StochasticResidualLoss) else f.sample(sample)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Return Glorot's start, of every network, shape (N,)."""
+        start = self.net.initial(seed) if self.model == "network" else self.window_model.initial(seed)
+        return start.to(**self._kind)
+
+    def solution(self) -> None:
+        """Return None: parameters that minimise the loss are not known (the function that they represent is)."""
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the loss with all points, with ``2^-d`` of them, ``4^-d``, ...: other points of the same kind.
+
+        All levels have the same parameters; coarse ones take all of their points in every step.
+
+        Raises
+        ------
+        ValueError
+            No level, or a coarsest one of fewer than 16 points.
+        """
+        most = 1 + sum(self._thinned(k) >= _COARSEST for k in range(1, 64))
+        if not 1 <= levels <= most:
+            raise ValueError(f"`levels` must be in 1..{most} for {self._count} points, got {levels}")
+        made = [Level(self.objective())]
+        for k in range(1, levels):
+            f = self._loss(self._price(self._thinned(k), fine=False), k)
+            made.append(Level(f, Identity(f.size), f.price.gradient))
+        return Hierarchy(tuple(made))
+
+    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Decomposition:
+        """Return the decomposition of the parameters into runs of layers, widened by `overlap` layers on both sides.
+
+        Every subdomain has the loss over all points (of the mini-batch) with the other layers fixed. The subdomains of
+        a window model are windows instead, or runs of them: see `mldd.problems.pinns.pinn_windows.by_windows`.
+
+        Raises
+        ------
+        ValueError
+            More parts than layers (networks), fewer than ranks, or a negative overlap.
+        """
+        comm = self.comm if comm is None else comm
+        if self.model == "windows":
+            points, price = self.collocation[0], self._price(self._count)
+            return by_windows(self.window_model, points, price, parts, overlap, comm)
+        layout = self.net.layout
+        if not 1 <= parts <= self.net.layers:
+            raise ValueError(f"`parts` must be in 1..{self.net.layers} (the layers of the network), got {parts}")
+        if parts < comm.ranks:
+            raise ValueError(f"`parts` must be >= {comm.ranks} (the ranks), got {parts}")
+
+        @lru_cache(maxsize=1)  # ranks hold other subdomains, so each evaluates all points
+        def whole(drawn: Draw | None) -> ResidualLoss:
+            rows = torch.arange(self._count) if drawn is None else drawn.rows
+            return self._of_network(rows, self._price(len(rows)), None, self.collocation)
+
+        def build(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            loss = whole(_drawn(f))
+            in_batch = loss.points.is_cuda or (len(loss.points) < _MANY and len(decomposition.local) > 1)
+            return (LocalRestrictions if in_batch else LayerModels)(loss, decomposition, x.clone())
+
+        subdomains = contiguous(layout.blocks, parts, overlap)
+        return Decomposition(layout.size, subdomains, build, comm.share(parts), blocks=layout.slices)
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters of a solver of the command line that suit this problem."""
+        split: dict[str, Any] = {"parts": self.net.layers, "overlap": 0, "local_steps": self.preset.local_steps}
+        every: dict[str, Any] = {}
+        if self.model == "windows":
+            every = {"parts": len(self.window_model.blocks), "overlap": 0}
+            split |= every | {"global_steps": 10}
+        known: dict[str, dict[str, Any]] = {
+            "adam": {"lr": self.preset.rate},
+            "aspqn": split,
+            "mspqn": split,
+            "schwarz": {"damping": 0.5} if every else {},  # windows overlap: the sum of their steps is too long
+            "adagrad": _FIRST_ORDER,
+            "ml-adagrad": _FIRST_ORDER,
+            "dd-adagrad": _FIRST_ORDER,
+        }
+        return every | known.get(solver, {})
+
+    # -------------------------------------------------------------------------------- what the user sees
+
+    def predict(self, x: Tensor, points: Tensor) -> Tensor:
+        """Return the approximate solution u at any points of the box, shape (m,)."""
+        return self._values(points)(x)
+
+    def _values(self, points: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the function that maps parameters to u at these points."""
+        e, points = self.equation, points.to(**self._kind)
+        if self.model == "windows":
+            return self.window_model.values(points)
+        streams = self.net.at(points, (0,) * e.dim)
+
+        def values(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                value = streams.jets(self.net.layout.views(x)).value
+                if self.boundary == "hard":
+                    value = e.lift(points) + e.factor(points) * value
+            return value[:, 0]
+
+        return values
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Test points on a regular grid with the reference solution there, shapes (m, d) and (m,)."""
+        axes = [torch.linspace(0.0, 1.0, count, dtype=torch.float64) for count in self.preset.grid]
+        points = self.equation.scaled(torch.cartesian_prod(*axes).view(-1, self.equation.dim))
+        return points, self.equation.solution(points)
+
+    @cached_property
+    def _tests(self) -> list[Callable[[Tensor], Tensor]]:
+        """The functions that map parameters to u at the test points, piece by piece."""
+        return [self._values(piece) for piece in torch.split(self.test[0], 10_000)]
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return ``|u - u*| / |u*|`` and, as arXiv 2306.17648 has it, ``|u - u*| / |u|`` on the test points."""
+        exact = self.test[1]
+        u = torch.cat([values(x) for values in self._tests]).double().cpu()
+        error = float((u - exact).norm())
+        return {
+            "relative_l2": error / float(exact.norm()),
+            "relative_l2_paper": error / max(float(u.norm()), torch.finfo(torch.float64).tiny),
+        }
+
+
+def _drawn(f: Objective) -> Draw | None:
+    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
+    while hasattr(f, "f"):
+        f = f.f
+    return getattr(f, "drawn", None)

@@ -1,0 +1,181 @@
+"""The mean squared residual of a differential equation as a function of the parameters of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Bounds, Price
+from mldd.problems.nets import Draw
+from mldd.problems.pinns.equations import Equation, composed, jets_of
+from mldd.problems.pinns.taylor import Jets, Network, Streams
+from mldd.ranks import SERIAL, Communicator
+
+_IN_CACHE = 1024  # points whose streams through all layers stay in the cache of a core
+_ON_GPU = 2**18
+
+
+@dataclass(frozen=True)
+class ResidualLoss:
+    """Mean of the squared residuals ``r(u)`` over points that are divided over the ranks, with ``u = g + l N``.
+
+    Parameters
+    ----------
+    net : Network
+        The network N.
+    equation : Equation
+    points : Tensor, shape (m, d)
+        Collocation points of this rank.
+    total : int
+        Points of all ranks.
+    penalised : Tensor, shape (m, 1), bool, optional
+        Where the residual is the error of a penalised boundary condition, ``u - g``, and the network is free
+        everywhere, ``u = N``. By default the conditions are built in.
+    price : Price
+    comm : Communicator or None
+        Value and gradient are summed over its ranks in one collective; None where this rank has all points.
+    drawn : Draw, optional
+        The mini-batch, where it is one.
+    """
+
+    net: Network
+    equation: Equation
+    points: Tensor
+    total: int
+    penalised: Tensor | None = None
+    price: Price = Price()  # noqa: RUF009 (frozen)
+    comm: Communicator | None = SERIAL
+    drawn: Draw | None = None
+
+    batched = True  # takes (p, N), p copies of the parameters on the same points, too
+
+    @property
+    def size(self) -> int:
+        """Number N of parameters."""
+        return self.net.layout.size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of parameters of each layer."""
+        return self.net.layout.blocks
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """No bounds."""
+        return Bounds.free(self.size, dtype=self.points.dtype, device=self.points.device)
+
+    @cached_property
+    def _splits(self) -> dict[int, list[Piece]]:
+        return {}
+
+    def pieces(self, x: Tensor) -> list[Piece]:
+        """Return the points in pieces that suit evaluations of one or p sets of parameters."""
+        p = self._rows(x)
+        if p not in self._splits:
+            most = _ON_GPU if self.points.is_cuda else _IN_CACHE
+            count = max(1, -(-len(self.points) * p // most))
+            penalised = [None] * count if self.penalised is None else self.penalised.tensor_split(count)
+            made = zip(self.points.tensor_split(count), penalised, strict=True)
+            self._splits[p] = [Piece(self.net, self.equation, points, ends) for points, ends in made]
+        return self._splits[p]
+
+    def residuals(self, x: Tensor) -> Tensor:
+        """Return the residuals at the points of this rank, shape (m,), or (p, m) for x of shape (p, N)."""
+        parameters = self.net.layout.views(x)
+        with torch.no_grad():
+            found = [piece.residuals(piece.streams.jets(parameters)) for piece in self.pieces(x)]
+        return torch.cat(found, -2)[..., 0]
+
+    def _rows(self, x: Tensor) -> int:
+        return 1 if x.dim() == 1 else len(x)
+
+    def _summed(self, buffer: Tensor) -> Tensor:
+        return buffer if self.comm is None else self.comm.sum(buffer)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss, shape () or (p,)."""
+        self.price.of_value(self._rows(x))
+        value = self.residuals(x).square_().sum(-1) / self.total
+        return value if self.comm is None else self.comm.sum_values(value)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, of the shape of x."""
+        return self.value_and_gradient(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one sweep and one collective."""
+        self.price.of_gradient(self._rows(x))
+        parameters = self.net.layout.views(x.detach())
+        total = x.new_zeros((*x.shape[:-1], self.size + 1))
+        part = torch.empty_like(total)
+        out = self.net.layout.views(part[..., :-1])
+        for piece in self.pieces(x):
+            part[..., -1] = piece.streams.pullback(parameters, piece.squares, out)
+            total += part
+        total = self._summed(total.div_(self.total))
+        return total[..., -1].clone(), total[..., :-1]
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v`` by differentiating ``<g, v>``."""
+        self.price.of_product(self._rows(x))
+        total = torch.zeros_like(x)
+        for piece in self.pieces(x):
+            leaves = self.net.layout.leaves(x)
+            loss = piece.squares(piece.streams.jets(leaves)).sum()
+            g = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+            slope = torch.stack([(a * b).sum() for a, b in zip(g, self.net.layout.views(v), strict=True)]).sum()
+            total += self.net.layout.pack(torch.autograd.grad(slope, leaves, materialize_grads=True))
+        return self._summed(total.div_(self.total))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the points of a `ResidualLoss`, with what does not depend on the parameters."""
+
+    net: Network
+    equation: Equation
+    points: Tensor
+    penalised: Tensor | None
+
+    @cached_property
+    def streams(self) -> Streams:
+        """The network at the points."""
+        return self.net.at(self.points, self.equation.orders)
+
+    @cached_property
+    def _conditions(self) -> tuple[Jets, Jets]:
+        """Return g and l with their derivatives."""
+        e = self.equation
+        return jets_of(e.lift, self.points, e.orders), jets_of(e.factor, self.points, e.orders)
+
+    def residuals(self, jets: Jets) -> Tensor:
+        """Return the residuals for values and derivatives of the network, shape of its values."""
+        g, factor = self._conditions
+        if self.penalised is None:
+            return self.equation.residual(composed(g, factor, jets), self.points)
+        return torch.where(self.penalised, jets.value - g.value, self.equation.residual(jets, self.points))
+
+    def squares(self, jets: Jets) -> Tensor:
+        """Return the sum of the squares of the residuals, shape () or (p,)."""
+        return self.residuals(jets).square().sum((-2, -1))
+
+
+@dataclass(frozen=True)
+class StochasticResidualLoss(ResidualLoss):
+    """The loss over all points, which makes a new objective for every mini-batch of them.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(step)`` returns the loss over the mini-batch of outer step `step`.
+    """
+
+    draw: Callable[[int], ResidualLoss] = field(default=None)  # type: ignore[assignment]
+
+    def sample(self, step: int) -> ResidualLoss:
+        """Return the objective of outer step `step`."""
+        return self.draw(step)

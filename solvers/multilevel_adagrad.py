@@ -1,0 +1,226 @@
+"""ML-ADAGB2: recursive bound-constrained AdaGrad over a hierarchy of levels, without function values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, carried, sampled
+from mldd.loop import State
+from mldd.solvers.adagrad import AdaGrad, AdaGradState, Curvature, curvature_of, dot, taylor_step
+
+
+@dataclass(frozen=True)
+class MultilevelAdaGrad:
+    r"""ML-ADAGB2: on every level, ADAGB2 iterations alternate with recursive ones.
+
+    A recursive iteration at level k minimises the first-order corrected coarse model
+
+        h(y) = f_{k+1}(y) + <R g - grad f_{k+1}(y0), y - y0>,    y0 = inject(x),    R = P^T,
+
+    over coarse bounds that keep ``x + P (y - y0)`` feasible, by the iterations of level k + 1, and steps to
+    ``x + theta P (y - y0)``. It is tried only if the coarse criticality is not small, ``||d_c||_2 >= recursion
+    ||d||_2``. One outer step is one iteration of the finest level; the weights of a level survive from visit to visit;
+    no function value is used.
+
+    Parameters
+    ----------
+    hierarchy : Hierarchy
+    varsigma, rate, kappa, curvature, model_steps
+        Of the ADAGB2 iterations on all levels; see `AdaGrad`.
+    cycle : {"V", "W"}
+        One or two recursive iterations per visit of an intermediate level.
+    smoothing : int
+        ADAGB2 iterations before and after every recursive one.
+    coarse_steps, coarse_rtol : int, float
+        Most iterations per visit of the coarsest level; they end once its criticality has fallen by the factor.
+    coarse_bounds : {"kornhuber", "gelman-mandel", "truncated"}
+        Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
+    recursion : float
+        kappa_R of the recursion test.
+    cap : float
+        Without curvature, recursive steps are scaled back to ``|s_i| <= cap max_j Delta_j``, the current radii; 0 for
+        no cap.
+    nested : int
+        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each
+        level starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
+    safeguard : bool
+        Scale the recursive step by ``theta = min(1, -g^T s / s^T B s)``. B s is a Hessian product for "truncated"
+        bounds, and the difference of gradients where no curvature is used (one gradient more). The plain rules with
+        curvature need no scaling.
+
+    Notes
+    -----
+    Cap and safeguard are what lets deep first-order hierarchies converge: without them the first coarse steps are so
+    long that the weights never recover.
+
+    References
+    ----------
+    arXiv 2507.11513 (the recursion is a reconstruction from its theory), Kornhuber, Numer. Math. 69 (1994), for
+    truncation.
+    """
+
+    hierarchy: Hierarchy
+    varsigma: float = 0.01
+    rate: float = 1.0
+    kappa: float = 1.0
+    curvature: Curvature = "auto"
+    model_steps: int = 3
+    cycle: Literal["V", "W"] = "V"
+    smoothing: int = 1
+    coarse_steps: int = 20
+    coarse_rtol: float = 1e-3
+    coarse_bounds: Rule = "kornhuber"
+    recursion: float = 0.5
+    cap: float = 30.0
+    nested: int = 0
+    safeguard: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        if self.cycle not in ("V", "W"):
+            raise ValueError(f"`cycle` must be V or W, got {self.cycle!r}")
+        if self.coarse_bounds not in ("kornhuber", "gelman-mandel", "truncated"):
+            raise ValueError(
+                f"`coarse_bounds` must be kornhuber, gelman-mandel or truncated, got {self.coarse_bounds!r}"
+            )
+        for name in ("smoothing", "coarse_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
+        for name in ("coarse_rtol", "recursion", "cap", "nested"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+        _ = self.smoother
+
+    @cached_property
+    def smoother(self) -> AdaGrad:
+        """The ADAGB2 iteration of every level."""
+        return AdaGrad(self.varsigma, self.rate, self.kappa, curvature=self.curvature, model_steps=self.model_steps)
+
+    def init(self, objective: Objective, x: Tensor) -> MultilevelState:
+        """Return fresh weights for every level."""
+        sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
+        coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
+        return MultilevelState(levels=[self.smoother.init(objective, x), *coarse], smoothing_left=self.smoothing)
+
+    def step(self, objective: Objective, x: Tensor, state: MultilevelState) -> tuple[Tensor, MultilevelState]:
+        """Do one iteration of the finest level, in place."""
+        if self.nested and state.step == 0 and len(self.hierarchy) > 1:
+            self.nest(objective, x, state)
+            return x, state
+        g, bounds = objective.gradient(x), objective.bounds
+        state.level = 0
+        if state.smoothing_left == 0 and self.recurse(0, objective, x, g, bounds, state):
+            state.smoothing_left = self.smoothing
+        else:
+            taylor_step(self.smoother, objective, x, g, bounds, state.levels[0])
+            state.smoothing_left = max(0, state.smoothing_left - 1)
+        return x, state
+
+    def nest(self, objective: Objective, x: Tensor, state: MultilevelState) -> None:
+        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start."""
+        # Fresh weights: those of a rough start would only shorten all later steps of the coarse levels.
+        fresh = self.init(objective, x)
+        fresh.step = state.step
+        starts, levels = [x.clone()], self.hierarchy.levels
+        for level in levels[1:]:
+            starts.append(level.transfer.inject(starts[-1]))  # type: ignore[union-attr]
+        y = starts[-1].clone()
+        for k in range(len(levels) - 1, 0, -1):
+            f = sampled(levels[k].objective, state.step)
+            f.bounds.project(y, out=y)
+            for i in range(self.nested):
+                g = f.gradient(y)
+                if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, fresh):
+                    taylor_step(self.smoother, f, y, g, f.bounds, fresh.levels[k])
+            y = carried(levels[k].transfer, y, starts[k], starts[k - 1])  # type: ignore[arg-type]
+        objective.bounds.project(y, out=x)
+        state.level = len(levels) - 1
+
+    def recurse(self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> bool:
+        """Do a recursive iteration at level `k` on `x` in place; return whether the recursion test allowed it."""
+        if k + 1 == len(self.hierarchy):
+            return False
+        level, d, room = self.hierarchy[k + 1], bounds.criticality(x, g), bounds.shifted(x)
+        transfer = level.transfer
+        assert transfer is not None  # noqa: S101 (checked by Hierarchy)
+        if self.coarse_bounds == "truncated" and not bounds.is_free:
+            transfer = Truncated(transfer, (room.lower >= -1e-14) | (room.upper <= 1e-14))
+        y0, g_c = transfer.inject(x), transfer.restrict(g)
+        box = transfer.restrict_bounds(room, self.coarse_bounds)
+        box = box if box.is_free else Bounds(y0 + box.lower, y0 + box.upper)
+        d_c = box.criticality(y0, g_c)
+        if not torch.linalg.vector_norm(d_c) >= self.recursion * torch.linalg.vector_norm(d):
+            state.rejected += 1
+            return False
+        coarse = sampled(level.objective, state.step)
+        y = y0.clone()
+        self.visit(k + 1, Corrected(coarse, g_c - coarse.gradient(y0), y0, box), y, g_c, box, state)
+        s = transfer.prolong(y.sub_(y0))
+        if self.cap > 0 and curvature_of(self.smoother, f) == "none":
+            s = s * self._cap(s, d, state.levels[k])
+        self._advance(f, x, g, s)
+        if not bounds.is_free:
+            bounds.project(x, out=x)
+        state.accepted += 1
+        state.level = max(state.level, k + 1)
+        return True
+
+    def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
+        """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`."""
+        smooth = "T" * self.smoothing
+        coarsest = k + 1 == len(self.hierarchy)
+        plan = "T" * self.coarse_steps if coarsest else smooth + ("R" + smooth) * (2 if self.cycle == "W" else 1)
+        solved = self.coarse_rtol * float(torch.linalg.vector_norm(bounds.criticality(y, g))) if coarsest else 0.0
+        for i, kind in enumerate(plan):
+            g = g if i == 0 else f.gradient(y)
+            if i and coarsest and float(torch.linalg.vector_norm(bounds.criticality(y, g))) <= solved:
+                break
+            if kind == "T" or not self.recurse(k, f, y, g, bounds, state):
+                taylor_step(self.smoother, f, y, g, bounds, state.levels[k])
+
+    def _cap(self, s: Tensor, d: Tensor, state: AdaGradState) -> float:
+        """Return the factor that makes no component of `s` longer than `cap` times the largest ADAGB2 radius."""
+        squares = torch.addcmul(state.squares, d, d, out=state.scratch)
+        radius = self.rate * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
+        return min(1.0, self.cap * radius / max(float(s.abs().max()), 1e-300))
+
+    def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:
+        """Add the recursive step to `x`, scaled back along itself to where its model stops decreasing."""
+        curved = curvature_of(self.smoother, f) == "exact"
+        if not self.safeguard or (curved and self.coarse_bounds != "truncated"):
+            x.add_(s)
+            return
+        if curved:
+            x.add_(s, alpha=_scale(g, s, f.hessian_product(x, s)))  # type: ignore[attr-defined]
+            return
+        # Evaluated at x itself, so that a loop that remembers has the next gradient when the whole step is taken.
+        theta = _scale(g, s, f.gradient(x.add_(s)) - g)
+        if theta < 1.0:
+            x.add_(s, alpha=theta - 1.0)
+
+
+def _scale(g: Tensor, s: Tensor, Bs: Tensor) -> float:
+    """Return ``min(1, -g^T s / s^T B s)``, 1 without positive curvature."""
+    curvature = float(dot(s, Bs))
+    return min(1.0, max(0.0, -float(dot(g, s)) / curvature)) if curvature > 0 else 1.0
+
+
+@dataclass
+class MultilevelState(State):
+    """State of ML-ADAGB2.
+
+    Attributes
+    ----------
+    levels : list of AdaGradState
+        Weights of every level.
+    smoothing_left : int
+        ADAGB2 iterations to do before the next recursive one.
+    """
+
+    levels: list[AdaGradState] = field(default_factory=list)
+    smoothing_left: int = 0

@@ -1,0 +1,222 @@
+"""Linear systems with the Hessians of a batch: dense factors or conjugate gradients, negative curvature or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Corrected, Objective, Remembered, Row
+
+Product = Callable[[Tensor], Tensor]
+
+
+def hessians(product: Product, like: Tensor, band: int | None = None) -> Tensor:
+    """Return the dense Hessians of a batch, shape (p, m, m) or (m, m), by products with m unit vectors.
+
+    Unit vectors of unknowns farther apart than twice the `band`, outside of which there are only zeros, are taken
+    together: 2 band + 1 products (Curtis, Powell and Reid, J. Inst. Math. Appl. 13, 1974).
+    """
+    number = colours(like.shape[-1], band)
+    unknowns = torch.arange(like.shape[-1], device=like.device)
+    probe = torch.empty_like(like)
+    found = torch.stack([product(probe.copy_(unknowns % number == k)) for k in range(number)])
+    H = found[unknowns % number].movedim(0, -1)
+    if band is not None:
+        H = torch.where((unknowns[:, None] - unknowns).abs() <= band, H, 0.0)
+    return (H + H.mT).mul_(0.5)
+
+
+def colours(m: int, band: int | None) -> int:
+    """Return how many products `hessians` takes for rows of m unknowns."""
+    return m if band is None else min(m, 2 * band + 1)
+
+
+def half_bandwidth(f: Objective) -> int | None:
+    """Return the attribute ``band`` of an objective whose Hessian is banded, None where it has none."""
+    while isinstance(f, Remembered | Row | Corrected):
+        f = f.f
+    return getattr(f, "band", None)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Cholesky factors of symmetric matrices, made positive definite where they are not.
+
+    Parameters
+    ----------
+    L : Tensor, shape (p, m, m) or (m, m)
+    raised : Tensor, shape (p,) or ()
+        Rows whose matrix was not positive definite to working accuracy, so that |H| has taken its place.
+    negative : Tensor, shape (p,) or ()
+        Rows with eigenvalues below ``-sqrt(eps) |lambda|_max``.
+    """
+
+    L: Tensor
+    raised: Tensor
+    negative: Tensor
+
+    @staticmethod
+    def of(H: Tensor, active: Tensor) -> Factors:
+        """Factorise the matrices of the active rows; those of others, and what is not finite, become the identity.
+
+        An unknown without any curvature (padding) gets the largest entry of its matrix on the diagonal, one if that is
+        zero: the solve is regular, and zero there for a right-hand side that is.
+        """
+        root = torch.finfo(H.dtype).eps ** 0.5
+        usable = active & torch.isfinite(H).flatten(-2).all(-1)
+        identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+        H = torch.where(usable[..., None, None], H, identity)
+        dead = H.abs().amax(-1) == 0.0
+        largest = H.abs().amax((-2, -1))
+        largest = torch.where(largest > 0, largest, 1.0)
+        H = H + torch.diag_embed(dead * largest[..., None])
+        L, failed = torch.linalg.cholesky_ex(H)
+        pivots = L.diagonal(dim1=-2, dim2=-1)
+        raised = (failed > 0) | ~(pivots.amin(-1) > root * pivots.amax(-1))
+        negative = torch.zeros_like(raised)
+        if bool(raised.any()):
+            H, negative = _absolute(H, raised, negative, root)
+            L = torch.linalg.cholesky_ex(H)[0]
+        return Factors(L, raised & active, negative & active)
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Return ``H^-1 b`` of every row, of the shape of `b`."""
+        return torch.cholesky_solve(b[..., None], self.L)[..., 0]
+
+
+def _absolute(H: Tensor, raised: Tensor, negative: Tensor, root: float) -> tuple[Tensor, Tensor]:
+    """Replace the chosen matrices by |H|, and say which of them have negative eigenvalues."""
+    values, V = torch.linalg.eigh(H[raised])
+    floor = root * values.abs().amax(-1, keepdim=True)
+    lifted = torch.maximum(values.abs(), floor)
+    H, negative = H.clone(), negative.clone()
+    H[raised] = (V * lifted[..., None, :]) @ V.mT
+    negative[raised] = values[..., 0] < -floor[..., 0]
+    return H, negative
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """End of `truncated_cg`, row by row.
+
+    Parameters
+    ----------
+    x : Tensor, shape (p, m) or (m,)
+    negative : Tensor, shape (p,) or (), bool
+        CG met a direction of negative (or no) curvature and ended with a step along it.
+    lowest, largest : Tensor, shape (p,) or ()
+        Extremes of the Rayleigh quotients of the directions, the largest in absolute value.
+    """
+
+    x: Tensor
+    negative: Tensor
+    lowest: Tensor
+    largest: Tensor
+
+
+def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor, steps: int) -> Truncated:
+    """Solve ``H x = b`` approximately in every active row by conjugate gradients from zero.
+
+    Parameters
+    ----------
+    product : callable
+        ``v -> H v``, row by row.
+    b : Tensor, shape (p, m) or (m,)
+    tolerance : Tensor, shape (p,) or ()
+        Bounds on the 2-norm of the residual.
+    active : Tensor, shape (p,) or (), bool
+        The others stay zero.
+    steps : int
+    """
+    x, r, p, rr = torch.zeros_like(b), b, b, (b * b).sum(-1)
+    tiny, eps = torch.finfo(b.dtype).tiny, torch.finfo(b.dtype).eps
+    largest, lowest = torch.zeros_like(rr), torch.full_like(rr, torch.inf)
+    negative, running = torch.zeros_like(active), active & (rr.sqrt() > tolerance)
+    for _ in range(steps):
+        if not bool(running.any()):
+            break
+        Hp = product(p)
+        curvature, pp = (p * Hp).sum(-1), (p * p).sum(-1).clamp_min(tiny)
+        quotient = torch.where(running, curvature / pp, 0.0)
+        largest = torch.maximum(largest, quotient.abs())
+        lowest = torch.where(running, torch.minimum(lowest, quotient), lowest)
+        bad = running & ~(quotient > eps * largest)
+        alpha = rr / (pp * torch.maximum(quotient.abs(), 1e-8 * largest))
+        alpha = torch.where(largest > 0, alpha, 1.0)  # no curvature at all: a gradient step
+        alpha = torch.where(running & torch.isfinite(alpha), alpha, 0.0)[..., None]
+        x = torch.where(alpha != 0, x + alpha * p, x)
+        r = torch.where(alpha != 0, r - alpha * Hp, r)
+        negative = negative | bad
+        new = (r * r).sum(-1)
+        running = running & ~bad & (new.sqrt() > tolerance)
+        p = torch.where(running[..., None], r + (new / rr)[..., None] * p, p)
+        rr = torch.where(running, new, rr)
+    return Truncated(x, negative, lowest, largest)
+
+
+class Inverse:
+    """``H^-1`` of every row of a batch, for many right-hand sides.
+
+    Rows of at most `dense` unknowns are factorised (see `Factors`), longer ones solved by CG. Where CG meets negative
+    curvature, ``H + shift`` takes the place of H from then on, the shift at least twice what was met.
+
+    Parameters
+    ----------
+    product : callable
+        ``v -> H v`` on tensors (p, m).
+    like : Tensor, shape (p, m)
+    dense : int
+    rtol : float
+        Of CG, in the 2-norm of the residual.
+    steps : int
+        Most iterations of CG.
+    band : int, optional
+        See `hessians`.
+
+    Attributes
+    ----------
+    raised : Tensor, shape (p,), bool
+        Rows whose H was not positive definite, and was made so.
+    negative : Tensor, shape (p,), bool
+        Rows with negative curvature.
+    unsolved : int
+        Solutions by CG that have missed their tolerance.
+    """
+
+    def __init__(
+        self, product: Product, like: Tensor, dense: int, rtol: float, steps: int, band: int | None = None
+    ) -> None:
+        self._product, self._rtol, self._steps = product, rtol, steps
+        self._rows = torch.ones(len(like), dtype=torch.bool, device=like.device)
+        self.raised, self.negative, self.unsolved = ~self._rows, ~self._rows, 0
+        self._shift = like.new_zeros(len(like), 1)
+        self._factors = None
+        if like.shape[-1] <= dense and len(like):
+            self._factors = Factors.of(hessians(product, like, band), self._rows)
+            self.raised, self.negative = self._factors.raised, self._factors.negative
+
+    def solve(self, b: Tensor) -> Tensor:
+        """Return ``H^-1 b``, shape (p, m)."""
+        if self._factors is not None:
+            return self._factors.solve(b)
+        tolerance = self._rtol * torch.linalg.vector_norm(b, dim=-1)
+        rows, x = self._rows, torch.zeros_like(b)
+        for _ in range(10):  # shifts
+            found = truncated_cg(self._shifted, b, tolerance, rows, self._steps)
+            x = torch.where(rows[:, None], found.x, x)
+            rows = found.negative
+            if not bool(rows.any()):
+                break
+            root = torch.finfo(b.dtype).eps ** 0.5
+            self.raised, self.negative = self.raised | rows, self.negative | (found.lowest < -root * found.largest)
+            met = (-found.lowest).clamp_min(0.0) + root * found.largest
+            self._shift = torch.where(rows[:, None], self._shift + 2.0 * met[:, None], self._shift)
+        missed = torch.linalg.vector_norm(b - self._shifted(x), dim=-1) > 10.0 * tolerance
+        self.unsolved += int(missed.sum())
+        return x
+
+    def _shifted(self, v: Tensor) -> Tensor:
+        return self._product(v).addcmul(self._shift, v)

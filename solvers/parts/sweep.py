@@ -1,0 +1,258 @@
+"""One Schwarz sweep: local solves on all subdomains and their combination. Every Schwarz method is made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Combine, Decomposition, Objective, Remembered, Row, SharedDecomposition
+from mldd.loop import Solver, State, Status
+from mldd.ranks import SERIAL, Communicator
+
+Order = Literal["additive", "multiplicative"]
+Memory = Literal["reset", "keep", "average"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    r"""The nonlinear Schwarz map ``G(x) = x + damping sum_i P_i D_i (y_i - R_i x)``.
+
+    ``y_i`` is where `steps` steps of the local solver lead on the local model of subdomain i from ``R_i x``. Additive:
+    all subdomains start from x, in one batch per rank and without communication, then one sum over ranks.
+    Multiplicative: one subdomain after the other, each from what its predecessors have made of x, one sum each.
+
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+    solver : Solver
+        Local solver. One with the class attribute ``batched = True`` gets the subdomains of a rank as rows of one
+        (p, m) tensor; any other is run on one subdomain after the other.
+    steps : int
+    rtol : float
+        End the local steps once the measure of every local model has fallen by this factor; 0 does all `steps`.
+    combine : {"ras", "wasm", "asm"}
+        The weights D_i of an additive sweep; a multiplicative one adds each correction as it is.
+    damping : float
+        0 means 1, or 1 / (largest multiplicity) where corrections of an additive sweep are summed (asm).
+    order : {"additive", "multiplicative"}
+    memory : {"reset", "keep", "average"}
+        What happens to the state of the local solver between sweeps: made anew, kept per subdomain, or kept and
+        averaged over all subdomains (which must have the same unknowns).
+    comm : Communicator
+
+    References
+    ----------
+    Cai and Keyes, SIAM J. Sci. Comput. 24 (2002); PETSc's SNESNASM; weights as in arXiv 1605.04419 (ras).
+    """
+
+    decomposition: Decomposition | SharedDecomposition
+    solver: Solver
+    steps: int = 10
+    rtol: float = 0.0
+    combine: Combine = "ras"
+    damping: float = 0.0
+    order: Order = "additive"
+    memory: Memory = "reset"
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        for name in ("steps", "rtol", "damping"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+        for name, known in (("combine", ("asm", "ras", "wasm")), ("order", ("additive", "multiplicative"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.memory not in ("reset", "keep", "average"):
+            raise ValueError(f"`memory` must be one of reset, keep, average, got {self.memory!r}")
+        if self.memory == "average" and not isinstance(self.decomposition, SharedDecomposition):
+            raise ValueError("`memory` average needs subdomains that update the same unknowns; use keep or reset")
+
+    @cached_property
+    def factor(self) -> float:
+        """Factor on the combined corrections."""
+        if self.damping > 0:
+            return self.damping
+        summed = self.combine == "asm" and self.order == "additive"
+        return 1.0 / float(self.decomposition.multiplicity.max()) if summed else 1.0
+
+    @cached_property
+    def _adds_up(self) -> bool:
+        """Whether several subdomains contribute to one unknown."""
+        return self.combine != "ras" and int(self.decomposition.multiplicity.max()) > 1
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether the local solver takes all subdomains of a rank at once."""
+        return bool(getattr(self.solver, "batched", False))
+
+    def init(self, objective: Objective, x: Tensor) -> SweepState:
+        """Return weights, and fresh states of the local solver where they are kept."""
+        kind: Combine = self.combine if self.order == "additive" else "asm"
+        state = SweepState(weights=self.decomposition.weights(kind, x.dtype))
+        if self.memory != "reset":
+            g = objective.gradient(x) if self.decomposition.corrected else None
+            state.local = [self.solver.init(*self._start(objective, x, g, d)) for d in self._groups]
+        return state
+
+    @cached_property
+    def _groups(self) -> list[Decomposition | SharedDecomposition]:
+        """The subdomains of this rank, as they are solved: in one batch, or each by itself."""
+        d = self.decomposition
+        if self.batched and self.order == "additive":
+            return [d] if len(d.local) else []
+        return [d.alone(k) for k in d.local]
+
+    def correction(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
+        """Return ``G(x) - x``, shape (n,), the same on all ranks; `x` is not written to."""
+        if self.order == "additive":
+            return self.total(self.corrections(objective, x, state), state)
+        d, point = self.decomposition, x.clone()
+        for k in range(d.parts):
+            # The gradient of a distributed objective is a collective: ranks without the subdomain take part.
+            g = objective.gradient(point) if d.corrected else None
+            s = torch.zeros_like(x)
+            if k in d.local:
+                s = d.alone(k).scatter(self._solve(objective, point, g, k - d.local.start, state))
+            point.add_(self.comm.sum(s), alpha=self.factor)
+        self._after(state)
+        return point.sub_(x)
+
+    def corrections(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
+        """Return ``y_i - R_i x`` of this rank's subdomains, unweighted, shape (p, m)."""
+        if self._adds_up:
+            state.quantum = _quantum(x)
+        g = objective.gradient(x) if self.decomposition.corrected else None
+        solved = [self._solve(objective, x, g, k, state) for k in range(len(self._groups))]
+        self._after(state)
+        if len(solved) == 1 and solved[0].shape == state.weights.shape:
+            return solved[0]
+        c = x.new_zeros(state.weights.shape)
+        for row, mine in zip(c, solved, strict=True):
+            row[: mine.shape[1]] = mine[0]
+        return c
+
+    def total(self, corrections: Tensor, state: SweepState) -> Tensor:
+        """Return ``damping sum_i P_i D_i c_i`` over all ranks, shape (n,); one synchronisation."""
+        weighted = corrections * state.weights
+        if self._adds_up and state.quantum > 0:
+            weighted.div_(state.quantum).round_().mul_(state.quantum)
+        return self.comm.sum(self.decomposition.scatter(weighted)).mul_(self.factor)
+
+    def judge(self, state: SweepState, outer: State) -> int:
+        """Tell the state of the outer method how many local solves have failed since the last call, on all ranks.
+
+        When all of them have, there is nothing to go on with.
+        """
+        failed = int(self.comm.sum_scalars([float(state.failed)])[0])
+        state.failed = 0
+        outer.rejected += failed
+        outer.note("local solves that were not finite", failed)
+        if failed == self.decomposition.parts:
+            outer.status = Status.diverged
+        return failed
+
+    def _start(
+        self, objective: Objective, x: Tensor, g: Tensor | None, d: Decomposition | SharedDecomposition
+    ) -> tuple[Any, Tensor]:
+        """Return the local model and its start: of a batch, or of one subdomain for a solver that knows no batches."""
+        models, y = d.models(objective, x, g), d.gather(x)
+        f = Remembered(models if self.batched else Row(models))
+        y = y if self.batched else y[0]
+        if g is not None:  # a corrected model's gradient at its start is R_i g by construction
+            f.keep(y, d.gather(g).mul_(d.valid).view_as(y))
+        return f, y
+
+    def _solve(self, objective: Objective, x: Tensor, g: Tensor | None, k: int, state: SweepState) -> Tensor:
+        """Return the corrections of group `k`, shape (p, m); rows that are not finite become zero."""
+        d = self._groups[k]
+        f, y = self._start(objective, x, g, d)
+        y0 = y.clone()
+        c = self._run(f, y, k, state).sub(y0).view(len(d.local), -1)
+        good = torch.isfinite(c).all(1, keepdim=True)
+        state.failed += int((~good).sum())
+        return torch.where(good, c, 0.0)
+
+    def _run(self, f: Any, y: Tensor, k: int, state: SweepState) -> Tensor:
+        """Do the local steps of group `k` from `y`; `f` is a batch or one local model."""
+        mine = None if self.memory == "reset" else state.local[k]
+        if mine is None or mine.status is not None:  # a solver that could not go on starts anew
+            mine = self.solver.init(f, y)
+        first = self._measure(f, y) if self.rtol > 0 else None
+        for _ in range(self.steps):
+            if first is not None and bool((self._measure(f, y) <= self.rtol * first).all()):
+                break
+            y, mine = self.solver.step(f, y, mine)
+            mine.step += 1
+            if mine.status is not None:
+                break
+        if self.memory != "reset":
+            state.local[k] = mine
+        return y
+
+    @staticmethod
+    def _measure(f: Objective, y: Tensor) -> Tensor:
+        """Return the 2-norm of every row's criticality vector."""
+        d = f.bounds.criticality(y, f.gradient(y))
+        return d.square().sum(-1).sqrt_()
+
+    def _after(self, state: SweepState) -> None:
+        """Average the local states over all subdomains, where `memory` says so; one synchronisation per vector.
+
+        Work space is left out: fields that are not shown.
+        """
+        if self.memory != "average":
+            return
+        names = sorted({f.name for s in state.local for f in fields(s) if f.repr and _is_vector(getattr(s, f.name))})
+        for name in max(self.comm.gather_items(names), key=len):
+            vectors = [getattr(s, name) for s in state.local]
+            total = state.weights.new_zeros(self.decomposition.size)
+            for v in vectors:
+                total.add_(v.view(-1, self.decomposition.size).sum(0))
+            mean = self.comm.sum(total).div_(self.decomposition.parts)
+            for v in vectors:
+                v.copy_(mean.expand_as(v))
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
+
+
+def _quantum(x: Tensor) -> float:
+    """Return ``2^-49 max |x|`` as a power of two for float64, 0 for others: multiples of it have exact sums.
+
+    Where several subdomains add to one unknown, the ranks that hold them would otherwise decide about the last digit,
+    which local iterations can amplify to the first within a few steps.
+    """
+    largest = float(x.abs().max())
+    if x.dtype != torch.float64 or not math.isfinite(largest):
+        return 0.0
+    return 2.0 ** (math.frexp(largest or 1.0)[1] - 49)
+
+
+@dataclass
+class SweepState(State):
+    """State of `Sweep`.
+
+    Attributes
+    ----------
+    weights : Tensor, shape (p, m)
+        Weights of the local corrections.
+    local : list
+        States of the local solver that are kept: one for the batch, or one per subdomain of this rank.
+    failed : int
+        Local solves on this rank, since `Sweep.judge`, that ended in something that is not finite; their corrections
+        were dropped.
+    quantum : float
+        Corrections are rounded to multiples of it before they are summed; 0: not rounded.
+    """
+
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    local: list[Any] = field(default_factory=list)
+    failed: int = 0
+    quantum: float = 0.0

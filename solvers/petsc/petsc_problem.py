@@ -1,0 +1,232 @@
+"""What PETSc's optimisers and nonlinear solvers have in common: callbacks that evaluate an objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import Objective, Remembered, offers, value_and_gradient
+from mldd.loop import State
+from mldd.ranks import load_petsc, read, write
+
+_REMEMBERED = 2  # an accelerator has a trial point and a preconditioned one, and goes on with either
+
+
+@dataclass
+class _Known:
+    """What is known at a point."""
+
+    x: Tensor
+    g: Tensor
+    value: float
+
+
+class Callbacks:
+    """A PETSc solver on this rank, set up for an objective: callbacks evaluate it, PETSc does the rest.
+
+    Parameters
+    ----------
+    objective : Objective
+        May be exchanged between iterations for one of the same size (another sample), see `renew`.
+    x : Tensor, shape (n,)
+        Start. Where `objective` remembers its gradient there, PETSc's first evaluation costs at most a value.
+    solver : PETSc.TAO or PETSc.SNES
+        Destroyed with this object.
+
+    Attributes
+    ----------
+    error : BaseException or None
+        What a callback has raised: PETSc would replace it by an error code.
+    finite : bool
+        Whether the last value or gradient was finite.
+    inner : State or None
+        State of the mldd solver that runs inside of PETSc, after its last step (type python).
+    """
+
+    def __init__(self, objective: Objective, x: Tensor, solver: Any) -> None:
+        self.objective = objective
+        self.solver = solver
+        self.error: BaseException | None = None
+        self.finite = True
+        self.inner: State | None = None
+        self._known: list[_Known] = []
+        self._stamp = (0, -1)  # which state of which Vec the last gradient belongs to
+        self._trial = torch.empty_like(x)
+        if isinstance(objective, Remembered):
+            self.learn(x, objective.gradient(x))
+        self.solution = load_petsc().Vec().createSeq(objective.size, comm=load_petsc().COMM_SELF)
+        self.owned: list[Any] = [self.solution]
+        write(x, self.solution)
+
+    @property
+    def plain(self) -> Objective:
+        """The objective without its memory: PETSc's vectors change without torch's knowledge."""
+        return self.objective.f if isinstance(self.objective, Remembered) else self.objective
+
+    def renew(self, objective: Objective, x: Tensor) -> None:
+        """Go on with `objective` from `x`; gradients of another sample are forgotten."""
+        before, self.objective = self.plain, objective
+        if self.plain is not before:
+            self._known = []
+            if isinstance(objective, Remembered):
+                self.learn(x, objective.gradient(x))
+
+    def guarded(self) -> _Guard:
+        """Keep the exception that leaves the block."""
+        return _Guard(self)
+
+    def learn(self, x: Tensor, g: Tensor, value: float = math.nan) -> None:
+        """Remember that the gradient at `x` is `g`."""
+        self._stamp = (0, -1)
+        point = self._known.pop().x.copy_(x) if len(self._known) == _REMEMBERED else x.detach().clone()
+        self._known.insert(0, _Known(point, g, value))
+
+    def _recall(self, x: Tensor) -> _Known | None:
+        return next((known for known in self._known if torch.equal(known.x, x)), None)
+
+    def known_at(self, x: Tensor) -> Tensor | None:
+        """Return the gradient at `x` if it is remembered."""
+        known = self._recall(x)
+        return None if known is None else known.g
+
+    def known_at_solution(self, x: Tensor) -> Tensor | None:
+        """Return the gradient at the current iterate, whose entries are `x`, if it is remembered."""
+        if self._known and self._stamp == (self.solution.handle, self.solution.stateGet()):  # spares the comparison
+            return self._known[0].g
+        return self.known_at(x)
+
+    def value(self, solver: Any, x: Any) -> float:
+        """Return the value at the Vec `x`."""
+        with self.guarded():
+            return self._noted(float(self.plain.value(read(x, self._trial))))
+
+    def gradient(self, solver: Any, x: Any, out: Any) -> None:
+        """Write the gradient at the Vec `x` to the Vec `out`."""
+        with self.guarded():
+            at = read(x, self._trial)
+            g = self.known_at(at)
+            if g is None:
+                g = self.plain.gradient(at)
+                self._evaluated(x, g)
+            write(g, out)
+
+    def value_and_gradient(self, solver: Any, x: Any, out: Any) -> float:
+        """Return the value at the Vec `x`, and write the gradient to `out`."""
+        with self.guarded():
+            at = read(x, self._trial)
+            known = self._recall(at)
+            if known is None:
+                value, g = value_and_gradient(self.plain, at)
+                known = self._evaluated(x, g, float(value))
+            elif math.isnan(known.value):
+                known.value = float(self.plain.value(at))
+            write(known.g, out)
+            return self._noted(known.value)
+
+    def _evaluated(self, x: Any, g: Tensor, value: float = math.nan) -> _Known:
+        self.learn(self._trial, g, value)
+        self._stamp = (x.handle, x.stateGet())
+        return self._known[0]
+
+    def _noted(self, value: float) -> float:
+        self.finite = math.isfinite(value)
+        return value
+
+    def hessian(self) -> tuple[Any, Callable[..., None]] | None:
+        """Return a Mat of type python with the Hessian's products, and what moves it to a point; None without."""
+        if not offers(self.objective, "hessian_product"):
+            return None
+        hessian = _Hessian(self, self._trial)
+        mat = load_petsc().Mat().createPython((self.objective.size,) * 2, hessian, comm=load_petsc().COMM_SELF)
+        mat.setUp()
+        self.owned.append(mat)
+        return mat, lambda solver, x, H, P: hessian.move(x)
+
+    def check_context(self, solver: Any, named: str) -> None:
+        """Refuse a solver of type python without a context; `named` is the option that gives it one."""
+        if solver.getType() == "python" and solver.getPythonContext() is None:
+            raise ValueError(
+                f"`type` python needs a `solver`, got none; write solver=NAME, or "
+                f"-{solver.getOptionsPrefix() or ''}{named} mldd.solvers.petsc.petsc_types.NAME"
+            )
+
+    def run(self) -> None:
+        """Run PETSc's solver to its end.
+
+        Raises
+        ------
+        RuntimeError
+            PETSc reports an error, unless the objective was not finite (then `finite` is False).
+        Exception
+            What a callback has raised, as it was raised.
+        """
+        try:
+            self._solve()
+        except load_petsc().Error as error:
+            if self.error is not None:
+                raise self.error from None
+            self.finite = self.finite and all(bool(torch.isfinite(known.g).all()) for known in self._known)
+            if self.finite:
+                text = str(error).strip().splitlines()
+                kind = self.solver.getClassName(), self.solver.getType()
+                raise RuntimeError(f"{kind[0].upper()} type {kind[1]!r} failed: {text[-1]} ({text[0]})") from error
+
+    def _solve(self) -> None:
+        raise NotImplementedError
+
+    def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
+        """Leave stopping to the caller, who says after iteration 0, 1, ... whether to end; no other test holds."""
+        raise NotImplementedError
+
+    def destroy(self) -> None:
+        """Free what PETSc holds. The callbacks make cycles that Python's collector cannot see."""
+        self.solver.destroy()
+        for item in self.owned:
+            item.destroy()
+        self.owned, self._known = [], []
+
+
+class _Guard:
+    """See `Callbacks.guarded`; a class, because a generator costs more than the copy of a small vector."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._callbacks.error = error
+
+
+class _Hessian:
+    """The methods of a PETSc matrix of type python: ``v -> H(x) v + shift v`` by Hessian products of an objective."""
+
+    def __init__(self, callbacks: Callbacks, like: Tensor) -> None:
+        self._callbacks = callbacks
+        self._x, self._v, self._shift = torch.empty_like(like), torch.empty_like(like), 0.0
+
+    def move(self, x: Any) -> None:
+        """Take the Hessian at the Vec `x` from now on."""
+        read(x, self._x)
+        self._shift = 0.0
+
+    def mult(self, mat: Any, v: Any, out: Any) -> None:
+        """Write ``H v`` to `out`."""
+        with self._callbacks.guarded():
+            product = self._callbacks.plain.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
+            write(product.add(self._v, alpha=self._shift) if self._shift else product, out)
+
+    def multTranspose(self, mat: Any, v: Any, out: Any) -> None:  # noqa: N802 (PETSc's name)
+        """Write ``H^T v = H v`` to `out`."""
+        self.mult(mat, v, out)
+
+    def shift(self, mat: Any, amount: float) -> None:
+        """Add `amount` times the identity: Newton methods do so where the Hessian is not positive definite."""
+        self._shift += float(amount)

@@ -1,0 +1,258 @@
+"""A nonlinear Schwarz iteration as a function, with the action of its Jacobian: what ASPIN and RASPEN solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import (
+    Bounds,
+    Corrected,
+    Decomposition,
+    Level,
+    LocalRestrictions,
+    Objective,
+    Remembered,
+    on_this_rank,
+    value_and_gradient,
+)
+from mldd.loop import State
+from mldd.solvers.newton import NewtonCG
+from mldd.solvers.parts import Inverse, Sweep, SweepState, half_bandwidth
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How the linear systems of subdomains and of the coarse level are solved.
+
+    Parameters
+    ----------
+    dense : int
+        Most unknowns for dense matrices.
+    rtol : float
+        Of CG for the others.
+    steps : int
+        Most iterations of CG.
+    """
+
+    dense: int = 512
+    rtol: float = 1e-12
+    steps: int = 3000
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """Local models with a proximal term, ``f(y) + mu/2 ||y - y0||^2``.
+
+    Parameters
+    ----------
+    f : Objective
+    mu : float
+    y0 : Tensor, shape (p, m)
+    """
+
+    f: Objective
+    mu: float
+    y0: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns of a row."""
+        return self.f.size
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of `f`."""
+        return self.f.bounds
+
+    def _term(self, y: Tensor) -> Tensor:
+        return 0.5 * self.mu * (y - self.y0).square().sum(-1)
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return the values, shape (p,)."""
+        return self.f.value(y) + self._term(y)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradients, shape (p, m)."""
+        return self.f.gradient(y) + self.mu * (y - self.y0)
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and gradients."""
+        value, g = value_and_gradient(self.f, y)
+        return value + self._term(y), g + self.mu * (y - self.y0)
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``(H(y) + mu) v``."""
+        return self.f.hessian_product(y, v) + self.mu * v  # type: ignore[attr-defined, no-any-return]
+
+
+def proximal(decomposition: Decomposition, mu: float) -> Decomposition:
+    """Return the decomposition with a proximal term in its local models, around where they start."""
+
+    def build(d: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Proximal:
+        return Proximal(decomposition.build(d, f, x, g), mu, d.gather(x))
+
+    return replace(decomposition, build=build)
+
+
+class Linearised:
+    r"""``F(x) = G(x) - x`` for a sweep G of nonlinear Schwarz, after a coarse correction if there is one.
+
+    With ``w = x + P_0 c(x)`` and local solutions C_i,
+
+        F(x) = P_0 c(x) + sum_i P_i D_i C_i(w),
+        F'(x) z = u - z - sum_i P_i D_i (H_i + mu)^{-1} R_i H u,    u = z + P_0 c'(x) z.
+
+    Exact: ``R_i H`` and ``H_i = R_i H P_i`` at ``w + P_i C_i(w)``. Approximate (ASPIN): at the same point for all,
+    ``w + sum_i P_i D_i C_i(w)``. See `mldd.solvers.aspin`.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        Additive; of a `Decomposition`.
+    coarse : Level or None
+    exact : bool
+    linear : Linear
+    objective : Objective
+    x : Tensor, shape (n,)
+    state : SweepState
+
+    Attributes
+    ----------
+    residual : Tensor, shape (n,)
+        F(x).
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        coarse: Level | None,
+        exact: bool,
+        linear: Linear,
+        objective: Objective,
+        x: Tensor,
+        state: SweepState,
+    ) -> None:
+        assert isinstance(sweep.decomposition, Decomposition)  # noqa: S101 (checked by the solvers)
+        self._decomposition = d = sweep.decomposition
+        self._sweep, self._state, self._exact, self._f = sweep, state, exact, objective
+        self._coarse = None if coarse is None else CoarseCorrection(coarse, linear, objective, x)
+        start, before = x if self._coarse is None else x + self._coarse.correction, state.failed
+        c = sweep.corrections(objective, start, state)
+        total = sweep.total(c, state)
+        self._failed = state.failed - before
+        self.residual = start + total - x
+        at, y = (start, d.gather(start) + c) if exact else (start + total, d.gather(start + total))
+        models = d.models(objective, at, None)
+        inner = models.f if isinstance(models, Proximal) else models
+        self._points = start + d.spread(c * d.valid) if exact else at
+        if exact and isinstance(inner, LocalRestrictions):
+            self._f = inner.f  # evaluated on this rank alone
+        product = models.hessian_product  # type: ignore[attr-defined]
+        self._inverse = Inverse(
+            lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(inner)
+        )
+
+    def product(self, z: Tensor) -> Tensor:
+        """Return ``F'(x) z``, shape (n,); one synchronisation."""
+        u = z if self._coarse is None else z + self._coarse.derivative(z)
+        rows = self._rows(u)
+        if len(rows):
+            rows = self._inverse.solve(rows)
+        return u - z - self._sweep.total(rows, self._state)
+
+    def negative_product(self, z: Tensor) -> Tensor:
+        """Return ``-F'(x) z``; many of the eigenvalues are one."""
+        return self.product(z).neg_()
+
+    def _rows(self, u: Tensor) -> Tensor:
+        """Return ``R_i H u`` of this rank's subdomains, shape (p, m)."""
+        d, product = self._decomposition, self._f.hessian_product  # type: ignore[attr-defined]
+        if not self._exact:
+            return d.gather(product(self._points, u)).mul_(d.valid)
+        if not len(d.local):
+            return u.new_zeros(d.indices.shape)
+        with on_this_rank():
+            inner = self._f.f if isinstance(self._f, Remembered) else self._f
+            if getattr(inner, "batched", False):
+                spread: Tensor = product(self._points, u.expand_as(self._points))
+            else:
+                spread = torch.stack([product(point, u) for point in self._points])
+        return spread.gather(1, d.indices).mul_(d.valid)
+
+    def report(self, state: State) -> None:
+        """Note what was out of the ordinary on any rank."""
+        inverse = self._inverse
+        counts = [self._failed, int(inverse.raised.sum()), int(inverse.negative.sum()), inverse.unsolved]
+        whats = (
+            "local solves that diverged, left out",
+            "local Hessians that were not positive definite, made so",
+            "local Hessians with negative curvature",
+            "local linear solves that missed their tolerance",
+        )
+        for what, times in zip(whats, self._sweep.comm.sum_scalars([float(n) for n in counts]), strict=True):
+            state.note(what, int(times))
+        if self._coarse is not None:
+            state.note("coarse Hessians that were not positive definite, made so", self._coarse.raised)
+
+
+class CoarseCorrection:
+    """The coarse correction of the full approximation scheme and its derivative.
+
+    The coarse model ``f_0(y) + <R_0 g(x) - grad f_0(y0), y - y0>``, ``y0 = inject(x)``, is minimised by `NewtonCG` on
+    every rank. From ``grad f_0(y) = grad f_0(y0) - R_0 g(x)`` the derivative of ``c = y - y0`` is
+
+        c'(x) z = H_0(y)^{-1} (H_0(y0) e - R_0 H(x) z) - e,    e = inject(z).
+
+    Parameters
+    ----------
+    level : Level
+    linear : Linear
+    objective : Objective
+    x : Tensor, shape (n,)
+
+    Attributes
+    ----------
+    correction : Tensor, shape (n,)
+        ``P_0 c``.
+    """
+
+    def __init__(self, level: Level, linear: Linear, objective: Objective, x: Tensor) -> None:
+        assert level.transfer is not None  # noqa: S101 (checked by Hierarchy)
+        self._f, self._x, self._coarse, self._transfer = objective, x.clone(), level.objective, level.transfer
+        self._y0 = self._transfer.inject(x)
+        delta = self._transfer.restrict(objective.gradient(x)) - self._coarse.gradient(self._y0)
+        model, y = Remembered(Corrected(self._coarse, delta, self._y0)), self._y0.clone()
+        newton = NewtonCG(rtol=linear.rtol)
+        state = newton.init(model, y)
+        for _ in range(50):
+            if state.status is not None:
+                break
+            y, state = newton.step(model, y, state)
+        if not bool(torch.isfinite(y).all()):
+            y = self._y0.clone()
+        self.correction = self._transfer.prolong(y - self._y0)
+        self._inverse = Inverse(
+            lambda v: self._product(y, v[0])[None],
+            y[None],
+            linear.dense,
+            linear.rtol,
+            linear.steps,
+            half_bandwidth(self._coarse),
+        )
+
+    def _product(self, y: Tensor, v: Tensor) -> Tensor:
+        return self._coarse.hessian_product(y, v)  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def raised(self) -> int:
+        """1 if the coarse Hessian had to be made positive definite."""
+        return int(self._inverse.raised.sum())
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``P_0 c'(x) z``, shape (n,)."""
+        e = self._transfer.inject(z)
+        fine = self._transfer.restrict(self._f.hessian_product(self._x, z))  # type: ignore[attr-defined]
+        return self._transfer.prolong(self._inverse.solve((self._product(self._y0, e) - fine)[None])[0] - e)

@@ -1,0 +1,94 @@
+"""Trees of solvers from specs: every solver in the tree gets what it has a field for."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from mldd.command import current, solver_spec
+from mldd.command.builder import Builder, check_options
+from mldd.problems.grids import Obstacle
+from mldd.problems.images import Digits
+from mldd.ranks import SERIAL
+from mldd.solvers import AdaGrad, MultilevelAdaGrad, NonlinearSchwarz, SchwarzAdaGrad
+
+
+def options(**given):
+    names = ("parts", "overlap", "levels", "combine", "local_steps")
+    return argparse.Namespace(**dict.fromkeys(names), **{"petsc": []}) if not given else _with(given)
+
+
+def _with(given):
+    new = options()
+    for name, value in given.items():
+        setattr(new, name, value)
+    return new
+
+
+def build(text, problem=None, **given):
+    return Builder(problem or Obstacle(n=15), options(**given), 7, SERIAL).solver(solver_spec(text))
+
+
+def test_subdomains_and_levels_reach_every_solver_of_the_tree():
+    tree = build("snes:python,solver=tao(python,solver=dd-adagrad)", parts=9, overlap=2, levels=2, local_steps=3)
+    schwarz = tree.solver.solver
+    assert isinstance(schwarz, SchwarzAdaGrad)
+    assert (schwarz.decomposition.parts, len(schwarz.hierarchy), schwarz.local_steps) == (9, 2, 3)
+    assert isinstance(build("tao:python,solver=ml-adagrad").solver, MultilevelAdaGrad)
+
+
+def test_solvers_of_parts_get_no_subdomains():
+    tree = build("schwarz:local=adagrad(rate=0.5),coarse=tao(blmvm)", combine="wasm", levels=2)
+    assert isinstance(tree, NonlinearSchwarz) and tree.combine == "wasm" and len(tree.hierarchy) == 2
+    assert tree.local == AdaGrad(rate=0.5)
+    for text in ("schwarz:local=dd-adagrad", "schwarz:coarse=ml-adagrad", "snes:qn,npc=schwarz(local=schwarz)"):
+        with pytest.raises(ValueError, match="decomposes the whole problem, got it as the solver of a part of it; use"):
+            build(text)
+
+
+def test_prefixes_are_the_names_of_the_fields_on_the_way():
+    tree = build("snes:ngmres,npc=schwarz(local=tao(blmvm),coarse=snes(newtonls))")
+    assert (tree.prefix, tree.npc.local.prefix, tree.npc.coarse.prefix) == ("", "npc_local_", "npc_coarse_")
+    assert build("schwarz:local=tao(blmvm,prefix=mine_)").local.prefix == "mine_"
+    assert build("schwarz:local=tao").local.prefix == "local_"
+
+
+def test_advice_of_the_problem_reaches_nested_solvers():
+    problem = Digits(samples=100)
+    advised = problem.settings("dd-adagrad")["rate"]
+    assert advised != SchwarzAdaGrad.rate
+    assert build("tao:python,solver=dd-adagrad", problem).solver.rate == advised
+    assert build("tao:python,solver=dd-adagrad(rate=0.25)", problem).solver.rate == 0.25
+
+
+def test_the_shape_is_that_of_the_tree():
+    def shape(text, **given):
+        return Builder(Obstacle(n=15), options(**given), 0, SERIAL).shape(solver_spec(text))
+
+    assert shape("adagrad") == {"parts": 1, "overlap": 0, "levels": 1}
+    assert shape("tao:python,solver=ml-adagrad") == {"parts": 1, "overlap": 0, "levels": 3}
+    assert shape("snes:ngmres,npc=schwarz", parts=9) == {"parts": 9, "overlap": 1, "levels": 1}
+    words = ["-tao_python_type", "mldd.solvers.petsc.petsc_types.dd_adagrad"]
+    assert shape("tao:python", petsc=words, overlap=2, levels=2) == {"parts": 4, "overlap": 2, "levels": 2}
+
+
+def test_options_that_nothing_in_the_tree_uses_are_refused():
+    check_options(options(parts=4), [solver_spec("snes:ngmres,npc=schwarz")])
+    check_options(options(levels=4, petsc=["-tao_python_type", "mldd.solvers.petsc.petsc_types.ml_adagrad"]), [])
+    with pytest.raises(ValueError, match="--parts is of no use to solver snes:ngmres,npc=adagrad; leave it out"):
+        check_options(options(parts=4), [solver_spec("snes:ngmres,npc=adagrad")])
+
+
+def test_the_decomposition_is_made_once():
+    builder = Builder(Obstacle(n=15), options(), 0, SERIAL)
+    first, second = (builder.solver(solver_spec("dd-adagrad")) for _ in range(2))
+    assert first.decomposition is second.decomposition
+
+
+def test_a_builder_in_use_is_the_current_one():
+    builder = Builder(Obstacle(n=15), options(), 0, SERIAL)
+    assert current() is None
+    with builder.in_use():
+        assert current() is builder
+    assert current() is None

@@ -1,0 +1,129 @@
+"""Specs of the command line: solvers nested in solvers, and what is refused in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import pytest
+
+from mldd.command import described, name_of, names, solver_spec
+from mldd.command.names import python_specs, split, split_specs
+from mldd.solvers import LBFGS, AdaGrad
+from mldd.solvers.petsc import Snes, Tao
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", [""]),
+        ("a=1,b=2", ["a=1", "b=2"]),
+        ("local=lbfgs(memory=5,c1=1),combine=ras", ["local=lbfgs(memory=5,c1=1)", "combine=ras"]),
+        ("a=b(c=d(e=1,f=2),g=3),h", ["a=b(c=d(e=1,f=2),g=3)", "h"]),
+    ],
+)
+def test_split(text, pieces):
+    assert split(text) == pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "specs"),
+    [
+        ("adam:lr=0.1,beta1=0.9,tao:blmvm,lbfgs", ["adam:lr=0.1,beta1=0.9", "tao:blmvm", "lbfgs"]),
+        (
+            "schwarz:local=lbfgs(memory=5,c1=1),combine=ras,snes:ngmres,npc=schwarz(local=tao(blmvm)),adam",
+            ["schwarz:local=lbfgs(memory=5,c1=1),combine=ras", "snes:ngmres,npc=schwarz(local=tao(blmvm))", "adam"],
+        ),
+        ("tao(blmvm),lbfgs(memory=3)", ["tao(blmvm)", "lbfgs(memory=3)"]),
+    ],
+)
+def test_split_specs(text, specs):
+    assert split_specs(text) == specs
+
+
+def test_nested_solvers_are_specs():
+    spec = solver_spec("snes:ngmres,npc=schwarz(local=tao(type=blmvm),local_steps=5),npc_steps=2")
+    assert (spec.kind, spec.keys["type"], spec.keys["npc_steps"]) == (Snes, "ngmres", 2)
+    schwarz = spec.keys["npc"]
+    assert (schwarz.name, schwarz.keys["local_steps"]) == ("schwarz", 5)
+    assert (schwarz.keys["local"].kind, schwarz.keys["local"].keys) == (Tao, {"type": "blmvm"})
+    assert [s.name for s in spec.tree] == ["snes", "schwarz", "tao"]
+    assert solver_spec("tao:python,solver=adagrad").keys["solver"].kind is AdaGrad
+    assert solver_spec("tao:python,solver=lbfgs:memory=3").keys["solver"].keys == {"memory": 3}
+    assert solver_spec("tao(bncg)").keys == {"type": "bncg"}
+    assert solver_spec("snes:qn,npc=none").keys["npc"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("snes:ngmres,npc=adagard", r"`snes:npc`: unknown solver 'adagard' \(did you mean adagrad\?\)"),
+        (
+            "snes:ngmres,npc=adagrad(varsgima=1)",
+            r"`snes:npc`: adagrad has no key 'varsgima' \(did you mean varsigma\?\)",
+        ),
+        ("snes:ngmres,npc=adagrad(varsigma=a)", "`snes:npc`: `adagrad:varsigma` must be a number, got 'a'"),
+        (
+            "snes:ngmres,npc=adagrad(varsigma=1",
+            "every parenthesis must have its partner, got 'ngmres,npc=.*; write NAME",
+        ),
+        ("snes:ngmres,npc=adagrad)", "every parenthesis must have its partner"),
+        ("lbfgs(memory=5)x", "the keys of lbfgs must end with their parenthesis, got .*; write lbfgs"),
+        ("snes:ngmres,npc=", "`snes:npc`: unknown solver ''"),
+        ("lbfgs:local=adam", "lbfgs has no key 'local'"),
+    ],
+)
+def test_bad_specs_are_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        solver_spec(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_built_is_described_with_all_its_keys():
+    tree = Snes("ngmres", npc=Tao("python", "npc_", solver=LBFGS(memory=3)))
+    text = described(tree, "snes")
+    assert text.startswith("snes:type=ngmres,prefix=,npc=tao(type=python,prefix=npc_,solver=lbfgs(memory=3,")
+    assert text.endswith(")),npc_steps=1,npc_side=auto,solver=None")
+    assert (name_of(tree), name_of(LBFGS())) == ("snes", "lbfgs")
+
+
+def test_a_class_without_a_name_is_described_by_its_own():
+    @dataclass(frozen=True)
+    class Mine:
+        rate: float = 1.0
+
+    assert described(Mine()) == "Mine(rate=1.0)"
+
+
+def test_names_that_set_a_field(monkeypatch):
+    for order in ("additive", "multiplicative"):
+        target = f"mldd.solvers.adagrad:AdaGrad?curvature={order}"
+        monkeypatch.setitem(names.SOLVERS, order, target)
+    others = {name: target for name, target in names.SOLVERS.items() if name != "adagrad"}
+    monkeypatch.setattr(names, "SOLVERS", others)
+    spec = solver_spec("additive:rate=0.5")
+    assert (spec.fixed, spec.keys) == ({"curvature": "additive"}, {"rate": 0.5})
+    with pytest.raises(ValueError, match="has no key 'curvature'"):
+        solver_spec("additive:curvature=none")
+    object.__setattr__(made := AdaGrad(), "curvature", "multiplicative")
+    assert name_of(made) == "multiplicative"
+
+
+def test_solvers_that_options_name():
+    words = [
+        "-npc_snes_type",
+        "python",
+        "-npc_snes_python_type",
+        "mldd.solvers.petsc.petsc_types.dd_adagrad",
+        "-snes_view",
+    ]
+    (spec,) = python_specs(words)
+    assert spec.name == "dd-adagrad"
+    assert python_specs(["-tao_python_type", "mine.Class", "-snes_monitor"]) == []
+
+
+def test_every_name_has_its_class():
+    for target in (*names.PROBLEMS.values(), *names.SOLVERS.values()):
+        module, _, attribute = target.partition("?")[0].partition(":")
+        assert find_spec(module) is not None, target
+        assert hasattr(names.import_module(module), attribute), target

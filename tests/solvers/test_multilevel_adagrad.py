@@ -1,0 +1,168 @@
+"""ML-ADAGB2: the properties M1 to M7 and the reference counts of an obstacle problem."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mldd import Stop, minimise
+from mldd.algebra import Corrected, Hierarchy, Level, Noisy, counting
+from mldd.problems.grids import Obstacle, Quadratic
+from mldd.solvers import AdaGrad, MultilevelAdaGrad
+
+
+@pytest.fixture(scope="module")
+def obstacle() -> Obstacle:
+    return Obstacle(n=63)
+
+
+def solve(
+    problem: Obstacle, levels: int, steps: int = 1000, atol: float = 1e-6, **settings: object
+) -> tuple[int, float]:
+    solver = MultilevelAdaGrad(problem.hierarchy(levels), **settings)
+    result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(steps, atol=atol))
+    assert result.status.name == "converged_atol"
+    assert problem.objective().bounds.violation(result.x) == 0.0
+    return result.record.step, result.record.work_units
+
+
+def test_the_corrected_model_starts_from_the_restricted_noisy_gradient(obstacle: Obstacle) -> None:
+    levels = obstacle.hierarchy(2)
+    f = Noisy(levels[0].objective, 0.5).sample(3)
+    x = torch.randn(f.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    transfer, coarse = levels[1].transfer, levels[1].objective
+    g_c, y0 = transfer.restrict(f.gradient(x)), transfer.inject(x)
+    model = Corrected(coarse, g_c - coarse.gradient(y0), y0)
+    torch.testing.assert_close(model.gradient(y0), g_c, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("settings", [{}, {"curvature": "none"}])
+def test_one_level_and_refused_recursions_are_the_single_level_method(obstacle: Obstacle, settings: dict) -> None:
+    f, x, stop = obstacle.objective(), obstacle.initial(0), Stop(40)
+    single = minimise(f, x, AdaGrad(**settings), stop=stop)
+    one = minimise(f, x, MultilevelAdaGrad(obstacle.hierarchy(1), **settings), stop=stop)
+    refused = minimise(f, x, MultilevelAdaGrad(obstacle.hierarchy(3), recursion=math.inf, **settings), stop=stop)
+    assert torch.equal(single.x, one.x)
+    assert torch.equal(single.x, refused.x)
+    assert refused.state.accepted == 0
+    assert refused.state.rejected > 0
+
+
+def test_an_exact_coarse_solve_removes_the_coarse_part_of_the_gradient() -> None:
+    problem = Quadratic(dim=1, n=15)
+    hierarchy = problem.hierarchy(2)  # in one dimension the coarse operator is the Galerkin one
+    f, x = problem.objective(), torch.randn(15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solver = MultilevelAdaGrad(hierarchy, coarse_steps=400, coarse_rtol=0.0, varsigma=1e-6, recursion=0.0)
+    state = replace(solver.init(f, x), smoothing_left=0)
+    x, state = solver.step(f, x, state)
+    assert state.accepted == 1
+    assert float(hierarchy[1].transfer.restrict(f.gradient(x)).abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("settings", [{}, {"curvature": "none", "rate": 0.2}, {"cycle": "W"}, {"recursion": 0.0}])
+def test_nothing_moves_at_the_solution(settings: dict) -> None:
+    problem = Quadratic(n=31)
+    x = problem.solution()
+    for levels in (1, 2, 4):
+        # varsigma 1: with a small one the first-order iteration amplifies the rounding of the solution
+        solver = MultilevelAdaGrad(problem.hierarchy(levels), varsigma=1.0, **settings)
+        moved = minimise(problem.objective(), x, solver, stop=Stop(6)).x
+        torch.testing.assert_close(moved, x, rtol=0, atol=1e-9)
+
+
+def test_weights_survive_between_visits(obstacle: Obstacle) -> None:
+    solver = MultilevelAdaGrad(obstacle.hierarchy(3))
+    x, f = obstacle.initial(0), obstacle.objective()
+    state, seen = solver.init(f, x), []
+    for _ in range(8):
+        x, state = solver.step(f, x, state)
+        seen.append([level.squares.clone() for level in state.levels])
+    for before, after in zip(seen, seen[1:], strict=False):
+        for a, b in zip(before, after, strict=True):
+            assert bool((b >= a).all())
+    assert all(float(level.squares.max()) > 0.01**2 for level in state.levels)
+
+
+def test_counts_of_the_reference_run_with_curvature(obstacle: Obstacle) -> None:
+    single = minimise(obstacle.objective(), obstacle.initial(0), AdaGrad(), stop=Stop(1000, atol=1e-6))
+    assert 200 <= single.record.step <= 320
+    for levels, most in ((2, 27), (3, 23), (4, 23), (5, 23)):
+        assert solve(obstacle, levels)[0] <= most
+    assert solve(obstacle, 4, coarse_bounds="truncated")[0] <= 20
+    assert solve(obstacle, 4, cycle="W")[0] <= 23
+
+
+def test_the_first_order_method_converges_at_every_depth_for_less_work_than_one_level(obstacle: Obstacle) -> None:
+    plain = AdaGrad(curvature="none")
+    single = minimise(obstacle.objective(), obstacle.initial(0), plain, stop=Stop(4000, atol=1e-6))
+    assert single.record.step == 2359  # the reference run of the same formulas
+    for levels in (2, 3, 4, 5):
+        assert solve(obstacle, levels, 2000, curvature="none")[1] < single.record.work_units / 2
+
+
+def test_counts_do_not_grow_with_the_mesh() -> None:
+    steps = [solve(Obstacle(n=n), levels)[0] for n, levels in ((127, 5), (255, 6))]
+    assert max(steps) <= 1.3 * min(steps)
+
+
+def test_gelman_mandel_bounds_are_feasible_and_slower(obstacle: Obstacle) -> None:
+    steps, _ = solve(obstacle, 3, coarse_bounds="gelman-mandel")
+    assert 23 < steps < 305
+
+
+@pytest.mark.parametrize("rule", ["kornhuber", "truncated", "gelman-mandel"])
+def test_no_noise_drives_the_iterates_out_of_the_box(obstacle: Obstacle, rule: str) -> None:
+    hierarchy = obstacle.hierarchy(3)
+    noisy = Hierarchy(
+        tuple(Level(Noisy(level.objective, 0.5, seed=k), level.transfer) for k, level in enumerate(hierarchy.levels))
+    )
+    solver, f = MultilevelAdaGrad(noisy, coarse_bounds=rule, curvature="none"), noisy[0].objective
+    x = obstacle.initial(0)
+    state = solver.init(f, x)
+    for k in range(30):
+        state.step = k
+        x, state = solver.step(f.sample(k), x, state)
+        assert f.bounds.violation(x) == 0.0
+
+
+def test_no_function_value_is_used(obstacle: Obstacle) -> None:
+    for settings in ({}, {"curvature": "none"}, {"coarse_bounds": "truncated"}):
+        with counting() as cost:
+            solver = MultilevelAdaGrad(obstacle.hierarchy(4), **settings)
+            x, f = obstacle.initial(0), obstacle.objective()
+            state = solver.init(f, x)
+            for _ in range(6):
+                x, state = solver.step(f, x, state)
+        assert cost.values == 0
+        assert cost.gradients >= 6
+
+
+def test_active_unknowns_do_not_move_in_a_truncated_recursion(obstacle: Obstacle) -> None:
+    f = obstacle.objective()
+    solver = MultilevelAdaGrad(obstacle.hierarchy(3), coarse_bounds="truncated")
+    x: Tensor = minimise(f, obstacle.initial(0), solver, stop=Stop(11)).x
+    active = x == f.bounds.lower
+    assert int(active.sum()) > 100
+    state = replace(solver.init(f, x), smoothing_left=0)
+    moved, state = solver.step(f, x.clone(), state)
+    assert state.accepted > 0
+    assert torch.equal(moved[active], x[active])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"cycle": "F"}, "`cycle` must be V or W"),
+        ({"coarse_bounds": "exact"}, "`coarse_bounds` must be"),
+        ({"smoothing": 0}, "`smoothing` must be >= 1"),
+        ({"cap": -1.0}, "`cap` must be >= 0"),
+        ({"varsigma": 7.0}, "`varsigma` must be in"),
+    ],
+)
+def test_bad_parameters_are_refused(obstacle: Obstacle, settings: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        MultilevelAdaGrad(obstacle.hierarchy(2), **settings)
