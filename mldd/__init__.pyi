@@ -2,23 +2,12 @@ from .algebra.bounds import Bounds as Bounds
 from .algebra.objective import Corrected as Corrected
 from .algebra.objective import Objective as Objective
 from .algebra.objective import Restricted as Restricted
-from .loop.solver import (
-    Result as Result,
-)
-from .loop.solver import (
-    Solver as Solver,
-)
-from .loop.solver import (
-    State as State,
-)
-from .loop.solver import (
-    Status as Status,
-)
-from .loop.solver import (
-    Stop as Stop,
-)
-from .loop.solver import (
-    minimise as minimise,
-)
+from .loop.problem import Problem as Problem
+from .loop.solver import Result as Result
+from .loop.solver import Solver as Solver
+from .loop.solver import State as State
+from .loop.solver import Status as Status
+from .loop.solver import Stop as Stop
+from .loop.solver import minimise as minimise
 
 __version__: str

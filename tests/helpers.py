@@ -210,7 +210,8 @@ def user_arrays(n: int = 60, seed: int = 0) -> dict[str, Any]:
 def user_tensors(n: int = 60) -> dict[str, Tensor]:
     """Return a path of three classes as torch_geometric names its tensors."""
     edges = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
-    return {"x": torch.rand(n, 5), "edge_index": edges, "y": torch.arange(n) % 3}
+    generator = torch.Generator().manual_seed(0)
+    return {"x": torch.rand(n, 5, generator=generator), "edge_index": edges, "y": torch.arange(n) % 3}
 
 
 class Evil:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from mldd.command.names import Spec, python_specs
-from mldd.loop import Solver
+from mldd.loop import Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
 
 # Option -> the field of a solver that makes use of it.
@@ -25,7 +25,7 @@ _WANTED_BY = {
 _current: ContextVar[Builder] = ContextVar("builder")
 
 
-def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Any:
+def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Problem:
     """Make the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
 
     Raises
@@ -43,7 +43,8 @@ def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Comm
             raise ValueError(f"--{name} is of no use to problem {spec.text}; leave it out")
     if options.device == "cuda" and not spec.has("device"):
         raise ValueError(f"problem {spec.text} runs on the CPU only, got --device cuda; leave it out")
-    return spec.make(**given)
+    problem: Problem = spec.make(**given)
+    return problem
 
 
 def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
@@ -75,14 +76,14 @@ class Builder:
 
     Parameters
     ----------
-    problem : object
+    problem : Problem
     options : argparse.Namespace
         ``parts overlap levels combine local_steps petsc`` of the command line.
     seed : int
     comm : Communicator
     """
 
-    problem: Any
+    problem: Problem
     options: argparse.Namespace
     seed: int
     comm: Communicator
@@ -148,16 +149,25 @@ class Builder:
         if spec.has("decomposition"):
             cut = self._cut(spec)
             if cut not in self._decompositions:
+                self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
                 self._decompositions[cut] = self.problem.decomposition(*cut, self.comm)
             made["decomposition"] = self._decompositions[cut]
         levels = self._levels(spec)
         if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
-            matching = spec.has("decomposition") and hasattr(self.problem, "coarse_hierarchy")
-            if matching:
+            self._ask(spec, "hierarchy", "hierarchy(levels)")
+            if spec.has("decomposition"):
                 made["hierarchy"] = self.problem.coarse_hierarchy(levels, self._cut(spec)[0])
             else:
                 made["hierarchy"] = self.problem.hierarchy(levels)
         return made
+
+    def _ask(self, spec: Spec, name: str, method: str) -> None:
+        """Refuse a solver that needs what the problem does not have."""
+        if not has(self.problem, name):
+            raise ValueError(
+                f"solver {spec.text} needs `{method}`, which problem {type(self.problem).__name__} does not have; "
+                "add it to the class, or take another solver"
+            )
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -224,7 +224,8 @@ def _parser() -> _Parser:
         new.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
         return new
 
-    command("list", "problems and solvers, one line each, with their keys and defaults")
+    listed = command("list", "problems and solvers with a sentence each, or the keys of one of them")
+    listed.add_argument("name", nargs="?", metavar="NAME", help="a problem or solver: its keys, defaults and meanings")
     command("info", "versions, devices, partitioners")
     train = command("train", "minimise a problem with a solver")
     train.add_argument("problem", metavar="PROBLEM")
@@ -286,9 +287,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(options: argparse.Namespace, stage: Stage) -> int:
+    from mldd.command import listing
+
     if stage.rank == 0:
-        for line in names.listing():
-            print(line)
+        print("\n".join(listing.listing() if options.name is None else listing.keys(options.name)))
     return 0
 
 
@@ -316,6 +318,7 @@ def _begin(options: argparse.Namespace, stage: Stage) -> Communicator:
 
 def _train(options: argparse.Namespace, stage: Stage) -> int:
     early = _begin(options, stage) if stage.launched else None  # under MPI no rank may leave before the others
+    names.check_solver(options.solver)
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
     comm = early or _begin(options, stage)
     from mldd.command import builder
@@ -394,8 +397,11 @@ def cost_line(content: dict[str, Any]) -> str:
 
 def _compare(options: argparse.Namespace, stage: Stage) -> int:
     early = _begin(options, stage) if stage.launched else None
+    texts = names.split_specs(options.solvers)
+    for text in texts:
+        names.check_solver(text)
     problem = names.problem_spec(options.problem)
-    solvers = [names.solver_spec(text) for text in names.split_specs(options.solvers)]
+    solvers = [names.solver_spec(text) for text in texts]
     comm = early or _begin(options, stage)
     from mldd.command import builder, compare
     from mldd.command import run as runs

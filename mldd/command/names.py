@@ -4,64 +4,46 @@ from __future__ import annotations
 
 import difflib
 import os
+import pkgutil
 import re
+import sys
 import types
 import typing
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
 
-_GRAPHS = ("cora", "citeseer", "photo", "physics", "minesweeper", "texas", "digits-graph", "sbm")
+
+def registered(what: Literal["problems", "solvers"]) -> dict[str, str]:
+    """Return the names of problems or solvers and where they are, without importing any of them.
+
+    Every room has a table ``REGISTERED`` in its door; packages of others have entry points of the group
+    ``mldd.problems`` or ``mldd.solvers``.
+
+    Parameters
+    ----------
+    what : {"problems", "solvers"}
+    """
+    home = import_module(f"mldd.{what}")
+    rooms = [
+        home,
+        *(import_module(f"{home.__name__}.{m.name}") for m in pkgutil.iter_modules(home.__path__) if m.ispkg),
+    ]
+    tables = [vars(room).get("REGISTERED", {}) for room in rooms]
+    return {entry.name: entry.value for entry in entry_points(group=home.__name__)} | {
+        name: target for table in tables for name, target in table.items()
+    }
+
+
 # Name -> "module:Class"; what follows "?" are fields that the name itself sets.
-PROBLEMS = {
-    "quadratic": "mldd.problems.grids.quadratic:Quadratic",
-    "obstacle": "mldd.problems.grids.pde:Obstacle",
-    "membrane": "mldd.problems.grids.pde:Membrane",
-    "minimal-surface": "mldd.problems.grids.pde:MinimalSurface",
-    "bratu": "mldd.problems.grids.pde:Bratu",
-    "ignition": "mldd.problems.grids.pde:Ignition",
-    "morebv": "mldd.problems.grids.pde:MoreBV",
-    **{name: f"mldd.problems.graphs.node_classification:NodeClassification?name={name}" for name in _GRAPHS},
-    **{f"{name}-own": f"mldd.problems.graphs.subdomain_networks:SubdomainNetworks?name={name}" for name in _GRAPHS},
-    **{
-        name: f"mldd.problems.forecasts.forecasting:Forecasting?name={name}"
-        for name in ("era5-uk", "molene", "metr-la")
-    },
-    "digits": "mldd.problems.images.supervised:Digits",
-    **{
-        name: f"mldd.problems.pinns.pinn:PhysicsInformed?name={name}"
-        for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
-    },
-    "forchheimer": "mldd.problems.grids.forchheimer:Forchheimer",
-    "synthetic": "mldd.problems.graphs.synthetic:SyntheticClassification",
-}
-SOLVERS = {
-    "adagrad": "mldd.solvers.adagrad:AdaGrad",
-    "ml-adagrad": "mldd.solvers.multilevel_adagrad:MultilevelAdaGrad",
-    "dd-adagrad": "mldd.solvers.schwarz:SchwarzAdaGrad",
-    "schwarz": "mldd.solvers.schwarz:NonlinearSchwarz",
-    "aspin": "mldd.solvers.aspin:Aspin",
-    "raspen": "mldd.solvers.aspin:Raspen",
-    "aspqn": "mldd.solvers.schwarz_lbfgs:SchwarzLBFGS?order=additive",
-    "mspqn": "mldd.solvers.schwarz_lbfgs:SchwarzLBFGS?order=multiplicative",
-    "apts": "mldd.solvers.apts:Apts",
-    "mofftr": "mldd.solvers.mofftr:Mofftr",
-    "localsgd": "mldd.solvers.local_sgd:LocalSgd",
-    "diloco": "mldd.solvers.local_sgd:DiLoCo",
-    "adam": "mldd.solvers.baselines:Adam",
-    "sgd": "mldd.solvers.baselines:Sgd",
-    "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
-    "lbfgs": "mldd.solvers.lbfgs:LBFGS",
-    "ml-lbfgs": "mldd.solvers.multilevel_lbfgs:MultilevelLBFGS",
-    "newton": "mldd.solvers.newton:NewtonCG",
-    "trust-region": "mldd.solvers.trust_region:TrustRegion",
-    "tao": "mldd.solvers.petsc.tao:Tao",
-    "snes": "mldd.solvers.petsc.snes:Snes",
-}
+PROBLEMS: dict[str, str] = registered("problems")
+SOLVERS: dict[str, str] = registered("solvers")
 USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
 SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
 MANIFEST = "manifest.json"
@@ -109,7 +91,7 @@ class Spec:
 
     def has(self, name: str) -> bool:
         """Say whether the dataclass has the field `name`."""
-        return any(f.name == name for f in fields(self.kind))
+        return any(f.name == name for f in fields_of(self.kind))
 
     def make(self, **given: Any) -> Any:
         """Make the object, with those of `given` that it has fields for; what the user wrote comes first.
@@ -123,7 +105,7 @@ class Spec:
         """
         written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
         values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | written
-        missing = [f.name for f in fields(self.kind) if f.init and default(f) is MISSING and f.name not in values]
+        missing = [f.name for f in fields_of(self.kind) if f.init and default(f) is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"{self.text} needs `{missing[0]}`; write {self.name}:{missing[0]}=VALUE")
         return self.kind(**values)
@@ -147,10 +129,29 @@ def problem_spec(text: str) -> Spec:
                 raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
             target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
             return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
+    outside = _from_outside(text, PROBLEMS)
+    if outside is not None:
+        return _spec(text, *outside, None, complete=True)
     name, _, rest = text.partition(":")
     if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
         return _spec(text, name, rest, SHARDS + name, None)
     return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def check_solver(text: str) -> None:
+    """Refuse an unknown solver before anything is imported for the problem.
+
+    Parameters
+    ----------
+    text : str
+        A SOLVER of the command line.
+
+    Raises
+    ------
+    ValueError
+    """
+    if _from_outside(text, SOLVERS) is None:
+        _look_up(re.split("[:(]", text, maxsplit=1)[0], SOLVERS, "solver")
 
 
 def _holds_series(path: Path) -> bool:
@@ -170,7 +171,8 @@ def solver_spec(text: str) -> Spec:
     ValueError
         Unknown name or key, a value of the wrong kind, or a parenthesis without its partner.
     """
-    name = re.split("[:(]", text, maxsplit=1)[0]
+    outside = _from_outside(text, SOLVERS)
+    name = re.split("[:(]", text, maxsplit=1)[0] if outside is None else outside[0]
     rest = text[len(name) + 1 :]
     if text[len(name) :].startswith("("):
         if not text.endswith(")"):
@@ -178,6 +180,8 @@ def solver_spec(text: str) -> Spec:
                 f"the keys of {name} must end with their parenthesis, got {text!r}; write {name}(key=value)"
             )
         rest = rest[:-1]
+    if outside is not None:
+        return _spec(text, name, rest, outside[2], None)
     return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
 
 
@@ -259,23 +263,102 @@ def split_specs(text: str) -> list[str]:
     return specs
 
 
-def _exists(target: str) -> bool:
+def exists(target: str) -> bool:
     """Say whether the module of a target is there, without importing it."""
     return find_spec(target.partition(":")[0]) is not None
 
 
 def _look_up(name: str, table: dict[str, str], what: str) -> str:
-    if name not in table or not _exists(table[name]):
-        there = [n for n, target in table.items() if _exists(target)]
+    if name not in table or not exists(table[name]):
+        there = [n for n, target in table.items() if exists(target)]
         file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
-        raise ValueError(f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}")
+        raise ValueError(
+            f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
+        )
     return table[name]
 
 
-def _spec(text: str, name: str, rest: str, target: str, first: str | None) -> Spec:
+_OUTSIDE = re.compile(r"(?P<home>[^:(]*\.py|[A-Za-z_][\w.]*):(?P<kind>[A-Za-z_]\w*)(?=[:(]|$)")
+
+
+def _from_outside(text: str, known: dict[str, str]) -> tuple[str, str, str] | None:
+    """Read ``package.module:Class`` or ``file.py:Class``, with keys after one more colon: name, keys and target."""
+    found = _OUTSIDE.match(text)
+    if found is None or found["home"] in known:
+        return None
+    return found[0], text[found.end() + 1 :], found[0]
+
+
+def _class(target: str) -> Any:
+    """Import the class behind a target; the module may be a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        No such module, or it has no such class.
+    """
+    home, _, attribute = target.rpartition(":")
+    module = _of_file(Path(home)) if home.endswith(".py") else _of_package(home)
+    kind = getattr(module, attribute, None)
+    if not isinstance(kind, type):
+        there = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
+        raise ValueError(
+            f"{home} must have a class {attribute}{_hint(attribute, there)}, got {' '.join(there) or 'none'}"
+        )
+    return kind
+
+
+def _of_package(name: str) -> types.ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise ValueError(
+            f"{name} must be a module that can be imported, got none; a file is named as path/{name}.py"
+        ) from None
+
+
+def _of_file(path: Path) -> types.ModuleType:
+    """Import a file as a module; the files beside it can be imported from it, as when Python runs it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} must be a Python file, got none; check the path")
+    place = str(path.resolve())
+    known = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == place), None)
+    if known is not None:
+        return known
+    name = path.stem if find_spec(path.stem) is None else f"{path.stem}_{zlib.crc32(place.encode()):08x}"
+    found = spec_from_file_location(name, place)
+    assert found is not None and found.loader is not None
+    module = module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    sys.path.append(str(path.resolve().parent))
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def fields_of(kind: type) -> tuple[Field[Any], ...]:
+    """Return the fields of a dataclass, none of another class."""
+    return fields(kind) if is_dataclass(kind) else ()
+
+
+def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, complete: bool = False) -> Spec:
     home, _, preset = target.partition("?")
-    module, _, attribute = home.partition(":")
-    kind = getattr(import_module(module), attribute)
+    kind = _class(home)
+    if complete:
+        from mldd.loop import completed
+
+        kind = completed(kind)
     fixed = dict([preset.split("=", 1)]) if preset else {}
     hints = {key: hint for key, hint in keys_of(kind).items() if key not in fixed}
     keys: dict[str, Any] = {}
@@ -316,8 +399,8 @@ def keys_of(kind: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(kind)
     except NameError:  # a name that is imported for type checkers only
-        hints = {f.name: type(f.default) for f in fields(kind)}
-    return {f.name: hints[f.name] for f in fields(kind) if f.init and f.name[0] != "_" and _leaves(hints[f.name])}
+        hints = {f.name: type(f.default) for f in fields_of(kind)}
+    return {f.name: hints[f.name] for f in fields_of(kind) if f.init and f.name[0] != "_" and _leaves(hints[f.name])}
 
 
 def _leaves(hint: Any) -> bool:
@@ -377,38 +460,3 @@ def _hint(name: str, known: list[str]) -> str:
 def default(f: Field[Any]) -> Any:
     """Return the default of a field, ``dataclasses.MISSING`` where it has none."""
     return f.default if f.default_factory is MISSING else f.default_factory()
-
-
-def _text(value: Any) -> str:
-    if is_solver(value):
-        return name_of(value)
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def listing() -> Iterator[str]:
-    """Give one line per problem and solver: name, keys with defaults, and what is missing."""
-    for title, table in (("problems", PROBLEMS), ("solvers", SOLVERS)):
-        yield f"{title}:"
-        for name, target in table.items():
-            if _exists(target):
-                shown = f"{name}:{FIRST[name].upper()}" if name in FIRST else name
-                yield f"  {shown:<16} {_keys_line(name, target)}".rstrip()
-        if title == "problems" and _exists(USER_FILE):
-            yield f"  {'FILE.npz FILE.pt':<16} {_keys_line('', USER_FILE)}"
-            yield f"  {'FOLDER (shards)':<16} {_keys_line('', SHARDS)}"
-        if title == "problems" and _exists(SERIES_FILE):
-            yield f"  {'FILE.nc FILE.zarr':<16} {_keys_line('', SERIES_FILE)}"
-
-
-def _keys_line(name: str, target: str) -> str:
-    lacking = [module for module in NEEDS.get(name, ()) if find_spec(module) is None]
-    try:
-        spec = _spec(name, name, "", target, None)
-    except ImportError as error:
-        if error.name is None or error.name.startswith("mldd"):
-            raise
-        return f"needs {error.name}"
-    defaults = {f.name: default(f) for f in fields(spec.kind)}
-    shown = {key: defaults[key] for key in keys_of(spec.kind) if key not in spec.fixed}
-    line = ",".join(key if value is MISSING else f"{key}={_text(value)}" for key, value in shown.items())
-    return line + (f"  (needs {' '.join(lacking)})" if lacking else "")

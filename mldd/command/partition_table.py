@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mldd.graph import Graph, distance_weights, edge_weights, partition, report
-from mldd.loop import replacing, write_table
+from mldd.loop import Problem, has, replacing, write_table
 
 _COLUMNS = (
     ("halo_rows", "halo rows", "{:d}"),
@@ -26,7 +26,7 @@ _COLUMNS = (
 )
 
 
-def run(problem: Any, name: str, options: argparse.Namespace) -> None:
+def run(problem: Problem, name: str, options: argparse.Namespace) -> None:
     """Cut the graph of a problem by all methods asked for, print the table, write files.
 
     Parameters
@@ -44,7 +44,7 @@ def run(problem: Any, name: str, options: argparse.Namespace) -> None:
         The problem has no graph, no features or coordinates for the weights, or cannot write shards.
     """
     graph, place = graph_of(problem, name), getattr(problem, "coordinates", None)
-    if options.write is not None and not hasattr(problem, "write_shards"):
+    if options.write is not None and not has(problem, "write_shards"):
         raise ValueError(f"--write needs a problem that can write its parts to files, got {name}; leave it out")
     weighted = _weighted(problem, graph, options.weights, name)
     found: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def run(problem: Any, name: str, options: argparse.Namespace) -> None:
         print("written  " + " ".join(map(str, written)))
 
 
-def graph_of(problem: Any, name: str) -> Graph:
+def graph_of(problem: Problem, name: str) -> Graph:
     """Return the graph of a problem.
 
     Raises
@@ -84,7 +84,7 @@ def graph_of(problem: Any, name: str) -> Graph:
     return graph
 
 
-def _weighted(problem: Any, graph: Graph, kind: str, name: str) -> Graph:
+def _weighted(problem: Problem, graph: Graph, kind: str, name: str) -> Graph:
     """Return the graph with weights of the kind asked for."""
     if kind == "none":
         return Graph(graph.indptr, graph.indices)

@@ -18,7 +18,7 @@ from mldd.algebra import Objective, sampled, uncounted
 from mldd.command import info
 from mldd.command.builder import Builder
 from mldd.command.names import Spec, described
-from mldd.loop import CsvWriter, History, Progress, Result, Solver, Status, Stop, minimise, replacing
+from mldd.loop import CsvWriter, History, Problem, Progress, Result, Solver, Status, Stop, minimise, replacing
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
 
@@ -33,7 +33,11 @@ class Run:
     ----------
     names : tuple of str
         Problem and solver as they were given.
-    problem, objective, solver : objects
+    heads : tuple of str
+        Their names without keys.
+    problem : Problem
+    objective : Objective
+    solver : Solver
     x : Tensor, shape (n,)
     stop : Stop
     seed : int
@@ -46,7 +50,8 @@ class Run:
     """
 
     names: tuple[str, str]
-    problem: Any
+    heads: tuple[str, str]
+    problem: Problem
     objective: Objective
     solver: Solver
     x: Tensor
@@ -65,8 +70,8 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         return {
-            "problem": described(self.problem, _head(self.names[0])),
-            "solver": described(self.solver, _head(self.names[1])),
+            "problem": described(self.problem, self.heads[0]),
+            "solver": described(self.solver, self.heads[1]),
             "seed": self.seed,
             "size": self.objective.size,
             "dtype": str(self.x.dtype),
@@ -75,7 +80,9 @@ class Run:
         }
 
 
-def prepare(problem: Any, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator) -> Run:
+def prepare(
+    problem: Problem, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator
+) -> Run:
     """Build everything that a run of a problem and a solver needs, up to the start."""
     builder = Builder(problem, options, seed, comm)
     stop = Stop(
@@ -89,6 +96,7 @@ def prepare(problem: Any, names: tuple[Spec, Spec], options: argparse.Namespace,
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data petsc"
     return Run(
         names=(names[0].text, names[1].text),
+        heads=(names[0].name, names[1].name),
         problem=problem,
         objective=problem.objective(),
         solver=builder.solver(names[1]),
@@ -267,7 +275,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "seconds": result.record.seconds,
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
-        **({"details": run.problem.details()} if hasattr(run.problem, "details") else {}),
+        **({"details": details} if (details := run.problem.details()) else {}),
     }
 
 
@@ -284,11 +292,10 @@ def write_result(out: Path, content: dict[str, Any], history: History) -> list[P
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:
     """Write the pictures that a problem has of its own: ``pictures(folder, x, parts)`` (rank 0)."""
-    draw = getattr(run.problem, "pictures", None)
-    if draw is None or result.status.failed:
+    if result.status.failed:
         return []
     with uncounted():
-        return list(draw(out, result.x, run.shape["parts"]))
+        return list(run.problem.pictures(out, result.x, run.shape["parts"]))
 
 
 def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:
@@ -313,12 +320,6 @@ def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; the kind of error is told where it is not the user's."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
-
-
-def _head(text: str) -> str:
-    """Return the name without keys; that of a file may have colons."""
-    name = text.partition(":")[0]
-    return text if name.endswith((".npz", ".pt")) else name
 
 
 def _plain(value: Any) -> Any:

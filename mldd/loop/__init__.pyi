@@ -10,6 +10,9 @@ from .monitor import check_replaceable as check_replaceable
 from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
 from .monitor import write_table as write_table
+from .problem import Problem as Problem
+from .problem import completed as completed
+from .problem import has as has
 from .solver import Result as Result
 from .solver import Solver as Solver
 from .solver import State as State

@@ -6,3 +6,7 @@ Here stands what knows of time, lead times and baselines. Readers of files stand
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+REGISTERED = {
+    name: f"mldd.problems.forecasts.forecasting:Forecasting?name={name}" for name in ("era5-uk", "molene", "metr-la")
+}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, sampled
 from mldd.graph import Graph, aggregate, partition
+from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
 from mldd.problems.forecasts.forecast_data import ForecastData, Plan
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, Rollout, StochasticForecastLoss
@@ -51,7 +52,7 @@ _LEAST |= dict.fromkeys(("batch", "chunk", "clusters", "mesh_nodes"), 0)
 
 
 @dataclass(frozen=True)
-class Forecasting:
+class Forecasting(Problem):
     """Forecast a field on the nodes of a graph; the loss is the mean of squares over samples, nodes and lead times.
 
     The network predicts the change from a base forecast (`base`) in units of its root mean square over the training
@@ -334,9 +335,6 @@ class Forecasting:
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start with a last layer of zeros, shape (N,): the forecast is the base."""
         return start(self.net, seed).to(**self.kind)
-
-    def solution(self) -> None:
-        """Return None: no minimiser is known."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.

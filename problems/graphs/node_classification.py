@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
+from mldd.loop import Problem
 from mldd.problems.data import GraphData, from_tensor, load_graph, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
@@ -39,7 +40,7 @@ from mldd.ranks import device as pick_device
 
 
 @dataclass(frozen=True)
-class NodeClassification:
+class NodeClassification(Problem):
     """Classify the nodes of a graph by a graph network, full batch.
 
     Parameters
@@ -235,9 +236,6 @@ class NodeClassification:
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
         return self.net.initial(seed).to(**self._kind)
-
-    def solution(self) -> None:
-        """Return None: no minimiser is known."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarser levels, as `coarsen` says: see `Ladder`.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mldd.algebra import Corrected, Hierarchy, Identity, Level, Objective, Price, SharedDecomposition
 from mldd.graph import aggregate, partition
+from mldd.loop import Problem
 from mldd.problems.data import SPLITS, DataError, GraphData, Shard, cut, joined, read_together, shares
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.inexact_halo import (
@@ -47,7 +48,7 @@ _HALOS = ("exact", "stale", "history", "sampled", "int8", "bfloat16")
 
 
 @dataclass(frozen=True)
-class ShardedClassification:
+class ShardedClassification(Problem):
     """Classify the nodes of a graph that lies in shards: the loss of `NodeClassification`, to rounding.
 
     Every rank reads its consecutive share of the parts and holds features, labels and edges of its own nodes, and of
@@ -210,9 +211,6 @@ class ShardedClassification:
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
         return self.net.initial(seed).to(**self._kind)
-
-    def solution(self) -> None:
-        """Return None: no minimiser is known."""
 
     # -------------------------------------------------------------------------------- clusters
 

@@ -1,5 +1,6 @@
 from .forchheimer import Forchheimer as Forchheimer
 from .pde import Bratu as Bratu
+from .pde import GridProblem as GridProblem
 from .pde import Ignition as Ignition
 from .pde import Membrane as Membrane
 from .pde import MinimalSurface as MinimalSurface

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Decomposition, Hierarchy, Objective, Price, uncounted
+from mldd.loop import Problem
 from mldd.problems.grids.energies import (
     BoundaryValueEnergy,
     BratuReaction,
@@ -26,7 +27,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
-class GridProblem:
+class GridProblem(Problem):
     """What the problems on grids share.
 
     Parameters

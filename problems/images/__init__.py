@@ -6,3 +6,5 @@ Here stand problems whose samples have no graph between them. Dense networks sta
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+REGISTERED = {"digits": "mldd.problems.images.supervised:Digits"}

@@ -22,6 +22,7 @@ from mldd.algebra import (
     SharedDecomposition,
     contiguous,
 )
+from mldd.loop import Problem
 from mldd.problems.data import load_digits_images
 from mldd.problems.nets import (
     ACTIVATIONS,
@@ -65,7 +66,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Problem):
     """Recognise scikit-learn's digits with a 64-128-64-10 network (benchmark B1).
 
     With `batch` > 0 the objective offers ``sample(step)``: the mean loss over the mini-batch S of an outer step, drawn
@@ -201,9 +202,6 @@ class Digits:
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
         return self._objective.initial(seed)
-
-    def solution(self) -> None:
-        """Return None: no minimiser is known."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss over all samples, over the first half of them, over the first quarter, ...

@@ -6,3 +6,8 @@ Here stand residuals, their reference solutions, and the models that are fitted 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+REGISTERED = {
+    name: f"mldd.problems.pinns.pinn:PhysicsInformed?name={name}"
+    for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
+}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Decomposition, Hierarchy, Identity, Level, LocalRestrictions, Objective, Price, contiguous
+from mldd.loop import Problem
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.problems.pinns.equations import Equation, equation, hammersley
 from mldd.problems.pinns.layer_models import LayerModels
@@ -69,7 +70,7 @@ _IN_WINDOWS: dict[str, Any] = {"network": "dense", "depth": 3, "width": 32, "rat
 
 
 @dataclass(frozen=True)
-class PhysicsInformed:
+class PhysicsInformed(Problem):
     """Solve a differential equation by a network that minimises its residual at collocation points.
 
     Parameters
@@ -307,9 +308,6 @@ class PhysicsInformed:
         """Return Glorot's start, of every network, shape (N,)."""
         start = self.net.initial(seed) if self.model == "network" else self.window_model.initial(seed)
         return start.to(**self._kind)
-
-    def solution(self) -> None:
-        """Return None: parameters that minimise the loss are not known (the function that they represent is)."""
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss with all points, with ``2^-d`` of them, ``4^-d``, ...: other points of the same kind.

@@ -6,3 +6,5 @@ All that needs PETSc beyond shared vectors stands here. petsc4py is imported whe
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+REGISTERED = {"tao": "mldd.solvers.petsc.tao:Tao", "snes": "mldd.solvers.petsc.snes:Snes"}

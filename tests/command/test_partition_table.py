@@ -11,6 +11,7 @@ import torch
 
 from mldd.command.partition_table import table
 from mldd.graph import partition, report
+from mldd.loop import Problem
 from mldd.problems.graphs import NodeClassification
 from tests.helpers import user_arrays
 from tests.small_graphs import grid
@@ -102,7 +103,10 @@ def test_partition_refuses(run, graph_file, tmp_path, words, message):
 
 
 def test_problems_that_write_no_shards_say_so(run, monkeypatch, tmp_path):
-    problem = SimpleNamespace(graph=grid(4))
+    class WithoutShards(Problem):
+        graph = grid(4)
+
+    problem = WithoutShards()
     monkeypatch.setattr("mldd.command.builder.build_problem", lambda *arguments: problem)
     code, out, err = run("partition quadratic --parts 2 --write", tmp_path)
     assert code == 2 and "--write needs a problem that can write its parts to files, got quadratic; leave it out" in err

@@ -1,0 +1,160 @@
+"""What there is: names with a sentence each, and the keys of a name with type, default and meaning."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from mldd.command import names
+from mldd.command.names import Spec
+
+_WIDTH = 110
+_FILES = {
+    "FILE.npz FILE.pt": names.USER_FILE,
+    "FOLDER (of shards)": names.SHARDS,
+    "FILE.nc FILE.zarr FILE.npz": names.SERIES_FILE,
+}
+
+
+def listing() -> Iterator[str]:
+    """Give the names of all problems and solvers with a sentence each; nothing is imported for it."""
+    for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS)):
+        yield f"{title}:"
+        groups: dict[str, list[str]] = {}
+        for name, target in table.items():
+            if names.exists(target):
+                groups.setdefault(target.partition("?")[0] + str(name in _FILES), []).append(name)
+        for members in groups.values():
+            yield from _entry(members, table[members[0]])
+    yield "`mldd list NAME` has the keys of a name; file.py:Class and package.module:Class are names, too."
+
+
+def _entry(members: list[str], target: str) -> Iterator[str]:
+    lacking = [module for module in names.NEEDS.get(members[0], ()) if find_spec(module) is None]
+    shown = " ".join(f"{name}:{names.FIRST[name].upper()}" if name in names.FIRST else name for name in members)
+    text = sentence(target) + (f" (needs {' '.join(lacking)})" if lacking else "")
+    if len(shown) > 22:
+        yield from textwrap.wrap(shown, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        shown = ""
+    yield from textwrap.wrap(text, _WIDTH, initial_indent=f"  {shown:<22} ", subsequent_indent=" " * 25)
+
+
+def sentence(target: str) -> str:
+    """Return the first sentence of the docstring of a class, read from its file without importing it.
+
+    Parameters
+    ----------
+    target : str
+        ``module:Class``; what follows a question mark is ignored.
+    """
+    module, _, attribute = target.partition("?")[0].partition(":")
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        return ""
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
+    return ""
+
+
+def keys(name: str) -> Iterator[str]:
+    """Give the keys of a problem or solver: name, type, default and meaning, and an example.
+
+    Parameters
+    ----------
+    name : str
+        Of the command line: a name, a file, or ``file.py:Class``.
+
+    Raises
+    ------
+    ValueError
+        Neither a problem nor a solver has this name.
+    """
+    spec, is_problem = _found(name)
+    yield f"{name}: {(spec.kind.__doc__ or '').partition(chr(10) * 2)[0]}"
+    meanings = parameters(spec.kind)
+    defaults = {f.name: names.default(f) for f in names.fields_of(spec.kind)}
+    shown = {key: hint for key, hint in names.keys_of(spec.kind).items() if key not in spec.fixed}
+    for key, hint in shown.items():
+        value = defaults[key]
+        default = "needed" if value is MISSING else f"default {_text(value)}"
+        yield f"  {key} : {_kind(hint)}, {default}"
+        yield from textwrap.wrap(meanings.get(key, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    example = next((f"{key}={_text(defaults[key])}" for key in shown if _simple(defaults[key])), "")
+    text = f"{name}:{example}" if example else name
+    yield (
+        f"example: mldd train {text} --solver adagrad"
+        if is_problem
+        else f"example: mldd train obstacle --solver {text}"
+    )
+
+
+def _found(name: str) -> tuple[Spec, bool]:
+    if name in names.SOLVERS:
+        return names.solver_spec(name), False
+    outside = re.match(r".*:[A-Za-z_]\w*$", name)
+    if name in names.PROBLEMS or not outside:
+        return names.problem_spec(name), True
+    spec = names.solver_spec(name)
+    return (spec, False) if hasattr(spec.kind, "step") else (names.problem_spec(name), True)
+
+
+def _simple(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and value != "")
+
+
+def _text(value: Any) -> str:
+    if names.is_solver(value):
+        return names.name_of(value)
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _kind(hint: Any) -> str:
+    """Return an annotation as a user would write it."""
+    if hint is type(None):
+        return "none"
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"{_kind(get_args(hint)[0])}:{_kind(get_args(hint)[0])}:..."
+    if get_args(hint):
+        return " | ".join(map(_kind, get_args(hint)))
+    if names.holds_solver(hint):
+        return "solver"
+    return {bool: "true | false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))
+
+
+def parameters(kind: type) -> dict[str, str]:
+    """Return the meaning of every field of a class from the Parameters sections of its docstrings, bases last.
+
+    Parameters
+    ----------
+    kind : type
+    """
+    meanings: dict[str, str] = {}
+    for base in kind.__mro__:
+        section = re.search(r"^ *Parameters\n *-+\n(.*?)(?=\n\n *\w+\n *-+\n|\Z)", base.__doc__ or "", re.M | re.S)
+        for head, text in _entries(textwrap.dedent(section[1]) if section else ""):
+            for name in head.partition(" : ")[0].split(","):
+                meanings.setdefault(name.strip(), text)
+    return meanings
+
+
+def _entries(section: str) -> Iterator[tuple[str, str]]:
+    head = ""
+    lines: list[str] = []
+    for line in section.splitlines():
+        if line and not line[0].isspace():
+            if head:
+                yield head, " ".join(lines)
+            head, lines = line, []
+        elif line.strip():
+            lines.append(line.strip())
+    if head:
+        yield head, " ".join(lines)

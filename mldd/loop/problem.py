@@ -1,0 +1,180 @@
+"""What the command line, `compare` and experiments may ask of a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mldd.algebra import Decomposition, Hierarchy, Objective, SharedDecomposition
+from mldd.ranks import Communicator
+
+
+class Problem:
+    """A problem that solvers are run on: what it has to offer, with a default for all but the objective and the start.
+
+    A problem of one's own is a class with ``objective()`` and ``initial(seed)``; it grows by the methods below. The
+    fields of a frozen dataclass are keys on the command line. A method that is left as it is here says that the
+    problem does not have it: what needs it is refused by name.
+
+    Examples
+    --------
+    ::
+
+        @dataclass(frozen=True)
+        class Rosenbrock(Problem):
+            n: int = 10
+
+            def objective(self): ...
+            def initial(self, seed=0): ...
+    """
+
+    def objective(self) -> Objective:
+        """Return what is minimised."""
+        raise ValueError(lacks(self, "objective()"))
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Return the start, shape (n,).
+
+        Parameters
+        ----------
+        seed : int
+            Of random starts; the same on all ranks.
+        """
+        raise ValueError(lacks(self, "initial(seed)"))
+
+    def decomposition(self, parts: int, overlap: int, comm: Communicator) -> Decomposition | SharedDecomposition:
+        """Return the decomposition into overlapping subdomains.
+
+        Parameters
+        ----------
+        parts : int
+            Number of subdomains.
+        overlap : int
+            Layers that are added to every subdomain on every side.
+        comm : Communicator
+            The ranks that share the subdomains.
+        """
+        raise ValueError(lacks(self, "decomposition(parts, overlap, comm)"))
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the objective and its models on coarser levels.
+
+        Parameters
+        ----------
+        levels : int
+            Number of levels, the finest one included.
+        """
+        raise ValueError(lacks(self, "hierarchy(levels)"))
+
+    def coarse_hierarchy(self, levels: int, parts: int) -> Hierarchy:
+        """Return levels for a solver that decomposes the finest one, by default those of `hierarchy`.
+
+        Parameters
+        ----------
+        levels : int
+            Number of levels, the finest one included.
+        parts : int
+            Number of subdomains on the finest level.
+        """
+        return self.hierarchy(levels)
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters that suit a solver, by their field names, and ``parts`` and ``overlap``.
+
+        Parameters
+        ----------
+        solver : str
+            Name on the command line.
+        """
+        return {}
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return measures of quality other than the objective, by name; all ranks call it together.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        """
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """Return what else ``result.json`` should say of the problem, how it is distributed say."""
+        return {}
+
+    def pictures(self, folder: Path, x: Tensor, parts: int) -> Sequence[Path]:
+        """Write pictures of the result to `folder` and return their paths; rank 0 calls it.
+
+        Parameters
+        ----------
+        folder : Path
+            It exists.
+        x : Tensor, shape (n,)
+            The last iterate.
+        parts : int
+            Number of subdomains of the run.
+        """
+        return []
+
+    def write_shards(self, part: Tensor, folder: Path) -> None:
+        """Write the data part by part, for problems that read a folder of shards.
+
+        Parameters
+        ----------
+        part : Tensor, shape (nodes,)
+            The part of every node of the graph.
+        folder : Path
+            Where the files go.
+        """
+        raise ValueError(lacks(self, "write_shards(part, folder)"))
+
+
+def lacks(problem: Problem, method: str) -> str:
+    """Return the sentence that a problem does not have a method.
+
+    Parameters
+    ----------
+    problem : Problem
+    method : str
+        With its arguments, as in ``hierarchy(levels)``.
+    """
+    return f"problem {type(problem).__name__} does not have `{method}`"
+
+
+def has(problem: Problem, method: str) -> bool:
+    """Say whether a problem has a method of its own, beyond the default.
+
+    Parameters
+    ----------
+    problem : Problem
+    method : str
+        Its name, as in ``hierarchy``.
+    """
+    return getattr(type(problem), method) is not getattr(Problem, method)
+
+
+def completed(kind: type) -> type[Problem]:
+    """Return the class, with the defaults of `Problem` where it is not derived from it.
+
+    Parameters
+    ----------
+    kind : type
+        A class with ``objective()`` and ``initial(seed)``.
+
+    Raises
+    ------
+    ValueError
+        It lacks one of these.
+    """
+    for method in ("objective()", "initial(seed)"):
+        name = method.partition("(")[0]
+        if getattr(kind, name, getattr(Problem, name)) is getattr(Problem, name):
+            raise ValueError(
+                f"a problem must have `{method}`, which {kind.__name__} does not have; add it to the class"
+            )
+    if issubclass(kind, Problem):
+        return kind
+    return type(kind.__name__, (kind, Problem), {"__module__": kind.__module__, "__doc__": kind.__doc__})
