@@ -29,11 +29,13 @@ ARROWS = {
     "solvers/petsc": {"solvers/parts"},
     "problems/data": set(),
     "problems/grids": set(),
-    "problems/nets": {"problems/data"},
+    # a room below another one is part of it: its kinds are made of what stands there
+    "problems/nets": {"problems/data", "problems/nets/layers"},
+    "problems/nets/layers": {"problems/nets"},
     "problems/pinns": {"problems/data", "problems/nets"},
     "problems/images": {"problems/data", "problems/nets"},
-    "problems/graphs": {"problems/data", "problems/nets"},
-    "problems/forecasts": {"problems/data", "problems/nets", "problems/graphs"},
+    "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
+    "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
 }
 # The core knows neither solvers nor problems; these do not know each other.
 TOPS = {"mldd": {"mldd"}, "solvers": {"mldd", "solvers"}, "problems": {"mldd", "problems"}}

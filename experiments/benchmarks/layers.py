@@ -34,7 +34,8 @@ from mldd.graph import Graph
 from mldd.loop import write_table
 from mldd.problems.data import from_tensor, grid_mesh, load_graph
 from mldd.problems.graphs import NodeLoss
-from mldd.problems.nets import GraphNet, Source, multiply, propagation, stack
+from mldd.problems.nets import GraphNet, Source, multiply, stack
+from mldd.problems.nets.layers import layer_of
 
 BAR = 1.5
 CLASSES, FEATURES = 16, 64  # of the mesh
@@ -66,7 +67,7 @@ def data(name: str, side: int) -> tuple[Graph, Any, Tensor]:
 def ours(net: GraphNet, graph: Graph, features: Any, labels: Tensor, beforehand: bool, dtype: torch.dtype) -> NodeLoss:
     """Return the mean cross-entropy over all nodes."""
     targets = torch.nn.functional.one_hot(labels).numpy() / len(labels)
-    source = Source.of(net.kind, propagation(net.kind, graph), features, targets)
+    source = Source.of(net.kind, layer_of(net.kind).operator(graph), features, targets)
     piece = source.piece(np.arange(graph.nodes), net.layers, propagated=beforehand)
     return NodeLoss(net, stack([piece], single=True, dtype=dtype, device="cpu"))
 

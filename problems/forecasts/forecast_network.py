@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.graph import Graph, grow, normalised
+from mldd.graph import Graph, grow
 from mldd.problems.data import HiddenMesh
 from mldd.problems.nets import (
     EncodeProcessDecode,
@@ -22,10 +22,8 @@ from mldd.problems.nets import (
     MeshSource,
     Piece,
     Source,
-    propagation,
     stack,
     stack_meshes,
-    tensors,
 )
 
 Floats = NDArray[np.float64]
@@ -49,9 +47,9 @@ def start(net: Any, seed: int) -> Tensor:
     """
     x: Tensor = net.initial(seed)
     if isinstance(net, GraphNet):
-        named = tensors(net.kind, net.widths[-2], net.widths[-1], net.heads, True)
+        named = net.layer.tensors(net.widths[-2], net.widths[-1], net.heads, True)
         for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
-            if name != "first":
+            if name not in net.layer.inner:
                 view.zero_()
     return x
 
@@ -89,8 +87,8 @@ class LocalGraphs:
     def operator(self) -> Any:
         """The propagation matrix of a layer, shape (n, n)."""
         if self.weighted:
-            return normalised(self.graph, "gcn" if self.net.kind == "gcn" else "mean", weighted=True)
-        return propagation(self.net.kind, self.graph)
+            return self.net.layer.operator(self.graph, weighted=True)
+        return self.net.layer.operator(self.graph)
 
     @cached_property
     def source(self) -> Any:

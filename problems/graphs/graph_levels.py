@@ -195,7 +195,7 @@ def clustered(
     """
     if method == "features":
         first = source.terms[0]  # A X where that is all that the first layer sees, else X
-        hops = layers - 1 if source.kind == "gcn" else layers
+        hops = layers - 1 if source.layer.beforehand and source.layer.terms[0] else layers
         maps = similar(source.operator, first, hops, sizes, seed=seed)
     else:
         maps = nested(graph, sizes, seed=seed, within=within, method=method) if sizes else []

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mldd.problems.nets import GRAPH_ACTIVATIONS, TERMS
+from mldd.problems.nets import GRAPH_ACTIVATIONS
+from mldd.problems.nets.layers import layer_kinds, layer_of
 
 SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
 # Hyper-parameters that suit small citation graphs: tuned on Cora's training loss, seeds 0 and 1.
@@ -21,7 +22,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
 }
 _CHOICES = {
-    "model": tuple(TERMS),
     "activation": tuple(GRAPH_ACTIVATIONS),
     "local": ("composite", "own"),
     "subdomains": ("graph", "parameters", "both"),
@@ -39,6 +39,9 @@ def check_options(problem: Any) -> None:
     ------
     ValueError
     """
+    if problem.model not in layer_kinds() and ":" not in problem.model:
+        raise ValueError(f"`model` must be one of {', '.join(layer_kinds())}, or file.py:Class, got {problem.model!r}")
+    layer_of(problem.model)
     for name, choices in _CHOICES.items():
         if getattr(problem, name, choices[0]) not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(problem, name)!r}")

@@ -25,16 +25,15 @@ from mldd.problems.nets import (
     GraphActivation,
     GraphNet,
     Ints,
-    Kind,
     MixedNet,
     Piece,
     Source,
     composite_labels,
     distances,
-    propagation,
     stack,
     widened,
 )
+from mldd.problems.nets.layers import layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -47,7 +46,8 @@ class NodeClassification(Problem):
     ----------
     name : str or GraphData
         A data set (`mldd.problems.data.datasets.NAMES`), a file, or the data themselves.
-    model : {"gcn", "sage", "gin", "gat"}
+    model : str
+        Kind of layer: gcn, sage, gin, gat, gatv2, or ``file.py:Class``; see `mldd.problems.nets.layers`.
     heads : int
         Of GAT; they share the hidden width.
     activation : {"relu", "gelu", "tanh", "elu"}
@@ -103,7 +103,7 @@ class NodeClassification(Problem):
     """
 
     name: str | GraphData = "cora"
-    model: Kind = "gcn"
+    model: str = "gcn"
     heads: int = 1
     activation: GraphActivation = "relu"
     residual: bool = False
@@ -173,7 +173,7 @@ class NodeClassification(Problem):
     def source(self) -> Source:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
-        operator = propagation(self.model, data.graph)
+        operator = layer_of(self.model).operator(data.graph)
         return Source.of(self.model, operator, from_tensor(data.features), self._one_hot / int(self.labelled.sum()))
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:

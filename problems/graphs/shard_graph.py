@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.problems.data import Shard
-from mldd.problems.nets import TERMS, Batch, HaloOperator, Kind, Operator, Source, Sparse
+from mldd.problems.nets import Batch, HaloOperator, Operator, Source, Sparse
+from mldd.problems.nets.layers import Layer, layer_of
 from mldd.ranks import Communicator, Halo, Messages
 
 Ints = NDArray[np.int64]
@@ -65,7 +66,7 @@ class ShardGraph:
     """
 
     shard: Shard
-    kind: Kind
+    kind: str
     targets: Floats
     comm: Communicator
     messages: Messages = "auto"
@@ -97,6 +98,11 @@ class ShardGraph:
 
     # -------------------------------------------------------------------------------- operators
 
+    @property
+    def layer(self) -> Layer:
+        """The kind of the layers."""
+        return layer_of(self.kind)
+
     @cached_property
     def degrees(self) -> Floats:
         """Neighbours of every own node and of every node of the halo, shape (m + h,)."""
@@ -106,26 +112,14 @@ class ShardGraph:
     @cached_property
     def operator(self) -> Any:
         """Rows of the propagation that are this rank's, csr_matrix of shape (m, m + h)."""
-        rows, m = self.shard.adjacency, self.shard.own
-        if self.kind in ("gcn", "gat"):
-            rows = (rows + sp.eye(m, rows.shape[1], format="csr")).tocsr()
-        return self._valued(rows, self.degrees[:m], self.degrees).astype(self.precision, copy=False)
+        m, rows = self.shard.own, self.layer.looped(self.shard.adjacency)
+        return self.layer.values(rows, self.degrees[:m], self.degrees).astype(self.precision, copy=False)
 
     @cached_property
     def back(self) -> Any:
         """Entries of the halo's rows in the columns of the own nodes, csr_matrix of shape (h, m): A is symmetric."""
         m = self.shard.own
-        return self._valued(self.shard.adjacency[:, m:].T.tocsr(), self.degrees[m:], self.degrees[:m])
-
-    def _valued(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
-        """Give ones on a pattern the values of the propagation between nodes of these degrees."""
-        if self.kind == "gcn":
-            left, right = (sp.diags(np.sqrt(1.0 / (degree + 1.0))) for degree in (rows, columns))
-            return sp.csr_matrix(left @ pattern @ right)
-        if self.kind == "sage":
-            inverse = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
-            return sp.csr_matrix(sp.diags(inverse) @ pattern)
-        return pattern
+        return self.layer.values(self.shard.adjacency[:, m:].T.tocsr(), self.degrees[m:], self.degrees[:m])
 
     # -------------------------------------------------------------------------------- features
 
@@ -138,15 +132,15 @@ class ShardGraph:
     @cached_property
     def terms(self) -> tuple[Any, ...]:
         """Inputs of the first layer of the own nodes with the propagation done; the features alone for attention."""
-        if self.kind == "gat":
+        if not self.layer.beforehand:
             return (self.shard.features,)
-        propagated = self.operator @ self.extended()
-        return (self.shard.features, propagated) if len(TERMS[self.kind]) == 2 else (propagated,)
+        after = self.operator @ self.extended()
+        return tuple(after if moves else self.shard.features for moves in self.layer.terms)
 
     @cached_property
     def cheaper(self) -> bool:
         """Whether the first layer is cheaper with the propagation done beforehand, on all ranks together."""
-        if self.kind == "gat":
+        if not self.layer.beforehand:
             return False
         sizes = [_entries(self.terms[-1]), _entries(self.shard.features) + self.operator.nnz]
         after, before = self.comm.sum_scalars([float(size) for size in sizes])
@@ -169,7 +163,7 @@ class ShardGraph:
         propagated = self.cheaper if propagated is None else propagated
         reach = _Reach.of(self, outputs, layers, propagated)
         order, rows = reach.order, reach.rows
-        identities = (None,) * (len(TERMS[self.kind]) - 1)
+        identities = (None,) * (len(self.layer.terms) - 1)
         operators: list[tuple[Operator | None, ...]] = []
         for layer in range(layers):
             if layer == 0 and propagated:
@@ -222,7 +216,7 @@ class ShardGraph:
             Source(
                 self.kind,
                 operator=self._gathered(mean @ (self.operator @ into)),
-                features=self._gathered(mean @ self.shard.features) if self.kind == "gat" else None,
+                features=self._gathered(mean @ self.shard.features) if not self.layer.beforehand else None,
                 terms=tuple(self._gathered(mean @ term) for term in self.terms),
                 targets=self._gathered(sums @ self.targets),
             ),

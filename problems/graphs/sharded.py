@@ -33,7 +33,6 @@ from mldd.problems.nets import (
     GraphActivation,
     GraphNet,
     HaloOperator,
-    Kind,
     Operator,
     Piece,
     Source,
@@ -83,7 +82,7 @@ class ShardedClassification(Problem):
     """
 
     folder: str | os.PathLike[str] | Shard
-    model: Kind = "gcn"
+    model: str = "gcn"
     hidden: int = 16
     layers: int = 2
     heads: int = 1
@@ -298,7 +297,7 @@ class ShardedClassification(Problem):
         targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
         square = graph.operator[:, : self.shard.own]
         source = Source(self.model, square, self.shard.features, graph.terms, targets)
-        return source.piece(outputs, self.layers, propagated=self.model != "gat")
+        return source.piece(outputs, self.layers, propagated=graph.layer.beforehand)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
         """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.

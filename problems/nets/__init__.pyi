@@ -1,3 +1,4 @@
+from .attention import attend as attend
 from .coarse_networks import coarser as coarser
 from .coarse_networks import copies as copies
 from .coarse_networks import most_levels as most_levels
@@ -7,7 +8,6 @@ from .composite import Piece as Piece
 from .composite import Source as Source
 from .composite import composite_labels as composite_labels
 from .composite import distances as distances
-from .composite import propagation as propagation
 from .composite import stack as stack
 from .dense import ACTIVATIONS as ACTIVATIONS
 from .dense import Activation as Activation
@@ -18,13 +18,9 @@ from .dense import StochasticClassification as StochasticClassification
 from .dense import parse_widths as parse_widths
 from .dropout import Dropout as Dropout
 from .encode_process_decode import EncodeProcessDecode as EncodeProcessDecode
-from .graph_layers import GRAPH_ACTIVATIONS as GRAPH_ACTIVATIONS
-from .graph_layers import TERMS as TERMS
-from .graph_layers import GraphActivation as GraphActivation
-from .graph_layers import Kind as Kind
-from .graph_layers import sparse_first as sparse_first
-from .graph_layers import tensors as tensors
+from .graph_net import GRAPH_ACTIVATIONS as GRAPH_ACTIVATIONS
 from .graph_net import Batch as Batch
+from .graph_net import GraphActivation as GraphActivation
 from .graph_net import GraphNet as GraphNet
 from .graph_net import cross_entropy as cross_entropy
 from .halo_operator import HaloOperator as HaloOperator
@@ -38,3 +34,5 @@ from .mixed import widened as widened
 from .operators import Operator as Operator
 from .operators import Sparse as Sparse
 from .operators import multiply as multiply
+from .operators import one_dnn as one_dnn
+from .operators import tall as tall

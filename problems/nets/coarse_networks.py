@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Layout, MatrixTransfer, Rule
-from mldd.problems.nets.graph_layers import tensors
 from mldd.problems.nets.graph_net import GraphNet
 
 _SHARES = (0.75, 0.25)  # of the outgoing weights; equal ones would leave the two copies of a unit equal for ever
-_TAKES_STATE = ("weight", "self", "neighbours", "first")  # tensors with one row per unit of the state that comes in
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +159,7 @@ def _zero_branches(net: GraphNet) -> bool:
 
 
 def _identities(net: GraphNet) -> bool:
-    return not net.residual and net.kind == "sage" and net.activation == "relu"
+    return not net.residual and bool(net.layer.passing) and net.activation == "relu"
 
 
 def _kept(layers: int) -> list[int]:
@@ -185,7 +183,7 @@ def _named(net: GraphNet) -> list[tuple[int, str, tuple[int, ...]]]:
     return [
         (k, name, shape)
         for k, (inner, outer) in enumerate(pairs)
-        for name, shape in tensors(net.kind, inner, outer, net.heads, k + 1 == net.layers).items()
+        for name, shape in net.layer.tensors(inner, outer, net.heads, k + 1 == net.layers).items()
     ]
 
 
@@ -198,14 +196,14 @@ def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
         (rows, row_share), (columns, column_share) = units[layer], units[layer + 1]
         if shape[-1] != len(columns):  # the heads of a last layer of GAT, or one number
             columns, column_share = torch.arange(shape[-1]), torch.ones(shape[-1], dtype=torch.float64)
-        if name not in _TAKES_STATE:
+        if name not in fine.layer.inputs:
             rows, row_share = columns, column_share
         source = number[rows][:, columns] if len(shape) == 2 else number[columns]
         # what is multiplied with a unit is shared by its copies: rows of weights, and the vectors of GAT's scores
         factor = torch.ones(shape, dtype=torch.float64)
         if len(shape) == 2:
             factor = factor * row_share[:, None]
-        elif name in ("centre", "neighbour"):
+        elif name in fine.layer.scores:
             factor = column_share
         pieces.append((source, factor, torch.zeros(shape, dtype=torch.float64)))
     return _joined(fine.layout, pieces)
@@ -225,7 +223,7 @@ def _copies_of_units(width: int, half: int, heads: int) -> tuple[Tensor, Tensor]
 def _inserted(fine: GraphNet, coarse: GraphNet) -> Affine:
     """Insert layers that change nothing: zero branches of residual networks, or identities on the own node."""
     numbers = iter(coarse.layout.views(torch.arange(coarse.layout.size)))
-    kept, passing = _kept(fine.layers), "first" if fine.residual else "self"
+    kept, passing = _kept(fine.layers), "" if fine.residual else fine.layer.passing
     pieces = []
     for layer, name, shape in _named(fine):
         zero = torch.zeros(shape, dtype=torch.float64)

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.graph import Graph, grow, normalised
-from mldd.problems.nets.graph_layers import Kind
+from mldd.graph import Graph, grow
 from mldd.problems.nets.graph_net import Batch
+from mldd.problems.nets.layers import Layer, layer_of
 from mldd.problems.nets.operators import Sparse
 
 Ints = NDArray[np.int64]
@@ -65,7 +65,8 @@ class Source:
 
     Parameters
     ----------
-    kind : {"gcn", "sage", "gin", "gat"}
+    kind : str
+        Of the layers.
     operator : csr_matrix, shape (n, n)
         `propagation` A; rows are taken as they are, never normalised anew.
     features : ndarray or csr_matrix, shape (n, F)
@@ -77,24 +78,30 @@ class Source:
         Y, the weight of every class of every node in the loss.
     """
 
-    kind: Kind
+    kind: str
     operator: Any
     features: Any
     terms: tuple[Any, ...]
     targets: Floats
 
     @staticmethod
-    def of(kind: Kind, operator: Any, features: Any, targets: Floats) -> Source:
+    def of(kind: str, operator: Any, features: Any, targets: Floats) -> Source:
         """Do the first propagation."""
-        if kind == "gat":
+        layer = layer_of(kind)
+        if not layer.beforehand:
             return Source(kind, operator, features, (features,), targets)
-        terms = (operator @ features,) if kind == "gcn" else (features, operator @ features)
-        return Source(kind, operator, features, terms, targets)
+        after = operator @ features
+        return Source(kind, operator, features, tuple(after if moves else features for moves in layer.terms), targets)
+
+    @property
+    def layer(self) -> Layer:
+        """The kind of the layers."""
+        return layer_of(self.kind)
 
     @property
     def cheaper(self) -> bool:
         """Whether the first layer is cheaper with the propagation done beforehand: sparse features may fill in."""
-        return self.kind != "gat" and _entries(self.terms[-1]) <= _entries(self.features) + int(self.operator.nnz)
+        return self.layer.beforehand and _entries(self.terms[-1]) <= _entries(self.features) + int(self.operator.nnz)
 
     def piece(
         self, outputs: Ints, layers: int, *, propagated: bool | None = None, targets: Floats | None = None
@@ -111,10 +118,10 @@ class Source:
         targets : ndarray, shape (n, C), optional
             Other weights than the source's.
         """
-        propagated = self.kind != "gat" and (self.cheaper if propagated is None else propagated)
+        propagated = self.layer.beforehand and (self.cheaper if propagated is None else propagated)
         order, rows = receptive(self.operator, outputs, layers)
         operators = [
-            self._identities + (_cut(self.operator, order[: rows[k + 1]], order[: rows[k]]),) for k in range(layers)
+            _on_terms(self.layer, _cut(self.operator, order[: rows[k + 1]], order[: rows[k]])) for k in range(layers)
         ]
         if propagated:
             operators[0] = (None,) * len(self.terms)
@@ -133,24 +140,16 @@ class Source:
         coarse = Source(
             self.kind,
             operator=sp.csr_matrix(mean @ self.operator @ t.T),
-            features=terms[0] if self.kind == "gat" else None,
+            features=None if self.layer.beforehand else terms[0],
             terms=terms,
             targets=np.asarray(t @ self.targets),
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
 
-    @property
-    def _identities(self) -> tuple[None, ...]:
-        """The terms that do not propagate: one for GraphSAGE and GIN."""
-        return (None,) * (len(self.terms) - 1)
 
-
-def propagation(kind: Kind, graph: Graph) -> sp.csr_matrix:
-    """Return the operator A of a layer: normalised (GCN), mean (GraphSAGE), sum (GIN), ones with the diagonal (GAT)."""
-    if kind in ("gcn", "sage"):
-        return normalised(graph, "gcn" if kind == "gcn" else "mean")
-    adjacency = graph.scipy(weighted=False)
-    return adjacency if kind == "gin" else sp.csr_matrix(adjacency + sp.identity(graph.nodes, format="csr"))
+def _on_terms(layer: Layer, operator: Any) -> tuple[Any, ...]:
+    """Return the operator of every term, None for those that see the own node."""
+    return tuple(operator if moves else None for moves in layer.terms)
 
 
 def composite_labels(

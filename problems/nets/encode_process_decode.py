@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Layout
-from mldd.problems.nets.graph_layers import linear
+from mldd.problems.nets.layers import linear
 from mldd.problems.nets.mesh_batches import Channel, MeshBatch
 from mldd.problems.nets.operators import Sparse
 

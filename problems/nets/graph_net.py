@@ -1,6 +1,6 @@
 """Graph networks as pure functions of (parameters, operators, features), for one graph or a batch of them.
 
-Layer l (`mldd.problems.nets.graph_layers`) works on the nodes that the outputs depend on and on no others: its operator
+Layer l (`mldd.problems.nets.layers`) works on the nodes that the outputs depend on and on no others: its operator
 is rectangular and the nodes are ordered so that those of a later layer come first. A batch of p graphs, each with its
 own parameters, is one block-diagonal graph: sparse products act on all blocks at once and dense ones are batched, no
 loop.
@@ -9,10 +9,10 @@ loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,18 +20,17 @@ from torch import Tensor
 from mldd.algebra import Layout
 from mldd.problems.nets import graph_sweeps as sweeps
 from mldd.problems.nets.dropout import Dropout
-from mldd.problems.nets.graph_layers import (
-    GRAPH_ACTIVATIONS,
-    TERMS,
-    GraphActivation,
-    Kind,
-    attentive,
-    convolved,
-    isomorphic,
-    tensors,
-)
+from mldd.problems.nets.layers import Layer, layer_of
 from mldd.problems.nets.operators import Operator, Sparse
 
+GraphActivation = Literal["relu", "gelu", "tanh", "elu"]
+# In place where the derivative needs the result alone.
+GRAPH_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "gelu": torch.nn.functional.gelu,
+    "tanh": torch.tanh_,
+    "elu": torch.nn.functional.elu,
+}
 _TOUCH = 30  # cost of bias, ReLU, softmax and derivatives per state entry, in multiplications (measured)
 
 
@@ -138,12 +137,12 @@ class GraphNet:
 
     Parameters
     ----------
-    kind : {"gcn", "sage", "gin", "gat"}
-        See `mldd.problems.nets.graph_layers`.
+    kind : str
+        gcn, sage, gin, gat, gatv2 or another one of `mldd.problems.nets.layers`, or ``file.py:Class``.
     widths : tuple of int
         Features, hidden widths, classes.
     heads : int
-        Of GAT: they share the hidden width, and are averaged in the last layer.
+        Of attention: they share the hidden width, and are averaged in the last layer.
     activation : {"relu", "gelu", "tanh", "elu"}
     residual : bool
         ``H + act(layer(H))`` from the second layer on wherever the widths agree.
@@ -154,7 +153,7 @@ class GraphNet:
         An unknown choice, fewer than two widths, heads that do not divide a hidden width.
     """
 
-    kind: Kind
+    kind: str
     widths: tuple[int, ...]
     heads: int = 1
     activation: GraphActivation = "relu"
@@ -162,13 +161,13 @@ class GraphNet:
 
     def __post_init__(self) -> None:
         """Refuse what makes no network."""
-        for name, given, choices in (("kind", self.kind, TERMS), ("activation", self.activation, GRAPH_ACTIVATIONS)):
-            if given not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {given!r}")
+        if self.activation not in GRAPH_ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {', '.join(GRAPH_ACTIVATIONS)}, got {self.activation!r}")
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(f"`widths` must be at least two numbers >= 1, got {self.widths}")
-        if self.heads < 1 or (self.heads > 1 and self.kind != "gat"):
-            raise ValueError(f"`heads` must be >= 1, and 1 for {self.kind!r} if that is not 'gat', got {self.heads}")
+        layer = layer_of(self.kind)
+        if self.heads < 1 or (self.heads > 1 and not layer.many_heads):
+            raise ValueError(f"`heads` must be >= 1, and 1 for {self.kind!r}, which has none, got {self.heads}")
         if any(width % self.heads for width in self.widths[1:-1]):
             raise ValueError(f"`heads` must divide every hidden width of {self.widths}, got {self.heads}")
 
@@ -178,6 +177,11 @@ class GraphNet:
         return {}
 
     @property
+    def layer(self) -> Layer:
+        """The kind of its layers."""
+        return layer_of(self.kind)
+
+    @property
     def layers(self) -> int:
         """Number L of layers."""
         return len(self.widths) - 1
@@ -185,11 +189,11 @@ class GraphNet:
     @cached_property
     def _tensors(self) -> list[dict[str, tuple[int, ...]]]:
         pairs = list(zip(self.widths, self.widths[1:], strict=False))
-        return [tensors(self.kind, *pair, self.heads, k + 1 == len(pairs)) for k, pair in enumerate(pairs)]
+        return [self.layer.tensors(*pair, self.heads, k + 1 == len(pairs)) for k, pair in enumerate(pairs)]
 
     @cached_property
     def layout(self) -> Layout:
-        """Per layer the tensors that `mldd.problems.nets.graph_layers.tensors` names, in that order."""
+        """Per layer the tensors that `mldd.problems.nets.layers.Layer.tensors` names, in that order."""
         shapes = [shape for named in self._tensors for shape in named.values()]
         return Layout(tuple(shapes), tuple(k for k, named in enumerate(self._tensors) for _ in named))
 
@@ -203,8 +207,7 @@ class GraphNet:
     @property
     def decayed(self) -> int:
         """Number of unknowns with weight decay: the weights that take in the features, which come first."""
-        weights = ("weight", "self", "neighbours", "first")
-        return sum(math.prod(shape) for name, shape in self._tensors[0].items() if name in weights)
+        return sum(math.prod(self._tensors[0][name]) for name in self.layer.inputs)
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's uniform start; biases and the eps of GIN are zero; shape (N,), float64.
@@ -220,7 +223,7 @@ class GraphNet:
         names = [name for named in self._tensors for name in named]
         for name, view in zip(names, self.layout.views(x), strict=True):
             fans = sum(view.shape) if view.dim() == 2 else 2 * len(view) // self.heads + 1
-            if view.dim() == 2 or name in ("centre", "neighbour"):
+            if view.dim() == 2 or name in self.layer.scores:
                 bound = math.sqrt(6.0 / fans)
                 view.uniform_(-bound, bound, generator=generator)
         return x
@@ -243,25 +246,19 @@ class GraphNet:
     def graph(self, parameters: list[Tensor], batch: Batch, scales: list[Tensor] | None = None) -> Tensor:
         """Return `outputs` as a graph of autograd's own operations."""
         inputs = [x if isinstance(x, Sparse) else batch.states(x) for x in batch.features]
-        given = inputs if batch.propagated else inputs * len(TERMS[self.kind])
+        given = inputs if batch.propagated else inputs * len(self.layer.terms)
         state: Tensor = batch.targets  # any tensor: that before the first layer is not looked at
-        count = len(self._tensors[0])
+        count, act = len(self._tensors[0]), GRAPH_ACTIVATIONS[self.activation]
         for layer in range(self.layers):
-            out = self._layer(batch, layer, given, parameters[layer * count : (layer + 1) * count])
+            weights = parameters[layer * count : (layer + 1) * count]
+            out = self.layer(batch, layer, given, weights, act, self.heads)
             if layer + 1 < self.layers:
-                out = GRAPH_ACTIVATIONS[self.activation](out)
+                out = act(out)
             if self.residual and layer > 0 and self.widths[layer] == self.widths[layer + 1]:
                 out = out + batch.first(state, batch.rows[layer + 1])
             state = out if scales is None or layer + 1 == self.layers else out * scales[layer]
-            given = [state] * len(TERMS[self.kind])
+            given = [state] * len(self.layer.terms)
         return state.flatten(1)
-
-    def _layer(self, batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights: list[Tensor]) -> Tensor:
-        if self.kind == "gin":
-            return isomorphic(batch, layer, states, weights, GRAPH_ACTIVATIONS[self.activation])
-        if self.kind == "gat":
-            return attentive(batch, layer, states, weights, self.heads)
-        return convolved(batch, layer, states, weights)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, parts: int | None, samples: int = 1) -> Tensor:

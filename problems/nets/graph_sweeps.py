@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mldd.problems.nets.graph_layers import sparse_first
+from mldd.problems.nets.layers import sparse_first
 from mldd.problems.nets.operators import Sparse, multiply, one_dnn, tall
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _WIDE = 64  # columns of X and G, and more of one of them, from which oneDNN has
 
 def suited(net: GraphNet, batch: Batch) -> bool:
     """Whether there is a sweep for this, and it pays: one large graph, held by this rank, on the CPU."""
-    plain = net.kind in ("gcn", "sage") and net.activation == "relu" and not net.residual
+    plain = net.layer.swept and net.activation == "relu" and not net.residual
     operators = [b for layer in batch.operators for b in layer if b is not None]
     one = batch.parts is None and batch.targets.device.type == "cpu"
     large = batch.rows[1] * batch.samples * net.widths[1] >= _LEAST

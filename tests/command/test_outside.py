@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from mldd.command import names
-from mldd.loop import Problem
+from mldd.loop import Problem, registered
 
 PROBLEM = """
     from dataclasses import dataclass
@@ -120,7 +120,10 @@ def test_a_class_with_objective_and_start_is_enough(run, here):
         ("my_problem.py:Plain --solver ml-adagrad", "solver ml-adagrad needs `hierarchy(levels)`, which problem Plain"),
         ("my_problem.py:Plain --solver dd-adagrad", "needs `decomposition(parts, overlap, comm)`, which problem Plain"),
         ("my_problem.py:Half --solver lbfgs", "a problem must have `initial(seed)`, which Half does not have"),
-        ("my_problem.py:Min --solver lbfgs", "must have a class Min (did you mean Mine?), got Bowl Plain Mine Half"),
+        (
+            "my_problem.py:Min --solver lbfgs",
+            "a class or function Min (did you mean Mine?), got Bowl Plain Mine Half",
+        ),
         ("my_problem.py:Plain:n=3 --solver lbfgs", "has no key 'n'; its keys are none"),
         ("none.py:Mine --solver lbfgs", "none.py must be a Python file, got none"),
         ("none.such:Mine --solver lbfgs", "none.such must be a module that can be imported, got none"),
@@ -146,5 +149,5 @@ def test_entry_points_of_other_packages_are_names(here, monkeypatch):
     (folder / "entry_points.txt").write_text(
         "[mldd.solvers]\ndescent = my_solver:Descent\n[mldd.problems]\nmine = my_problem:Mine\n"
     )
-    assert names.registered("solvers")["descent"] == "my_solver:Descent"
-    assert names.registered("problems")["mine"] == "my_problem:Mine"
+    assert registered("mldd.solvers")["descent"] == "my_solver:Descent"
+    assert registered("mldd.problems")["mine"] == "my_problem:Mine"

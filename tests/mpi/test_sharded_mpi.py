@@ -17,6 +17,7 @@ START = """
     from mldd.ranks import Communicator, SERIAL, world
     from mldd.graph import partition
     from mldd.problems.nets import composite_labels, stack
+    from mldd.problems.nets.layers import layer_kinds, layer_of
     from mldd.problems.data.datasets import GraphData, sbm
     from mldd.problems.graphs import NodeClassification
     from mldd.problems.graphs import NodeLoss
@@ -47,11 +48,11 @@ EXACT = (
     isolated = torch.where(number >= 85, 3, number % 3)  # a rank whose nodes have no edges
     parts = {"metis": metis, "random": random, "contiguous": number * 4 // 90, "isolated": isolated, "nodes": number}
 
-    for model in ("gcn", "sage", "gin", "gat"):
+    for model in layer_kinds():
         for layers in (1, 2, 3, 4):
             options = {"model": model, "layers": layers, "hidden": 4, "dropout": 0.4}
             if layers == 3:
-                options |= {"residual": True, "activation": "elu", "heads": 2 if model == "gat" else 1}
+                options |= {"residual": True, "activation": "elu", "heads": 2 if layer_of(model).many_heads else 1}
             reference = NodeClassification(data, **options)
             x = reference.initial(0) + 0.1
             v = torch.linspace(-1, 1, len(x), dtype=x.dtype)

@@ -8,19 +8,22 @@ import torch
 
 from mldd.graph import Graph
 from mldd.problems.graphs import NodeLoss
-from mldd.problems.nets import Dropout, GraphNet, Source, Sparse, propagation, stack
+from mldd.problems.nets import Dropout, GraphNet, Source, Sparse, stack
+from mldd.problems.nets.layers import layer_kinds, layer_of
 
-KINDS = ["gcn", "sage", "gin", "gat"]
+KINDS = layer_kinds()
 KIND = {"dtype": torch.float64, "device": "cpu"}
 
 
 def objective(kind, *, parts=None, activation="tanh", residual=True):
     random, n = np.random.default_rng(0), 24
     graph = Graph.from_edges(torch.from_numpy(random.integers(n, size=(2, 40))), n)
-    source = Source.of(kind, propagation(kind, graph), random.standard_normal((n, 4)), random.random((n, 3)) / n)
+    source = Source.of(kind, layer_of(kind).operator(graph), random.standard_normal((n, 4)), random.random((n, 3)) / n)
     chosen = [np.arange(n), np.arange(3, 12), np.array([20])][: parts or 1]
     given = stack([source.piece(k, 3, propagated=False) for k in chosen], single=parts is None, **KIND)
-    net = GraphNet(kind, (4, 6, 6, 3), heads=2 if kind == "gat" else 1, activation=activation, residual=residual)
+    net = GraphNet(
+        kind, (4, 6, 6, 3), heads=2 if layer_of(kind).many_heads else 1, activation=activation, residual=residual
+    )
     return NodeLoss(net, given, 0.01)
 
 

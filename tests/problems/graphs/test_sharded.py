@@ -13,10 +13,11 @@ from mldd.problems.data import DataError, GraphData, write
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification, NodeLoss, ShardedClassification
 from mldd.problems.nets import composite_labels, stack
+from mldd.problems.nets.layers import layer_kinds, layer_of
 from mldd.ranks import SERIAL
 from tests.helpers import result
 
-MODELS = ("gcn", "sage", "gin", "gat")
+MODELS = layer_kinds()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def close(a, b, tolerance=1e-12):
 def test_loss_and_derivatives_are_those_of_the_whole_graph(data, part, model, layers):
     options = {"model": model, "layers": layers, "hidden": 6, "dropout": 0.3, "labels": "all"}
     if layers == 3:
-        options |= {"residual": True, "activation": "elu", "heads": 2 if model == "gat" else 1}
+        options |= {"residual": True, "activation": "elu", "heads": 2 if layer_of(model).many_heads else 1}
     one, whole = ShardedClassification.of(data, part, **options), NodeClassification(data, **options)
     x = one.initial(0) + 0.1
     v = torch.linspace(-1, 1, len(x), dtype=x.dtype)

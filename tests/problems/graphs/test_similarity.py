@@ -10,6 +10,7 @@ from mldd.problems.data import GraphData
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.graphs.graph_levels import thinned
 from mldd.problems.graphs.similarity import similar
+from mldd.problems.nets.layers import layer_kinds
 
 
 def lifted(copies=3, seed=0):
@@ -33,7 +34,7 @@ def lifted(copies=3, seed=0):
     )
 
 
-@pytest.mark.parametrize("model", ["gcn", "sage", "gin", "gat"])
+@pytest.mark.parametrize("model", layer_kinds())
 def test_copies_fall_together_and_the_coarse_graph_is_exact(model):
     data = lifted()
     problem = NodeClassification(data, model=model, dropout=0.0, clusters=8, clustering="features")

@@ -30,6 +30,7 @@ def options():
     ):
         yield {"model": model, "activation": activation, "residual": residual}
     yield {"model": "gat", "heads": 2}
+    yield {"model": "gatv2", "heads": 2}
     yield {"model": "gat", "heads": 2, "residual": True, "activation": "elu"}
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.nets import GraphNet, Source, composite_labels, cross_entropy, distances, propagation, stack
+from mldd.problems.nets import GraphNet, Source, composite_labels, cross_entropy, distances, stack
+from mldd.problems.nets.layers import layer_kinds, layer_of
 
-KINDS = ["gcn", "sage", "gin", "gat"]
+KINDS = layer_kinds()
 KIND = {"dtype": torch.float64, "device": "cpu"}
 SIZES = (3, 3, 5, 1, 4)
 
@@ -41,8 +42,8 @@ def test_a_lift_of_its_quotient_is_exact(kind, fine):
     graph, clusters = lifted()
     random = np.random.default_rng(1)
     features, targets = random.standard_normal((5, 4))[clusters], random.random((len(clusters), 3))
-    source = Source.of(kind, propagation(kind, graph), features, targets)
-    net = GraphNet(kind, (4, 6, 6, 3), heads=2 if kind == "gat" else 1, residual=True)
+    source = Source.of(kind, layer_of(kind).operator(graph), features, targets)
+    net = GraphNet(kind, (4, 6, 6, 3), heads=2 if layer_of(kind).many_heads else 1, residual=True)
     x = net.initial(0) + 0.1 * torch.randn(net.layout.size, generator=torch.Generator().manual_seed(0))
     own = {"none": clusters < 0, "some": np.arange(len(clusters)) % 3 == 0, "all": clusters >= 0}[fine]
     labels = composite_labels(own, clusters)
@@ -63,7 +64,7 @@ def test_sums_and_multiplicities_are_mean_numbers_of_neighbours():
     expected = np.stack([counts[labels == k].mean(0) for k in range(labels.max() + 1)])
     x, y = np.ones((len(labels), 2)), np.ones((len(labels), 2))
     for kind, diagonal in (("gin", 0.0), ("gat", 1.0)):
-        piece = Source.of(kind, propagation(kind, graph), x, y).aggregated(labels, 2)
+        piece = Source.of(kind, layer_of(kind).operator(graph), x, y).aggregated(labels, 2)
         found = piece.operators[1][-1].toarray()
         assert np.allclose(found, (expected + diagonal * np.eye(len(expected)))[np.ix_(piece.nodes, piece.nodes)])
 

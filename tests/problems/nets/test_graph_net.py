@@ -6,9 +6,10 @@ import scipy.sparse as sp
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.nets import Dropout, GraphNet, Source, cross_entropy, propagation, stack
+from mldd.problems.nets import Dropout, GraphNet, Source, cross_entropy, stack
+from mldd.problems.nets.layers import layer_kinds, layer_of
 
-KINDS = ["gcn", "sage", "gin", "gat"]
+KINDS = layer_kinds()
 KIND = {"dtype": torch.float64, "device": "cpu"}
 
 
@@ -22,11 +23,11 @@ def source(kind, *, n=30, features=5, classes=3, sparse=False, seed=0):
     if sparse:
         x = sp.csr_matrix(x * (random.random(x.shape) < 0.2))
     targets = np.eye(classes)[random.integers(classes, size=n)] / n
-    return Source.of(kind, propagation(kind, random_graph(n, seed=seed)), x, targets)
+    return Source.of(kind, layer_of(kind).operator(random_graph(n, seed=seed)), x, targets)
 
 
 def network(kind, widths, **options):
-    return GraphNet(kind, widths, heads=2 if kind == "gat" else 1, **options)
+    return GraphNet(kind, widths, heads=2 if layer_of(kind).many_heads else 1, **options)
 
 
 def evaluate(net, batch, x, dropout=None):
@@ -53,6 +54,11 @@ def peer(nn, kind, views, inner, outer, last):
         mlp = torch.nn.Sequential(linear(inner, outer), torch.nn.ReLU(), linear(outer, outer))
         names = {"nn.0.weight": first.t(), "nn.0.bias": shift, "nn.2.weight": second.t(), "nn.2.bias": bias}
         return nn.GINConv(mlp, train_eps=True), names | {"eps": epsilon}
+    if kind == "gatv2":
+        weight, centre, score, bias = views
+        names = {"lin_l.weight": weight.t(), "lin_r.weight": centre.t(), "att": score.view(1, 2, -1), "bias": bias}
+        names |= {"lin_l.bias": torch.zeros_like(score), "lin_r.bias": torch.zeros_like(score)}  # the paper has none
+        return nn.GATv2Conv(inner, outer if last else outer // 2, heads=2, concat=not last), names
     weight, centre, neighbour, bias = views
     names = {"lin.weight": weight.t(), "att_dst": centre.view(1, 2, -1), "att_src": neighbour.view(1, 2, -1)}
     return nn.GATConv(inner, outer if last else outer // 2, heads=2, concat=not last), names | {"bias": bias}
@@ -92,6 +98,13 @@ def dense_layer(kind, operator, state, views, heads, last, act):
     if kind == "gin":
         first, shift, second, bias, epsilon = views
         return act(((1 + epsilon) * state + operator @ state) @ first + shift) @ second + bias
+    if kind == "gatv2":
+        weight, centre, score, bias = views
+        out = []
+        for sent, mine, a in zip(*(v.chunk(heads, -1) for v in (state @ weight, state @ centre, score)), strict=True):
+            e = torch.nn.functional.leaky_relu(mine[:, None] + sent, 0.2) @ a
+            out.append(torch.softmax(torch.where(operator > 0, e + operator.log(), -torch.inf), 1) @ sent)
+        return (torch.stack(out).mean(0) if last else torch.cat(out, 1)) + bias
     weight, centre, neighbour, bias = views
     z, out = state @ weight, []
     for mine, a, b in zip(*(v.chunk(heads, -1) for v in (z, centre, neighbour)), strict=True):
@@ -186,7 +199,7 @@ def test_start_is_glorots():
 def test_samples_are_a_loop(kind, propagated, parts):
     random, samples = np.random.default_rng(1), 4
     x, y = random.standard_normal((30, samples, 5)), random.random((30, samples, 3))
-    operator = propagation(kind, random_graph())
+    operator = layer_of(kind).operator(random_graph())
     chosen = [np.arange(9), np.arange(4, 21), np.array([29])][: parts or 1]
 
     def batch(features, targets, count):
@@ -229,7 +242,7 @@ def test_decay_units_and_start_of_attention_and_isomorphism():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "cheb"}, "`kind` must be one of gcn, sage, gin, gat, got 'cheb'"),
+        ({"kind": "cheb"}, "`kind` must be one of gcn, sage, gin, gat, gatv2, or file.py:Class, got 'cheb'"),
         ({"activation": "sine"}, "`activation` must be one of relu, gelu, tanh, elu, got 'sine'"),
         ({"widths": (4,)}, "`widths` must be at least two numbers"),
         ({"heads": 2}, "`heads` must be >= 1, and 1 for 'gcn'"),

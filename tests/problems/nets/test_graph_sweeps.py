@@ -7,8 +7,9 @@ import torch
 
 from mldd.graph import Graph
 from mldd.problems.graphs import NodeLoss
-from mldd.problems.nets import Dropout, GraphNet, Source, propagation, stack
+from mldd.problems.nets import Dropout, GraphNet, Source, stack
 from mldd.problems.nets import graph_sweeps as sweeps
+from mldd.problems.nets.layers import layer_of
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def batch(kind, *, outputs=None, sparse=False, propagated=False, layers=3, sampl
     graph = Graph.from_edges(torch.from_numpy(random.integers(n, size=(2, 60))), n)
     x = random.standard_normal((n, samples * 6)) * (random.random((n, samples * 6)) < 0.4)
     source = Source.of(
-        kind, propagation(kind, graph), sp.csr_matrix(x) if sparse else x, random.random((n, samples * 3))
+        kind, layer_of(kind).operator(graph), sp.csr_matrix(x) if sparse else x, random.random((n, samples * 3))
     )
     piece = source.piece(np.arange(n) if outputs is None else outputs, layers, propagated=propagated)
     return stack([piece], single=True, samples=samples, dtype=dtype, device="cpu")

@@ -10,6 +10,7 @@ from mldd.loop import Stop, minimise
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.nets import MixedNet, widened
+from mldd.problems.nets.layers import layer_kinds
 from mldd.solvers import LBFGS, NonlinearSchwarz
 
 DATA = sbm(nodes=160, classes=4, features=6)
@@ -25,7 +26,7 @@ def relative(a, b):
 
 
 @pytest.mark.parametrize("step", [None, 2])
-@pytest.mark.parametrize("model", ["gcn", "sage", "gin", "gat"])
+@pytest.mark.parametrize("model", layer_kinds())
 def test_float32_is_the_problem_in_float32(model, step):
     p, q = problem(model=model, evaluate="float32"), problem(model=model, dtype="float32")
     x = p.initial(0)
@@ -40,7 +41,7 @@ def test_float32_is_the_problem_in_float32(model, step):
 
 
 @pytest.mark.parametrize("data", [DATA, SPARSE], ids=["dense", "sparse"])
-@pytest.mark.parametrize("model", ["gcn", "sage", "gin", "gat"])
+@pytest.mark.parametrize("model", layer_kinds())
 def test_bfloat16_is_near_and_rounds(model, data):
     p, q = problem(model=model, name=data, evaluate="bfloat16", layers=3), problem(model=model, name=data, layers=3)
     x = q.initial(0)

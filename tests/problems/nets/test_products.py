@@ -5,7 +5,8 @@ import scipy.sparse as sp
 import torch
 
 from mldd.problems.nets import Sparse
-from mldd.problems.nets import graph_layers as layers
+from mldd.problems.nets.layers import products as layers
+from mldd.problems.nets.layers.gat import by_head
 
 
 def random(*shape, seed=0, dtype=torch.float32):
@@ -51,7 +52,7 @@ def test_parameters_of_blocks():
     vector = random(2, 6, seed=3)
     for k in range(2):
         expected = (z.view(5, 3, 2) * vector[k].view(3, 2)).sum(2)
-        assert torch.allclose(z @ layers.by_head(vector, 3)[k], expected, atol=1e-6)
+        assert torch.allclose(z @ by_head(vector, 3)[k], expected, atol=1e-6)
 
 
 def test_too_many_copies_are_refused():

@@ -1,0 +1,10 @@
+from .gat import GAT as GAT
+from .gatv2 import GATv2 as GATv2
+from .gcn import GCN as GCN
+from .gin import GIN as GIN
+from .layer import Layer as Layer
+from .layer import layer_kinds as layer_kinds
+from .layer import layer_of as layer_of
+from .products import linear as linear
+from .products import sparse_first as sparse_first
+from .sage import SAGE as SAGE

@@ -1,0 +1,79 @@
+"""Products of states, weights and operators that layers are made of, for one graph or a batch of them.
+
+Weights have a leading axis p for a batch of p graphs with parameters of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldd.problems.nets import Operator, Sparse, one_dnn, tall
+
+_TALL = 2**17  # entries of a state from which oneDNN saves more than its call costs (measured)
+
+
+def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
+    """Return H W for one graph, or block by block for weights of shape (p, in, out)."""
+    if isinstance(state, Sparse):
+        return state @ weight.reshape(-1, weight.shape[-1])
+    if weight.dim() == 2:
+        if one_dnn(state) and state.numel() >= _TALL and not torch.is_autocast_enabled("cpu"):
+            out: Tensor = _Linear.apply(state, weight)  # type: ignore[no-untyped-call]
+            return out
+        return state @ weight
+    blocks = state.reshape(len(weight), -1, weight.shape[1])
+    return torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(state, weight)
+        return tall(state, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        state, weight = ctx.saved_tensors
+        of_state = linear(g.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None
+        of_weight = state.flatten(0, -2).t() @ g.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return of_state, of_weight
+
+
+def shifted(state: Tensor, bias: Tensor) -> Tensor:
+    """Return H + b, for biases of shape (p, H) block by block."""
+    if bias.dim() == 1:
+        return state + bias
+    return (state.reshape(len(bias), -1, bias.shape[1]) + bias[:, None]).view(state.shape)
+
+
+def scaled(state: Tensor, factor: Tensor) -> Tensor:
+    """Return H times one factor, shape (1,), or one per block, shape (p, 1)."""
+    if factor.dim() == 1:
+        return state * factor
+    return (state.reshape(len(factor), -1) * factor).view(state.shape)
+
+
+def applied(operator: Operator, state: Tensor) -> Tensor:
+    """Return A H, for all samples at once."""
+    out = operator @ state.flatten(1)
+    return out if state.dim() == 2 else out.view(len(out), *state.shape[1:])
+
+
+def sparse_first(operator: Operator, inner: int, outer: int, features: bool = False) -> bool:
+    """Whether (A H) W takes fewer multiplications than A (H W), with the derivatives in W, and in H if no `features`.
+
+    The same on all ranks that share the operator.
+    """
+    m, n, nnz = operator.sizes
+    dense, sparse = (2, 1) if features else (3, 2)
+    return dense * m * inner * outer + sparse * nnz * inner < dense * n * inner * outer + 2 * nnz * outer
+
+
+def propagated(operator: Operator, state: Tensor | Sparse, weight: Tensor, features: bool = False) -> Tensor:
+    """Return A H W in the cheaper order."""
+    if isinstance(state, Sparse) or not sparse_first(operator, weight.shape[-2], weight.shape[-1], features):
+        return applied(operator, linear(state, weight))
+    return linear(applied(operator, state), weight)

@@ -1,0 +1,142 @@
+"""What every kind of layer keeps: shards, composite graphs and derivatives agree with the whole graph."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from mldd.graph import Graph
+from mldd.problems.data.datasets import sbm
+from mldd.problems.graphs import NodeClassification, NodeLoss
+from mldd.problems.nets import GraphNet, Source, stack
+from mldd.problems.nets.layers import GCN, SAGE, Layer, layer_kinds, layer_of
+
+KIND = {"dtype": torch.float64, "device": "cpu"}
+
+
+def graph(n=24, seed=0):
+    """A random graph whose last node is isolated."""
+    edges = np.random.default_rng(seed).integers(n - 1, size=(2, 2 * n))
+    return Graph.from_edges(torch.from_numpy(edges), n)
+
+
+def rows_of_a_shard_are_those_of_the_whole(layer: Layer) -> None:
+    whole, adjacency = layer.operator(graph()).toarray(), graph().scipy(weighted=False)
+    degrees = np.asarray(adjacency.sum(1), dtype=float).ravel()
+    for own in (np.arange(8), np.arange(5, 24), np.array([23])):
+        order = np.concatenate([own, np.delete(np.arange(24), own)])  # own nodes come first, as in a shard
+        rows = sp.csr_matrix(adjacency[own][:, order])
+        got = layer.values(layer.looped(rows), degrees[own], degrees[order])
+        np.testing.assert_allclose(got.toarray(), whole[own][:, order], atol=1e-14)
+        away = sp.csr_matrix(adjacency[order[len(own) :]][:, own])  # entries of the halo's rows
+        got = layer.values(away, degrees[order[len(own) :]], degrees[own])
+        np.testing.assert_allclose(got.toarray(), whole[order[len(own) :]][:, own], atol=1e-14)
+
+
+def loss(kind: str, batch_of) -> tuple[GraphNet, NodeLoss]:
+    random = np.random.default_rng(1)
+    source = Source.of(kind, layer_of(kind).operator(graph()), random.standard_normal((24, 4)), random.random((24, 3)))
+    heads = 2 if layer_of(kind).many_heads else 1
+    net = GraphNet(kind, (4, 6, 6, 3), heads=heads, activation="tanh")
+    return net, NodeLoss(net, stack([batch_of(source)], single=True, **KIND), 0.1)
+
+
+def composite_graphs_of_single_nodes_are_the_whole(kind: str) -> None:
+    net, whole = loss(kind, lambda source: source.piece(np.arange(24), 3))
+    _, composite = loss(kind, lambda source: source.aggregated(np.arange(24), 3))
+    _, plain = loss(kind, lambda source: source.piece(np.arange(24), 3, propagated=False))
+    x = net.initial(3) + 0.1
+    for other in (composite, plain):
+        torch.testing.assert_close(other.value(x), whole.value(x), rtol=1e-12, atol=0)
+        torch.testing.assert_close(other.gradient(x), whole.gradient(x), rtol=1e-10, atol=1e-12)
+
+
+def gradients_are_differences(kind: str) -> None:
+    net, f = loss(kind, lambda source: source.piece(np.arange(24), 3))
+    x, generator = net.initial(0) + 0.1, torch.Generator().manual_seed(0)
+    g = f.gradient(x)
+    for _ in range(3):
+        v = torch.randn(len(x), generator=generator, dtype=x.dtype)
+        h = 1e-5
+        difference = (f.value(x + h * v) - f.value(x - h * v)) / (2 * h)
+        torch.testing.assert_close(difference, g @ v, rtol=1e-6, atol=1e-8)
+        difference = (f.gradient(x + h * v) - f.gradient(x - h * v)) / (2 * h)
+        assert float((f.hessian_product(x, v) - difference).norm()) <= 1e-5 * float(difference.norm())
+
+
+def parameters_are_declared(kind: str) -> None:
+    layer, net = layer_of(kind), loss(kind, lambda source: source.piece(np.arange(24), 3))[0]
+    named = layer.tensors(4, 6)
+    assert set(layer.inputs) | set(layer.scores) | set(layer.inner) <= set(named)
+    assert all(named[name][0] == 4 for name in layer.inputs)
+    assert net.layout.size == len(net.initial(0)) == len(net.units)
+
+
+@pytest.mark.parametrize("kind", layer_kinds())
+def test_every_kind_keeps_the_contract(kind):
+    parameters_are_declared(kind)
+    rows_of_a_shard_are_those_of_the_whole(layer_of(kind))
+    composite_graphs_of_single_nodes_are_the_whole(kind)
+    gradients_are_differences(kind)
+
+
+class SumElsewhere(SAGE):
+    """Sum over neighbours on whole graphs, forgotten for shards."""
+
+    def operator(self, graph, weighted=False):
+        return graph.scipy(weighted=weighted)
+
+
+class SumGiven(SAGE):
+    """The same, where it belongs."""
+
+    def values(self, pattern, rows, columns):
+        return pattern
+
+
+class LoopForgotten(GCN):
+    """The diagonal is added on whole graphs alone."""
+
+    def looped(self, adjacency):
+        return super().looped(adjacency) if adjacency.shape[0] == adjacency.shape[1] else adjacency
+
+
+def test_wrong_layers_are_caught_and_right_ones_are_not():
+    rows_of_a_shard_are_those_of_the_whole(SumGiven())
+    for wrong in (SumElsewhere(), LoopForgotten()):
+        with pytest.raises(AssertionError):
+            rows_of_a_shard_are_those_of_the_whole(wrong)
+
+
+def test_a_layer_from_a_file_is_trained_like_a_kind_of_ours(tmp_path):
+    (tmp_path / "my_layer.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import dataclass
+            from mldd.problems.nets.layers import SAGE
+
+            @dataclass(frozen=True)
+            class Sum(SAGE):
+                def values(self, pattern, rows, columns):
+                    return pattern
+            """
+        )
+    )
+    kind = f"{tmp_path / 'my_layer.py'}:Sum"
+    composite_graphs_of_single_nodes_are_the_whole(kind)
+    gradients_are_differences(kind)
+    problem = NodeClassification(sbm(nodes=60), model=kind, dropout=0.0)
+    f, x = problem.objective(), problem.initial(0)
+    mean = NodeClassification(sbm(nodes=60), model="sage", dropout=0.0).objective()
+    assert problem.hierarchy(2)[1].objective.value(x).isfinite() and f.value(x) != mean.value(x)
+
+
+def test_an_unknown_kind_and_a_class_that_is_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`kind` must be one of gcn, sage, .*, or file.py:Class, got 'cheb'"):
+        layer_of("cheb")
+    with pytest.raises(ValueError, match="must be a subclass of mldd.problems.nets.layers.Layer"):
+        layer_of("mldd.problems.graphs:NodeClassification")
