@@ -1,19 +1,21 @@
-"""What PETSc's optimisers and nonlinear solvers have in common: callbacks that evaluate an objective."""
+"""PETSc's optimisers and nonlinear solvers, set up for an objective: callbacks evaluate it, PETSc does the rest."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mldd.algebra import Objective, Remembered, offers, value_and_gradient
 from mldd.loop import State
-from mldd.ranks import load_petsc, read, write
+from mldd.ranks import as_vec, load_petsc, read, write
 
+UNLIMITED = 2**30  # one more is still a whole number of PETSc's
 _REMEMBERED = 2  # an accelerator has a trial point and a preconditioned one, and goes on with either
 
 
@@ -26,8 +28,8 @@ class _Known:
     value: float
 
 
-class Callbacks:
-    """A PETSc solver on this rank, set up for an objective: callbacks evaluate it, PETSc does the rest.
+class PetscProblem(ABC):
+    """A TAO or SNES solver of any type, set up for an objective on this rank.
 
     Parameters
     ----------
@@ -35,22 +37,43 @@ class Callbacks:
         May be exchanged between iterations for one of the same size (another sample), see `renew`.
     x : Tensor, shape (n,)
         Start. Where `objective` remembers its gradient there, PETSc's first evaluation costs at most a value.
-    solver : PETSc.TAO or PETSc.SNES
-        Destroyed with this object.
+    type : str
+        PETSc's name of the method; the option ``-tao_type`` or ``-snes_type`` (with the prefix) wins.
+    prefix : str
+        Of the options in PETSc's database that belong to this solver.
+    configure : callable, optional
+        Called with the TAO or SNES object before the options are read.
 
     Attributes
     ----------
+    solver : PETSc.TAO or PETSc.SNES
+        Destroyed with this object, which is its application context.
     error : BaseException or None
         What a callback has raised: PETSc would replace it by an error code.
     finite : bool
         Whether the last value or gradient was finite.
     inner : State or None
         State of the mldd solver that runs inside of PETSc, after its last step (type python).
+
+    Raises
+    ------
+    ValueError
+        A type that does not exist or does not fit the objective.
     """
 
-    def __init__(self, objective: Objective, x: Tensor, solver: Any) -> None:
+    KIND: ClassVar[str]  # TAO or SNES
+
+    def __init__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        type: str,  # noqa: A002 (PETSc's word)
+        prefix: str = "",
+        configure: Callable[[Any], None] = lambda solver: None,
+    ) -> None:
+        petsc = load_petsc()
         self.objective = objective
-        self.solver = solver
+        self.solver = getattr(petsc, self.KIND)().create(petsc.COMM_SELF)
         self.error: BaseException | None = None
         self.finite = True
         self.inner: State | None = None
@@ -59,9 +82,45 @@ class Callbacks:
         self._trial = torch.empty_like(x)
         if isinstance(objective, Remembered):
             self.learn(x, objective.gradient(x))
-        self.solution = load_petsc().Vec().createSeq(objective.size, comm=load_petsc().COMM_SELF)
+        self.solution = petsc.Vec().createSeq(objective.size, comm=petsc.COMM_SELF)
         self.owned: list[Any] = [self.solution]
         write(x, self.solution)
+        try:
+            type = petsc.Options(prefix).getString(f"{self.KIND.lower()}_type", type)  # noqa: A001
+            self._check_type(type, {v for k, v in vars(self.solver.Type).items() if k.isupper()})
+            self.solver.appctx = self  # a context that an option names asks for it while it is made
+            self.solver.setOptionsPrefix(prefix)
+            self.solver.setType(type)
+            self._set_up(type)
+            configure(self.solver)
+            self.solver.setFromOptions()
+            self._adopt(self.solver)
+        except BaseException as error:
+            self.destroy()
+            raise (self.error or error) from None
+
+    @abstractmethod
+    def _check_type(self, type: str, known: set[str]) -> None:  # noqa: A002
+        """Refuse a type that is not among `known`, those of this PETSc, or does not fit the objective."""
+
+    @abstractmethod
+    def _set_up(self, type: str) -> None:  # noqa: A002
+        """Give the solver its callbacks and bounds."""
+
+    def _adopt(self, solver: Any) -> None:
+        """Be the application context of `solver`; refuse one of type python without a context of its own."""
+        solver.appctx = self
+        if solver.getType() == "python" and solver.getPythonContext() is None:
+            raise ValueError(
+                f"`type` python needs a `solver`, got none; write solver=NAME, or -{solver.getOptionsPrefix() or ''}"
+                f"{self.KIND.lower()}_python_type mldd.solvers.petsc.petsc_types.NAME"
+            )
+
+    def _box(self) -> tuple[Any, Any]:
+        """Return the bounds as two Vecs that are freed with this object."""
+        lower, upper = as_vec(self.objective.bounds.lower.clone()), as_vec(self.objective.bounds.upper.clone())
+        self.owned += [lower, upper]
+        return lower, upper
 
     @property
     def plain(self) -> Objective:
@@ -137,7 +196,7 @@ class Callbacks:
         self.finite = math.isfinite(value)
         return value
 
-    def hessian(self) -> tuple[Any, Callable[..., None]] | None:
+    def _hessian(self) -> tuple[Any, Callable[..., None]] | None:
         """Return a Mat of type python with the Hessian's products, and what moves it to a point; None without."""
         if not offers(self.objective, "hessian_product"):
             return None
@@ -146,14 +205,6 @@ class Callbacks:
         mat.setUp()
         self.owned.append(mat)
         return mat, lambda solver, x, H, P: hessian.move(x)
-
-    def check_context(self, solver: Any, named: str) -> None:
-        """Refuse a solver of type python without a context; `named` is the option that gives it one."""
-        if solver.getType() == "python" and solver.getPythonContext() is None:
-            raise ValueError(
-                f"`type` python needs a `solver`, got none; write solver=NAME, or "
-                f"-{solver.getOptionsPrefix() or ''}{named} mldd.solvers.petsc.petsc_types.NAME"
-            )
 
     def run(self) -> None:
         """Run PETSc's solver to its end.
@@ -173,15 +224,20 @@ class Callbacks:
             self.finite = self.finite and all(bool(torch.isfinite(known.g).all()) for known in self._known)
             if self.finite:
                 text = str(error).strip().splitlines()
-                kind = self.solver.getClassName(), self.solver.getType()
-                raise RuntimeError(f"{kind[0].upper()} type {kind[1]!r} failed: {text[-1]} ({text[0]})") from error
+                kind = f"{self.KIND} type {self.solver.getType()!r}"
+                raise RuntimeError(f"{kind} failed: {text[-1]} ({text[0]})") from error
 
+    @abstractmethod
     def _solve(self) -> None:
-        raise NotImplementedError
+        """Call PETSc's solver."""
 
+    @abstractmethod
     def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
-        """Leave stopping to the caller, who says after iteration 0, 1, ... whether to end; no other test holds."""
-        raise NotImplementedError
+        """Leave stopping to the caller, who says after iteration 0, 1, ... whether to end; no other test holds.
+
+        PETSc's own tolerances and limits are switched off, after its options were read; a failed line search still ends
+        it.
+        """
 
     def destroy(self) -> None:
         """Free what PETSc holds. The callbacks make cycles that Python's collector cannot see."""
@@ -192,24 +248,24 @@ class Callbacks:
 
 
 class _Guard:
-    """See `Callbacks.guarded`; a class, because a generator costs more than the copy of a small vector."""
+    """See `PetscProblem.guarded`; a class, because a generator costs more than the copy of a small vector."""
 
-    def __init__(self, callbacks: Callbacks) -> None:
-        self._callbacks = callbacks
+    def __init__(self, problem: PetscProblem) -> None:
+        self._problem = problem
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            self._callbacks.error = error
+            self._problem.error = error
 
 
 class _Hessian:
     """The methods of a PETSc matrix of type python: ``v -> H(x) v + shift v`` by Hessian products of an objective."""
 
-    def __init__(self, callbacks: Callbacks, like: Tensor) -> None:
-        self._callbacks = callbacks
+    def __init__(self, problem: PetscProblem, like: Tensor) -> None:
+        self._problem = problem
         self._x, self._v, self._shift = torch.empty_like(like), torch.empty_like(like), 0.0
 
     def move(self, x: Any) -> None:
@@ -219,8 +275,8 @@ class _Hessian:
 
     def mult(self, mat: Any, v: Any, out: Any) -> None:
         """Write ``H v`` to `out`."""
-        with self._callbacks.guarded():
-            product = self._callbacks.plain.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
+        with self._problem.guarded():
+            product = self._problem.plain.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
             write(product.add(self._v, alpha=self._shift) if self._shift else product, out)
 
     def multTranspose(self, mat: Any, v: Any, out: Any) -> None:  # noqa: N802 (PETSc's name)

@@ -23,7 +23,7 @@ from mldd.algebra import Bounds, Corrected, Objective, Remembered, sampled, unco
 from mldd.command import SOLVERS, current, described, name_of, solver_spec
 from mldd.loop import Solver, State, Status
 from mldd.ranks import as_tensor, load_petsc, read, write
-from mldd.solvers.petsc.petsc_problem import Callbacks
+from mldd.solvers.petsc.petsc_problem import PetscProblem
 
 # What a status means to PETSc; every other one is DIVERGED_USER.
 _TAO_REASONS = {
@@ -108,28 +108,35 @@ class _Context:
         """Return the objective of this step: the one given here, that of the run around it, or PETSc's own."""
         if self.objective is not None:
             return sampled(self.objective, 0 if self.state is None else self.state.step)
-        callbacks = _callbacks(solver)
-        return PetscObjective(solver) if callbacks is None else callbacks.plain
+        problem = _around(solver)
+        return PetscObjective(solver) if problem is None else problem.plain
 
     def _start(self, solver: Any, vec: Any) -> _Point:
-        """Forget the last run, and take `vec` for the iterate."""
+        """Forget the last run, and take `vec`, moved into the bounds, for the iterate."""
         if vec.getComm().getSize() > 1:
             raise ValueError(
                 "mldd's solvers need vectors that are whole on every rank, got one that is distributed; use COMM_SELF"
             )
         self.state = None
-        return _Point(vec, self._of(solver).bounds.lower)
+        bounds = self._of(solver).bounds
+        point = _Point(vec, bounds.lower)
+        point.put(bounds.project(point.x))
+        return point
 
-    def _step(self, f: Remembered, x: Tensor) -> Tensor:
-        assert self.state is not None  # noqa: S101
+    def _step(self, solver: Any, f: Remembered, point: _Point, state: State) -> State:
+        """Do one step of the mldd solver, and let the run around `solver` know its counts and status."""
         stage = _stage(name_of(self.mldd_solver))
         stage.push()
         try:
-            reached, self.state = self.mldd_solver.step(f, x, self.state)
+            reached, self.state = self.mldd_solver.step(f, point.x, state)
             self.state.step += 1
         finally:
             stage.pop()
-        return reached
+        point.put(reached)
+        problem = _around(solver)
+        if problem is not None:
+            problem.inner = self.state
+        return self.state
 
 
 class _Point:
@@ -178,15 +185,12 @@ class TaoSolver(_Context):
         """Iterate until TAO's test or the solver says stop."""
         with _guarded(tao):
             point = self._start(tao, tao.getSolution())
-            point.put(self._of(tao).bounds.project(point.x))
             f = _recalling(tao, self._of(tao), point.x)
             while not self._tested(tao, f, point.x):
                 if self._of(tao) is not f.f:  # another sample
                     f = _recalling(tao, self._of(tao), point.x)
-                if self.state is None:
-                    self.state = self.mldd_solver.init(f, point.x)
-                point.put(self._step(f, point.x))
-                _tell(tao, self.state)
+                state = self.mldd_solver.init(f, point.x) if self.state is None else self.state
+                self._step(tao, f, point, state)
 
     def _tested(self, tao: Any, f: Remembered, x: Tensor) -> bool:
         """Show the iterate to TAO's monitors and test; return whether to end."""
@@ -239,18 +243,15 @@ class SnesSolver(_Context):
         tested = schedule in [getattr(schedules, name) for name in self._TESTED]
         with _guarded(snes):
             point = self._start(snes, x)
-            point.put(self._of(snes).bounds.project(point.x))
             f = _recalling(snes, _shifted(self._of(snes), b, point.x), point.x)
             self.state = self.mldd_solver.init(f, point.x)
             limit, k = snes.getTolerances()[3], 0
             ended = tested and self._tested(snes, f, point.x, 0)
             while not ended and k < limit:
                 for _ in range(self.steps):
-                    point.put(self._step(f, point.x))
-                    if self.state.status is not None:
+                    if self._step(snes, f, point, self.state).status is not None:
                         break
                 k += 1
-                _tell(snes, self.state)
                 ended = tested and self._tested(snes, f, point.x, k)
             if schedule != schedules.NONE and not tested:
                 self._note(snes, f, point.x)
@@ -336,43 +337,35 @@ def _stage(name: str) -> Any:
     return load_petsc().Log.Stage(f"mldd {name}")
 
 
-def _callbacks(solver: Any) -> Callbacks | None:
+def _around(solver: Any) -> PetscProblem | None:
     """Return the run of mldd that `solver` belongs to, if any."""
-    found = solver.getAppCtx() if isinstance(solver, load_petsc().TAO) else solver.getApplicationContext()
-    return found if isinstance(found, Callbacks) else None
+    return solver.appctx if isinstance(solver.appctx, PetscProblem) else None
 
 
 @contextmanager
 def _guarded(solver: Any) -> Iterator[None]:
     """Keep the exception that leaves the block for the run around it, if any."""
-    callbacks = _callbacks(solver)
-    with nullcontext() if callbacks is None else callbacks.guarded():
+    problem = _around(solver)
+    with nullcontext() if problem is None else problem.guarded():
         yield
 
 
 def _lost(solver: Any) -> None:
-    callbacks = _callbacks(solver)
-    if callbacks is not None:
-        callbacks.finite = False
+    problem = _around(solver)
+    if problem is not None:
+        problem.finite = False
 
 
 def _learn(solver: Any, x: Tensor, g: Tensor) -> None:
-    callbacks = _callbacks(solver)
-    if callbacks is not None:
-        callbacks.learn(x, g)
-
-
-def _tell(solver: Any, state: State) -> None:
-    """Let the run around `solver` know the solver's counts and status."""
-    callbacks = _callbacks(solver)
-    if callbacks is not None:
-        callbacks.inner = state
+    problem = _around(solver)
+    if problem is not None:
+        problem.learn(x, g)
 
 
 def _recalling(solver: Any, objective: Objective, x: Tensor) -> Remembered:
     """Return the objective with what the run around `solver` knows of its gradient at `x`."""
-    f, callbacks = Remembered(objective), _callbacks(solver)
-    g = None if callbacks is None or objective is not callbacks.plain else callbacks.known_at(x)
+    f, problem = Remembered(objective), _around(solver)
+    g = None if problem is None or objective is not problem.plain else problem.known_at(x)
     if g is not None:
         f.keep(x, g)
     return f

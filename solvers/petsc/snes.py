@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mldd.algebra import Objective
 from mldd.loop import Solver
-from mldd.solvers.petsc.petsc_coroutine import PetscState, advance, start
+from mldd.solvers.petsc.petsc_solver import PetscSolver
 from mldd.solvers.petsc.petsc_types import SnesSolver
 from mldd.solvers.petsc.snes_problem import SnesProblem
 
 
 @dataclass(frozen=True)
-class Snes:
+class Snes(PetscSolver):
     r"""Any SNES solver for ``F(x) = grad f(x) = 0``, one iteration per step.
 
     With `npc`, a nonlinear preconditioner: the map G of `npc_steps` steps of an mldd solver, made anew each time. From
@@ -68,18 +68,6 @@ class Snes:
         if self.npc is not None and self.type == "python":
             raise ValueError("`npc` is for types of PETSc, got `type` python; use its `solver`")
 
-    def init(self, objective: Objective, x: Tensor) -> PetscState:
-        """Return the state of a run that is set up.
-
-        Raises
-        ------
-        ImportError
-            PETSc or greenlet is missing.
-        ValueError
-            The method does not fit the objective, see `mldd.solvers.petsc.snes_problem.SnesProblem`.
-        """
-        return start(lambda: self._problem(objective, x), x)
-
     def _problem(self, objective: Objective, x: Tensor) -> SnesProblem:
         def configure(snes: Any) -> None:
             if self.solver is not None:
@@ -89,17 +77,4 @@ class Snes:
                 npc.setType("python")
                 npc.setPythonContext(SnesSolver(self.npc, steps=self.npc_steps))
 
-        return SnesProblem(objective, x, self.type, self.prefix, self.npc_side, configure)
-
-    def step(self, objective: Objective, x: Tensor, state: PetscState) -> tuple[Tensor, PetscState]:
-        """Do one SNES iteration and write the iterate to `x`.
-
-        Raises
-        ------
-        ValueError
-            The method does not fit the objective, see `mldd.solvers.petsc.snes_problem.SnesProblem`.
-        RuntimeError
-            PETSc reports an error.
-        """
-        advance(lambda: self._problem(objective, x), objective, x, state)
-        return x, state
+        return SnesProblem(objective, x, self.type, self.prefix, configure, side=self.npc_side)

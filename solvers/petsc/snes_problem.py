@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mldd.algebra import Objective, offers
-from mldd.ranks import as_vec, load_petsc
-from mldd.solvers.petsc.petsc_problem import Callbacks
+from mldd.ranks import load_petsc
+from mldd.solvers.petsc.petsc_problem import UNLIMITED, PetscProblem
 
 # The types that can be set up from callbacks alone: nasm, aspin, fas and others want a grid (DM) of PETSc's.
 NEWTON = ("newtonls", "newtontr", "vinewtonrsls")
@@ -19,10 +19,9 @@ BOUNDED = ("vinewtonrsls", "python")
 LEFT_ONLY = ("ncg", "nrichardson")
 # They compare values by their ratios, which is wrong for energies below zero; without values they compare norms of F.
 WITHOUT_VALUES = ("ngmres", "anderson")
-_UNLIMITED = 2**30  # one more is still a whole number of PETSc's
 
 
-class SnesProblem(Callbacks):
+class SnesProblem(PetscProblem):
     """A SNES solver for ``F(x) = grad f(x) = 0`` on this rank; line searches and trust regions get f, too.
 
     The Jacobian is a Mat of type python with the Hessian's products where the objective offers them, and differences of
@@ -31,24 +30,14 @@ class SnesProblem(Callbacks):
 
     Parameters
     ----------
-    objective : Objective
-    x : Tensor, shape (n,)
-        Start, see `mldd.solvers.petsc.petsc_problem.Callbacks`.
-    type : str
-        SNES's name of the method; the option ``-snes_type`` (with the prefix) wins.
-    prefix : str
-        Of the options in PETSc's database that belong to this solver.
+    objective, x, type, prefix, configure
+        See `PetscProblem`; `configure` sets a nonlinear preconditioner.
     side : {"auto", "left", "right"}
         Of a nonlinear preconditioner. "auto" is right where the type knows both, left for ncg and nrichardson. Newton
         types with a left one work on ``x - G(x)``, whose Jacobian they take from differences.
-    configure : callable, optional
-        Called with the SNES object before the options are read: to set a nonlinear preconditioner.
-
-    Raises
-    ------
-    ValueError
-        A type that does not exist, does not honour the bounds or cannot be used here, or a side it does not know.
     """
+
+    KIND = "SNES"
 
     def __init__(
         self,
@@ -56,55 +45,14 @@ class SnesProblem(Callbacks):
         x: Tensor,
         type: str,  # noqa: A002 (SNES's word)
         prefix: str = "",
-        side: str = "auto",
         configure: Callable[[Any], None] = lambda snes: None,
+        *,
+        side: str = "auto",
     ) -> None:
-        super().__init__(objective, x, load_petsc().SNES().create(load_petsc().COMM_SELF))
-        try:
-            self._set_up(type, prefix, side, configure)
-        except BaseException as error:
-            self.destroy()
-            raise (self.error or error) from None
+        self._side = side
+        super().__init__(objective, x, type, prefix, configure)
 
-    def _set_up(self, type: str, prefix: str, side: str, configure: Callable[[Any], None]) -> None:  # noqa: A002
-        snes, residual = self.solver, self.solution.duplicate()
-        self.owned.append(residual)
-        type = load_petsc().Options(prefix).getString("snes_type", type)  # noqa: A001
-        self._check_type(type, side)
-        snes.setApplicationContext(self)
-        snes.setOptionsPrefix(prefix)
-        snes.setType(type)
-        snes.setFunction(self.gradient, residual)
-        left = type in LEFT_ONLY or side == "left"
-        if type not in WITHOUT_VALUES and not (type in NEWTON and left):
-            snes.setObjective(self.value)
-        snes.setNPCSide(load_petsc().PC.Side.LEFT if left else load_petsc().PC.Side.RIGHT)
-        if type in NEWTON:
-            self._set_jacobian(snes, by_differences=left)
-        if not self.objective.bounds.is_free:
-            box = [as_vec(bound.clone()) for bound in (self.objective.bounds.lower, self.objective.bounds.upper)]
-            self.owned += box
-            if type != "python":
-                snes.setVariableBounds(*box)
-        configure(snes)
-        snes.setFromOptions()
-        self.check_context(snes, "snes_python_type")
-        while snes.hasNPC():
-            snes = snes.getNPC()
-            snes.setApplicationContext(self)
-            self.check_context(snes, "snes_python_type")
-
-    def _set_jacobian(self, snes: Any, by_differences: bool) -> None:
-        hessian = None if by_differences else self.hessian()
-        if hessian is None:
-            snes.setUseMF(True)
-        else:
-            snes.setJacobian(hessian[1], hessian[0], hessian[0])
-            snes.getKSP().setType("stcg")  # the Hessian is symmetric, and along negative curvature this goes on
-        snes.getKSP().getPC().setType("none")
-
-    def _check_type(self, type: str, side: str) -> None:  # noqa: A002
-        known = sorted(v for k, v in vars(load_petsc().SNES.Type).items() if k.isupper())
+    def _check_type(self, type: str, known: set[str]) -> None:  # noqa: A002
         if type not in known:
             raise ValueError(f"`type` must be a SNES type of this PETSc, one of {' '.join(TYPES)}, got {type!r}")
         if type == "aspin":
@@ -119,8 +67,35 @@ class SnesProblem(Callbacks):
             )
         if type == "newtontr" and not offers(self.objective, "hessian_product"):
             raise ValueError(f"SNES type {type!r} needs an objective with `hessian_product`, got none; use newtonls")
-        if type in LEFT_ONLY and side == "right":
+        if type in LEFT_ONLY and self._side == "right":
             raise ValueError(f"SNES type {type!r} knows a left preconditioner only, got side right; use left or ngmres")
+
+    def _set_up(self, type: str) -> None:  # noqa: A002
+        snes, residual = self.solver, self.solution.duplicate()
+        self.owned.append(residual)
+        snes.setFunction(self.gradient, residual)
+        left = type in LEFT_ONLY or self._side == "left"
+        if type not in WITHOUT_VALUES and not (type in NEWTON and left):
+            snes.setObjective(self.value)
+        snes.setNPCSide(load_petsc().PC.Side.LEFT if left else load_petsc().PC.Side.RIGHT)
+        if type in NEWTON:
+            self._set_jacobian(snes, by_differences=left)
+        if type != "python" and not self.objective.bounds.is_free:
+            snes.setVariableBounds(*self._box())
+
+    def _set_jacobian(self, snes: Any, by_differences: bool) -> None:
+        hessian = None if by_differences else self._hessian()
+        if hessian is None:
+            snes.setUseMF(True)
+        else:
+            snes.setJacobian(hessian[1], hessian[0], hessian[0])
+            snes.getKSP().setType("stcg")  # the Hessian is symmetric, and along negative curvature this goes on
+        snes.getKSP().getPC().setType("none")
+
+    def _adopt(self, solver: Any) -> None:
+        super()._adopt(solver)
+        if solver.hasNPC():
+            self._adopt(solver.getNPC())
 
     def _solve(self) -> None:
         self.solver.solve(None, self.solution)
@@ -129,7 +104,7 @@ class SnesProblem(Callbacks):
         self.finite = self.finite and self.solver.getConvergedReason() not in lost
 
     def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
-        """Switch off SNES's tolerances and limits, after its options were read. A failed line search still ends it."""
+        """See `PetscProblem.hand_over`."""
         reasons = load_petsc().SNES.ConvergedReason
 
         def test(snes: Any, iteration: int, norms: tuple[float, float, float]) -> int:
@@ -137,7 +112,7 @@ class SnesProblem(Callbacks):
                 return int(reasons.DIVERGED_FUNCTION_NANORINF)
             return int(reasons.CONVERGED_USER if end_of_iteration(iteration) else reasons.ITERATING)
 
-        self.solver.setTolerances(rtol=0.0, atol=0.0, stol=0.0, max_it=_UNLIMITED)
+        self.solver.setTolerances(rtol=0.0, atol=0.0, stol=0.0, max_it=UNLIMITED)
         self.solver.setMaxFunctionEvaluations(-1)
-        self.solver.setMaxKSPFailures(_UNLIMITED)  # an inexact direction is one, too: line search or radius judge it
+        self.solver.setMaxKSPFailures(UNLIMITED)  # an inexact direction is one, too: line search or radius judge it
         self.solver.setConvergenceTest(test)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mldd.algebra import Objective
 from mldd.loop import Solver
-from mldd.solvers.petsc.petsc_coroutine import PetscState, advance, start
+from mldd.solvers.petsc.petsc_solver import PetscSolver
 from mldd.solvers.petsc.petsc_types import TaoSolver
 from mldd.solvers.petsc.tao_problem import TaoProblem
 
 
 @dataclass(frozen=True)
-class Tao:
+class Tao(PetscSolver):
     """Any TAO solver, one iteration per step.
 
     The loop that calls `step` decides when to stop; TAO's own tolerances and limits (``-tao_gatol``, ``-tao_max_it``)
@@ -49,34 +49,9 @@ class Tao:
         if self.solver is not None and self.type != "python":
             raise ValueError(f"`solver` is for `type` python, got {self.type!r}; leave one of them out")
 
-    def init(self, objective: Objective, x: Tensor) -> PetscState:
-        """Return the state of a run that is set up.
-
-        Raises
-        ------
-        ImportError
-            PETSc or greenlet is missing.
-        ValueError
-            The method does not fit the objective, see `mldd.solvers.petsc.tao_problem.TaoProblem`.
-        """
-        return start(lambda: self._problem(objective, x), x)
-
     def _problem(self, objective: Objective, x: Tensor) -> TaoProblem:
         def configure(tao: Any) -> None:
             if self.solver is not None:
                 tao.setPythonContext(TaoSolver(self.solver))
 
         return TaoProblem(objective, x, self.type, self.prefix, configure)
-
-    def step(self, objective: Objective, x: Tensor, state: PetscState) -> tuple[Tensor, PetscState]:
-        """Do one TAO iteration and write the iterate to `x`.
-
-        Raises
-        ------
-        ValueError
-            The method does not fit the objective, see `mldd.solvers.petsc.tao_problem.TaoProblem`.
-        RuntimeError
-            PETSc reports an error.
-        """
-        advance(lambda: self._problem(objective, x), objective, x, state)
-        return x, state

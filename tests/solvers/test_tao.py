@@ -72,8 +72,8 @@ def test_stepwise_equals_one_call_of_tao(type):
         if k == 12:
             tao.setConvergedReason(load_petsc().TAO.ConvergedReason.CONVERGED_USER)
 
-    problem.tao.setTolerances(0.0, 0.0, 0.0)
-    problem.tao.setConvergenceTest(note)
+    problem.solver.setTolerances(0.0, 0.0, 0.0)
+    problem.solver.setConvergenceTest(note)
     with counting() as cost:
         problem.run()
     problem.destroy()
@@ -98,7 +98,7 @@ def test_gradients_are_as_many_as_tao_says(type):
 
     def ask(x, state, history):
         if state.run is not None:
-            iterations.append(state.run.session.problem.tao.getIterationNumber())
+            iterations.append(state.run.session.problem.solver.getIterationNumber())
 
     class Counting(f.__class__):
         def value_and_gradient(self, x):
@@ -239,7 +239,7 @@ def test_options_and_prefix():
     insert_options(["-probe_tao_type", "bncg", "-probe_tao_max_it", "2"])
     try:
         result = minimise(f, x, Tao(prefix="probe_"), stop=Stop(5))
-        assert result.state.run.session.problem.tao.getType() == "bncg"
+        assert result.state.run.session.problem.solver.getType() == "bncg"
         assert result.record.step == 5  # the loop's limit holds, not TAO's
     finally:
         for name in ("probe_tao_type", "probe_tao_max_it"):
@@ -261,3 +261,9 @@ def test_a_type_that_does_not_fit_is_refused():
         minimise(f, x, Tao("lmvm"), stop=Stop(2))
     with pytest.raises(ValueError, match="got 'nonsense'"):
         minimise(f, x, Tao("nonsense"), stop=Stop(2))
+    insert_options(["-probe_tao_type", "nonsense"])
+    try:
+        with pytest.raises(ValueError, match="`type` must be a TAO type of this PETSc, one of .*got 'nonsense'"):
+            minimise(f, x, Tao(prefix="probe_"), stop=Stop(2))
+    finally:
+        load_petsc().Options().delValue("probe_tao_type")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import importlib
 import weakref
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from mldd.algebra import Objective, remember
 from mldd.loop import State, Status
 from mldd.ranks import load_petsc, read
-from mldd.solvers.petsc.petsc_problem import Callbacks
+from mldd.solvers.petsc.petsc_problem import PetscProblem
 
 
 def greenlets() -> Any:
@@ -41,13 +41,12 @@ def greenlets() -> Any:
 class Session:
     """One run of a PETSc solver inside a greenlet."""
 
-    def __init__(self, problem: Callbacks) -> None:
+    def __init__(self, problem: PetscProblem) -> None:
         self._greenlet = greenlets()
         self.problem = problem
         self._coroutine = self._greenlet.greenlet(problem.run)
         self._iteration = 0
         self._ending = False
-        self.reason = 0
         problem.hand_over(self._end_of_iteration)
 
     def _end_of_iteration(self, iteration: int) -> bool:
@@ -75,8 +74,6 @@ class Session:
         except BaseException:
             self.problem.destroy()
             raise
-        if self.ended:
-            self.reason = int(self.problem.solver.getConvergedReason())
 
     def end(self) -> None:
         """Let PETSc leave its loop by its own door, and free what it holds."""
@@ -132,45 +129,62 @@ class PetscState(State):
     resumable: bool = False
 
 
-def start(make: Callable[[], Callbacks], x: Tensor) -> PetscState:
-    """Return the state of a run at `x` that `make` sets up.
+class PetscSolver(ABC):
+    """A solver of PETSc as an mldd solver: one step is one of its iterations."""
 
-    Raises
-    ------
-    ImportError
-        PETSc or greenlet is missing.
-    """
-    load_petsc()
-    greenlets()
-    run = Run(Session(make()))
-    run.hand_out(x)
-    return PetscState(run=run)
+    @abstractmethod
+    def _problem(self, objective: Objective, x: Tensor) -> PetscProblem:
+        """Return PETSc's solver, set up for `objective` at `x`."""
 
+    def init(self, objective: Objective, x: Tensor) -> PetscState:
+        """Return the state of a run that is set up.
 
-def advance(make: Callable[[], Callbacks], objective: Objective, x: Tensor, state: PetscState) -> None:
-    """Do one iteration of PETSc and write the iterate to `x`; `make` sets PETSc up where no run stands at `x`."""
-    if state.run is not None and not state.run.stands_at(x):
-        state.run.end()
-        state.run = None
-    if state.run is None:
-        state.run = Run(Session(make()))
-    run = state.run
-    session, problem = run.session, run.session.problem
-    problem.renew(objective, x)
-    session.advance()
-    if problem.finite:
-        read(problem.solution, x)
-        g = problem.known_at_solution(x)
-        if g is not None:
-            remember(objective, x, g)
-    inner = problem.inner
-    if inner is not None:
-        state.level, state.accepted, state.rejected = inner.level, inner.accepted, inner.rejected
-    if session.ended:
-        state.reason = session.reason
-        own = Status.stalled if problem.finite else Status.diverged
-        state.status = own if inner is None or inner.status is None else inner.status
-        run.end()
-        state.run = None
-    else:
+        Raises
+        ------
+        ImportError
+            PETSc or greenlet is missing.
+        ValueError
+            The method does not fit the objective, see `TaoProblem` and `SnesProblem`.
+        """
+        load_petsc()
+        greenlets()
+        run = Run(Session(self._problem(objective, x)))
         run.hand_out(x)
+        return PetscState(run=run)
+
+    def step(self, objective: Objective, x: Tensor, state: PetscState) -> tuple[Tensor, PetscState]:
+        """Do one iteration of PETSc and write the iterate to `x`; PETSc is set up anew where no run stands at `x`.
+
+        Raises
+        ------
+        ValueError
+            The method does not fit the objective, see `TaoProblem` and `SnesProblem`.
+        RuntimeError
+            PETSc reports an error.
+        """
+        if state.run is not None and not state.run.stands_at(x):
+            state.run.end()
+            state.run = None
+        if state.run is None:
+            state.run = Run(Session(self._problem(objective, x)))
+        run = state.run
+        session, problem = run.session, run.session.problem
+        problem.renew(objective, x)
+        session.advance()
+        if problem.finite:
+            read(problem.solution, x)
+            g = problem.known_at_solution(x)
+            if g is not None:
+                remember(objective, x, g)
+        inner = problem.inner
+        if inner is not None:
+            state.level, state.accepted, state.rejected = inner.level, inner.accepted, inner.rejected
+        if session.ended:
+            state.reason = int(problem.solver.getConvergedReason())
+            own = Status.stalled if problem.finite else Status.diverged
+            state.status = own if inner is None or inner.status is None else inner.status
+            run.end()
+            state.run = None
+        else:
+            run.hand_out(x)
+        return x, state
