@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,12 +27,11 @@ from mldd.problems.nets import (
 )
 
 Floats = NDArray[np.float64]
-Model = Literal["sage", "gcn", "gin", "gat", "epd"]
 # Activations, relu for the others. GIN's last layer has as few hidden units as outputs: a single ReLU is often dead.
 _USUAL = {"epd": "silu", "gat": "elu", "gin": "elu"}
 
 
-def network(model: Model, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
+def network(model: str, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
     """Return the network; `layers` are the rounds of message passing inside the mesh for `epd`."""
     act: Any = _USUAL.get(model, "relu") if activation == "auto" else activation
     if model == "epd":

@@ -23,6 +23,7 @@ from mldd.problems.forecasts.forecast_metrics import scored
 from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.nets import Ints, MiniBatches
+from mldd.problems.nets.layers import layer_kinds, layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -39,7 +40,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
 }
 _CHOICES = {
-    "model": ("sage", "gcn", "gin", "gat", "epd"),
     "edges": ("auto", "knn", "radius", "grid", "mesh"),
     "gaps": ("mask", "refuse"),
     "base": ("persistence", "linear"),
@@ -65,7 +65,8 @@ class Forecasting(Problem):
     ----------
     name : str or Series
         `era5-uk`, `molene`, `metr-la`, a file (`.nc`, `.zarr`, `.npz`), or the series itself.
-    model : {"sage", "gcn", "gin", "gat", "epd"}
+    model : str
+        Kind of layer (`mldd.problems.nets.layers`), or epd: an encode-process-decode network.
     horizon : int or tuple of int
         Lead time in steps of the series, or several: one output each.
     variable : tuple of str
@@ -129,7 +130,7 @@ class Forecasting(Problem):
     """
 
     name: str | Series = "era5-uk"
-    model: Literal["sage", "gcn", "gin", "gat", "epd"] = "sage"
+    model: str = "sage"
     horizon: int | tuple[int, ...] = 6
     variable: tuple[str, ...] = ()
     history: int = 6
@@ -163,6 +164,9 @@ class Forecasting(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
+        if self.model != "epd" and self.model not in layer_kinds() and ":" not in self.model:
+            kinds = ", ".join([*layer_kinds(), "epd"])
+            raise ValueError(f"`model` must be one of {kinds}, or file.py:Class, got {self.model!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -176,7 +180,7 @@ class Forecasting(Problem):
                 "`rollout` needs one horizon, base=persistence and a model other than epd, got "
                 f"horizon={self.horizon}, base={self.base}, model={self.model}"
             )
-        if self.weighted and self.model not in ("sage", "gcn"):
+        if self.weighted and (self.model == "epd" or not layer_of(self.model).weightable):
             raise ValueError(f"`weighted` needs the model sage or gcn, got {self.model}; leave it out")
         if not 0 <= self.decay < np.inf:
             raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
