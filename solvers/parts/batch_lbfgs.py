@@ -17,6 +17,9 @@ from mldd.loop import State, Status
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
+_NOISE = 10  # the relative rounding error of a value, in units of the last place
+_PATIENCE = 50  # steps without progress before a row rests; gradients of L-BFGS may grow for tens of steps
+
 
 @dataclass
 class RowPairs:
@@ -220,6 +223,10 @@ class BatchLbfgsState(State):
     gradient : Tensor or None
     live : Tensor, shape (p,), bool, on the CPU
         Rows that can still be improved from this point.
+    lowest, smallest : Tensor, shape (p,), float64, on the CPU
+        Value and norm of the gradient that a row must get below to make progress.
+    idle : Tensor, shape (p,), int64, on the CPU
+        Steps since a row made progress.
     evaluations : int
         Evaluations (of all rows at once) in line searches so far.
     """
@@ -228,6 +235,9 @@ class BatchLbfgsState(State):
     values: Tensor = field(default_factory=lambda: torch.empty(0))
     gradient: Tensor | None = field(default=None, repr=False)
     live: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    lowest: Tensor = field(default_factory=lambda: torch.empty(0))
+    smallest: Tensor = field(default_factory=lambda: torch.empty(0))
+    idle: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     evaluations: int = 0
 
 
@@ -238,8 +248,11 @@ class BatchLBFGS:
     A step does one line search per row, all of them side by side: each trial round is one evaluation of the batch. Rows
     that are done wait at the lowest point they found; a row that is not finite stays where it is and disturbs no other.
     A row whose search fails tries once more from the direction of steepest descent with its memory cleared; if that
-    fails too, it rests until the batch is moved from outside. When all rows rest, the state says `Status.stalled`
-    (nothing if all are stationary, `Status.diverged` if none is finite). Padding must have a zero gradient.
+    fails too, it rests until the batch is moved from outside. So does a row that made no progress in 50 steps: its
+    value fell by no more than rounding and the norm of its gradient did not halve. Next to a minimiser searches succeed
+    or fail by the last digit, so that a failed search alone may be long in coming. When all rows rest, the state says
+    `Status.stalled` (nothing if all are stationary, `Status.diverged` if none is finite). Padding must have a zero
+    gradient.
 
     Parameters
     ----------
@@ -288,7 +301,14 @@ class BatchLBFGS:
         rows = _rows(x)
         p = len(rows)
         values, live = torch.full((p,), math.nan, dtype=torch.float64), torch.zeros(p, dtype=torch.bool)
-        return BatchLbfgsState(pairs=RowPairs.empty(rows, self.memory), values=values, live=live)
+        return BatchLbfgsState(
+            pairs=RowPairs.empty(rows, self.memory),
+            values=values,
+            live=live,
+            lowest=values.clone(),
+            smallest=torch.full_like(values, math.inf),
+            idle=torch.zeros(p, dtype=torch.int64),
+        )
 
     def step(self, objective: Objective, x: Tensor, state: BatchLbfgsState) -> tuple[Tensor, BatchLbfgsState]:
         """Do one step of every row, in place."""
@@ -298,6 +318,9 @@ class BatchLBFGS:
         if g is not state.gradient:  # the first step, another sample, or rows that were moved from outside
             state.values.copy_(objective.value(x).reshape(-1))
             state.live.copy_(torch.isfinite(state.values))
+            state.lowest.copy_(state.values)
+            state.smallest.fill_(math.inf)
+            state.idle.zero_()
         live = state.live.numpy().copy()
         g, found = self._advance(objective, x, g, state, live)
         again = live & ~found & (state.pairs.count > 0).cpu().numpy()
@@ -305,7 +328,7 @@ class BatchLBFGS:
             state.pairs.clear(torch.from_numpy(again).to(x.device))
             g, more = self._advance(objective, x, g, state, again)
             found |= more
-        state.live.copy_(torch.from_numpy(live & found))
+        state.live.copy_(torch.from_numpy(live & found) & _progresses(state, g))
         state.status = None if bool(state.live.any()) else _failure(g)
         state.gradient = g
         remember(objective, x, g)
@@ -330,7 +353,7 @@ class BatchLBFGS:
         start = np.stack([np.zeros_like(slopes), state.values.numpy(), slopes])
         with np.errstate(all="ignore"):  # without pairs d = -g: a step of length one at most
             t = np.where((state.pairs.count > 0).cpu().numpy(), 1.0, np.minimum(1.0, 1.0 / np.sqrt(-slopes)))
-        search = WolfeSearches(start, t, live, self.c1, self.c2, 10 * torch.finfo(x.dtype).eps)
+        search = WolfeSearches(start, t, live, self.c1, self.c2, _NOISE * torch.finfo(x.dtype).eps)
         lowest = self._search(objective, x, d, g, search, state)
         found = search.found & live
         step = d * _column(search.low[0], x)
@@ -356,6 +379,21 @@ class BatchLBFGS:
             state.evaluations += 1
             left -= 1
         return lowest
+
+
+def _progresses(state: BatchLbfgsState, g: Tensor) -> Tensor:
+    """Take note of the step that led to the gradients `g`; return the rows whose last progress is not long ago.
+
+    A value falls by more than rounding, and between two such falls a gradient halves, only so many times: every row
+    rests in the end.
+    """
+    norms = torch.linalg.vector_norm(_rows(g), dim=1).double().cpu()
+    fell = state.values < state.lowest - _NOISE * torch.finfo(g.dtype).eps * state.lowest.abs()
+    progress = fell | (norms < 0.5 * state.smallest)
+    state.lowest = torch.where(fell, state.values, state.lowest)
+    state.smallest = torch.where(progress, norms, state.smallest)
+    state.idle = torch.where(progress, 0, state.idle + 1)
+    return state.idle < _PATIENCE
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -154,10 +154,17 @@ def test_stationary_rows_do_not_move_and_cost_nothing():
     assert not x.any() and state.evaluations == 0 and state.status is None
 
 
+def test_a_row_at_the_rounding_error_of_its_value_rests():
+    # Done after some 80 steps; the norm of its gradient, a few times 1e-14, may halve by luck once or twice after that.
+    x, state, _ = _run(Batch(MEMBERS[1:2]), _starts()[1:2], BatchLBFGS(), 300)
+    assert state.status is Status.stalled and not state.live.any()
+    torch.testing.assert_close(x[0], MEMBERS[1].solution(), rtol=0, atol=1e-10)
+
+
 def test_rows_moved_from_outside_wake_up():
     solver, f, x = BatchLBFGS(), Remembered(Batch(MEMBERS[1:3])), _starts()[1:3].clone()
     state = solver.init(f, x)
-    for _ in range(200):
+    for _ in range(300):  # long enough for the well-conditioned row to rest
         x, state = solver.step(f, x, state)
     assert not state.live.all()
     x.add_(1.0)
