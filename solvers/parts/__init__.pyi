@@ -13,6 +13,7 @@ from .quasi_newton import inner as inner
 from .quasi_newton import numbers as numbers
 from .row_scaling import Rows as Rows
 from .row_scaling import layout_of as layout_of
+from .subspace import Probed as Probed
 from .subspace import Subspace as Subspace
 from .sweep import Memory as Memory
 from .sweep import Order as Order
