@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mldd.algebra import Bounds, Objective, offers, product_price
 from mldd.loop import State
-from mldd.solvers.parts import Pairs
+from mldd.solvers.parts import Secant
 
 Curvature = Literal["auto", "none", "exact", "diagonal", "lbfgs"]
 
@@ -87,7 +87,8 @@ class AdaGrad:
         curvature_of(self, objective)
         state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
         if self.curvature == "lbfgs":
-            state.pairs, state.last_x, state.last_g = Pairs.empty(x, self.memory), x.clone(), torch.zeros_like(x)
+            state.pairs = Secant.empty(x, self.memory, "bfgs", sigma=1.0)
+            state.last_x, state.last_g = x.clone(), torch.zeros_like(x)
         return state
 
     def step(self, objective: Objective, x: Tensor, state: AdaGradState) -> tuple[Tensor, AdaGradState]:
@@ -112,7 +113,7 @@ class AdaGradState(State):
 
     squares: Tensor = field(default_factory=lambda: torch.empty(0))
     scratch: Tensor = field(default_factory=lambda: torch.empty(0))
-    pairs: Pairs = field(default_factory=lambda: Pairs.empty(torch.empty(0), 0))
+    pairs: Secant = field(default_factory=lambda: Secant.empty(torch.empty(0), 0))
     last_x: Tensor = field(default_factory=lambda: torch.empty(0))
     last_g: Tensor = field(default_factory=lambda: torch.empty(0))
     learned: int = 0

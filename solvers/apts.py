@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Bounds,
     Combine,
     Decomposition,
+    MatrixTransfer,
     Objective,
     Remembered,
     SharedDecomposition,
     split,
-    value_and_gradient,
 )
 from mldd.loop import State, Status
 from mldd.ranks import SERIAL, Communicator
-from mldd.solvers.parts import Floats, column, inner, numbers
+from mldd.solvers.parts import Floats, Probed, column, inner, numbers
 from mldd.solvers.trust_region import Model, Norm, TrustRegion, TrustRegionState
 
 
@@ -237,22 +236,23 @@ class Apts:
         assert whole.gradient is not None  # noqa: S101
         rows = torch.cat([rows, state.previous[None]])
         pieces = split(rows, self.decomposition.blocks)
-        small = Slice(objective, x.clone(), orthonormal(pieces), whole.gradient)
+        small = Probed(objective, x.clone(), MatrixTransfer(orthonormal(pieces).t()))
         z, f = x.new_zeros(small.size), Remembered(small)
         mine = self.coarse.fresh(z)
         mine.radius = whole.radius
         mine.confine(torch.zeros_like(z), whole.radius)
-        mine.values, mine.gradient = whole.values, small.restrict(whole.gradient)
+        mine.values, mine.gradient = whole.values, small.transfer.restrict(whole.gradient)
         f.keep(z, mine.gradient)
-        self.coarse.settle(f, z, small.restrict(s), decrease, mine)
+        self.coarse.settle(f, z, small.transfer.restrict(s), decrease, mine)
         judged = mine.radius
         for _ in range(self.span - 1):
             if mine.status is None:
                 self.coarse.advance(f, z, mine)
         mine.radius = torch.maximum(judged, torch.from_numpy(self.coarse.length(z)))
-        self.globally.follow(objective, x, small.prolong(z), small.gradient_at(z), mine, whole)
-        if bool((z != 0).any()):
-            state.previous.copy_(small.prolong(z))
+        moved, step = bool((z != 0).any()), small.transfer.prolong(z)
+        self.globally.follow(objective, x, step, small.whole_gradient(z) if moved else whole.gradient, mine, whole)
+        if moved:
+            state.previous.copy_(step)
 
     def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Floats]:
         """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p,)."""
@@ -315,66 +315,6 @@ class AptsState(State):
     stuck: list[bool] = field(default_factory=lambda: [False, False])
     previous: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     dropped: int = 0
-
-
-@dataclass
-class Slice:
-    """``z -> f(x + z Q)`` for orthonormal rows of Q, remembering the whole gradients of the last two points.
-
-    Parameters
-    ----------
-    f : Objective
-        Without bounds.
-    x : Tensor, shape (n,)
-    Q : Tensor, shape (k, n)
-    g : Tensor, shape (n,)
-        Gradient at x.
-    """
-
-    f: Objective
-    x: Tensor
-    Q: Tensor
-    g: Tensor
-    _known: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """Dimension k."""
-        return len(self.Q)
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """No bounds."""
-        return Bounds.free(self.size, dtype=self.x.dtype, device=self.x.device)
-
-    def prolong(self, z: Tensor) -> Tensor:
-        """Return ``z Q``."""
-        return z @ self.Q
-
-    def restrict(self, g: Tensor) -> Tensor:
-        """Return ``Q g``."""
-        return self.Q @ g
-
-    def value(self, z: Tensor) -> Tensor:
-        """Return the value."""
-        return self.f.value(self.x + self.prolong(z))
-
-    def gradient(self, z: Tensor) -> Tensor:
-        """Return the gradient with respect to z."""
-        return self.value_and_gradient(z)[1]
-
-    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
-        value, g = value_and_gradient(self.f, self.x + self.prolong(z))
-        self._known = [*self._known[-1:], (z.clone(), g)]
-        return value, self.restrict(g)
-
-    def gradient_at(self, z: Tensor) -> Tensor:
-        """Return the whole gradient at ``x + z Q``."""
-        if not bool((z != 0).any()):
-            return self.g
-        known = [g for point, g in self._known if torch.equal(point, z)]
-        return known[0] if known else self.f.gradient(self.x + self.prolong(z))
 
 
 def orthonormal(rows: Tensor) -> Tensor:

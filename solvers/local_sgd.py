@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from mldd.algebra import Bounds, Decomposition, Objective, Remembered, SharedDecomposition, sampled
+from mldd.algebra import Around, Decomposition, Objective, Remembered, SharedDecomposition, layers_of, sampled
 from mldd.loop import Solver, State
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.baselines import Adam, Sgd, SgdState
@@ -42,13 +42,14 @@ class FreshSamples:
 
 def resampled(f: Objective, number: int) -> Objective:
     """Return `f` with sample `number` of what it is composed of; `f` itself where nothing is stochastic."""
-    inner = getattr(f, "f", None)
-    if inner is None:
-        return sampled(f, number)
-    changed = resampled(inner, number)
-    if changed is inner:
+    *outer, core = layers_of(f)
+    changed = sampled(core, number)
+    if changed is core:
         return f
-    return changed if isinstance(f, Remembered) else replace(f, f=changed)  # type: ignore[type-var]
+    for layer in reversed(outer):
+        if not isinstance(layer, Remembered):
+            changed = replace(layer, f=changed)
+    return changed
 
 
 def _averaging(
@@ -209,25 +210,16 @@ class DiLoCo:
 
 
 @dataclass(frozen=True)
-class Known:
-    """`f` with a gradient that is given: what a first-order solver sees of a pseudo-gradient."""
+class Known(Around):
+    """`f` with a gradient that is given: what a first-order solver sees of a pseudo-gradient.
 
-    f: Objective
+    Parameters
+    ----------
+    f : Objective
+    g : Tensor, shape (n,)
+    """
+
     g: Tensor
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return self.f.size
-
-    @property
-    def bounds(self) -> Bounds:
-        """The box of `f`."""
-        return self.f.bounds
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the value of `f`."""
-        return self.f.value(x)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return what was given."""

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Bounds,
+    Around,
     Corrected,
     Decomposition,
     Level,
     LocalRestrictions,
     Objective,
     Remembered,
+    layers_of,
     on_this_rank,
     value_and_gradient,
+    without_memory,
 )
 from mldd.loop import State
 from mldd.solvers.newton import NewtonCG
@@ -43,7 +45,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Proximal:
+class Proximal(Around):
     """Local models with a proximal term, ``f(y) + mu/2 ||y - y0||^2``.
 
     Parameters
@@ -53,19 +55,8 @@ class Proximal:
     y0 : Tensor, shape (p, m)
     """
 
-    f: Objective
     mu: float
     y0: Tensor
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns of a row."""
-        return self.f.size
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds of `f`."""
-        return self.f.bounds
 
     def _term(self, y: Tensor) -> Tensor:
         return 0.5 * self.mu * (y - self.y0).square().sum(-1)
@@ -85,7 +76,11 @@ class Proximal:
 
     def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
         """Return ``(H(y) + mu) v``."""
-        return self.f.hessian_product(y, v) + self.mu * v  # type: ignore[attr-defined, no-any-return]
+        return super().hessian_product(y, v) + self.mu * v
+
+    def hessian_diagonal(self, y: Tensor) -> Tensor:
+        """Return the diagonals of ``H(y) + mu``."""
+        return super().hessian_diagonal(y) + self.mu
 
 
 def proximal(decomposition: Decomposition, mu: float) -> Decomposition:
@@ -146,13 +141,13 @@ class Linearised:
         self.residual = start + total - x
         at, y = (start, d.gather(start) + c) if exact else (start + total, d.gather(start + total))
         models = d.models(objective, at, None)
-        inner = models.f if isinstance(models, Proximal) else models
+        restrictions = next((layer for layer in layers_of(models) if isinstance(layer, LocalRestrictions)), None)
         self._points = start + d.spread(c * d.valid) if exact else at
-        if exact and isinstance(inner, LocalRestrictions):
-            self._f = inner.f  # evaluated on this rank alone
+        if exact and restrictions is not None:
+            self._f = restrictions.f  # evaluated on this rank alone
         product = models.hessian_product  # type: ignore[attr-defined]
         self._inverse = Inverse(
-            lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(inner)
+            lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(models)
         )
 
     def product(self, z: Tensor) -> Tensor:
@@ -175,8 +170,7 @@ class Linearised:
         if not len(d.local):
             return u.new_zeros(d.indices.shape)
         with on_this_rank():
-            inner = self._f.f if isinstance(self._f, Remembered) else self._f
-            if getattr(inner, "batched", False):
+            if getattr(without_memory(self._f), "batched", False):
                 spread: Tensor = product(self._points, u.expand_as(self._points))
             else:
                 spread = torch.stack([product(point, u) for point in self._points])

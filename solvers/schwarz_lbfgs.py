@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Bounds,
     Decomposition,
     IndexTransfer,
     MatrixTransfer,
@@ -27,7 +26,7 @@ from mldd.algebra import (
 from mldd.loop import State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS, LbfgsState, Trial, WolfeSearch, along, lbfgs_direction
-from mldd.solvers.parts import BatchLBFGS, Order, Sweep, SweepState
+from mldd.solvers.parts import BatchLBFGS, Order, Probed, Sweep, SweepState
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ class SchwarzLBFGS:
     ) -> None:
         """Do L-BFGS steps on ``e -> f(x + P e)`` from zero, or from `start` if lower; move to the lowest point."""
         outer, g = state.outer, objective.gradient(x)
-        f = Subspace(objective, x, space, outer.value)
+        f = Probed(objective, x, space, outer.value)
         e = g.new_zeros(f.size)
         value, slope = outer.value, space.restrict(g)
         if start is not None and len(e):
@@ -281,10 +280,11 @@ class SchwarzLBFGS:
             self._inner.step(remembered, e, inner)
             if inner.status is not None or inner.length == 0:
                 break
-        if f.e is None or f.g is None:
+        if f.lowest is None:
             state.rejected += bool(slope.any())
         else:
-            _move(objective, x, space.prolong(f.e), f.lowest, f.g, state)
+            e, value, g = f.lowest
+            _move(objective, x, space.prolong(e), value, g, state)
 
 
 def _move(objective: Objective, x: Tensor, s: Tensor, value: float, g: Tensor, state: SpqnState) -> None:
@@ -293,54 +293,6 @@ def _move(objective: Objective, x: Tensor, s: Tensor, value: float, g: Tensor, s
     state.outer.value, state.outer.gradient = value, g
     remember(objective, x, g)
     state.accepted += 1
-
-
-@dataclass
-class Subspace:
-    """The objective ``e -> f(x + P e)`` without bounds, which notes the lowest point asked for and its full gradient.
-
-    Parameters
-    ----------
-    f : Objective
-    x : Tensor, shape (n,)
-    transfer : Transfer
-    lowest : float
-        The value at e = 0, then the lowest one.
-    e, g : Tensor or None
-        Where it is, and the gradient of f there; None at e = 0.
-    """
-
-    f: Objective
-    x: Tensor
-    transfer: Transfer
-    lowest: float
-    e: Tensor | None = None
-    g: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Dimension of the subspace."""
-        return self.transfer.shape[1]
-
-    @property
-    def bounds(self) -> Bounds:
-        """No bounds."""
-        return Bounds.free(self.size, dtype=self.x.dtype, device=self.x.device)
-
-    def value(self, e: Tensor) -> Tensor:
-        """Return ``f(x + P e)``."""
-        return self.value_and_gradient(e)[0]
-
-    def gradient(self, e: Tensor) -> Tensor:
-        """Return ``P^T g(x + P e)``."""
-        return self.value_and_gradient(e)[1]
-
-    def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
-        value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
-        if float(value) < self.lowest:
-            self.lowest, self.e, self.g = float(value), e.clone(), g
-        return value, self.transfer.restrict(g)
 
 
 def first_layers(decomposition: Decomposition | SharedDecomposition) -> IndexTransfer:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,19 +58,85 @@ def sampled(f: Objective, step: int) -> Objective:
     return f if sample is None else sample(step)
 
 
+@dataclass(frozen=True)
+class Around:
+    """An objective around another one of the same unknowns; what a subclass does not change is that of `f`.
+
+    Parameters
+    ----------
+    f : Objective
+        The next layer.
+    """
+
+    f: Objective
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return self.f.size
+
+    @property
+    def bounds(self) -> Bounds:
+        """The box of `f`."""
+        return self.f.bounds
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value of `f`."""
+        return self.f.value(x)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v`` of `f`."""
+        return self.f.hessian_product(x, v)  # type: ignore[attr-defined, no-any-return]
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian of `f`."""
+        return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
+
+
+def layers_of(f: Any) -> Iterator[Any]:
+    """Yield `f` and, from the outside in, the objectives that it is composed of: each is the ``f`` of the one before.
+
+    Parameters
+    ----------
+    f : Objective
+    """
+    while f is not None:
+        yield f
+        f = getattr(f, "f", None)
+
+
+def innermost(f: Any) -> Any:
+    """Return the objective that `f` is composed of in the end.
+
+    Parameters
+    ----------
+    f : Objective
+    """
+    *_, core = layers_of(f)
+    return core
+
+
+def without_memory(f: Any) -> Any:
+    """Return the first layer of `f` that is not `Remembered`.
+
+    Parameters
+    ----------
+    f : Objective
+    """
+    return next(layer for layer in layers_of(f) if not isinstance(layer, Remembered))
+
+
 def offers(f: Objective, method: str) -> bool:
-    """Say whether `f`, or what it is composed of, has the optional `method`."""
-    inner = getattr(f, "f", None)
-    return hasattr(type(f), method) and (inner is None or offers(inner, method))
+    """Say whether `f`, and all that it is composed of, have the optional `method`."""
+    return all(hasattr(type(layer), method) for layer in layers_of(f))
 
 
 def product_price(f: Objective) -> float:
     """Return what a Hessian product of `f` costs in its own gradients, infinity where `f` offers none."""
     if not offers(f, "hessian_product"):
         return torch.inf
-    while hasattr(f, "f"):
-        f = f.f
-    return float(f.price.product) if hasattr(f, "price") else 2.0
+    core = innermost(f)
+    return float(core.price.product) if hasattr(core, "price") else 2.0
 
 
 @dataclass(frozen=True)
@@ -118,27 +185,28 @@ class Restricted:
 
 
 @dataclass(frozen=True)
-class Corrected:
+class Corrected(Around):
     """The first-order corrected model ``y -> f(y) + <delta, y - y0>``, with ``delta = R g(x) - grad f(y0)``.
 
     Its gradient at `y0` is the restricted fine gradient ``R g(x)`` (algorithm: coarse model of recursive multilevel
     optimisation, arXiv 2507.11513; FAS "tau"). A batch has one row of `delta` and `y0` per member.
+
+    Parameters
+    ----------
+    f : Objective
+    delta, y0 : Tensor, shape (n,) or (p, m)
+    box : Bounds, optional
+        Instead of those of `f`.
     """
 
-    f: Objective
     delta: Tensor
     y0: Tensor
-    bounds: Bounds = field(default=None)  # type: ignore[assignment]
+    box: Bounds | None = None
 
-    def __post_init__(self) -> None:
-        """Take the bounds of `f` unless given."""
-        if self.bounds is None:
-            object.__setattr__(self, "bounds", self.f.bounds)
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return self.f.size
+    @cached_property
+    def bounds(self) -> Bounds:
+        """The box that was given, or that of `f`."""
+        return self.f.bounds if self.box is None else self.box
 
     def value(self, y: Tensor) -> Tensor:
         """Return ``f(y) + <delta, y - y0>``."""
@@ -153,17 +221,9 @@ class Corrected:
         value, g = value_and_gradient(self.f, y)
         return value + (self.delta * (y - self.y0)).sum(-1), g + self.delta
 
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(y) v`` of `f`: a linear term has no curvature."""
-        return self.f.hessian_product(y, v)  # type: ignore[attr-defined, no-any-return]
-
-    def hessian_diagonal(self, y: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian of `f`."""
-        return self.f.hessian_diagonal(y)  # type: ignore[attr-defined, no-any-return]
-
 
 @dataclass(frozen=True)
-class Row:
+class Row(Around):
     """The only member of a batch as an objective of one vector: for solvers that know no batches.
 
     Parameters
@@ -171,13 +231,6 @@ class Row:
     f : Objective
         Of (1, m) tensors.
     """
-
-    f: Objective
-
-    @property
-    def size(self) -> int:
-        """Number m of unknowns."""
-        return self.f.size
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -208,10 +261,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Noisy:
+class Noisy(Around):
     """`f` with relative Gaussian noise on every component of its gradient, ``g_i (1 + level xi_i)``.
 
     The noise xi is drawn once per outer step: like a mini-batch it is the same for every evaluation of that step.
+    Values and curvature have none.
 
     Parameters
     ----------
@@ -228,20 +282,9 @@ class Noisy:
     The noise of the experiments of arXiv 2203.01647.
     """
 
-    f: Objective
     level: float
     seed: int = 0
     step: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return self.f.size
-
-    @property
-    def bounds(self) -> Bounds:
-        """The box of `f`."""
-        return self.f.bounds
 
     def sample(self, step: int) -> Noisy:
         """Return the objective with the noise of outer step `step`."""
@@ -254,52 +297,32 @@ class Noisy:
         noise = torch.randn(self.size, generator=generator, dtype=like.dtype)
         return noise.mul_(self.level).add_(1.0).to(like.device)
 
-    def value(self, x: Tensor) -> Tensor:
-        """Return the value without noise."""
-        return self.f.value(x)
-
     def gradient(self, x: Tensor) -> Tensor:
         """Return the noisy gradient."""
         return self.f.gradient(x) * self._factor  # out of place: `f` may remember its gradient
 
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` without noise."""
-        return self.f.hessian_product(x, v)  # type: ignore[attr-defined, no-any-return]
 
-
-@dataclass
-class Remembered:
+@dataclass(frozen=True)
+class Remembered(Around):
     """`f`, remembering the gradient at the last point asked for.
 
     The loop asks for the gradient (stopping test) and the solver's step asks for it again at the same point: one
     evaluation. A point is the same when the tensor is the same object and was not written to since; the tensor is held,
     because the address of one that was freed is soon given to another.
+
+    Parameters
+    ----------
+    f : Objective
     """
 
-    f: Objective
-    _x: Tensor | None = None
-    _version: int = -1
-    _gradient: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return self.f.size
-
-    @property
-    def bounds(self) -> Bounds:
-        """The box."""
-        return self.f.bounds
+    _last: list[Any] = field(default_factory=lambda: [None, -1, None], repr=False, compare=False)  # x, version, g
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient; callers may not write to it."""
-        if x is not self._x or x._version != self._version:
+        if x is not self._last[0] or x._version != self._last[1]:
             self.keep(x, self.f.gradient(x))
-        return self._gradient
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the value."""
-        return self.f.value(x)
+        g: Tensor = self._last[2]
+        return g
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient, and remember the latter."""
@@ -309,15 +332,7 @@ class Remembered:
 
     def keep(self, x: Tensor, g: Tensor) -> None:
         """Remember that the gradient at `x` is `g`: for a solver that knows it at the end of its step."""
-        self._x, self._version, self._gradient = x, x._version, g
-
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v``."""
-        return self.f.hessian_product(x, v)  # type: ignore[attr-defined, no-any-return]
-
-    def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian."""
-        return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
+        self._last[:] = x, x._version, g
 
 
 def remember(f: Objective, x: Tensor, g: Tensor) -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.bounds import Bounds
-from mldd.algebra.objective import Objective, value_and_gradient
+from mldd.algebra.objective import Around, Objective, value_and_gradient
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Around):
     """`f`, evaluated in a low precision for vectors of a high one: ``x -> high(f(low(x)))``.
 
     Solvers keep iterates, sums and curvature pairs in the high precision; only evaluations round. The relative error of
@@ -33,14 +33,8 @@ class Cast:
     ``Cast(problem.objective(), torch.float32)`` for a problem in float32 and a solver in float64.
     """
 
-    f: Objective
     low: torch.dtype = torch.float32
     high: torch.dtype = torch.float64
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return self.f.size
 
     @property
     def batched(self) -> bool:
@@ -71,6 +65,12 @@ class Cast:
         f: Any = self.f
         product: Tensor = f.hessian_product(x.to(self.low), v.to(self.low))
         return product.to(self.high)
+
+    def hessian_diagonal(self, x: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian of `f`."""
+        f: Any = self.f
+        diagonal: Tensor = f.hessian_diagonal(x.to(self.low))
+        return diagonal.to(self.high)
 
 
 @dataclass(frozen=True)

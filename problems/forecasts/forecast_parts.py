@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Objective, Price, SharedDecomposition
+from mldd.algebra import Corrected, Objective, Price, SharedDecomposition, innermost
 from mldd.graph import aggregate, grow
 from mldd.problems.nets import composite_labels
 from mldd.ranks import Communicator
@@ -95,7 +95,5 @@ def _halos(problem: Forecasting, own: Sequence[Any]) -> list[Any]:
 
 def _rows(f: Objective) -> Tensor | None:
     """Return the samples of the mini-batch that an objective, or what it is composed of, is the loss over."""
-    while hasattr(f, "f"):
-        f = f.f
-    rows: Tensor | None = getattr(f, "rows", None)
+    rows: Tensor | None = getattr(innermost(f), "rows", None)
     return rows

@@ -21,6 +21,7 @@ from mldd.algebra import (
     Price,
     SharedDecomposition,
     contiguous,
+    innermost,
 )
 from mldd.loop import Problem
 from mldd.problems.data import load_digits_images
@@ -355,6 +356,4 @@ def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
 
 def _drawn(f: Objective) -> Draw | None:
     """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    while hasattr(f, "f"):
-        f = f.f
-    return getattr(f, "drawn", None)
+    return getattr(innermost(f), "drawn", None)

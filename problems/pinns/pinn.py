@@ -11,7 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Decomposition, Hierarchy, Identity, Level, LocalRestrictions, Objective, Price, contiguous
+from mldd.algebra import (
+    Decomposition,
+    Hierarchy,
+    Identity,
+    Level,
+    LocalRestrictions,
+    Objective,
+    Price,
+    contiguous,
+    innermost,
+)
 from mldd.loop import Problem
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.problems.pinns.equations import Equation, equation, hammersley
@@ -427,6 +437,4 @@ class PhysicsInformed(Problem):
 
 def _drawn(f: Objective) -> Draw | None:
     """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    while hasattr(f, "f"):
-        f = f.f
-    return getattr(f, "drawn", None)
+    return getattr(innermost(f), "drawn", None)

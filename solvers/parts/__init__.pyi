@@ -5,7 +5,6 @@ from .hessian_solve import colours as colours
 from .hessian_solve import half_bandwidth as half_bandwidth
 from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
-from .pairs import Pairs as Pairs
 from .quasi_newton import Flags as Flags
 from .quasi_newton import Floats as Floats
 from .quasi_newton import Secant as Secant
@@ -14,6 +13,7 @@ from .quasi_newton import inner as inner
 from .quasi_newton import numbers as numbers
 from .row_scaling import Rows as Rows
 from .row_scaling import layout_of as layout_of
+from .subspace import Probed as Probed
 from .subspace import Subspace as Subspace
 from .sweep import Memory as Memory
 from .sweep import Order as Order

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Objective, Remembered, Row
+from mldd.algebra import Around, Objective, layers_of
 
 Product = Callable[[Tensor], Tensor]
 
@@ -36,9 +36,8 @@ def colours(m: int, band: int | None) -> int:
 
 def half_bandwidth(f: Objective) -> int | None:
     """Return the attribute ``band`` of an objective whose Hessian is banded, None where it has none."""
-    while isinstance(f, Remembered | Row | Corrected):
-        f = f.f
-    return getattr(f, "band", None)
+    own = next(layer for layer in layers_of(f) if not isinstance(layer, Around))  # the layers around it keep the band
+    return getattr(own, "band", None)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Secant:
     sigma : Tensor, shape (p,), float64, on the CPU
         Scale of the initial matrix, of the newest pair of positive curvature: y^T y / s^T y for BFGS; s^T y / (2 s^T s)
         for SR1, which gains from adding curvature rather than taking it away (and needs another factor than 1: that
-        would explain the newest pair along s, and leave no update). 0 before the first pair.
+        would explain the newest pair along s, and leave no update). That of `empty` before the first pair.
     newest : Tensor, shape (p,), int64, on the CPU
         Place of the newest pair in its rings; the next one is spare.
     E : Tensor, shape (p, 2 k, r), float64, on the CPU
@@ -68,15 +68,24 @@ class Secant:
     stale: bool = False
 
     @staticmethod
-    def empty(like: Tensor, memory: int, kind: Kind = "sr1") -> Secant:
-        """Return the zero matrix for vectors like `like`, shape (n,) or (p, n), with room for `memory` pairs."""
+    def empty(like: Tensor, memory: int, kind: Kind = "sr1", sigma: float = 0.0) -> Secant:
+        """Return ``sigma I`` for vectors like `like`, with room for pairs.
+
+        Parameters
+        ----------
+        like : Tensor, shape (n,) or (p, n)
+        memory : int
+            The most pairs.
+        kind : {"sr1", "bfgs"}
+        sigma : float
+        """
         p, n = _rows(like).shape
         places = 2 * (memory + 1)
         return Secant(
             kind,
             like.new_zeros(p, places, n),
             torch.zeros(p, places, places, dtype=torch.float64),
-            torch.zeros(p, dtype=torch.float64),
+            torch.full((p,), sigma, dtype=torch.float64),
             torch.full((p,), -1, dtype=torch.int64),
             torch.empty(p, places, 0, dtype=torch.float64),
             torch.empty(p, 0, dtype=torch.float64),
@@ -90,10 +99,37 @@ class Secant:
     def product(self, v: Tensor) -> Tensor:
         """Return ``B v``."""
         if self.is_empty:
-            return torch.zeros_like(v)
+            return v * column(self.sigma.numpy(), v)
         E, mu = self._spectrum()
         c = _across(E, mu * (self._inner(_rows(v)[:, None]) @ E)[:, 0])
         return torch.baddbmm(_rows(v * column(self.sigma.numpy(), v))[:, None], _small(c, v), self.W).view_as(v)
+
+    def solve(self, v: Tensor) -> Tensor:
+        """Return ``B^-1 v`` for BFGS with sigma > 0.
+
+        From the pairs and not the spectrum, whose small eigenvalues are differences.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,) or (p, n)
+
+        References
+        ----------
+        Byrd, Nocedal, Schnabel, Math. Program. 63 (1994), theorem 2.2.
+        """
+        scaled = v / column(self.sigma.numpy(), v)
+        if self.is_empty:
+            return scaled
+        order, G = self._oldest_first()
+        h, sigma = G.shape[1] // 2, self.sigma.numpy()[:, None, None]
+        R, YY, D = np.triu(G[:, :h, h:]), G[:, h:, h:] / sigma, G[:, :h, h:].diagonal(0, 1, 2)
+        R = R + np.eye(h) * (D == 0)[:, None]  # an empty place has a zero row and column
+        parts = np.take_along_axis(self._inner(_rows(v)[:, None])[:, 0], order, 1)[..., None]
+        along_y = np.linalg.solve(R, parts[:, :h])
+        along_s = np.linalg.solve(_transposed(R), D[..., None] * along_y + YY @ along_y - parts[:, h:] / sigma)
+        c = np.zeros((len(v) if v.dim() == 2 else 1, self.W.shape[1]))
+        np.put_along_axis(c, order, np.concatenate([along_s, -along_y / sigma], 1)[..., 0], 1)
+        return torch.baddbmm(_rows(scaled)[:, None], _small(c, v), self.W).view_as(v)
 
     @np.errstate(all="ignore")
     def push(self, s: Tensor, y: Tensor) -> None:
@@ -151,10 +187,7 @@ class Secant:
     @np.errstate(all="ignore")
     def _decompose(self) -> tuple[Floats, Floats]:
         """Find E and mu: rows ``psi = F^T W`` of the compact form span what B changes; the rest is small algebra."""
-        p, k = len(self.W), self.W.shape[1] // 2
-        oldest_first = (self.newest.numpy()[:, None] + np.arange(2, k + 1)) % k
-        order, members = np.concatenate([oldest_first, oldest_first + k], 1), np.arange(p)[:, None]
-        G = self.G.numpy()[members[:, None], order[:, :, None], order[:, None, :]]
+        order, G = self._oldest_first()
         F, gram, middle = self._compact(G)
         size = gram.diagonal(0, 1, 2)
         scale = np.where(size > 0, 1.0 / np.sqrt(size), 0.0)  # an empty place gets a zero row
@@ -166,9 +199,16 @@ class Secant:
         basis, to_basis = V * _quotient(np.ones_like(root), root), V * root  # the latter maps psi from the basis
         mu, U = np.linalg.eigh(_transposed(to_basis) @ _inverse(middle, tolerance) @ to_basis)
         rows = scale[:, :, None] * (basis @ U)
-        E = np.zeros((p, 2 * k, mu.shape[1]))
-        E[members, order] = rows if F is None else F @ rows
+        E = np.zeros((*self.W.shape[:2], mu.shape[1]))
+        E[np.arange(len(E))[:, None], order] = rows if F is None else F @ rows
         return E, mu
+
+    def _oldest_first(self) -> tuple[NDArray[np.int64], Floats]:
+        """Return the places of the pairs from the oldest to the newest, steps first, shape (p, 2 h), and their G."""
+        k = self.W.shape[1] // 2
+        steps = (self.newest.numpy()[:, None] + np.arange(2, k + 1)) % k
+        order = np.concatenate([steps, steps + k], 1)
+        return order, self.G.numpy()[np.arange(len(order))[:, None, None], order[:, :, None], order[:, None, :]]
 
     def _compact(self, G: Floats) -> tuple[Floats | None, Floats, Floats]:
         """Return F (None for I), ``psi psi^T`` and M of ``B = sigma I + psi^T M^-1 psi``, ``psi = F^T W``.

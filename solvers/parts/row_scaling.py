@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldd.algebra import Layout, Objective
+from mldd.algebra import Layout, Objective, layers_of
 
 _SMOOTHING = 0.1  # share of its tensor's mean in the sums of a row: rows that hardly moved say little by themselves
 _RANGE = 1e8  # largest ratio of a scale to the common one
@@ -86,9 +86,6 @@ class Rows:
 
 def layout_of(f: Objective, size: int) -> Layout | None:
     """Return the layout of the network behind `f` or what it is composed of, None where there is none of this size."""
-    while f is not None:
-        layout = getattr(getattr(f, "net", None), "layout", None)
-        if isinstance(layout, Layout):
-            return layout if layout.size == size else None
-        f = getattr(f, "f", None)  # type: ignore[assignment]
-    return None
+    nets = (layer.net for layer in layers_of(f) if hasattr(layer, "net"))
+    layouts = (net.layout for net in nets if isinstance(getattr(net, "layout", None), Layout))
+    return next((layout if layout.size == size else None for layout in layouts), None)

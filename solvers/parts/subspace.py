@@ -1,14 +1,57 @@
-"""Quadratic models of an objective in the span of a few directions, minimised in a ball."""
+"""An objective in the span of a few directions: as it is, or its quadratic model, minimised in a ball."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective
+from mldd.algebra import Objective, Restricted, value_and_gradient
+
+Point = tuple[Tensor, float, Tensor]  # e, the value there, and the whole gradient
+
+
+@dataclass(frozen=True)
+class Probed(Restricted):
+    """The objective ``e -> f(x + P e)`` that notes, with whole gradients, its lowest point and the last two.
+
+    Parameters
+    ----------
+    f : Objective
+    x : Tensor, shape (n,)
+    transfer : Transfer
+    start : float
+        The value at e = 0: only what is below it is noted as the lowest point.
+    """
+
+    start: float = torch.inf
+    _lowest: list[Point] = field(default_factory=list, repr=False)
+    _last: list[Point] = field(default_factory=list, repr=False)
+
+    @property
+    def lowest(self) -> Point | None:
+        """The lowest point, None where nothing was below the start."""
+        return self._lowest[0] if self._lowest else None
+
+    def gradient(self, e: Tensor) -> Tensor:
+        """Return ``P^T g(x + P e)``."""
+        return self.value_and_gradient(e)[1]
+
+    def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
+        point = e.clone(), float(value), g
+        self._last[:] = [*self._last[-1:], point]
+        if point[1] < (self._lowest[0][1] if self._lowest else self.start):
+            self._lowest[:] = [point]
+        return value, self.transfer.restrict(g)
+
+    def whole_gradient(self, e: Tensor) -> Tensor:
+        """Return the gradient of `f` at ``x + P e``, remembered at the last two points."""
+        known = [g for point, _, g in self._last if torch.equal(point, e)]
+        return known[0] if known else self.f.gradient(self.x + self.transfer.prolong(e))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, Remembered, offers, value_and_gradient
+from mldd.algebra import Objective, Remembered, offers, value_and_gradient, without_memory
 from mldd.loop import State
 from mldd.ranks import as_vec, load_petsc, read, write
 
@@ -125,7 +125,8 @@ class PetscProblem(ABC):
     @property
     def plain(self) -> Objective:
         """The objective without its memory: PETSc's vectors change without torch's knowledge."""
-        return self.objective.f if isinstance(self.objective, Remembered) else self.objective
+        f: Objective = without_memory(self.objective)
+        return f
 
     def renew(self, objective: Objective, x: Tensor) -> None:
         """Go on with `objective` from `x`; gradients of another sample are forgotten."""

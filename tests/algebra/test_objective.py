@@ -18,10 +18,13 @@ from mldd.algebra import (
     Remembered,
     Restricted,
     counting,
+    innermost,
+    layers_of,
     offers,
     remember,
     sampled,
     value_and_gradient,
+    without_memory,
 )
 from mldd.problems.grids import MinimalSurface, Obstacle
 
@@ -178,3 +181,17 @@ def test_noise_leaves_a_remembered_gradient_alone_and_is_one_per_step() -> None:
     assert torch.equal(remembered.gradient(x), clean)
     assert not torch.equal(noisy.sample(4).gradient(x), first)
     assert float(((first / clean) - 1.0).std()) == pytest.approx(0.5, rel=0.5)
+
+
+def test_layers_are_those_from_the_outside_in() -> None:
+    x, core = randn(3), Plain()
+    noisy = Noisy(Remembered(core), 0.1)
+    f = Remembered(Corrected(noisy, x, x))
+    assert [type(layer) for layer in layers_of(f)] == [Remembered, Corrected, Noisy, Remembered, Plain]
+    assert innermost(f) is core
+    assert innermost(core) is core
+    assert without_memory(f) is f.f
+    assert without_memory(noisy) is noisy
+    assert [layer.size for layer in layers_of(f)] == [3] * 5
+    with pytest.raises(AttributeError):
+        f.f = core  # type: ignore[misc]

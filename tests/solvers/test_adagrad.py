@@ -15,7 +15,7 @@ from mldd import Stop, minimise
 from mldd.algebra import Bounds, Noisy, counting
 from mldd.solvers import AdaGrad
 from mldd.solvers.adagrad import model_step
-from mldd.solvers.parts import Pairs
+from mldd.solvers.parts import Secant
 from tests.helpers import Quadratic, WithoutValue, quadratic
 
 
@@ -214,7 +214,9 @@ def test_a_batch_is_its_members_one_by_one() -> None:
 def test_pairs_are_those_of_dense_bfgs() -> None:
     f = quadratic(7)
     generator = torch.Generator().manual_seed(2)
-    pairs, steps = Pairs.empty(torch.zeros(7, dtype=torch.float64), 4), []
+    pairs, steps = Secant.empty(torch.zeros(7, dtype=torch.float64), 4, "bfgs", sigma=1.0), []
+    first = torch.ones(7, dtype=torch.float64)
+    assert torch.equal(pairs.product(first), first) and torch.equal(pairs.solve(first), first)
     for _ in range(6):
         s = torch.randn(7, generator=generator, dtype=torch.float64)
         pairs.push(s, f.A @ s)
@@ -227,8 +229,27 @@ def test_pairs_are_those_of_dense_bfgs() -> None:
     v = torch.randn(7, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(pairs.product(v), B @ v, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(pairs.solve(v), torch.linalg.solve(B, v), rtol=1e-9, atol=1e-9)
-    pairs.push(torch.ones(7, dtype=torch.float64), -torch.ones(7, dtype=torch.float64))
-    assert bool(torch.isfinite(pairs.product(v)).all())
+    before = pairs.product(v), pairs.solve(v)
+    for _ in range(6):
+        pairs.push(torch.ones(7, dtype=torch.float64), -torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(pairs.product(v), before[0], rtol=0, atol=0)  # a refused pair changes nothing
+    torch.testing.assert_close(pairs.solve(v), before[1], rtol=0, atol=0)
+
+
+def test_rows_with_fewer_pairs_and_refused_ones_solve_too() -> None:
+    f, generator = quadratic(7), torch.Generator().manual_seed(3)
+    both = Secant.empty(torch.zeros(2, 7, dtype=torch.float64), 4, "bfgs", sigma=1.0)
+    alone = Secant.empty(torch.zeros(7, dtype=torch.float64), 4, "bfgs", sigma=1.0)
+    v = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    for k in range(7):
+        s = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+        y = s @ f.A
+        y[1] *= 1.0 if k in (2, 4) else -1.0
+        both.push(s, y)
+        if k in (2, 4):
+            alone.push(s[1], y[1])
+        torch.testing.assert_close(both.product(both.solve(v)), v, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(both.solve(v)[1], alone.solve(v[1]), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
