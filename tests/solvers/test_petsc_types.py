@@ -383,7 +383,7 @@ def test_options_name_solvers(name):
 def test_a_name_needs_a_run(capfd):
     load_petsc().Options().setValue("tao_python_type", "mldd.solvers.petsc.petsc_types.adagrad")
     try:
-        with pytest.raises(RuntimeError, match=r"python_types.adagrad needs a problem, got none; use the command line"):
+        with pytest.raises(RuntimeError, match=r"petsc_types.adagrad needs a problem, got none; use the command line"):
             minimise(Rosenbrock(4), Rosenbrock(4).start(), Tao("python"), stop=Stop(2))
     finally:
         load_petsc().Options().delValue("tao_python_type")
