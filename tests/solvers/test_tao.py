@@ -53,9 +53,10 @@ def test_bounds_against_scipy(type):
 
 def test_without_bounds_against_the_closed_form():
     f = quadratic(15, condition=20.0)
-    result = minimise(f, torch.zeros(15, dtype=torch.float64), Tao("lmvm"), stop=Stop(200, atol=1e-8))
+    # Where the gradient is 1e-8 a step lowers the value by less than its rounding error, and line searches fail.
+    result = minimise(f, torch.zeros(15, dtype=torch.float64), Tao("lmvm"), stop=Stop(200, atol=1e-6))
     assert result.status is Status.converged_atol
-    torch.testing.assert_close(result.x, f.solution(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(result.x, f.solution(), rtol=0, atol=4e-6)  # sqrt(15) 1e-6 over the least eigenvalue, 1
 
 
 @pytest.mark.parametrize("type", WITH_BOUNDS + WITHOUT)
