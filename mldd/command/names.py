@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import pkgutil
 import re
-import sys
 import types
 import typing
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-
-def registered(what: Literal["problems", "solvers"]) -> dict[str, str]:
-    """Return the names of problems or solvers and where they are, without importing any of them.
-
-    Every room has a table ``REGISTERED`` in its door; packages of others have entry points of the group
-    ``mldd.problems`` or ``mldd.solvers``.
-
-    Parameters
-    ----------
-    what : {"problems", "solvers"}
-    """
-    home = import_module(f"mldd.{what}")
-    rooms = [
-        home,
-        *(import_module(f"{home.__name__}.{m.name}") for m in pkgutil.iter_modules(home.__path__) if m.ispkg),
-    ]
-    tables = [vars(room).get("REGISTERED", {}) for room in rooms]
-    return {entry.name: entry.value for entry in entry_points(group=home.__name__)} | {
-        name: target for table in tables for name, target in table.items()
-    }
-
+from mldd.algebra import did_you_mean, from_outside, loaded, registered
 
 # Name -> "module:Class"; what follows "?" are fields that the name itself sets.
-PROBLEMS: dict[str, str] = registered("problems")
-SOLVERS: dict[str, str] = registered("solvers")
+PROBLEMS: dict[str, str] = registered("mldd.problems")
+SOLVERS: dict[str, str] = registered("mldd.solvers")
 USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
 SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
 MANIFEST = "manifest.json"
@@ -129,9 +103,9 @@ def problem_spec(text: str) -> Spec:
                 raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
             target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
             return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
-    outside = _from_outside(text, PROBLEMS)
+    outside = from_outside(text, PROBLEMS)
     if outside is not None:
-        return _spec(text, *outside, None, complete=True)
+        return _spec(text, outside, text[len(outside) + 1 :], outside, None, complete=True)
     name, _, rest = text.partition(":")
     if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
         return _spec(text, name, rest, SHARDS + name, None)
@@ -150,7 +124,7 @@ def check_solver(text: str) -> None:
     ------
     ValueError
     """
-    if _from_outside(text, SOLVERS) is None:
+    if from_outside(text, SOLVERS) is None:
         _look_up(re.split("[:(]", text, maxsplit=1)[0], SOLVERS, "solver")
 
 
@@ -171,8 +145,8 @@ def solver_spec(text: str) -> Spec:
     ValueError
         Unknown name or key, a value of the wrong kind, or a parenthesis without its partner.
     """
-    outside = _from_outside(text, SOLVERS)
-    name = re.split("[:(]", text, maxsplit=1)[0] if outside is None else outside[0]
+    outside = from_outside(text, SOLVERS)
+    name = re.split("[:(]", text, maxsplit=1)[0] if outside is None else outside
     rest = text[len(name) + 1 :]
     if text[len(name) :].startswith("("):
         if not text.endswith(")"):
@@ -181,7 +155,7 @@ def solver_spec(text: str) -> Spec:
             )
         rest = rest[:-1]
     if outside is not None:
-        return _spec(text, name, rest, outside[2], None)
+        return _spec(text, name, rest, outside, None)
     return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
 
 
@@ -273,78 +247,9 @@ def _look_up(name: str, table: dict[str, str], what: str) -> str:
         there = [n for n, target in table.items() if exists(target)]
         file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
         raise ValueError(
-            f"unknown {what} {name!r}{_hint(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
+            f"unknown {what} {name!r}{did_you_mean(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
         )
     return table[name]
-
-
-_OUTSIDE = re.compile(r"(?P<home>[^:(]*\.py|[A-Za-z_][\w.]*):(?P<kind>[A-Za-z_]\w*)(?=[:(]|$)")
-
-
-def _from_outside(text: str, known: dict[str, str]) -> tuple[str, str, str] | None:
-    """Read ``package.module:Class`` or ``file.py:Class``, with keys after one more colon: name, keys and target."""
-    found = _OUTSIDE.match(text)
-    if found is None or found["home"] in known:
-        return None
-    return found[0], text[found.end() + 1 :], found[0]
-
-
-def _class(target: str) -> Any:
-    """Import the class behind a target; the module may be a file.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file.
-    ValueError
-        No such module, or it has no such class.
-    """
-    home, _, attribute = target.rpartition(":")
-    module = _of_file(Path(home)) if home.endswith(".py") else _of_package(home)
-    kind = getattr(module, attribute, None)
-    if not isinstance(kind, type):
-        there = [
-            key
-            for key, value in vars(module).items()
-            if isinstance(value, type) and value.__module__ == module.__name__
-        ]
-        raise ValueError(
-            f"{home} must have a class {attribute}{_hint(attribute, there)}, got {' '.join(there) or 'none'}"
-        )
-    return kind
-
-
-def _of_package(name: str) -> types.ModuleType:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise
-        raise ValueError(
-            f"{name} must be a module that can be imported, got none; a file is named as path/{name}.py"
-        ) from None
-
-
-def _of_file(path: Path) -> types.ModuleType:
-    """Import a file as a module; the files beside it can be imported from it, as when Python runs it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must be a Python file, got none; check the path")
-    place = str(path.resolve())
-    known = next((m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == place), None)
-    if known is not None:
-        return known
-    name = path.stem if find_spec(path.stem) is None else f"{path.stem}_{zlib.crc32(place.encode()):08x}"
-    found = spec_from_file_location(name, place)
-    assert found is not None and found.loader is not None
-    module = module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
-    sys.path.append(str(path.resolve().parent))
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def fields_of(kind: type) -> tuple[Field[Any], ...]:
@@ -354,7 +259,7 @@ def fields_of(kind: type) -> tuple[Field[Any], ...]:
 
 def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, complete: bool = False) -> Spec:
     home, _, preset = target.partition("?")
-    kind = _class(home)
+    kind = loaded(home, "class")
     if complete:
         from mldd.loop import completed
 
@@ -370,7 +275,7 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, co
             raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {' '.join(hints) or 'none'}")
         if key not in hints:
             raise ValueError(
-                f"{name} has no key {key!r}{_hint(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
+                f"{name} has no key {key!r}{did_you_mean(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
             )
         read = _nested if holds_solver(hints[key]) else convert
         keys[key] = read(value, hints[key], f"{name}:{key}")
@@ -450,11 +355,6 @@ def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
         except ValueError:
             continue
     return convert(value, hints[-1], what)
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def default(f: Field[Any]) -> Any:

@@ -15,8 +15,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mldd.graph.coupling import opposite, points
+from mldd.graph.cut import METHODS, Cut, contiguous, heaviest, petsc
 from mldd.graph.graph import Graph, kind_of
-from mldd.graph.partitioners import METHODS, Cut, contiguous, heaviest, petsc
 from mldd.graph.refinement import balanced, refined
 
 __all__ = ["Repartition", "check_part", "partition", "partition_methods", "repartition", "report"]

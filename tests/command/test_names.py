@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -126,4 +127,4 @@ def test_every_name_has_its_class():
     for target in (*names.PROBLEMS.values(), *names.SOLVERS.values()):
         module, _, attribute = target.partition("?")[0].partition(":")
         assert find_spec(module) is not None, target
-        assert hasattr(names.import_module(module), attribute), target
+        assert hasattr(import_module(module), attribute), target

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from mldd.algebra import registered
 from mldd.command import names
 from mldd.loop import Problem
 
@@ -146,5 +147,5 @@ def test_entry_points_of_other_packages_are_names(here, monkeypatch):
     (folder / "entry_points.txt").write_text(
         "[mldd.solvers]\ndescent = my_solver:Descent\n[mldd.problems]\nmine = my_problem:Mine\n"
     )
-    assert names.registered("solvers")["descent"] == "my_solver:Descent"
-    assert names.registered("problems")["mine"] == "my_problem:Mine"
+    assert registered("mldd.solvers")["descent"] == "my_solver:Descent"
+    assert registered("mldd.problems")["mine"] == "my_problem:Mine"

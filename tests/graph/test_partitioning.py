@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldd.graph import Graph, partition, partition_methods, report
-from mldd.graph.partitioners import heaviest, petsc_types
+from mldd.graph.cut import heaviest, petsc_types
 from mldd.graph.partitioning import _repaired, repartition
 from mldd.graph.refinement import balanced, refined
 from tests.small_graphs import dense, few, graphs, grid
