@@ -250,7 +250,13 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(device="cpu", dtype=None)
     add("problem", metavar="PROBLEM")
     add("--parts", type=_at_least(1), required=True, metavar="N")
-    add("--methods", type=_words, default=["metis", "metis-volume"], metavar="A,B,C", help="default metis,metis-volume")
+    add(
+        "--methods",
+        type=_words,
+        default=["metis", "metis-volume"],
+        metavar="A,B,C",
+        help="default metis,metis-volume; file.py:function and package.module:function are methods, too",
+    )
     add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
     add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
     add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
