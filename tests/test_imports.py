@@ -22,6 +22,8 @@ ARROWS = {
     "mldd/ranks": {"mldd/algebra"},
     "mldd/loop": {"mldd/algebra", "mldd/ranks"},
     "mldd/graph": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
+    # a partitioner knows what it cuts; who cuts looks it up by name in a table, as the command line does a solver
+    "mldd/graph/partitioners": {"mldd/algebra", "mldd/ranks", "mldd/graph"},
     "mldd/figures": {"mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/graph"},
     "mldd/command": {"mldd", "mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/graph", "mldd/figures"},
     "solvers": {"solvers/parts", "solvers/petsc"},

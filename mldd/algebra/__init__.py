@@ -1,7 +1,8 @@
 """Spaces and functions that all methods are made of: objectives, bounds, transfers, decompositions, hierarchies, costs.
 
-Here stands what can be said of vectors, subspaces and objectives without a graph, a rank or an algorithm. No method, no
-communication and no data set may stand here; this room imports no other.
+Here stands what can be said of vectors, subspaces and objectives without a graph, a rank or an algorithm, and, as this
+is the lowest room, how text names objects of all the others. No method, no communication and no data set may stand
+here; this room imports no other.
 """
 
 import lazy_loader

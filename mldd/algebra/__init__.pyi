@@ -29,6 +29,10 @@ from .objective import remember as remember
 from .objective import sampled as sampled
 from .objective import value_and_gradient as value_and_gradient
 from .objective import without_memory as without_memory
+from .outside import did_you_mean as did_you_mean
+from .outside import from_outside as from_outside
+from .outside import loaded as loaded
+from .outside import registered as registered
 from .precision import cast as cast
 from .restrictions import LocalRestrictions as LocalRestrictions
 from .restrictions import contiguous as contiguous

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import io
 import math
 import os
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mldd.algebra import did_you_mean
 from mldd.command import names
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class _Parser(argparse.ArgumentParser):
         """Raise instead of leaving."""
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if unknown:
-            close = difflib.get_close_matches(unknown[1], sorted(_long_options(self)), n=1)
-            message += f" (did you mean {close[0]}?)" if close else ""
+            message += did_you_mean(unknown[1], sorted(_long_options(self)))
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
@@ -251,7 +250,13 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(device="cpu", dtype=None)
     add("problem", metavar="PROBLEM")
     add("--parts", type=_at_least(1), required=True, metavar="N")
-    add("--methods", type=_words, default=["metis", "metis-volume"], metavar="A,B,C", help="default metis,metis-volume")
+    add(
+        "--methods",
+        type=_words,
+        default=["metis", "metis-volume"],
+        metavar="A,B,C",
+        help="default metis,metis-volume; file.py:function and package.module:function are methods, too",
+    )
     add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
     add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
     add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from mldd.loop import hint, loaded, registered
+from mldd.algebra import did_you_mean, from_outside, loaded, registered
 
 # Name -> "module:Class"; what follows "?" are fields that the name itself sets.
 PROBLEMS: dict[str, str] = registered("mldd.problems")
@@ -103,9 +103,9 @@ def problem_spec(text: str) -> Spec:
                 raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
             target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
             return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
-    outside = _from_outside(text, PROBLEMS)
+    outside = from_outside(text, PROBLEMS)
     if outside is not None:
-        return _spec(text, *outside, None, complete=True)
+        return _spec(text, outside, text[len(outside) + 1 :], outside, None, complete=True)
     name, _, rest = text.partition(":")
     if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
         return _spec(text, name, rest, SHARDS + name, None)
@@ -124,7 +124,7 @@ def check_solver(text: str) -> None:
     ------
     ValueError
     """
-    if _from_outside(text, SOLVERS) is None:
+    if from_outside(text, SOLVERS) is None:
         _look_up(re.split("[:(]", text, maxsplit=1)[0], SOLVERS, "solver")
 
 
@@ -145,8 +145,8 @@ def solver_spec(text: str) -> Spec:
     ValueError
         Unknown name or key, a value of the wrong kind, or a parenthesis without its partner.
     """
-    outside = _from_outside(text, SOLVERS)
-    name = re.split("[:(]", text, maxsplit=1)[0] if outside is None else outside[0]
+    outside = from_outside(text, SOLVERS)
+    name = re.split("[:(]", text, maxsplit=1)[0] if outside is None else outside
     rest = text[len(name) + 1 :]
     if text[len(name) :].startswith("("):
         if not text.endswith(")"):
@@ -155,7 +155,7 @@ def solver_spec(text: str) -> Spec:
             )
         rest = rest[:-1]
     if outside is not None:
-        return _spec(text, name, rest, outside[2], None)
+        return _spec(text, name, rest, outside, None)
     return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
 
 
@@ -247,20 +247,9 @@ def _look_up(name: str, table: dict[str, str], what: str) -> str:
         there = [n for n, target in table.items() if exists(target)]
         file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
         raise ValueError(
-            f"unknown {what} {name!r}{hint(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
+            f"unknown {what} {name!r}{did_you_mean(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
         )
     return table[name]
-
-
-_OUTSIDE = re.compile(r"(?P<home>[^:(]*\.py|[A-Za-z_][\w.]*):(?P<kind>[A-Za-z_]\w*)(?=[:(]|$)")
-
-
-def _from_outside(text: str, known: dict[str, str]) -> tuple[str, str, str] | None:
-    """Read ``package.module:Class`` or ``file.py:Class``, with keys after one more colon: name, keys and target."""
-    found = _OUTSIDE.match(text)
-    if found is None or found["home"] in known:
-        return None
-    return found[0], text[found.end() + 1 :], found[0]
 
 
 def fields_of(kind: type) -> tuple[Field[Any], ...]:
@@ -270,7 +259,7 @@ def fields_of(kind: type) -> tuple[Field[Any], ...]:
 
 def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, complete: bool = False) -> Spec:
     home, _, preset = target.partition("?")
-    kind = loaded(home)
+    kind = loaded(home, "class")
     if complete:
         from mldd.loop import completed
 
@@ -286,7 +275,7 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, co
             raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {' '.join(hints) or 'none'}")
         if key not in hints:
             raise ValueError(
-                f"{name} has no key {key!r}{hint(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
+                f"{name} has no key {key!r}{did_you_mean(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
             )
         read = _nested if holds_solver(hints[key]) else convert
         keys[key] = read(value, hints[key], f"{name}:{key}")
@@ -360,9 +349,9 @@ def convert(value: str, hint: Any, what: str) -> Any:
 
 
 def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
-    for each in hints[:-1]:
+    for hint in hints[:-1]:
         try:
-            return convert(value, each, what)
+            return convert(value, hint, what)
         except ValueError:
             continue
     return convert(value, hints[-1], what)

@@ -7,9 +7,15 @@ from .cost_model import fit as fit
 from .cost_model import graph_work as graph_work
 from .coupling import distance_weights as distance_weights
 from .coupling import edge_weights as edge_weights
+from .cut import Cut as Cut
+from .cut import Partitioner as Partitioner
+from .cut import heaviest as heaviest
+from .cut import integers as integers
+from .cut import whole_loads as whole_loads
 from .graph import Graph as Graph
 from .graph import grow as grow
 from .graph import kind_of as kind_of
+from .graph import neighbourhoods as neighbourhoods
 from .graph import normalised as normalised
 from .partitioning import check_part as check_part
 from .partitioning import partition as partition

@@ -193,6 +193,16 @@ def normalised(graph: Graph, kind: Literal["gcn", "mean"] = "gcn", *, weighted: 
     return result
 
 
+def neighbourhoods(graph: Graph) -> sp.csr_matrix:
+    """Return A + I with ones as entries: row v holds v and its neighbours.
+
+    Parameters
+    ----------
+    graph : Graph
+    """
+    return (graph.scipy(weighted=False) + sp.identity(graph.nodes, format="csr")).tocsr()
+
+
 def kind_of(tensor: Tensor) -> str:
     """Name dtype and shape in an error."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

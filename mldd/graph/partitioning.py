@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mldd.algebra import from_outside, loaded, registered
 from mldd.graph.coupling import opposite, points
+from mldd.graph.cut import Cut, Partitioner, heaviest
 from mldd.graph.graph import Graph, kind_of
-from mldd.graph.partitioners import METHODS, Cut, contiguous, heaviest, petsc
 from mldd.graph.refinement import balanced, refined
 
 __all__ = ["Repartition", "check_part", "partition", "partition_methods", "repartition", "report"]
@@ -24,6 +26,9 @@ __all__ = ["Repartition", "check_part", "partition", "partition_methods", "repar
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+_METHODS: dict[str, str] = registered("mldd.graph.partitioners")  # name -> "module:function"
+_WITHOUT_EDGES = ("geometric", "random")  # they look at no edge, so they cut graphs that have none
+_PETSC = re.compile(r"petsc(-(?P<kind>[^:]*))?")  # knows no weights of nodes
 # What `best` tries, as far as it is installed, and from how many seeds: on large graphs one pass takes minutes.
 _CANDIDATES = {"metis": "pymetis", "metis-volume": "pymetis", "kahypar-km1": "mtkahypar", "kahip": "kahip"}
 _TRIES, _LARGE = 3, 200_000  # directed edges from which on it takes one seed
@@ -31,7 +36,7 @@ _TRIES, _LARGE = 3, 200_000  # directed edges from which on it takes one seed
 
 def partition_methods() -> list[str]:
     """Return the methods of `partition`; ``petsc-TYPE`` is one too, for every type of MatPartitioning in the build."""
-    return [*METHODS, "best"]
+    return [*_METHODS, "best"]
 
 
 def partition(
@@ -68,6 +73,8 @@ def partition(
     parts : int
         Number of parts; none of them comes out empty.
     method : str
+        One of these, a name of an entry point of the group ``mldd.partitioners``, or ``file.py:function`` or
+        ``package.module:function``, a function as `mldd.graph.Partitioner` describes it.
     seed : int
         The same seed gives the same partition.
     node_weights : Tensor, shape (n,) or (n, c), optional
@@ -88,7 +95,9 @@ def partition(
     ------
     ValueError
         If there are fewer nodes than parts, the adjacency is not symmetric, the weights do not fit, or the method is
-        unknown or lacks its coordinates.
+        unknown, lacks its coordinates or returns no partition.
+    FileNotFoundError
+        If the file of the method is missing.
     ImportError
         If the wheel of the method is missing.
     """
@@ -101,31 +110,44 @@ def partition(
     _check_symmetric(graph)
     weights = None if node_weights is None else _check_node_weights(node_weights, nodes)
     place = None if coordinates is None else points(coordinates, nodes)
-    if method == "geometric" and place is None:
-        raise ValueError(f"method geometric needs `coordinates` of shape ({nodes}, 2) or ({nodes}, d), got none")
     if parts == 1:
         return torch.zeros(nodes, dtype=torch.int64)
     if parts == nodes:
         return torch.arange(nodes)
     one = None if weights is None else weights.mean(axis=1) if weights.shape[1] > 1 else weights[:, 0]
     cut = Cut(graph, parts, seed, imbalance, one, place)
-    labels = contiguous(cut) if graph.edges == 0 and place is None and method != "random" else cutter(cut)
-    if weights is not None and (weights.shape[1] > 1 or cutter is METHODS["petsc"] or method.startswith("petsc-")):
+    if graph.edges == 0 and place is None and method not in _WITHOUT_EDGES:
+        cutter = _cutter("contiguous")
+    labels = _checked(cutter(cut), cut, method)
+    if weights is not None and (weights.shape[1] > 1 or _PETSC.fullmatch(method)):
         # within half the imbalance first: without room no node could move
         labels = balanced(graph, labels, parts, weights, imbalance / 2)
         labels = refined(graph, labels, parts, weights, imbalance, "halo" if graph.weights is None else "cut", seed)
     return torch.from_numpy(_repaired(labels, parts))
 
 
-def _cutter(method: str) -> Any:
+def _cutter(method: str) -> Partitioner:
     """Look a method up."""
-    if method.startswith("petsc-"):
-        return partial(petsc, kind=method.removeprefix("petsc-"))
+    if method in _METHODS or from_outside(method, _METHODS) == method:
+        return cast(Partitioner, loaded(_METHODS.get(method, method), "function"))
     if method == "best":
         return _best
-    if method not in METHODS:
+    of_petsc = _PETSC.fullmatch(method)
+    if of_petsc is None:
         raise ValueError(f"`method` must be one of {' '.join(partition_methods())} or petsc-TYPE, got {method!r}")
-    return METHODS[method]
+    return partial(loaded(_METHODS["petsc"], "function"), kind=of_petsc["kind"])
+
+
+def _checked(labels: Any, cut: Cut, method: str) -> Ints:
+    """Refuse what is no part of every node; the method may be one of the user's."""
+    found, nodes = np.asarray(labels), cut.graph.nodes
+    if found.shape != (nodes,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= cut.parts:
+        kind = f"{found.dtype} of shape {found.shape}"
+        within = f" in {found.min()}..{found.max()}" if found.size and found.dtype.kind in "iuf" else ""
+        raise ValueError(
+            f"method {method} must return integers 0..{cut.parts - 1} of shape ({nodes},), got {kind}{within}"
+        )
+    return found.astype(np.int64)
 
 
 def _best(cut: Cut) -> Ints:
@@ -139,7 +161,7 @@ def _best(cut: Cut) -> Ints:
     found: list[tuple[float, int, Ints]] = []
     for name in there:
         for seed in seeds:
-            labels = _repaired(METHODS[name](replace(cut, seed=seed)), cut.parts)
+            labels = _repaired(_cutter(name)(replace(cut, seed=seed)), cut.parts)
             labels = balanced(cut.graph, labels, cut.parts, load, cut.imbalance)
             labels = refined(cut.graph, labels, cut.parts, load, cut.imbalance, seed=seed)
             over = float(np.bincount(labels, weights=cut.load).max() / allowed)

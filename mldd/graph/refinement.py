@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from mldd.graph.graph import Graph
-from mldd.graph.partitioners import heaviest, neighbourhoods
+from mldd.graph.cut import heaviest
+from mldd.graph.graph import Graph, neighbourhoods
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

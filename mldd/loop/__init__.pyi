@@ -10,9 +10,6 @@ from .monitor import check_replaceable as check_replaceable
 from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
 from .monitor import write_table as write_table
-from .outside import hint as hint
-from .outside import loaded as loaded
-from .outside import registered as registered
 from .problem import Problem as Problem
 from .problem import completed as completed
 from .problem import has as has

@@ -185,7 +185,12 @@ def test_divergence_keeps_history_and_the_last_good_checkpoint(run, tmp_path, mo
 
 
 def floating(item):
-    """Give the types of all floating-point tensors in a tree of dicts and lists."""
+    """Give the types of all floating-point tensors in a tree of dicts and lists.
+
+    Of quasi-Newton pairs that is their vectors: the small matrices of scalar products are double in every precision.
+    """
+    if isinstance(item, dict) and {"W", "G", "mu"} <= set(item):
+        item = item["W"]
     if isinstance(item, torch.Tensor) and item.is_floating_point() and item.numel():
         yield item.dtype
     for below in item.values() if isinstance(item, dict) else item if isinstance(item, list) else ():

@@ -171,7 +171,8 @@ def test_unwritable_folder_is_found_before_the_work(run, tmp_path):
 def test_missing_dependency_is_one_line(run, monkeypatch):
     monkeypatch.setitem(names.SOLVERS, "broken", "mldd.solvers.adagrad:AdaGrad")
     monkeypatch.setattr(
-        names, "loaded", _raise(ImportError("petsc4py cannot be imported; install it", name="petsc4py"))
+        "mldd.algebra.outside.import_module",
+        _raise(ImportError("petsc4py cannot be imported; install it", name="petsc4py")),
     )
     code, out, err = run("train obstacle --solver broken")
     assert code == 2 and err == "mldd: error: petsc4py cannot be imported; install it\n"

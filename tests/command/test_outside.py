@@ -1,12 +1,18 @@
-"""Problems and solvers of a user's own: classes in files and packages, named on the command line."""
+"""Problems, solvers and partitioners of a user's own, in files and packages, named on the command line."""
 
 import json
 import textwrap
 
+import numpy as np
 import pytest
+import torch
 
+from mldd.algebra import registered
 from mldd.command import names
-from mldd.loop import Problem, registered
+from mldd.graph import Graph, partition, report
+from mldd.loop import Problem
+from mldd.problems.graphs import NodeClassification
+from tests.helpers import user_arrays
 
 PROBLEM = """
     from dataclasses import dataclass
@@ -72,12 +78,36 @@ SOLVER = """
         def step(self, objective, x, state):
             return x - self.rate * objective.gradient(x), state
 """
+CUT = """
+    import numpy as np
+    import torch
+
+    def stripes(cut):
+        return np.arange(cut.graph.nodes) % cut.parts
+
+    def of_torch(cut):
+        return torch.zeros(cut.graph.nodes, dtype=torch.int32)
+
+    def short(cut):
+        return np.arange(cut.graph.nodes - 1) % cut.parts
+
+    def high(cut):
+        return np.arange(cut.graph.nodes)
+
+    def fractions(cut):
+        return np.arange(cut.graph.nodes) / cut.graph.nodes
+
+    class Stripes:
+        pass
+"""
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     (tmp_path / "my_problem.py").write_text(textwrap.dedent(PROBLEM))
     (tmp_path / "my_solver.py").write_text(textwrap.dedent(SOLVER))
+    (tmp_path / "my_cut.py").write_text(textwrap.dedent(CUT))
+    np.savez(tmp_path / "graph.npz", **user_arrays())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -120,10 +150,7 @@ def test_a_class_with_objective_and_start_is_enough(run, here):
         ("my_problem.py:Plain --solver ml-adagrad", "solver ml-adagrad needs `hierarchy(levels)`, which problem Plain"),
         ("my_problem.py:Plain --solver dd-adagrad", "needs `decomposition(parts, overlap, comm)`, which problem Plain"),
         ("my_problem.py:Half --solver lbfgs", "a problem must have `initial(seed)`, which Half does not have"),
-        (
-            "my_problem.py:Min --solver lbfgs",
-            "a class or function Min (did you mean Mine?), got Bowl Plain Mine Half",
-        ),
+        ("my_problem.py:Min --solver lbfgs", "must have a class Min (did you mean Mine?), got Bowl Plain Mine Half"),
         ("my_problem.py:Plain:n=3 --solver lbfgs", "has no key 'n'; its keys are none"),
         ("none.py:Mine --solver lbfgs", "none.py must be a Python file, got none"),
         ("none.such:Mine --solver lbfgs", "none.such must be a module that can be imported, got none"),
@@ -148,6 +175,45 @@ def test_entry_points_of_other_packages_are_names(here, monkeypatch):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text(
         "[mldd.solvers]\ndescent = my_solver:Descent\n[mldd.problems]\nmine = my_problem:Mine\n"
+        "[mldd.partitioners]\nstripes = my_cut:stripes\n"
     )
     assert registered("mldd.solvers")["descent"] == "my_solver:Descent"
     assert registered("mldd.problems")["mine"] == "my_problem:Mine"
+    assert registered("mldd.graph.partitioners")["stripes"] == "my_cut:stripes"
+    monkeypatch.setattr("mldd.graph.partitioning._METHODS", registered("mldd.graph.partitioners"))
+    path = Graph.from_edges(torch.tensor([[0, 1, 2], [1, 2, 3]]), 4)
+    assert partition(path, 2, "stripes").tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("method", ["my_cut.py:stripes", "my_cut:stripes"])
+def test_a_function_in_a_file_or_package_is_a_partitioner(run, here, method):
+    code, out, err = run(f"partition graph.npz --parts 3 --methods contiguous,{method} --out o")
+    assert (code, err) == (0, "") and [line.split()[0] for line in out.splitlines()[2:4]] == ["contiguous", method]
+    rows = json.loads((here / "o" / "partition.json").read_text())["rows"]
+    expected = report(NodeClassification("graph.npz").graph, torch.arange(60) % 3)
+    assert rows[1]["method"] == method and {key: rows[1][key] for key in expected} == expected
+
+
+def test_empty_parts_of_a_partitioner_from_outside_are_filled(here):
+    path = Graph.from_edges(torch.tensor([[0, 1, 2], [1, 2, 3]]), 4)
+    part = partition(path, 3, "my_cut.py:of_torch")
+    assert part.dtype == torch.int64 and part.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("my_cut.py:stripe", "my_cut.py must have a function stripe (did you mean stripes?), got stripes of_torch"),
+        ("my_cut.py:Stripes", "my_cut.py must have a function Stripes"),
+        ("none.py:stripes", "none.py must be a Python file, got none"),
+        ("none.such:stripes", "none.such must be a module that can be imported, got none"),
+        ("my_cut.py:short", "my_cut.py:short must return integers 0..2 of shape (60,), got int64 of shape (59,)"),
+        ("my_cut.py:high", "must return integers 0..2 of shape (60,), got int64 of shape (60,) in 0..59"),
+        ("my_cut.py:fractions", "must return integers 0..2 of shape (60,), got float64 of shape (60,)"),
+        ("my_cut.py:stripes:n=3", "`method` must be one of metis"),
+        ("metis:stripes", "`method` must be one of metis"),
+    ],
+)
+def test_what_is_wrong_with_a_partitioner_is_said_in_one_line(run, here, method, message):
+    code, out, err = run(f"partition graph.npz --parts 3 --methods {method}")
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mldd.graph import Graph, partition, partition_methods, report
-from mldd.graph.partitioners import heaviest, petsc_types
+from mldd.algebra import loaded
+from mldd.graph import Graph, heaviest, partition, partition_methods, report
+from mldd.graph.partitioners import REGISTERED, petsc_types
 from mldd.graph.partitioning import _repaired, repartition
 from mldd.graph.refinement import balanced, refined
 from tests.small_graphs import dense, few, graphs, grid
@@ -46,6 +47,12 @@ def heaviest_part(labels, weights, parts):
 
 
 # methods
+
+
+def test_every_partitioner_of_the_table_is_there():
+    assert partition_methods() == [*REGISTERED, "best"]
+    for target in REGISTERED.values():
+        assert loaded(target, "function").__doc__
 
 
 @pytest.mark.parametrize("method", METHODS[:-1])  # `best` is made of the others

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import loaded, registered
 from mldd.graph import Graph
-from mldd.loop import loaded, registered
 from mldd.problems.nets import Sparse
 from mldd.problems.nets.layers.products import linear, propagated, shifted
 
@@ -176,7 +176,7 @@ def summed(batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights:
 
 def layer_kinds() -> list[str]:
     """Return the names of all kinds of layers, those of other packages included."""
-    return list(registered("mldd.problems.nets.layers", "mldd.layers"))
+    return list(registered("mldd.problems.nets.layers"))
 
 
 @cache
@@ -193,10 +193,10 @@ def layer_of(kind: str) -> Layer:
     ValueError
         There is none.
     """
-    table = registered("mldd.problems.nets.layers", "mldd.layers")
+    table = registered("mldd.problems.nets.layers")
     if kind not in table and ":" not in kind:
         raise ValueError(f"`kind` must be one of {', '.join(table)}, or file.py:Class, got {kind!r}")
-    made = loaded(table.get(kind, kind))()
+    made = loaded(table.get(kind, kind), "class")()
     if not isinstance(made, Layer):
         raise ValueError(f"{kind} must be a subclass of mldd.problems.nets.layers.Layer, got {type(made).__name__}")
     return made

@@ -1,0 +1,1 @@
+from .petsc import petsc_types as petsc_types
