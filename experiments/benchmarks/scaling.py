@@ -41,7 +41,8 @@ from mldd.algebra import counting
 from mldd.graph import CostModel, Machine, Work, fit, graph_work
 from mldd.loop import write_table
 from mldd.problems.graphs import NodeLoss, SyntheticClassification
-from mldd.problems.nets import HaloOperator, sparse_first
+from mldd.problems.nets import HaloOperator
+from mldd.problems.nets.layers import sparse_first
 from mldd.ranks import SERIAL, Communicator, prepare, timed, world
 
 LAYERS, CLASSES, FEATURES = 3, 8, 64

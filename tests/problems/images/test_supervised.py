@@ -76,7 +76,6 @@ def test_digits(digits):
     f, x = digits.objective(), digits.initial(0)
     assert f.size == 64 * 16 + 16 + 16 * 8 + 8 + 8 * 10 + 10
     assert set(digits.metrics(x)) == {"train_accuracy", "test_accuracy"}
-    assert digits.solution() is None
     for _ in range(150):
         x = x - 1.0 * f.gradient(x)
     found = digits.metrics(x)
