@@ -24,10 +24,6 @@ class GCN(Layer):
     weightable: ClassVar[bool] = True
     swept: ClassVar[bool] = True
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
-        """Return W and b."""
-        return {"weight": (inner, outer), "bias": (outer,)}
-
     def values(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
         """Return ``a_ij / sqrt((1 + d_i) (1 + d_j))``."""
         left, right = (sp.diags(np.sqrt(1.0 / (degree + 1.0))) for degree in (rows, columns))

@@ -70,7 +70,7 @@ class Layer:
     inner: ClassVar[tuple[str, ...]] = ()
 
     def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
-        """Return names and shapes of the parameters, the weights that take in the state first.
+        """Return names and shapes of the parameters, the weights that take in the state first, by default with a bias.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class Layer:
         last : bool
             In the last layer heads have `outer` columns each, that are averaged.
         """
-        raise NotImplementedError
+        return {name: (inner, outer) for name in self.inputs} | {"bias": (outer,)}
 
     def values(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
         """Return the entries of A between nodes of these degrees, for a whole graph or for the rows of a shard.

@@ -26,10 +26,6 @@ class SAGE(Layer):
     inputs: ClassVar[tuple[str, ...]] = ("self", "neighbours")
     passing: ClassVar[str] = "self"
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
-        """Return W_self, W_neighbours and b."""
-        return {"self": (inner, outer), "neighbours": (inner, outer), "bias": (outer,)}
-
     def values(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
         """Return ``a_ij / d_i``."""
         inverse = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
