@@ -1,7 +1,7 @@
 """The command ``mldd``: list, info, train, compare, plot, partition.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
-run ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C.
+ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mldd.algebra import did_you_mean
 from mldd.command import names
 
 if TYPE_CHECKING:
-    from mldd.command.run import Run
-    from mldd.loop import History, Result, Status
+    from mldd.loop import History, Status
     from mldd.ranks import Communicator
 
 _RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
@@ -356,7 +355,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
         if options.checkpoint is not None and not result.status.failed:
             written.append(options.checkpoint)
         if shown:
-            print(summary(run, result, content, written), flush=True)
+            print(runs.summary(run, result, content, written), flush=True)
         if result.status.failed:
             print(f"mldd: error: {result.status.name}: {result.status.advice}", file=sys.stderr, flush=True)
     return exit_status(result.status)
@@ -365,39 +364,6 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
 def exit_status(status: Status) -> int:
     """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C."""
     return 130 if status.name == "interrupted" else int(status.failed)
-
-
-def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
-    """Return the end of a run in a few lines for people."""
-    norm = "infinity norm" if run.stop.norm == math.inf else "2-norm"
-    lines = [
-        ("run", f"{content['problem']} by {content['solver']}, seed {run.seed}, ranks {run.comm.ranks}"),
-        ("status", f"{result.status.name}: {result.status.advice}"),
-        ("steps", f"{content['steps']}"),
-        ("loss", f"{content['loss']:.10g}"),
-        ("measure", f"{content['measure']:.3e} ({norm})"),
-        *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
-        ("cost", cost_line(content)),
-    ]
-    lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
-    if result.projected:
-        lines.append(("start", "was infeasible and has been projected to the bounds"))
-    if content["bounds_violation"] > 0:
-        lines.append(("bounds", f"violated by {content['bounds_violation']:.2e}"))
-    if written:
-        lines.append(("written", " ".join(map(str, written))))
-    width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
-
-
-def cost_line(content: dict[str, Any]) -> str:
-    """Return the cost of a run in words."""
-    halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
-    return (
-        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units, "
-        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes{halo}, "
-        f"{content['seconds']:.3g} s"
-    )
 
 
 def _compare(options: argparse.Namespace, stage: Stage) -> int:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from mldd.algebra import from_outside
 from mldd.command import names
 from mldd.command.names import Spec
 
@@ -98,8 +99,7 @@ def keys(name: str) -> Iterator[str]:
 def _found(name: str) -> tuple[Spec, bool]:
     if name in names.SOLVERS:
         return names.solver_spec(name), False
-    outside = re.match(r".*:[A-Za-z_]\w*$", name)
-    if name in names.PROBLEMS or not outside:
+    if name in names.PROBLEMS or from_outside(name, names.PROBLEMS) != name:
         return names.problem_spec(name), True
     spec = names.solver_spec(name)
     return (spec, False) if hasattr(spec.kind, "step") else (names.problem_spec(name), True)

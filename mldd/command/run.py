@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,39 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "versions": info.versions(),
         **({"details": details} if (details := run.problem.details()) else {}),
     }
+
+
+def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
+    """Return the end of a run in a few lines for people."""
+    norm = "infinity norm" if run.stop.norm == math.inf else "2-norm"
+    lines = [
+        ("run", f"{content['problem']} by {content['solver']}, seed {run.seed}, ranks {run.comm.ranks}"),
+        ("status", f"{result.status.name}: {result.status.advice}"),
+        ("steps", f"{content['steps']}"),
+        ("loss", f"{content['loss']:.10g}"),
+        ("measure", f"{content['measure']:.3e} ({norm})"),
+        *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
+        ("cost", cost_line(content)),
+    ]
+    lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
+    if result.projected:
+        lines.append(("start", "was infeasible and has been projected to the bounds"))
+    if content["bounds_violation"] > 0:
+        lines.append(("bounds", f"violated by {content['bounds_violation']:.2e}"))
+    if written:
+        lines.append(("written", " ".join(map(str, written))))
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
+
+
+def cost_line(content: dict[str, Any]) -> str:
+    """Return the cost of a run in words."""
+    halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
+    return (
+        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units, "
+        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes{halo}, "
+        f"{content['seconds']:.3g} s"
+    )
 
 
 def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:

@@ -16,7 +16,6 @@ from .graph import Graph as Graph
 from .graph import grow as grow
 from .graph import kind_of as kind_of
 from .graph import neighbourhoods as neighbourhoods
-from .graph import normalised as normalised
 from .partitioning import check_part as check_part
 from .partitioning import partition as partition
 from .partitioning import partition_methods as partition_methods

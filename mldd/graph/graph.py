@@ -6,7 +6,7 @@ Everything is vectorised over nodes and edges and runs on the CPU; tensors go in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -158,39 +158,6 @@ def _mask(size: int, nodes: Tensor) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     mask[nodes.cpu()] = True
     return mask
-
-
-def normalised(graph: Graph, kind: Literal["gcn", "mean"] = "gcn", *, weighted: bool = False) -> sp.csr_matrix:
-    """Return the propagation matrix of a graph layer: D^-1/2 (A + I) D^-1/2 (`gcn`) or D^-1 A (`mean`).
-
-    Parameters
-    ----------
-    kind : {'gcn', 'mean'}
-        D is the diagonal of the row sums of A + I for `gcn`, and of A for `mean` (rows of isolated nodes stay zero).
-    weighted : bool
-        Use the weights of the graph instead of ones (for coarse graphs; partition weights are no model weights).
-
-    Returns
-    -------
-    csr_matrix, shape (n, n), float64
-
-    References
-    ----------
-    Kipf and Welling, arXiv:1609.02907, equation 2.
-    """
-    matrix = graph.scipy(weighted=weighted)
-    if kind not in ("gcn", "mean"):
-        raise ValueError(f"`kind` must be 'gcn' or 'mean', got {kind!r}")
-    if kind == "gcn":
-        matrix = (matrix + sp.identity(graph.nodes, format="csr")).tocsr()
-    sums = np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-    inverse = np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
-    if kind == "mean":
-        return sp.csr_matrix(sp.diags(inverse) @ matrix)
-    root = sp.diags(np.sqrt(inverse))
-    result = sp.csr_matrix(root @ matrix @ root)
-    result.sort_indices()
-    return result
 
 
 def neighbourhoods(graph: Graph) -> sp.csr_matrix:

@@ -23,7 +23,7 @@ from mldd.problems.forecasts.forecast_metrics import scored
 from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.nets import Ints, MiniBatches
-from mldd.problems.nets.layers import layer_kinds, layer_of
+from mldd.problems.nets.layers import check_kind, layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -164,9 +164,7 @@ class Forecasting(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        if self.model != "epd" and self.model not in layer_kinds() and ":" not in self.model:
-            kinds = ", ".join([*layer_kinds(), "epd"])
-            raise ValueError(f"`model` must be one of {kinds}, or file.py:Class, got {self.model!r}")
+        check_kind(self.model, "model", ("epd",))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

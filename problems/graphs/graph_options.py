@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mldd.problems.nets import GRAPH_ACTIVATIONS
-from mldd.problems.nets.layers import layer_kinds, layer_of
+from mldd.problems.nets.layers import check_kind, layer_of
 
 SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
 # Hyper-parameters that suit small citation graphs: tuned on Cora's training loss, seeds 0 and 1.
@@ -39,8 +39,7 @@ def check_options(problem: Any) -> None:
     ------
     ValueError
     """
-    if problem.model not in layer_kinds() and ":" not in problem.model:
-        raise ValueError(f"`model` must be one of {', '.join(layer_kinds())}, or file.py:Class, got {problem.model!r}")
+    check_kind(problem.model, "model")
     layer_of(problem.model)
     for name, choices in _CHOICES.items():
         if getattr(problem, name, choices[0]) not in choices:

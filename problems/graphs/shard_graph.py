@@ -134,8 +134,7 @@ class ShardGraph:
         """Inputs of the first layer of the own nodes with the propagation done; the features alone for attention."""
         if not self.layer.beforehand:
             return (self.shard.features,)
-        after = self.operator @ self.extended()
-        return tuple(after if moves else self.shard.features for moves in self.layer.terms)
+        return self.layer.on_terms(self.shard.features, self.operator @ self.extended())
 
     @cached_property
     def cheaper(self) -> bool:
@@ -163,7 +162,6 @@ class ShardGraph:
         propagated = self.cheaper if propagated is None else propagated
         reach = _Reach.of(self, outputs, layers, propagated)
         order, rows = reach.order, reach.rows
-        identities = (None,) * (len(self.layer.terms) - 1)
         operators: list[tuple[Operator | None, ...]] = []
         for layer in range(layers):
             if layer == 0 and propagated:
@@ -171,9 +169,9 @@ class ShardGraph:
                 continue
             matrix = self.operator[order[: rows[layer + 1]]][:, reach.columns(layer)]
             if layer == 0 or self.comm.ranks == 1:  # the features of the halo are here: nothing is exchanged
-                operators.append((*identities, Sparse.of(matrix, **kind)))
+                operators.append(self.layer.on_terms(None, Sparse.of(matrix, **kind)))
             else:
-                operators.append((*identities, HaloOperator.of(matrix, reach.exchange(layer), **kind)))
+                operators.append(self.layer.on_terms(None, HaloOperator.of(matrix, reach.exchange(layer), **kind)))
         nodes = self.shard.numbers[order[: rows[1] if propagated else rows[0]]]
         if propagated:
             inputs = [term[order[: rows[1]]] for term in self.terms]

@@ -90,8 +90,7 @@ class Source:
         layer = layer_of(kind)
         if not layer.beforehand:
             return Source(kind, operator, features, (features,), targets)
-        after = operator @ features
-        return Source(kind, operator, features, tuple(after if moves else features for moves in layer.terms), targets)
+        return Source(kind, operator, features, layer.on_terms(features, operator @ features), targets)
 
     @property
     def layer(self) -> Layer:
@@ -121,7 +120,8 @@ class Source:
         propagated = self.layer.beforehand and (self.cheaper if propagated is None else propagated)
         order, rows = receptive(self.operator, outputs, layers)
         operators = [
-            _on_terms(self.layer, _cut(self.operator, order[: rows[k + 1]], order[: rows[k]])) for k in range(layers)
+            self.layer.on_terms(None, _cut(self.operator, order[: rows[k + 1]], order[: rows[k]]))
+            for k in range(layers)
         ]
         if propagated:
             operators[0] = (None,) * len(self.terms)
@@ -145,11 +145,6 @@ class Source:
             targets=np.asarray(t @ self.targets),
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
-
-
-def _on_terms(layer: Layer, operator: Any) -> tuple[Any, ...]:
-    """Return the operator of every term, None for those that see the own node."""
-    return tuple(operator if moves else None for moves in layer.terms)
 
 
 def composite_labels(

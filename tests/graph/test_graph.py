@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldd.graph import Graph, grow, normalised
+from mldd.graph import Graph, grow
 from tests.small_graphs import dense, few, graphs, grid
 
 
@@ -48,26 +48,6 @@ def test_grow_is_a_matrix_power(case, hops, random):
     both = torch.stack([mask, ~mask], 1)
     assert torch.equal(grow(graph, both, hops)[:, 0], grow(graph, mask, hops))
     assert torch.equal(grow(graph, both, hops)[:, 1], grow(graph, ~mask, hops))
-
-
-@few
-@given(graphs())
-def test_normalised(case):
-    n, edges = case
-    graph, a = Graph.from_edges(edges, n), dense(n, edges)
-    loops = a + np.eye(n)
-    root = np.diag(loops.sum(1) ** -0.5)
-    np.testing.assert_allclose(normalised(graph).toarray(), root @ loops @ root, atol=1e-15)
-    mean = a / np.maximum(a.sum(1), 1)[:, None]
-    np.testing.assert_allclose(normalised(graph, "mean").toarray(), mean, atol=1e-15)
-
-
-def test_normalised_with_weights():
-    graph = Graph.from_edges(torch.tensor([[0, 1], [1, 2]]), 3, torch.tensor([3.0, 1.0]))
-    assert normalised(graph, "mean", weighted=True).toarray().tolist() == [[0, 1, 0], [0.75, 0, 0.25], [0, 1, 0]]
-    assert normalised(graph, "mean").toarray().tolist() == [[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
-    with pytest.raises(ValueError, match="`kind` must be 'gcn' or 'mean', got 'sum'"):
-        normalised(graph, "sum")
 
 
 def test_weights_of_duplicates_add_and_directions_do_not():

@@ -3,6 +3,7 @@ from .gatv2 import GATv2 as GATv2
 from .gcn import GCN as GCN
 from .gin import GIN as GIN
 from .layer import Layer as Layer
+from .layer import check_kind as check_kind
 from .layer import layer_kinds as layer_kinds
 from .layer import layer_of as layer_of
 from .products import linear as linear

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Act = Callable[[Tensor], Tensor]
+Own = TypeVar("Own")
+Moved = TypeVar("Moved")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,16 @@ class Layer:
             return adjacency
         return sp.csr_matrix(adjacency + sp.eye(*adjacency.shape, format="csr"))
 
+    def on_terms(self, own: Own, moved: Moved) -> tuple[Own | Moved, ...]:
+        """Return what belongs to every term: `moved` where it is propagated, else `own`.
+
+        Parameters
+        ----------
+        own, moved : any
+            None and A for the operators of a layer; X and A X for the inputs of the first one.
+        """
+        return tuple(moved if moves else own for moves in self.terms)
+
     def __call__(
         self,
         batch: Batch,
@@ -174,9 +186,36 @@ def summed(batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights:
     return shifted(out, bias)
 
 
+@cache
+def _table() -> dict[str, str]:
+    """Names and classes of all kinds of layers, those of other packages included."""
+    return registered("mldd.problems.nets.layers")
+
+
 def layer_kinds() -> list[str]:
-    """Return the names of all kinds of layers, those of other packages included."""
-    return list(registered("mldd.problems.nets.layers"))
+    """Return the names of all kinds of layers."""
+    return list(_table())
+
+
+def check_kind(kind: str, field: str = "kind", others: Sequence[str] = ()) -> None:
+    """Refuse what is neither the name of a kind nor one from outside.
+
+    Parameters
+    ----------
+    kind : str
+        What was given.
+    field : str
+        Name of the field that it was given for.
+    others : sequence of str
+        Further values of the field that are no kinds.
+
+    Raises
+    ------
+    ValueError
+    """
+    known = [*_table(), *others]
+    if kind not in known and ":" not in kind:
+        raise ValueError(f"`{field}` must be one of {', '.join(known)}, or file.py:Class, got {kind!r}")
 
 
 @cache
@@ -193,10 +232,8 @@ def layer_of(kind: str) -> Layer:
     ValueError
         There is none.
     """
-    table = registered("mldd.problems.nets.layers")
-    if kind not in table and ":" not in kind:
-        raise ValueError(f"`kind` must be one of {', '.join(table)}, or file.py:Class, got {kind!r}")
-    made = loaded(table.get(kind, kind), "class")()
+    check_kind(kind)
+    made = loaded(_table().get(kind, kind), "class")()
     if not isinstance(made, Layer):
         raise ValueError(f"{kind} must be a subclass of mldd.problems.nets.layers.Layer, got {type(made).__name__}")
     return made

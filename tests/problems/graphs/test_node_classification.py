@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldd.algebra import Objective, counting, offers, sampled
-from mldd.graph import Graph, normalised
+from mldd.graph import Graph
 from mldd.graph.coupling import message_weights
 from mldd.graph.partitioning import repartition
 from mldd.loop import Stop, minimise
@@ -20,6 +20,7 @@ from mldd.problems.graphs import NodeClassification
 from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.nets import GraphNet, Source, composite_labels, stack
 from mldd.problems.nets.composite import receptive
+from mldd.problems.nets.layers import layer_of
 from mldd.ranks import Communicator
 from mldd.solvers import SchwarzAdaGrad
 
@@ -92,7 +93,7 @@ def test_only_the_receptive_field_is_evaluated_and_that_changes_nothing():
 def test_outputs_of_a_part_with_its_halo_are_exact(nodes, edges, layers, parts, model):
     random = np.random.default_rng(nodes)
     index = torch.tensor([(a % nodes, b % nodes) for a, b in edges], dtype=torch.int64).reshape(-1, 2).t()
-    operator = normalised(Graph.from_edges(index, nodes), "gcn" if model == "gcn" else "mean")
+    operator = layer_of(model).operator(Graph.from_edges(index, nodes))
     source = Source.of(model, operator, random.standard_normal((nodes, 3)), np.zeros((nodes, 2)))
     net = GraphNet(model, (3, *[4] * (layers - 1), 2))
     views = net.layout.views(net.initial(0) + 0.1)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.graph import normalised
 from mldd.loop import Stop, minimise
 from mldd.problems.data import grid_mesh, joined
 from mldd.problems.graphs import SyntheticClassification, synthetic
 from mldd.problems.graphs.synthetic import strip
+from mldd.problems.nets.layers import layer_of
 from mldd.solvers import Adam
 
 
@@ -63,7 +63,7 @@ def test_masks_share_the_nodes() -> None:
 def test_loss_is_that_of_dense_matrices() -> None:
     problem = SyntheticClassification(nodes=90, columns=9, degree=8, features=6, classes=3, hidden=5, dtype="float64")
     shard = problem.shard
-    A = torch.from_numpy(normalised(grid_mesh(10, 9, 8)[0]).toarray())
+    A = torch.from_numpy(layer_of("gcn").operator(grid_mesh(10, 9, 8)[0]).toarray())
     x = problem.initial(0) + 0.1
     x.requires_grad_()
     w1, b1, w2, b2 = x.split([30, 5, 15, 3])

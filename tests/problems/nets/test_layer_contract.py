@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from hypothesis import given
 
 from mldd.graph import Graph
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification, NodeLoss
 from mldd.problems.nets import GraphNet, Source, stack
 from mldd.problems.nets.layers import GCN, SAGE, Layer, layer_kinds, layer_of
+from tests.small_graphs import dense, few, graphs
 
 KIND = {"dtype": torch.float64, "device": "cpu"}
 
@@ -35,6 +37,24 @@ def rows_of_a_shard_are_those_of_the_whole(layer: Layer) -> None:
         away = sp.csr_matrix(adjacency[order[len(own) :]][:, own])  # entries of the halo's rows
         got = layer.values(away, degrees[order[len(own) :]], degrees[own])
         np.testing.assert_allclose(got.toarray(), whole[order[len(own) :]][:, own], atol=1e-14)
+
+
+@few
+@given(graphs())
+def test_operators_of_gcn_and_sage(case):
+    n, edges = case
+    graph, a = Graph.from_edges(edges, n), dense(n, edges)
+    loops = a + np.eye(n)
+    root = np.diag(loops.sum(1) ** -0.5)
+    np.testing.assert_allclose(GCN().operator(graph).toarray(), root @ loops @ root, atol=1e-15)
+    mean = a / np.maximum(a.sum(1), 1)[:, None]
+    np.testing.assert_allclose(SAGE().operator(graph).toarray(), mean, atol=1e-15)
+
+
+def test_operators_with_weights():
+    graph = Graph.from_edges(torch.tensor([[0, 1], [1, 2]]), 3, torch.tensor([3.0, 1.0]))
+    assert SAGE().operator(graph, weighted=True).toarray().tolist() == [[0, 1, 0], [0.75, 0, 0.25], [0, 1, 0]]
+    assert SAGE().operator(graph).toarray().tolist() == [[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
 
 
 def loss(kind: str, batch_of) -> tuple[GraphNet, NodeLoss]:
