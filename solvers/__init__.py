@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 REGISTERED = {
     "adagrad": "mldd.solvers.adagrad:AdaGrad",
     "ml-adagrad": "mldd.solvers.multilevel_adagrad:MultilevelAdaGrad",
-    "dd-adagrad": "mldd.solvers.schwarz:SchwarzAdaGrad",
+    "dd-adagrad": "mldd.solvers.schwarz_adagrad:SchwarzAdaGrad",
     "schwarz": "mldd.solvers.schwarz:NonlinearSchwarz",
     "aspin": "mldd.solvers.aspin:Aspin",
     "raspen": "mldd.solvers.aspin:Raspen",

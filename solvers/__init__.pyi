@@ -14,6 +14,6 @@ from .multilevel_lbfgs import MultilevelLBFGS as MultilevelLBFGS
 from .newton import NewtonCG as NewtonCG
 from .optim import Optimizer as Optimizer
 from .schwarz import NonlinearSchwarz as NonlinearSchwarz
-from .schwarz import SchwarzAdaGrad as SchwarzAdaGrad
+from .schwarz_adagrad import SchwarzAdaGrad as SchwarzAdaGrad
 from .schwarz_lbfgs import SchwarzLBFGS as SchwarzLBFGS
 from .trust_region import TrustRegion as TrustRegion

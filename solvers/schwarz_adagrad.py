@@ -1,0 +1,223 @@
+"""DD-ADAGB2: parallel ADAGB2 iterations on subdomains, with a recursion over coarse levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mldd.algebra import (
+    Combine,
+    Decomposition,
+    Hierarchy,
+    MatrixTransfer,
+    Objective,
+    Restricted,
+    Rule,
+    split,
+)
+from mldd.loop import State
+from mldd.ranks import SERIAL, Communicator
+from mldd.solvers.adagrad import AdaGrad, Curvature, taylor_step
+from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState
+from mldd.solvers.parts import Sweep, SweepState
+from mldd.solvers.petsc import tao_minimise
+
+
+@dataclass(frozen=True)
+class SchwarzAdaGrad:
+    r"""DD-ADAGB2: parallel ADAGB2 iterations on subdomains, combined as in additive Schwarz methods.
+
+    One outer step does, in this order and each only if asked for,
+
+    1. a coarse correction: a recursive iteration over `hierarchy` (see `MultilevelAdaGrad`);
+    2. on every subdomain, `local_steps` ADAGB2 iterations on its local model from ``R_i x``, without communication, and
+       ``x <- x + damping sum_i P_i D_i (y_i - R_i x)``, one sum over ranks;
+    3. `global_steps` ADAGB2 iterations on all unknowns, which smooth the seams.
+
+    With weights ``ras`` and ``wasm`` the result is a component-wise convex combination of feasible points; ``asm`` is
+    damped by the largest multiplicity (default) or, with `damping` = 1, clipped to the box. No function value is used,
+    except by ``span``.
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+    hierarchy : Hierarchy, optional
+        Coarse levels; None or one level for a one-level method.
+    combine : {"ras", "wasm", "asm"}
+    local_steps, global_steps : int
+    damping : float
+        Factor on the combined corrections; 0 means 1 for ras and wasm, 1 / (largest multiplicity) for asm.
+    span : int
+        Combine the local corrections, split by layer, in the small coarse space they span, by at most this many
+        iterations of a TAO solver (options prefix ``coarse_``); 0 for the plain weighted sum. It uses function values.
+    nested : int
+        The first outer step is a nested iteration from the coarsest level up; see `MultilevelAdaGrad`.
+    varsigma, rate, kappa, curvature, model_steps
+        Of the ADAGB2 iterations; see `AdaGrad`.
+    coarse_steps, coarse_bounds, recursion, cap
+        Of the coarse correction; see `MultilevelAdaGrad`.
+
+    References
+    ----------
+    arXiv 2507.11513 (reconstructed); the small coarse space follows the subspace combination of arXiv 2601.08709.
+    """
+
+    decomposition: Decomposition
+    hierarchy: Hierarchy | None = None
+    combine: Combine = "ras"
+    local_steps: int = 10
+    global_steps: int = 2
+    damping: float = 0.0
+    span: int = 0
+    nested: int = 0
+    varsigma: float = 0.01
+    rate: float = 1.0
+    kappa: float = 1.0
+    curvature: Curvature = "auto"
+    model_steps: int = 6
+    coarse_steps: int = 20
+    coarse_bounds: Rule = "kornhuber"
+    recursion: float = 0.5
+    cap: float = 30.0
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse parameters outside of their ranges."""
+        for name in ("local_steps", "global_steps", "span", "nested", "damping"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+        if self.combine not in ("asm", "ras", "wasm"):
+            raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
+        _ = self.sweep
+
+    @cached_property
+    def local(self) -> AdaGrad:
+        """The ADAGB2 iteration of subdomains and of the global steps."""
+        return AdaGrad(self.varsigma, self.rate, self.kappa, curvature=self.curvature, model_steps=self.model_steps)
+
+    @cached_property
+    def coarse(self) -> MultilevelAdaGrad | None:
+        """The recursion over the coarse levels."""
+        if self.hierarchy is None or len(self.hierarchy) == 1:
+            return None
+        return MultilevelAdaGrad(
+            self.hierarchy,
+            varsigma=self.varsigma,
+            rate=self.rate,
+            kappa=self.kappa,
+            curvature=self.curvature,
+            model_steps=self.model_steps,
+            coarse_steps=self.coarse_steps,
+            coarse_bounds=self.coarse_bounds,
+            recursion=self.recursion,
+            cap=self.cap,
+            nested=self.nested,
+        )
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The local ADAGB2 iterations; every subdomain keeps its weights from step to step."""
+        return Sweep(
+            self.decomposition,
+            self.local,
+            self.local_steps,
+            combine=self.combine,
+            damping=self.damping,
+            memory="keep",
+            comm=self.comm,
+        )
+
+    def init(self, objective: Objective, x: Tensor) -> SchwarzState:
+        """Return fresh weights for subdomains and levels.
+
+        Raises
+        ------
+        ValueError
+            The objective does not offer the `curvature`, or has bounds where there is a `span`.
+        """
+        if self.span and not objective.bounds.is_free:
+            raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
+        return SchwarzState(
+            sweep=self.sweep.init(objective, x),
+            levels=self.coarse.init(objective, x)
+            if self.coarse
+            else MultilevelState(levels=[self.local.init(objective, x)]),
+            previous=torch.zeros_like(x) if self.span else torch.empty(0),
+        )
+
+    def step(self, objective: Objective, x: Tensor, state: SchwarzState) -> tuple[Tensor, SchwarzState]:
+        """Do one outer step, in place."""
+        state.level = 0
+        if self.nested and state.step == 0 and self.coarse is not None:
+            self.coarse.nest(objective, x, state.levels)
+            return x, state
+        if self.coarse is not None:
+            self._correct(objective, x, state)
+        if self.local_steps:
+            corrections = self.sweep.corrections(objective, x, state.sweep)
+            if self.span:
+                self._combine_in_span(objective, x, corrections, state)
+            else:
+                x.add_(self.sweep.total(corrections, state.sweep))
+                state.accepted += 1
+            if not objective.bounds.is_free:
+                objective.bounds.project(x, out=x)
+        for _ in range(self.global_steps):
+            taylor_step(self.local, objective, x, objective.gradient(x), objective.bounds, state.levels.levels[0])
+        return x, state
+
+    def _correct(self, objective: Objective, x: Tensor, state: SchwarzState) -> None:
+        """Add the coarse correction."""
+        assert self.coarse is not None  # noqa: S101
+        levels = state.levels
+        levels.step, levels.level, levels.accepted, levels.rejected = state.step, 0, 0, 0
+        self.coarse.recurse(0, objective, x, objective.gradient(x), objective.bounds, levels)
+        state.level = levels.level
+        state.accepted += levels.accepted
+        state.rejected += levels.rejected
+
+    def _combine_in_span(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
+        """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
+        weighted = self.decomposition.spread(corrections * state.sweep.weights)
+        rows = torch.cat([self.comm.gather(weighted), state.previous[None]])
+        pieces = split(rows, self.decomposition.blocks)
+        norms = torch.linalg.vector_norm(pieces, dim=1)
+        keep = norms > 0
+        pieces, norms = pieces[keep], norms[keep]
+        if not len(norms):
+            return
+        start = norms * self.sweep.factor
+        is_previous = torch.arange(len(keep), device=x.device) % len(rows) == len(rows) - 1
+        start[is_previous[keep]] = 0.0
+        space = MatrixTransfer((pieces / norms[:, None]).t())
+        restricted = Restricted(objective, x.clone(), space)
+        c, _ = tao_minimise(restricted, start, type="lmvm", prefix="coarse_", max_steps=self.span)
+        s = space.prolong(c)
+        if bool(restricted.value(c) > restricted.value(torch.zeros_like(c))):
+            state.rejected += 1
+            return
+        state.accepted += 1
+        state.previous.copy_(s)
+        x.add_(s)
+
+
+@dataclass
+class SchwarzState(State):
+    """State of DD-ADAGB2.
+
+    Attributes
+    ----------
+    sweep : SweepState
+        AdaGrad weights of this rank's subdomains, kept from step to step, and the weights of their corrections.
+    levels : MultilevelState
+        AdaGrad weights of the global steps (level 0) and of the coarse levels.
+    previous : Tensor, shape (n,)
+        The last step taken in the small coarse space.
+    """
+
+    sweep: SweepState = field(default_factory=SweepState)
+    levels: MultilevelState = field(default_factory=MultilevelState)
+    previous: Tensor = field(default_factory=lambda: torch.empty(0))
