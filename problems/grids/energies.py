@@ -27,15 +27,33 @@ class Reaction(Protocol):
     """A pointwise energy density phi(u) and its first two derivatives."""
 
     def value(self, u: Tensor) -> Tensor:
-        """Return phi(u)."""
+        """Return phi(u).
+
+        Parameters
+        ----------
+        u : Tensor, any shape
+            Values of the unknown at the nodes.
+        """
         ...
 
     def slope(self, u: Tensor) -> Tensor:
-        """Return phi'(u)."""
+        """Return phi'(u).
+
+        Parameters
+        ----------
+        u : Tensor, any shape
+            Values of the unknown at the nodes.
+        """
         ...
 
     def curvature(self, u: Tensor) -> Tensor:
-        """Return phi''(u)."""
+        """Return phi''(u).
+
+        Parameters
+        ----------
+        u : Tensor, any shape
+            Values of the unknown at the nodes.
+        """
         ...
 
 
@@ -43,6 +61,16 @@ def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut contiguous tensors of one shape into flat pieces that stay in the cache (on the CPU; whole on other devices).
 
     Temporaries of the size of a fine vector cost more than the arithmetic: each one is fresh memory.
+
+    Parameters
+    ----------
+    *vectors : Tensor
+        Contiguous tensors of one shape.
+
+    Returns
+    -------
+    iterator of tuple of Tensor
+        Views of the same piece of all vectors, one piece after the other.
     """
     flat = [v.reshape(-1) for v in vectors]
     if flat[0].device.type != "cpu" or len(flat[0]) <= PIECE:
@@ -53,7 +81,13 @@ def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 @dataclass(frozen=True)
 class BratuReaction:
-    """``phi(u) = -factor e^u``."""
+    """``phi(u) = -factor e^u``.
+
+    Parameters
+    ----------
+    factor : float
+        The lambda of Bratu's equation.
+    """
 
     factor: float
 
@@ -87,25 +121,59 @@ class LocalPrice(Price):
     """Cost of a batch of subdomains: work of this rank, never a fine gradient."""
 
     def of_gradient(self, times: int = 1) -> None:
-        """Count the gradients of the batch."""
+        """Count the gradients of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many gradients.
+        """
         count(local_work=times * self.gradient)
 
     def of_value(self, times: int = 1) -> None:
-        """Count the values of the batch."""
+        """Count the values of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many values.
+        """
         count(local_work=times * self.gradient * self.value)
 
     def of_product(self, times: int = 1) -> None:
-        """Count the Hessian products of the batch."""
+        """Count the Hessian products of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many products.
+        """
         count(local_work=times * self.gradient * self.product)
 
 
 def members(bounds: Bounds, x: Tensor) -> int:
-    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one."""
+    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one.
+
+    Parameters
+    ----------
+    bounds : Bounds
+        Of one vector of the grid.
+    x : Tensor, shape (n,) or (p, n)
+        Iterate or batch of iterates.
+    """
     return len(x) if x.dim() > bounds.lower.dim() else 1
 
 
 def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
-    """Return the price of a batch: its unknowns (without padding) over all unknowns."""
+    """Return the price of a batch: its unknowns (without padding) over all unknowns.
+
+    Parameters
+    ----------
+    price : Price
+        Of one evaluation on the whole grid.
+    decomposition : GridDecomposition
+        The windows of this rank.
+    """
     share = decomposition.held / decomposition.size
     return LocalPrice(price.gradient * share, False, price.value, price.product)
 
@@ -126,10 +194,13 @@ def stencil(values: Tensor, dim: int, load: Tensor | None = None, scale: float =
     Parameters
     ----------
     values : Tensor, shape (..., columns) or (..., rows, columns)
+        Values at the nodes.
     dim : int
         1 or 2; leading axes are a batch.
     load : Tensor, optional
         Broadcasts to `values`.
+    scale : float
+        Factor of A.
     """
     columns = values.shape[-1]
     if dim == 2 and values.dim() == 2 and max(values.shape) <= DENSE:
@@ -168,7 +239,15 @@ class EdgeWeights:
     diagonal: Tensor
 
     def stencil(self, values: Tensor, load: Tensor | None = None) -> Tensor:
-        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside."""
+        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside.
+
+        Parameters
+        ----------
+        values : Tensor, shape (..., rows, columns)
+            Values at the nodes.
+        load : Tensor, shape of values, optional
+            Added to the product.
+        """
         rows, columns = values.shape[-2:]
         out = values * self.diagonal if load is None else torch.addcmul(load, values, self.diagonal)
         out.narrow(-1, 1, columns - 1).addcmul_(values.narrow(-1, 0, columns - 1), self.across, value=-1.0)
@@ -178,7 +257,13 @@ class EdgeWeights:
         return out
 
     def windows(self, decomposition: GridDecomposition) -> EdgeWeights:
-        """Return the weights on the windows of a decomposition."""
+        """Return the weights on the windows of a decomposition.
+
+        Parameters
+        ----------
+        decomposition : GridDecomposition
+            The windows of this rank.
+        """
         shape = self.diagonal.shape
         return EdgeWeights(
             decomposition.cut(self.across.expand(shape))[..., :1].contiguous(),
@@ -196,8 +281,11 @@ class StencilEnergy:
     shape : tuple of int
         (columns,) or (rows, columns) of the grid, or of every window of a batch.
     bounds : Bounds
+        Of the unknowns, and with them their number and device.
     load : Tensor, shape (), `shape` or (p, *shape)
+        Linear term, at the nodes or constant.
     reaction : Reaction, optional
+        Pointwise density phi; none by default.
     weight : float
         Cell size h^2 of the lumped reaction term.
     scale : float
@@ -206,6 +294,7 @@ class StencilEnergy:
     edges : EdgeWeights, optional
         For natural sides (two dimensions).
     price : Price
+        Work of one evaluation in fine gradients.
     valid : Tensor, shape (p, m), optional
         One at unknowns, zero at the padding of windows.
     """
@@ -270,7 +359,13 @@ class StencilEnergy:
         return self._curve(x, self._apply(x, self.load))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient with one stencil."""
+        """Return value and gradient with one stencil.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            Iterate.
+        """
         self.price.of_gradient(members(self.bounds, x))
         linear = self._apply(x, self.load)
         value = 0.5 * (self._inner(x, linear) + self._work_of_load(x)) + self._reaction(x)
@@ -295,7 +390,15 @@ class StencilEnergy:
         return diagonal if self.reaction is None else diagonal.add_(self.reaction.curvature(x), alpha=self.weight)
 
     def local(self, decomposition: GridDecomposition, x: Tensor) -> StencilEnergy:
-        """Return the batch of local energies ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants."""
+        """Return the batch of local energies ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants.
+
+        Parameters
+        ----------
+        decomposition : GridDecomposition
+            The windows of this rank.
+        x : Tensor, shape (n,)
+            Iterate, which is fixed outside of the windows.
+        """
         load = decomposition.cut(self.load)
         edges = None if self.edges is None else self.edges.windows(decomposition)
         for part, values, axis in decomposition.rings(load, x):
@@ -327,8 +430,11 @@ class BoundaryValueEnergy:
     shift : Tensor, shape (rows, columns)
         x + y + 1 at the nodes.
     bounds : Bounds
+        Of the unknowns.
     h : float
+        Mesh width.
     price : Price
+        Work of one evaluation in fine gradients.
     """
 
     shift: Tensor
@@ -381,7 +487,13 @@ class BoundaryValueEnergy:
         return self._gradient(x, self._residual(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            Iterate.
+        """
         self.price.of_gradient(members(self.bounds, x))
         residual = self._residual(x)
         return self._value(residual), self._gradient(x, residual)

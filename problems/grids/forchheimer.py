@@ -34,11 +34,15 @@ class FluxEnergy:
     conductivity : Tensor, shape (n + 1,) or (p, n + 1)
         k on the cells.
     load : Tensor, shape (n,) or (p, n)
+        Integrals of f against the hat functions.
     left, right : Tensor, shape () or (p, 1)
         Values of u at the two ends.
     h, gamma : float
+        Mesh width.
     bounds : Bounds
+        Of the unknowns.
     price : Price
+        Work of one evaluation in fine gradients.
     valid : Tensor, shape (p, n), optional
         One at unknowns, zero at the padding of windows.
     """
@@ -102,13 +106,25 @@ class FluxEnergy:
         return self._gradient(*self._drive(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            Iterate.
+        """
         self.price.of_gradient(self._times(x))
         g, r = self._drive(x)
         return self._value(x, g, r), self._gradient(g, r)
 
     def stiffness(self, x: Tensor) -> Tensor:
-        """Return ``k q'(k s) / h`` on the cells, shape (..., n + 1), with ``q'(g) = 1 / r``."""
+        """Return ``k q'(k s) / h`` on the cells, shape (..., n + 1), with ``q'(g) = 1 / r``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Iterate.
+        """
         return self.conductivity / (self.h * self._drive(x)[1])
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -148,6 +164,8 @@ class Forchheimer(GridProblem):
     ----------
     gamma : float
         Strength of the nonlinearity, >= 0.
+    n : int
+        Interior nodes.
 
     References
     ----------

@@ -70,20 +70,47 @@ class GridProblem(Problem):
         return Grid(self.n)
 
     def energy(self, grid: Grid, price: Price) -> Objective:
-        """Return the energy of the problem on `grid`."""
+        """Return the energy of the problem on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            The finest grid or a coarser one.
+        price : Price
+            Work of one evaluation in fine gradients.
+        """
         raise NotImplementedError
 
     def objective(self, sample: int | None = None) -> Objective:
-        """Return the energy on the finest grid; `sample` is not used (nothing is random)."""
+        """Return the energy on the finest grid; `sample` is not used (nothing is random).
+
+        Parameters
+        ----------
+        sample : int, optional
+            Ignored.
+        """
         return self.energy(self.grid(), Price(value=1.0, product=1.0))
 
     def initial(self, seed: int = 0) -> Tensor:
-        """Return the start, zero moved into the bounds, whatever the seed; shape (size,)."""
+        """Return the start, zero moved into the bounds, whatever the seed; shape (size,).
+
+        Parameters
+        ----------
+        seed : int
+            Ignored: nothing is random.
+        """
         objective = self.objective()
         return objective.bounds.project(objective.bounds.lower.new_zeros(objective.size))
 
     def hierarchy(self, levels: int, coarsen: int = 2) -> Hierarchy:
         """Return `levels` rediscretised energies on grids whose mesh widths have the ratio `coarsen`.
+
+        Parameters
+        ----------
+        levels : int
+            How many grids, the finest included.
+        coarsen : int
+            Ratio of mesh widths of neighbours: 2, 4, 8, ...
 
         Raises
         ------
@@ -93,17 +120,40 @@ class GridProblem(Problem):
         return grid_hierarchy(self.grid(), self.energy, levels, coarsen)
 
     def coarse_hierarchy(self, levels: int, parts: int) -> Hierarchy:
-        """Return levels for a Schwarz method of `parts` subdomains: about two coarsest cells per subdomain side."""
+        """Return levels for a Schwarz method of `parts` subdomains: about two coarsest cells per subdomain side.
+
+        Parameters
+        ----------
+        levels : int
+            How many grids, the finest included.
+        parts : int
+            Number of subdomains.
+        """
         cells = (self.n + 1) // (2 * max(1, round(parts**0.5)))
         halvings = max(1, (max(cells, 2).bit_length() - 1) // max(1, levels - 1))
         return self.hierarchy(levels, 2**halvings)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters that suit this problem: the solvers' own defaults are made for energies on grids."""
+        """Return hyper-parameters that suit this problem: the solvers' own defaults are made for energies on grids.
+
+        Parameters
+        ----------
+        solver : str
+            Name of a solver on the command line.
+        """
         return {}
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:
         """Return the decomposition of the finest grid into rectangles.
+
+        Parameters
+        ----------
+        parts : int
+            Number of rectangles.
+        overlap : int
+            Layers of nodes added to every rectangle on every side.
+        comm : Communicator
+            Its ranks share the rectangles.
 
         Raises
         ------
@@ -117,7 +167,13 @@ class GridProblem(Problem):
         return None
 
     def metrics(self, x: Tensor) -> dict[str, float]:
-        """Return the energy, the number of unknowns at a bound, and the relative error where the solution is known."""
+        """Return the energy, the number of unknowns at a bound, and the relative error where the solution is known.
+
+        Parameters
+        ----------
+        x : Tensor, shape (size,)
+            Iterate.
+        """
         objective, exact = self.objective(), self.solution()
         with uncounted():
             found = {"energy": float(objective.value(x))}
@@ -150,6 +206,7 @@ class Obstacle(GridProblem):
     Parameters
     ----------
     load, lower : float
+        Constant force density.
     """
 
     load: float = 10.0
@@ -236,6 +293,7 @@ class Bratu(GridProblem):
     Parameters
     ----------
     lam, upper : float
+        The lambda of the equation.
 
     References
     ----------
@@ -257,6 +315,11 @@ class Ignition(GridProblem):
 
     ``f = (9 pi^2 + e^{(x^2 - x^3) sin 3 pi y} (x^2 - x^3) + 6 x - 2) sin 3 pi x`` and ``u >= 0.2 - 8 (x - 7/16)^2 - 8
     (y - 7/16)^2``. The energy is not convex; the bounds keep it bounded below.
+
+    Parameters
+    ----------
+    upper : float
+        Upper bound of u.
 
     References
     ----------
