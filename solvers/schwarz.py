@@ -28,6 +28,9 @@ from mldd.solvers.parts import BatchLBFGS, Memory, Order, Sweep, SweepState
 # Solvers of subdomains and coarse levels where the user names none: without and with bounds.
 _FREE = BatchLBFGS()
 _BOUNDED = AdaGrad(model_steps=6)
+# Change of the weight of the proximal term, and how many steps in a row may be refused while it grows.
+_FACTOR = 4.0
+_RETRIES = 4
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class NonlinearSchwarz:
 
     With exact local and coarse solves its fixed points are the critical points of f.
 
+    Local models of subdomains that update the same unknowns (parts of a graph or of the data) are corrected to first
+    order, and a linear term added to a cross-entropy has no lower bound. They get a proximal term
+    ``mu_k/2 |y - R_i x|^2`` by default. Its weight starts at ``|g| / |x|`` and is divided by four after a step that
+    decreased f, multiplied by four after one that did not or that `search` shortened. A stochastic f judges a step by
+    the sample of the next one, as steps that fit their own sample too well are to be told from good ones.
+
     Parameters
     ----------
     decomposition : Decomposition or SharedDecomposition
@@ -59,9 +68,12 @@ class NonlinearSchwarz:
         End the local steps once every local measure has fallen by this factor.
     coarse_bounds : {"kornhuber", "gelman-mandel"}
         How bounds are restricted to coarse levels.
-    search : bool
-        Halve each correction until f decreases (Armijo); a step in which nothing decreases it ends the run as stalled.
-        Without, no function value is used, and convergence is that of the fixed-point iteration.
+    search : bool, optional
+        Halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run as stalled.
+        Without, no function value is used, and convergence is that of the fixed-point iteration. By default it is on
+        where the subdomains update the same unknowns.
+    proximal : bool, optional
+        Add the proximal term to local models. By default where the subdomains update the same unknowns.
     comm : Communicator
 
     References
@@ -74,7 +86,7 @@ class NonlinearSchwarz:
     hierarchy: Hierarchy | None = None
     local: Solver | None = None
     coarse: Solver | None = None
-    combine: Combine = "ras"
+    combine: Combine | None = None
     order: Order = "additive"
     local_steps: int = 10
     local_rtol: float = 0.0
@@ -82,7 +94,8 @@ class NonlinearSchwarz:
     coarse_bounds: Rule = "kornhuber"
     damping: float = 0.0
     memory: Memory = "reset"
-    search: bool = False
+    search: bool | None = None
+    proximal: bool | None = None
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
@@ -117,6 +130,18 @@ class NonlinearSchwarz:
             comm=self.comm,
         )
 
+    @property
+    def _searches(self) -> bool:
+        return self._shared if self.search is None else self.search
+
+    @property
+    def _is_proximal(self) -> bool:
+        return self._shared if self.proximal is None else self.proximal
+
+    @property
+    def _shared(self) -> bool:
+        return isinstance(self.decomposition, SharedDecomposition)
+
     def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:
         """Return the states of the local solvers, where they are kept."""
         return NonlinearSchwarzState(sweep=self._sweep(objective).init(objective, x))
@@ -131,12 +156,33 @@ class NonlinearSchwarz:
             state.level = len(self.hierarchy) - 1
             moving |= self._move(objective, x, s, state)
         if self.local_steps:
-            sweep = self._sweep(objective)
-            moving |= self._move(objective, x, sweep.correction(objective, x, state.sweep), state)
-            sweep.judge(state.sweep, state)
-        if moving and state.accepted == accepted and state.status is None:
+            moving |= self._sweep_once(objective, x, state)
+        state.refused = 0 if state.accepted > accepted or not moving else state.refused + 1
+        if state.refused > (_RETRIES if self._is_proximal else 0) and state.status is None:
             state.status = Status.stalled
         return x, state
+
+    def _sweep_once(self, objective: Objective, x: Tensor, state: NonlinearSchwarzState) -> bool:
+        """Do the sweep and move by its correction, with proximal terms of the weight that fits; return as `_move`."""
+        sweep, accepted = self._sweep(objective), state.accepted
+        if self._is_proximal:
+            self._weigh(objective, x, state)
+        moving = self._move(objective, x, sweep.correction(objective, x, state.sweep), state)
+        if self._is_proximal and (state.shortened or state.accepted == accepted):
+            state.sweep.proximal *= _FACTOR
+        sweep.judge(state.sweep, state)
+        return moving
+
+    def _weigh(self, f: Objective, x: Tensor, state: NonlinearSchwarzState) -> None:
+        """Choose the weight of the proximal term by what the last step did to `f` as it is now."""
+        sweep = state.sweep
+        if sweep.proximal == 0.0:
+            g, size = f.gradient(x), float(torch.linalg.vector_norm(x))
+            sweep.proximal = float(torch.linalg.vector_norm(g)) / (size or 1.0)
+        elif not torch.equal(x, state.before):
+            worse = float(f.value(x)) > float(f.value(state.before))
+            sweep.proximal *= _FACTOR if worse else 1.0 / _FACTOR
+        state.before = x.clone()
 
     def coarse_correction(self, f: Objective, x: Tensor, state: State, k: int) -> Tensor:
         """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x."""
@@ -176,7 +222,8 @@ class NonlinearSchwarz:
         """Add the correction `s` to `x`, as far as `search` lets it; return whether there was any."""
         if not bool(s.any()):
             return False
-        t = _decreasing(f, x, s) if self.search else 1.0
+        t = _decreasing(f, x, s) if self._searches else 1.0
+        state.shortened = t < 1.0
         if t > 0:
             x.add_(s, alpha=t)
             state.accepted += 1
@@ -202,6 +249,21 @@ def _decreasing(f: Objective, x: Tensor, s: Tensor) -> float:
 
 @dataclass
 class NonlinearSchwarzState(State):
-    """State of `NonlinearSchwarz`: what the sweep keeps."""
+    """State of `NonlinearSchwarz`.
+
+    Attributes
+    ----------
+    sweep : SweepState
+        What the sweep keeps, and the weight of the proximal term.
+    before : Tensor, shape (n,)
+        Where the last step began, by which the weight of the proximal term is judged; empty before the first.
+    shortened : bool
+        `search` has shortened the last correction.
+    refused : int
+        Steps in a row that moved nothing although there were corrections.
+    """
 
     sweep: SweepState = field(default_factory=SweepState)
+    before: Tensor = field(default_factory=lambda: torch.empty(0))
+    shortened: bool = False
+    refused: int = 0

@@ -46,7 +46,8 @@ class SchwarzAdaGrad:
     decomposition : Decomposition
     hierarchy : Hierarchy, optional
         Coarse levels; None or one level for a one-level method.
-    combine : {"ras", "wasm", "asm"}
+    combine : {"ras", "wasm", "asm"}, optional
+        Weights of the local corrections, see `Sweep`.
     local_steps, global_steps : int
     damping : float
         Factor on the combined corrections; 0 means 1 for ras and wasm, 1 / (largest multiplicity) for asm.
@@ -67,7 +68,7 @@ class SchwarzAdaGrad:
 
     decomposition: Decomposition
     hierarchy: Hierarchy | None = None
-    combine: Combine = "ras"
+    combine: Combine | None = None
     local_steps: int = 10
     global_steps: int = 2
     damping: float = 0.0
@@ -89,8 +90,6 @@ class SchwarzAdaGrad:
         for name in ("local_steps", "global_steps", "span", "nested", "damping"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
-        if self.combine not in ("asm", "ras", "wasm"):
-            raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
         _ = self.sweep
 
     @cached_property

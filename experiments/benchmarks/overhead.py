@@ -85,8 +85,7 @@ def halves(f: Classification) -> SharedDecomposition:
         y0 = d.gather(x)
         return both if g is None else Corrected(both, g - both.gradient(y0), y0)
 
-    owner = torch.arange(f.size) % 2
-    return SharedDecomposition(f.size, 2, build, owner, range(2), blocks=f.net.layout.slices)
+    return SharedDecomposition(f.size, 2, build, None, range(2), blocks=f.net.layout.slices)
 
 
 def solvers(f: Classification, half: Classification) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .objective import Around as Around
 from .objective import Corrected as Corrected
 from .objective import Noisy as Noisy
 from .objective import Objective as Objective
+from .objective import Proximal as Proximal
 from .objective import Remembered as Remembered
 from .objective import Restricted as Restricted
 from .objective import Row as Row

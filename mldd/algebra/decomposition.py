@@ -100,6 +100,11 @@ class Decomposition:
         """Number of subdomains on all ranks."""
         return len(self.subdomains)
 
+    @property
+    def usual(self) -> Combine:
+        """The weights of a method that is not told any."""
+        return "ras"
+
     def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
         """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
         return self.build(self, f, x, g)
@@ -244,14 +249,17 @@ class SharedDecomposition:
         Number of subdomains on all ranks.
     build : callable
         As for `Decomposition`; rows have length n.
-    owner : Tensor, shape (n,), int64
-        The subdomain that owns each unknown (for the weights "ras").
+    owner : Tensor, shape (n,), int64, optional
+        The subdomain that owns each unknown, for the weights "ras". None, as for parts of a graph or of the data, where
+        any owner would be a matter of how the parts are numbered.
     local : range
         Numbers of the subdomains that this rank holds.
     mask : Tensor, shape (parts, n), bool, optional
         The unknowns that every subdomain updates, all by default: subdomains of both the graph and the parameters.
     corrected, blocks
         As for `Decomposition`.
+    device : torch.device or str
+        Of the weights.
 
     Raises
     ------
@@ -262,30 +270,40 @@ class SharedDecomposition:
     size: int
     parts: int
     build: Build
-    owner: Tensor
+    owner: Tensor | None
     local: range
     mask: Tensor | None = None
     corrected: bool = True
     blocks: Sequence[slice] = (slice(None),)
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         """Check the invariants once."""
-        if self.owner.shape != (self.size,):
-            raise ValueError(f"`owner` must have shape ({self.size},), got {tuple(self.owner.shape)}")
-        if int(self.owner.min()) < 0 or int(self.owner.max()) >= self.parts:
-            raise ValueError(
-                f"`owner` must lie in 0..{self.parts - 1}, got {int(self.owner.min())}..{int(self.owner.max())}"
-            )
+        self._check_owner()
         if self.mask is None:
             return
         if self.mask.shape != (self.parts, self.size) or self.mask.dtype != torch.bool:
             raise ValueError(f"`mask` must be bool of shape ({self.parts}, {self.size}), got {tuple(self.mask.shape)}")
         if not bool(self.mask.any(1).all()):
             raise ValueError("every subdomain needs an unknown, got a row of `mask` without any; use fewer parts")
-        if not bool(self.mask.gather(0, self.owner[None]).all()):
+        if self.owner is not None and not bool(self.mask.gather(0, self.owner[None]).all()):
             raise ValueError(
                 "every unknown must be updated by its owner, got one that is not in the owner's row of `mask`"
             )
+
+    def _check_owner(self) -> None:
+        if self.owner is None:
+            return
+        if self.owner.shape != (self.size,):
+            raise ValueError(f"`owner` must have shape ({self.size},), got {tuple(self.owner.shape)}")
+        low, high = int(self.owner.min()), int(self.owner.max())
+        if low < 0 or high >= self.parts:
+            raise ValueError(f"`owner` must lie in 0..{self.parts - 1}, got {low}..{high}")
+
+    @property
+    def usual(self) -> Combine:
+        """The weights of a method that is not told any."""
+        return "wasm" if self.owner is None else "ras"
 
     def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
         """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
@@ -304,18 +322,31 @@ class SharedDecomposition:
     @cached_property
     def multiplicity(self) -> Tensor:
         """Number of subdomains that update each unknown, shape (n,)."""
-        return torch.full_like(self.owner, self.parts) if self.mask is None else self.mask.sum(0)
+        if self.mask is None:
+            return torch.full((self.size,), self.parts, device=self.device)
+        return self.mask.sum(0)
 
     @cached_property
     def valid(self) -> Tensor:
         """Which entries of the local rows are updated, shape (p, n)."""
         if self.mask is None:
-            return torch.ones(1, 1, dtype=torch.bool, device=self.owner.device).expand(len(self.local), self.size)
+            return torch.ones(1, 1, dtype=torch.bool, device=self.device).expand(len(self.local), self.size)
         return self.mask[self.local.start : self.local.stop]
 
     @cached_property
     def owned(self) -> Tensor:
-        """Which entries of the local rows are owned, shape (p, n)."""
+        """Which entries of the local rows are owned, shape (p, n).
+
+        Raises
+        ------
+        ValueError
+            Nobody owns an unknown.
+        """
+        if self.owner is None:
+            raise ValueError(
+                "combine=ras takes every unknown from its owner, got subdomains that update the same unknowns and own "
+                "none (parts of a graph or of the data); use combine=wasm"
+            )
         return self.owner == torch.tensor(self.local, device=self.owner.device)[:, None]
 
     def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -326,7 +357,8 @@ class SharedDecomposition:
         ValueError
             Unknown `kind`.
         """
-        return _weights(kind, self.valid, self.owned, self.multiplicity, dtype)
+        owned = self.owned if kind == "ras" else self.valid
+        return _weights(kind, self.valid, owned, self.multiplicity, dtype)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return a copy of `x` per local subdomain, shape (p, n)."""

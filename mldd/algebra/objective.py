@@ -223,6 +223,46 @@ class Corrected(Around):
 
 
 @dataclass(frozen=True)
+class Proximal(Around):
+    """The model with a proximal term ``y -> f(y) + mu/2 |y - y0|^2``: it bounds steps from `y0` where f does not.
+
+    Parameters
+    ----------
+    f : Objective
+        The model; of a batch, every member gets the term.
+    mu : float
+        Weight of the term, > 0.
+    y0 : Tensor, shape (n,) or (p, m)
+        Where steps begin.
+    """
+
+    mu: float
+    y0: Tensor
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return ``f(y) + mu/2 |y - y0|^2``."""
+        return self.f.value(y) + 0.5 * self.mu * (y - self.y0).square().sum(-1)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return ``grad f(y) + mu (y - y0)``."""
+        return torch.add(self.f.gradient(y), y - self.y0, alpha=self.mu)
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient in one sweep."""
+        value, g = value_and_gradient(self.f, y)
+        step = y - self.y0
+        return value + 0.5 * self.mu * step.square().sum(-1), torch.add(g, step, alpha=self.mu)
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(y) v + mu v``."""
+        return torch.add(super().hessian_product(y, v), v, alpha=self.mu)
+
+    def hessian_diagonal(self, y: Tensor) -> Tensor:
+        """Return the diagonal of the Hessian."""
+        return super().hessian_diagonal(y) + self.mu
+
+
+@dataclass(frozen=True)
 class Row(Around):
     """The only member of a batch as an objective of one vector: for solvers that know no batches.
 

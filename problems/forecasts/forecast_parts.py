@@ -55,8 +55,8 @@ def decomposition(problem: Forecasting, parts: int, overlap: int, comm: Communic
         return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
 
     losses(mine)  # here, where bad parts are refused, and outside of any clock
-    owner = (problem.net.units % parts).to(problem.kind["device"])
-    return SharedDecomposition(layout.size, parts, build, owner, mine, None, blocks=layout.slices)
+    device = problem.kind["device"]
+    return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
 
 
 def local_batch(problem: Forecasting, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> Any:

@@ -37,7 +37,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "ml-lbfgs": {"coarse_steps": 40},
     "adagrad": _FIRST_ORDER,
     "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
+    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5},
 }
 _CHOICES = {
     "edges": ("auto", "knn", "radius", "grid", "mesh"),

@@ -19,7 +19,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "torch-adagrad": {"lr": 0.1},
     "adagrad": _FIRST_ORDER,
     "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"},
+    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5},
 }
 _CHOICES = {
     "activation": tuple(GRAPH_ACTIVATIONS),

@@ -363,7 +363,7 @@ class NodeClassification(Problem):
         for name, least, given in (("parts", 1, parts), ("overlap", 0, overlap)):
             if given < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {given}")
-        layout, device = self.net.layout, self._kind["device"]
+        layout = self.net.layout
         owner, mask, part_of = self._unknowns(parts, overlap)
         total = len(part_of)
         if total < comm.ranks:
@@ -386,23 +386,24 @@ class NodeClassification(Problem):
             return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
 
         losses(mine)  # here, where bad parts are refused, and outside of any clock
-        return SharedDecomposition(layout.size, total, build, owner.to(device), mine, mask, blocks=layout.slices)
+        return SharedDecomposition(
+            layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=self._kind["device"]
+        )
 
-    def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor, Tensor | None, list[int]]:
-        """Return owner of parameters, who updates which (None: everyone all), and the part of each subdomain."""
+    def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
+        """Return owner of parameters (None: no one), who updates which (all), and the part of each subdomain."""
         layout, device = self.net.layout, self._kind["device"]
         if self.subdomains == "graph":
-            return self.net.units % parts, None, list(range(parts))
+            return None, None, list(range(parts))
         if self.subdomains == "both":
-            owner = (self.net.units % parts) * self.layers + layout.layer
             mask = torch.arange(parts * self.layers)[:, None] % self.layers == layout.layer
-            return owner, mask.to(device), [k // self.layers for k in range(parts * self.layers)]
+            return None, mask.to(device), [k // self.layers for k in range(parts * self.layers)]
         runs = contiguous(layout.blocks, parts, overlap)
         owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
         for k, run in enumerate(runs):
             owner[run.indices[run.owned]] = k
             mask[k, run.indices] = True
-        return owner, mask.to(device), [0] * parts
+        return owner.to(device), mask.to(device), [0] * parts
 
     # -------------------------------------------------------------------------------- what the user sees
 

@@ -340,8 +340,8 @@ class ShardedClassification(Problem):
 
         _ = self._work  # here, where all ranks are together
         losses(mine)
-        owner = (self.net.units % parts).to(self._kind["device"])
-        return SharedDecomposition(self.net.layout.size, parts, build, owner, mine, blocks=self.net.layout.slices)
+        layout, device = self.net.layout, self._kind["device"]
+        return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
 
     # -------------------------------------------------------------------------------- what the user sees
 

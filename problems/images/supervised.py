@@ -290,9 +290,8 @@ class Digits(Problem):
             delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
             return Corrected(local, delta, y0, bounds)
 
-        units = [torch.arange(n) // (n // shape[0]) for n, shape in zip(layout.sizes, layout.shapes, strict=True)]
-        owner = (torch.cat(units) % parts).to(self._kind["device"])
-        return SharedDecomposition(layout.size, parts, build, owner, comm.share(parts), blocks=layout.slices)
+        mine, device = comm.share(parts), self._kind["device"]
+        return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
 
     def _losses(self, rows: list[Tensor]) -> Classification:
         """Return the mean losses over several sets of samples as one batched objective of (p, N)."""

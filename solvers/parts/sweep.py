@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Combine, Decomposition, Objective, Remembered, Row, SharedDecomposition
+from mldd.algebra import Combine, Decomposition, Objective, Proximal, Remembered, Row, SharedDecomposition
 from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 
@@ -35,8 +35,9 @@ class Sweep:
     steps : int
     rtol : float
         End the local steps once the measure of every local model has fallen by this factor; 0 does all `steps`.
-    combine : {"ras", "wasm", "asm"}
-        The weights D_i of an additive sweep; a multiplicative one adds each correction as it is.
+    combine : {"ras", "wasm", "asm"}, optional
+        The weights D_i of an additive sweep; a multiplicative one adds each correction as it is. By default ras, and
+        wasm where the subdomains update the same unknowns, which then have no owner.
     damping : float
         0 means 1, or 1 / (largest multiplicity) where corrections of an additive sweep are summed (asm).
     order : {"additive", "multiplicative"}
@@ -54,7 +55,7 @@ class Sweep:
     solver: Solver
     steps: int = 10
     rtol: float = 0.0
-    combine: Combine = "ras"
+    combine: Combine | None = None
     damping: float = 0.0
     order: Order = "additive"
     memory: Memory = "reset"
@@ -65,26 +66,34 @@ class Sweep:
         for name in ("steps", "rtol", "damping"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
-        for name, known in (("combine", ("asm", "ras", "wasm")), ("order", ("additive", "multiplicative"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.combine not in (None, "asm", "ras", "wasm"):
+            raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
+        if self.order not in ("additive", "multiplicative"):
+            raise ValueError(f"`order` must be one of additive, multiplicative, got {self.order!r}")
         if self.memory not in ("reset", "keep", "average"):
             raise ValueError(f"`memory` must be one of reset, keep, average, got {self.memory!r}")
         if self.memory == "average" and not isinstance(self.decomposition, SharedDecomposition):
             raise ValueError("`memory` average needs subdomains that update the same unknowns; use keep or reset")
+
+    @property
+    def kind(self) -> Combine:
+        """The weights D_i: what `combine` says, or what is usual for the decomposition."""
+        if self.order == "multiplicative":
+            return "asm"
+        return self.decomposition.usual if self.combine is None else self.combine
 
     @cached_property
     def factor(self) -> float:
         """Factor on the combined corrections."""
         if self.damping > 0:
             return self.damping
-        summed = self.combine == "asm" and self.order == "additive"
+        summed = self.kind == "asm" and self.order == "additive"
         return 1.0 / float(self.decomposition.multiplicity.max()) if summed else 1.0
 
     @cached_property
     def _adds_up(self) -> bool:
         """Whether several subdomains contribute to one unknown."""
-        return self.combine != "ras" and int(self.decomposition.multiplicity.max()) > 1
+        return self.kind != "ras" and int(self.decomposition.multiplicity.max()) > 1
 
     @cached_property
     def batched(self) -> bool:
@@ -93,11 +102,10 @@ class Sweep:
 
     def init(self, objective: Objective, x: Tensor) -> SweepState:
         """Return weights, and fresh states of the local solver where they are kept."""
-        kind: Combine = self.combine if self.order == "additive" else "asm"
-        state = SweepState(weights=self.decomposition.weights(kind, x.dtype))
+        state = SweepState(weights=self.decomposition.weights(self.kind, x.dtype))
         if self.memory != "reset":
             g = objective.gradient(x) if self.decomposition.corrected else None
-            state.local = [self.solver.init(*self._start(objective, x, g, d)) for d in self._groups]
+            state.local = [self.solver.init(*self._start(objective, x, g, d, state.proximal)) for d in self._groups]
         return state
 
     @cached_property
@@ -158,10 +166,12 @@ class Sweep:
         return failed
 
     def _start(
-        self, objective: Objective, x: Tensor, g: Tensor | None, d: Decomposition | SharedDecomposition
+        self, objective: Objective, x: Tensor, g: Tensor | None, d: Decomposition | SharedDecomposition, mu: float
     ) -> tuple[Any, Tensor]:
         """Return the local model and its start: of a batch, or of one subdomain for a solver that knows no batches."""
         models, y = d.models(objective, x, g), d.gather(x)
+        if mu:
+            models = Proximal(models, mu, y.clone())
         f = Remembered(models if self.batched else Row(models))
         y = y if self.batched else y[0]
         if g is not None:  # a corrected model's gradient at its start is R_i g by construction
@@ -171,7 +181,7 @@ class Sweep:
     def _solve(self, objective: Objective, x: Tensor, g: Tensor | None, k: int, state: SweepState) -> Tensor:
         """Return the corrections of group `k`, shape (p, m); rows that are not finite become zero."""
         d = self._groups[k]
-        f, y = self._start(objective, x, g, d)
+        f, y = self._start(objective, x, g, d, state.proximal)
         y0 = y.clone()
         c = self._run(f, y, k, state).sub(y0).view(len(d.local), -1)
         good = torch.isfinite(c).all(1, keepdim=True)
@@ -250,9 +260,12 @@ class SweepState(State):
         were dropped.
     quantum : float
         Corrections are rounded to multiples of it before they are summed; 0: not rounded.
+    proximal : float
+        Weight mu of the term ``mu/2 |y - R_i x|^2`` of local models, set by the outer method; 0: no such term.
     """
 
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     local: list[Any] = field(default_factory=list)
     failed: int = 0
     quantum: float = 0.0
+    proximal: float = 0.0

@@ -297,7 +297,7 @@ def test_list_of_a_name_explains_its_keys(run):
     out = run("list cora")[1]
     assert "  hidden : whole number, default 16\n" in out and "  name :" not in out, "what the name sets is no key"
     out = run("list dd-adagrad")[1]
-    assert "  combine : asm | ras | wasm, default ras" in out and "hierarchy :" not in out
+    assert "  combine : asm | ras | wasm | none, default None" in out and "hierarchy :" not in out
     assert run("list obstacel")[0] == 2
 
 

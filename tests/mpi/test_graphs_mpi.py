@@ -36,7 +36,7 @@ SCRIPT = """
                 same(f.hessian_product(x, v), g.hessian_product(x, v), "product")
             here, there = [p.decomposition(5, 1) for p in made]
             models, all_models = here.models(f, x, gradient), there.models(g, x, gradient)
-            for kind in ("ras", "wasm"):
+            for kind in ("asm", "wasm"):
                 mine = here.scatter(here.weights(kind) * models.gradient(here.gather(x) + 0.01))
                 everything = there.scatter(there.weights(kind) * all_models.gradient(there.gather(x) + 0.01))
                 same(comm.sum(mine), everything, kind)

@@ -16,6 +16,7 @@ from mldd.algebra import (
     Level,
     MatrixTransfer,
     Objective,
+    Proximal,
     SharedDecomposition,
     Subdomain,
     contiguous,
@@ -25,7 +26,7 @@ from mldd.algebra import (
 from mldd.loop import State, Status, Stop, minimise
 from mldd.problems.grids import MinimalSurface, Obstacle
 from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Sgd
-from mldd.solvers.parts import Sweep
+from mldd.solvers.parts import BatchLBFGS, Sweep
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 N = 24
@@ -149,8 +150,7 @@ def shared(corrected: bool, parts: int = 3) -> tuple[Quadratic, SharedDecomposit
         models, y0 = Losses(A[rows], b[rows]), d.gather(x)
         return models if g is None else Corrected(models, g - models.gradient(y0), y0)
 
-    owner = torch.arange(6) % parts
-    return f, SharedDecomposition(6, parts, build, owner, range(parts), corrected=corrected)
+    return f, SharedDecomposition(6, parts, build, None, range(parts), corrected=corrected)
 
 
 def test_averaged_states_are_means_over_the_subdomains() -> None:
@@ -176,6 +176,41 @@ def test_one_corrected_local_step_is_a_step_on_the_whole() -> None:
     torch.testing.assert_close(sweep.correction(f, x, sweep.init(f, x)), -0.05 * f.gradient(x))
 
 
+def test_exact_local_solves_with_a_proximal_term_are_known_in_closed_form() -> None:
+    f, d = shared(corrected=True)
+    x, mu = start(6), 0.7
+    sweep = Sweep(d, BatchLBFGS(), 200)
+    assert sweep.kind == "wasm"
+    state = sweep.init(f, x)
+    state.proximal = mu
+    # y_i minimises a quadratic of matrix A_i + mu I whose gradient at x is that of the whole
+    matrices = [quadratic(6, condition=5.0, seed=k).A + mu * torch.eye(6, dtype=x.dtype) for k in range(3)]
+    expected = -torch.stack([torch.linalg.solve(a, f.gradient(x)) for a in matrices]).mean(0)
+    torch.testing.assert_close(sweep.correction(f, x, state), expected, rtol=0, atol=1e-9)
+
+
+def test_the_weight_of_the_proximal_term_follows_the_objective() -> None:
+    f, d = shared(corrected=True)
+    x = start(6)
+    first = float(f.gradient(x).norm() / x.norm())
+    result = minimise(f, x, NonlinearSchwarz(d, local_steps=50), stop=Stop(6))
+    # every step of convex models with curvature above that of the term decreases f: a quarter each, judged one later
+    assert result.state.sweep.proximal == pytest.approx(first / 4**5)
+    assert NonlinearSchwarz(d).init(f, x).sweep.proximal == 0.0
+    plain = minimise(f, x, NonlinearSchwarz(d, local_steps=50, proximal=False), stop=Stop(6))
+    assert plain.state.sweep.proximal == 0.0
+
+
+def test_a_proximal_term_in_a_layer_of_its_own() -> None:
+    base, y0 = quadratic(5, condition=7.0), start(5)
+    f, y, v = Proximal(base, 0.3, y0), start(5) + 0.4, torch.linspace(-1.0, 1.0, 5, dtype=torch.float64)
+    torch.testing.assert_close(f.value(y), base.value(y) + 0.15 * (y - y0).square().sum())
+    torch.testing.assert_close(f.gradient(y), base.gradient(y) + 0.3 * (y - y0))
+    value, g = f.value_and_gradient(y)
+    torch.testing.assert_close((value, g), (f.value(y), f.gradient(y)))
+    torch.testing.assert_close(f.hessian_product(y, v), base.A @ v + 0.3 * v)
+
+
 def test_what_is_not_finite_is_dropped_and_counted() -> None:
     f, d = shared(corrected=False)
     x = start(6)
@@ -193,7 +228,7 @@ def test_what_is_not_finite_is_dropped_and_counted() -> None:
     state = sweep.init(f, x)
     c = sweep.corrections(f, x, state)
     assert state.failed == 2 and bool((c[1:] == 0).all()) and bool((c[0] != 0).any())
-    result = minimise(f, x, NonlinearSchwarz(d, local=Diverging(lr=0.05), combine="wasm"), stop=Stop(3))
+    result = minimise(f, x, NonlinearSchwarz(d, local=Diverging(lr=0.05), search=False), stop=Stop(3))
     assert result.record.rejected == 6 and result.state.notes == {"local solves that were not finite": 6}
 
     @dataclass(frozen=True)

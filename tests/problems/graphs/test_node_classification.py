@@ -170,7 +170,7 @@ def test_local_models_are_first_order_consistent(local, parts, overlap, subdomai
     bend = (models.gradient(y + 1e-6 * v) - models.gradient(y - 1e-6 * v)) / 2e-6
     assert torch.allclose(models.hessian_product(y, v), bend, atol=1e-6)
     assert bool((models.gradient(y + 0.1 * v)[~d.valid] == 0).all()), "what a subdomain does not update must not move"
-    for kind in ("ras", "wasm"):
+    for kind in ("ras", "wasm") if subdomains == "parameters" else ("wasm",):  # else nobody owns an unknown
         assert torch.allclose(d.scatter(d.weights(kind) * y), x)
     assert torch.allclose(d.scatter(d.weights("asm") * y), x * d.multiplicity)
 
