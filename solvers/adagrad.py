@@ -108,7 +108,8 @@ class AdaGradState(State):
     scratch : Tensor
         Buffer.
     pairs, last_x, last_g, learned
-        Curvature pairs and what the next one is made of; empty unless the curvature is "lbfgs".
+        Curvature pairs and what the next one is made of; empty unless the curvature is "lbfgs". `learned` counts the
+        gradients of the present function; the next pair needs one.
     """
 
     squares: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -125,6 +126,12 @@ class AdaGradState(State):
         self.last_x.copy_(x)
         self.last_g.copy_(g)
         self.learned += 1
+
+    def forget(self) -> None:
+        """Make no pair of the last gradient and the next one, which is of another function; keep the pairs."""
+        if self.learned == 1:
+            self.note("gradients of a sample or model of their own, without a second one for a curvature pair")
+        self.learned = 0
 
     @property
     def accumulator(self) -> Tensor:
@@ -153,10 +160,19 @@ def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bou
         step, box = _linear_step(x, g, bounds, radius, solver.kappa if curvature != "none" else 0.0)
     if box is not None:
         product, newton = _model(curvature, f, x, g, state)
-        step = model_step(solver, product, g, step, box, newton)
+        step = _finite(model_step(solver, product, g, step.clone(), box, newton), step, state)
     x.add_(step)
     if not bounds.is_free:
         bounds.project(x, out=x)  # x + (upper - x) may round to just above upper
+
+
+def _finite(step: Tensor, linear: Tensor, state: AdaGradState) -> Tensor:
+    """Return `step`, or the `linear` one where the curvature was not finite: that of a row concerns only this row."""
+    good = torch.isfinite(step.sum(-1, keepdim=True))
+    if bool(good.all()):
+        return step
+    state.note("steps without their curvature, which was not finite", int((~good).sum()))
+    return torch.where(good, step, linear)
 
 
 def _linear_step(x: Tensor, g: Tensor, bounds: Bounds, radius: Tensor, kappa: float) -> tuple[Tensor, Bounds | None]:

@@ -59,9 +59,9 @@ def cubic_minimiser(a: Trial, b: Trial) -> float:
 class WolfeSearch:
     """Line search for the strong Wolfe conditions.
 
-    ``phi(t) <= phi(0) + c1 t phi'(0)`` and ``|phi'(t)| <= c2 |phi'(0)|``. Values that differ by less than their
-    rounding error count as equal; then the slope decides (the approximate condition of Hager and Zhang), so that the
-    search does not fail next to a minimiser.
+    ``phi(t) <= phi(0) + c1 t phi'(0)`` and ``|phi'(t)| <= c2 |phi'(0)|``. Two values that differ by less than their
+    rounding error, ten units in the last place of the larger one, count as equal; only then the slope decides instead
+    of them (the approximate condition of Hager and Zhang), so that the search does not fail next to a minimiser.
 
     Parameters
     ----------
@@ -86,8 +86,8 @@ class WolfeSearch:
     evaluations: int
 
     def __post_init__(self) -> None:
-        """Set the rounding error of a value."""
-        self.noise = 10 * torch.finfo(self.start.g.dtype).eps * abs(self.start.value)
+        """Set the relative rounding error of a value."""
+        self.noise = 10 * torch.finfo(self.start.g.dtype).eps
 
     def run(self, t: float) -> Trial | None:
         """Search from the step length `t` (algorithm 3.5).
@@ -100,7 +100,7 @@ class WolfeSearch:
         low = self.start
         while self.evaluations > 0:
             trial = self._evaluate(t)
-            if not self._decreases(trial) or (low.t > 0 and trial.value >= low.value + self.noise):
+            if not self._decreases(trial) or (low.t > 0 and self._is_higher(trial, low)):
                 return self._zoom(low, trial)
             if self._is_flat(trial):
                 return trial
@@ -114,7 +114,7 @@ class WolfeSearch:
         """Shrink the interval between `low` (lowest so far, sufficient decrease) and `high` (algorithm 3.6)."""
         while self.evaluations > 0 and abs(high.t - low.t) > 1e-14 * max(high.t, low.t):
             trial = self._evaluate(self._between(low, high))
-            if not self._decreases(trial) or trial.value >= low.value + self.noise:
+            if not self._decreases(trial) or self._is_higher(trial, low):
                 high = trial
                 continue
             if self._is_flat(trial):
@@ -138,7 +138,15 @@ class WolfeSearch:
             return False
         if trial.value <= self.start.value + self.c1 * trial.t * self.start.slope:
             return True
-        return trial.value <= self.start.value + self.noise and trial.slope <= (2 * self.c1 - 1) * self.start.slope
+        equal = abs(trial.value - self.start.value) <= self._error(trial, self.start)
+        return equal and trial.slope <= (2 * self.c1 - 1) * self.start.slope
+
+    def _error(self, a: Trial, b: Trial) -> float:
+        """Return by how much the values of two points may differ in rounding."""
+        return self.noise * max(abs(a.value), abs(b.value))
+
+    def _is_higher(self, trial: Trial, low: Trial) -> bool:
+        return trial.value >= low.value + self._error(trial, low)
 
     def _is_flat(self, trial: Trial) -> bool:
         return abs(trial.slope) <= -self.c2 * self.start.slope
@@ -169,8 +177,9 @@ class LbfgsState(State):
 
     Attributes
     ----------
-    steps, differences : Tensor, shape (memory, n)
-        The pairs ``s = x_+ - x`` and ``y = g_+ - g``, a ring.
+    steps, differences : Tensor, shape (memory + 1, n)
+        The pairs ``s = x_+ - x`` and ``y = g_+ - g``, a ring with a spare row: a pair is written there before its
+        curvature is known, and one that is refused leaves the others alone.
     curvatures : list of float
         ``<s, y>`` of each row.
     scale : float
@@ -289,9 +298,9 @@ class LBFGS:
         return LbfgsState(
             scales=x.new_empty(0) if rows is None else torch.ones_like(x),
             rows=rows,
-            steps=x.new_zeros(self.memory, len(x)),
-            differences=x.new_zeros(self.memory, len(x)),
-            curvatures=[1.0] * self.memory,
+            steps=x.new_zeros(self.memory + 1, len(x)),
+            differences=x.new_zeros(self.memory + 1, len(x)),
+            curvatures=[1.0] * (self.memory + 1),
             direction=torch.empty_like(x),
             trial=torch.empty_like(x),
             velocity=torch.zeros_like(x) if self.momentum < 1 else x.new_empty(0),
@@ -340,14 +349,14 @@ class LBFGS:
 
     def begin(self, state: LbfgsState, s: Tensor, y: Tensor) -> None:
         """Begin the memory with a secant pair that comes from elsewhere; nothing is done if its curvature is lost."""
-        row = (state.newest + 1) % self.memory
+        row = (state.newest + 1) % len(state.steps)
         state.steps[row].copy_(s)
         state.differences[row].copy_(y)
         self._take(state, row)
 
     def _remember_pair(self, state: LbfgsState, found: Trial, g: Tensor) -> None:
         """Put the pair of this step into the ring, unless its curvature is lost in rounding."""
-        row = (state.newest + 1) % self.memory
+        row = (state.newest + 1) % len(state.steps)
         torch.mul(state.direction, found.t, out=state.steps[row])
         torch.sub(found.g, g, out=state.differences[row])
         self._take(state, row)
@@ -361,8 +370,6 @@ class LBFGS:
             if state.rows is not None:
                 state.rows.scales(s, y, state.scales)
             state.newest, state.pairs = row, min(state.pairs + 1, self.memory)
-        else:
-            state.pairs = min(state.pairs, self.memory - 1)  # a full ring has lost its oldest row
 
 
 def _failure(g: Tensor) -> Status | None:

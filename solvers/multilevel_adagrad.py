@@ -142,7 +142,10 @@ class MultilevelAdaGrad:
         state.level = len(levels) - 1
 
     def recurse(self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> bool:
-        """Do a recursive iteration at level `k` on `x` in place; return whether the recursion test allowed it."""
+        """Do a recursive iteration at level `k` on `x` in place; return whether `x` was moved.
+
+        It is not where the recursion test does not allow it, nor by a step uphill (``g^T s > 0``).
+        """
         if k + 1 == len(self.hierarchy):
             return False
         level, d, room = self.hierarchy[k + 1], bounds.criticality(x, g), bounds.shifted(x)
@@ -161,6 +164,9 @@ class MultilevelAdaGrad:
         y = y0.clone()
         self.visit(k + 1, Corrected(coarse, g_c - coarse.gradient(y0), y0, box), y, g_c, box, state)
         s = transfer.prolong(y.sub_(y0))
+        if not float(dot(g, s)) <= 0:  # uphill, or not finite
+            state.rejected += 1
+            return False
         if self.cap > 0 and curvature_of(self.smoother, f) == "none":
             s = s * self._cap(s, d, state.levels[k])
         self._advance(f, x, g, s)
@@ -172,6 +178,7 @@ class MultilevelAdaGrad:
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
         """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`."""
+        state.levels[k].forget()
         smooth = "T" * self.smoothing
         coarsest = k + 1 == len(self.hierarchy)
         plan = "T" * self.coarse_steps if coarsest else smooth + ("R" + smooth) * (2 if self.cycle == "W" else 1)
@@ -205,9 +212,9 @@ class MultilevelAdaGrad:
 
 
 def _scale(g: Tensor, s: Tensor, Bs: Tensor) -> float:
-    """Return ``min(1, -g^T s / s^T B s)``, 1 without positive curvature."""
+    """Return ``min(1, -g^T s / s^T B s)`` for a step with ``g^T s <= 0``, 1 without positive curvature."""
     curvature = float(dot(s, Bs))
-    return min(1.0, max(0.0, -float(dot(g, s)) / curvature)) if curvature > 0 else 1.0
+    return min(1.0, -float(dot(g, s)) / curvature) if curvature > 0 else 1.0
 
 
 @dataclass
@@ -224,3 +231,8 @@ class MultilevelState(State):
 
     levels: list[AdaGradState] = field(default_factory=list)
     smoothing_left: int = 0
+
+    def forget(self) -> None:
+        """Make no pair of gradients of two functions, on any level."""
+        for level in self.levels:
+            level.forget()

@@ -220,3 +220,7 @@ class SchwarzState(State):
     sweep: SweepState = field(default_factory=SweepState)
     levels: MultilevelState = field(default_factory=MultilevelState)
     previous: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def forget(self) -> None:
+        """Make no pair of gradients of two functions, on any level."""
+        self.levels.forget()

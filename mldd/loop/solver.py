@@ -68,6 +68,9 @@ class State:
     status: Status | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Make no pair of gradients of two functions: called where the next one is of another sample or local model."""
+
     def note(self, what: str, times: int = 1) -> None:
         """Add to the `notes`."""
         if times:
@@ -290,6 +293,8 @@ def minimise(
         while status is None:
             if hasattr(objective, "sample"):
                 f = Remembered(sampled(objective, 0 if state is None else state.step))
+                if isinstance(state, State):
+                    state.forget()
             with nullcontext() if needed else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:

@@ -154,14 +154,13 @@ class WolfeSearches:
         self.searching = self.searching & (self.start[2] < 0)
         self.low, self.high = self.start.copy(), self.start.copy()
         self.zooming, self.accepted = np.zeros_like(self.searching), np.zeros_like(self.searching)
-        self.error = self.noise * np.abs(self.start[1])
         self.t = np.where(self.searching, self.t, 0.0)
 
     def take(self, values: Floats, slopes: Floats) -> Flags:
         """Take note of the trials at `t` and set the next ones; return the rows whose lowest point is now the trial."""
         trial, low, width = np.stack([self.t, values, slopes]), self.low, self.high[0] - self.low[0]
         with np.errstate(all="ignore"):
-            higher = (values >= low[1] + self.error) & (self.zooming | (low[0] > 0))
+            higher = (values >= low[1] + self._error(values, low[1])) & (self.zooming | (low[0] > 0))
             good = self._decrease(trial) & ~higher
             flat = np.abs(slopes) <= -self.c2 * self.start[2]
             better: Flags = self.searching & good
@@ -195,10 +194,16 @@ class WolfeSearches:
         t, value, slope = trial
         _, value0, slope0 = self.start
         armijo = value <= value0 + self.c1 * t * slope0
-        nearly = (value <= value0 + self.error) & (slope <= (2 * self.c1 - 1) * slope0)
+        equal = np.abs(value - value0) <= self._error(value, value0)
+        nearly = equal & (slope <= (2 * self.c1 - 1) * slope0)
         finite = np.isfinite(value) & np.isfinite(slope)
         decrease: Flags = finite & (armijo | nearly)
         return decrease
+
+    def _error(self, a: Floats, b: Floats) -> Floats:
+        """Return by how much two values may differ in rounding."""
+        error: Floats = self.noise * np.maximum(np.abs(a), np.abs(b))
+        return error
 
     def _between(self) -> Floats:
         """Return the cubic minimisers, kept off the ends; a tenth of the way where `high` is not finite."""

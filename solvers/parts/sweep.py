@@ -134,7 +134,9 @@ class Sweep:
     def corrections(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
         """Return ``y_i - R_i x`` of this rank's subdomains, unweighted, shape (p, m)."""
         if self._adds_up:
-            state.quantum = _quantum(x)
+            quanta = _quanta(x)
+            is_shared = isinstance(self.decomposition, SharedDecomposition) or not quanta.numel()
+            state.quantum = quanta if is_shared else self.decomposition.gather(quanta)
         g = objective.gradient(x) if self.decomposition.corrected else None
         solved = [self._solve(objective, x, g, k, state) for k in range(len(self._groups))]
         self._after(state)
@@ -148,8 +150,8 @@ class Sweep:
     def total(self, corrections: Tensor, state: SweepState) -> Tensor:
         """Return ``damping sum_i P_i D_i c_i`` over all ranks, shape (n,); one synchronisation."""
         weighted = corrections * state.weights
-        if self._adds_up and state.quantum > 0:
-            weighted.div_(state.quantum).round_().mul_(state.quantum)
+        if self._adds_up:
+            weighted = _rounded(weighted, state.quantum)
         return self.comm.sum(self.decomposition.scatter(weighted)).mul_(self.factor)
 
     def judge(self, state: SweepState, outer: State) -> int:
@@ -193,6 +195,8 @@ class Sweep:
         mine = None if self.memory == "reset" else state.local[k]
         if mine is None or mine.status is not None:  # a solver that could not go on starts anew
             mine = self.solver.init(f, y)
+        elif isinstance(mine, State):
+            mine.forget()  # `f` is another model than that of the last sweep
         first = self._measure(f, y) if self.rtol > 0 else None
         for _ in range(self.steps):
             if first is not None and bool((self._measure(f, y) <= self.rtol * first).all()):
@@ -233,16 +237,24 @@ def _is_vector(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
 
 
-def _quantum(x: Tensor) -> float:
-    """Return ``2^-49 max |x|`` as a power of two for float64, 0 for others: multiples of it have exact sums.
+def _quanta(x: Tensor) -> Tensor:
+    """Return the power of two next to ``2^-49 |x_i|`` for every unknown: multiples have exact sums up to ``16 |x_i|``.
 
     Where several subdomains add to one unknown, the ranks that hold them would otherwise decide about the last digit,
-    which local iterations can amplify to the first within a few steps.
+    which local iterations can amplify to the first within a few steps. An unknown that is zero gets the geometric mean
+    of the others in place of its size. Empty for other types than float64, whose sums are not rounded.
     """
-    largest = float(x.abs().max())
-    if x.dtype != torch.float64 or not math.isfinite(largest):
-        return 0.0
-    return 2.0 ** (math.frexp(largest or 1.0)[1] - 49)
+    if x.dtype != torch.float64:
+        return x.new_empty(0)
+    exponent = torch.frexp(x).exponent.to(x.dtype).clamp_(min=-500)  # quotients by quanta must not overflow
+    filled = (x != 0) & torch.isfinite(x)
+    mean = (exponent * filled).sum() / filled.sum().clamp(min=1)
+    return torch.exp2(torch.where(filled, exponent, mean.round()) - 49)
+
+
+def _rounded(values: Tensor, quanta: Tensor) -> Tensor:
+    """Return values, shape (p, n) or (p, m) with their quanta, rounded to multiples of these."""
+    return values if quanta.numel() == 0 else values.div_(quanta).round_().mul_(quanta)
 
 
 @dataclass
@@ -258,8 +270,8 @@ class SweepState(State):
     failed : int
         Local solves on this rank, since `Sweep.judge`, that ended in something that is not finite; their corrections
         were dropped.
-    quantum : float
-        Corrections are rounded to multiples of it before they are summed; 0: not rounded.
+    quantum : Tensor, shape (p, m) or (n,)
+        Corrections are rounded to multiples of it before they are summed; empty: not rounded.
     proximal : float
         Weight mu of the term ``mu/2 |y - R_i x|^2`` of local models, set by the outer method; 0: no such term.
     """
@@ -267,5 +279,5 @@ class SweepState(State):
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     local: list[Any] = field(default_factory=list)
     failed: int = 0
-    quantum: float = 0.0
+    quantum: Tensor = field(default_factory=lambda: torch.empty(0))
     proximal: float = 0.0

@@ -236,6 +236,33 @@ def test_pairs_are_those_of_dense_bfgs() -> None:
     torch.testing.assert_close(pairs.solve(v), before[1], rtol=0, atol=0)
 
 
+def test_no_pair_mixes_two_samples() -> None:
+    f = Noisy(quadratic(9), 0.5, seed=4)
+    result = minimise(f, torch.ones(9, dtype=torch.float64), AdaGrad(curvature="lbfgs"), stop=Stop(5))
+    assert result.state.pairs.is_empty  # every step sees another sample, once
+    assert sum(result.state.notes.values()) == 5 and "without a second one" in next(iter(result.state.notes))
+
+
+@pytest.mark.parametrize("curvature", ["exact", "diagonal"])
+def test_curvature_that_is_not_finite_is_dropped_for_its_step(curvature: str) -> None:
+    class Broken(Quadratic):
+        def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+            return super().hessian_product(x, v).index_fill(0, torch.tensor(3), math.nan)
+
+        def hessian_diagonal(self, x: Tensor) -> Tensor:
+            return super().hessian_diagonal(x).index_fill(0, torch.tensor(3), math.nan)
+
+    f, x = quadratic(9), torch.ones(9, dtype=torch.float64)
+    solver = AdaGrad(curvature=curvature)
+    state = solver.init(f, x)
+    end, state = solver.step(Broken(f.A, f.b, f.bounds), x.clone(), state)
+    (linear,) = iterates(f, x, AdaGrad(curvature="none"), 1)
+    torch.testing.assert_close(end, linear)
+    assert sum(state.notes.values()) == 1 and "not finite" in next(iter(state.notes))
+    end, state = solver.step(f, end, state)
+    assert bool(torch.isfinite(end).all()) and sum(state.notes.values()) == 1
+
+
 def test_rows_with_fewer_pairs_and_refused_ones_solve_too() -> None:
     f, generator = quadratic(7), torch.Generator().manual_seed(3)
     both = Secant.empty(torch.zeros(2, 7, dtype=torch.float64), 4, "bfgs", sigma=1.0)

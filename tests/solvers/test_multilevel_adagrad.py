@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mldd import Stop, minimise
 from mldd.algebra import Corrected, Hierarchy, Level, Noisy, counting
 from mldd.problems.grids import Obstacle, Quadratic
 from mldd.solvers import AdaGrad, MultilevelAdaGrad
+from mldd.solvers.parts import Secant
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,34 @@ def test_active_unknowns_do_not_move_in_a_truncated_recursion(obstacle: Obstacle
     moved, state = solver.step(f, x.clone(), state)
     assert state.accepted > 0
     assert torch.equal(moved[active], x[active])
+
+
+def test_no_pair_mixes_two_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Quadratic(dim=1, n=31)
+    hierarchy, pairs = problem.hierarchy(3), []
+    monkeypatch.setattr(Secant, "push", lambda self, s, y: pairs.append((s, y)))
+    f, x = problem.objective(), torch.randn(31, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    minimise(f, x, MultilevelAdaGrad(hierarchy, curvature="lbfgs", coarse_steps=4, recursion=0.0), stop=Stop(6))
+    by_size = {level.objective.size: level.objective for level in hierarchy.levels}
+    assert {len(s) for s, _ in pairs} == set(by_size)
+    for s, y in pairs:  # the Hessian of every level is constant; a linear correction that changed would be in y
+        expected = by_size[len(s)].hessian_product(torch.zeros_like(s), s)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-11)
+
+
+def test_steps_uphill_are_refused_and_counted() -> None:
+    problem = Quadratic(dim=1, n=15)
+    f, x = problem.objective(), torch.randn(15, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    class Upward(MultilevelAdaGrad):
+        def visit(self, k: int, f: Any, y: Tensor, g: Tensor, bounds: Any, state: Any) -> None:
+            y.add_(g)
+
+    solver = Upward(problem.hierarchy(2), curvature="none", recursion=0.0, safeguard=False)
+    state = solver.init(f, x)
+    before = x.clone()
+    assert not solver.recurse(0, f, x, f.gradient(x), f.bounds, state)
+    assert torch.equal(x, before) and (state.rejected, state.accepted) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_direction_is_that_of_the_dense_matrix(problem: NodeClassification) 
         x, state = solver.step(f, x, state)
     H = torch.diag(state.scales)
     for k in range(state.pairs - 1, -1, -1):  # Nocedal and Wright, equation 7.16
-        row = (state.newest - k) % 4
+        row = (state.newest - k) % len(state.steps)
         s, y, rho = state.steps[row], state.differences[row], 1.0 / state.curvatures[row]
         V = torch.eye(len(x), dtype=x.dtype) - rho * torch.outer(y, s)
         H = V.T @ H @ V + rho * torch.outer(s, s)

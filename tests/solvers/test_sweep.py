@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import pytest
@@ -26,7 +27,8 @@ from mldd.algebra import (
 from mldd.loop import State, Status, Stop, minimise
 from mldd.problems.grids import MinimalSurface, Obstacle
 from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Sgd
-from mldd.solvers.parts import BatchLBFGS, Sweep
+from mldd.solvers.parts import BatchLBFGS, Secant, Sweep
+from mldd.solvers.parts.sweep import _quanta
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 N = 24
@@ -199,6 +201,35 @@ def test_the_weight_of_the_proximal_term_follows_the_objective() -> None:
     assert NonlinearSchwarz(d).init(f, x).sweep.proximal == 0.0
     plain = minimise(f, x, NonlinearSchwarz(d, local_steps=50, proximal=False), stop=Stop(6))
     assert plain.state.sweep.proximal == 0.0
+
+
+def test_sums_are_exact_per_unknown_whatever_the_order_and_however_large_another_one_is() -> None:
+    f, d = shared(corrected=False)
+    x = torch.tensor([1e9, 1.0, -0.3, 1e-5, 2e-12, 0.7], dtype=torch.float64)
+    c = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * x.abs()
+    sweep = Sweep(d, Sgd())
+    state = sweep.init(f, x)
+    state.quantum = _quanta(x)
+    total = sweep.total(c, state)
+    exact = torch.tensor([float(sum(map(Fraction, column)) / 3) for column in c.t().tolist()], dtype=torch.float64)
+    assert bool(((total - exact).abs() <= 2.0**-47 * x.abs()).all())
+    for order in ([2, 1, 0], [1, 0, 2], [2, 0, 1]):
+        assert torch.equal(sweep.total(c[order], state), total)
+
+
+@pytest.mark.parametrize("memory", ["keep", "average"])
+def test_no_pair_mixes_two_models(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, d = shared(corrected=True)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(Secant, "push", lambda self, s, y: pairs.append((s, y)))
+    sweep, x = Sweep(d, AdaGrad(curvature="lbfgs"), 4, memory=memory), start(6)
+    state = sweep.init(f, x)
+    for _ in range(3):
+        x = x + sweep.correction(f, x, state)
+    assert len(pairs) == 9
+    A = torch.stack([quadratic(6, condition=5.0, seed=k).A for k in range(3)])
+    for s, y in pairs:  # Hessians are constant; a linear correction that changed would be in y
+        torch.testing.assert_close(y, (A @ s[..., None])[..., 0], rtol=0, atol=1e-12)
 
 
 def test_a_proximal_term_in_a_layer_of_its_own() -> None:
