@@ -292,6 +292,7 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         ("cost", cost_line(content)),
     ]
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
+    lines += [("data", note) for note in content.get("details", {}).get("notes", [])]
     if result.projected:
         lines.append(("start", "was infeasible and has been projected to the bounds"))
     if content["bounds_violation"] > 0:

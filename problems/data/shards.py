@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mldd.graph import Graph, kind_of
 from mldd.loop import replacing
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
 from mldd.problems.data.datasets import GraphData
-from mldd.problems.data.formats import SPLITS, DataError, from_tensor
+from mldd.problems.data.features import from_tensor
 from mldd.ranks import Communicator
 
 Array = NDArray[Any]
@@ -439,7 +440,7 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         and len(shard.index) == shard.halo
         and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
         and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
-        and bool(((shard.labels >= 0) & (shard.labels < shard.classes)).all())
+        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
     )
     if not good:
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")

@@ -138,7 +138,7 @@ class ShardedClassification(Problem):
     @cached_property
     def _labelled(self) -> Any:
         """Own nodes in the loss, shape (m,), bool."""
-        return self.shard.train if self.labels == "train" else ~self.shard.test
+        return self.shard.train if self.labels == "train" else ~self.shard.test & (self.shard.labels >= 0)
 
     @cached_property
     def graph(self) -> ShardGraph:

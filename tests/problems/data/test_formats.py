@@ -11,8 +11,9 @@ import scipy.sparse as sp
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.data import DataError, formats, load_graph
-from mldd.problems.data.formats import csr, read_graphdata, read_planetoid, unpickle
+from mldd.problems.data import DataError, load_graph
+from mldd.problems.data.formats import csr, read_graphdata, read_planetoid
+from mldd.problems.data.formats.pickles import unpickle
 from tests.helpers import Evil, user_arrays, user_tensors
 
 
