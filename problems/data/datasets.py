@@ -181,8 +181,8 @@ def load_graph(
     Parameters
     ----------
     name : str or path
-        One of `NAMES`, or a file: `.npz` (gnn-benchmark layout), `.pt` (torch_geometric `Data` or a dict of tensors), or
-        one that `reader` reads.
+        One of `NAMES`, or a file: `.npz` (gnn-benchmark layout), `.pt` (torch_geometric `Data` or a dict of tensors),
+        or one that `reader` reads.
     data : path, optional
         Folder to look into first. Nothing is written there.
     split : int

@@ -98,8 +98,8 @@ def load_series(
     Parameters
     ----------
     name : str or path
-        One of `NAMES`, or a file: NetCDF, Zarr, GRIB, `.npz` with the arrays `time` (dates), `latitude`, `longitude` and
-        variables whose first dimension is time, or one that `reader` reads.
+        One of `NAMES`, or a file: NetCDF, Zarr, GRIB, `.npz` with the arrays `time` (dates), `latitude`, `longitude`
+        and variables whose first dimension is time, or one that `reader` reads.
     data : path, optional
         Folder to look into first for the known sets.
     variables : tuple of str

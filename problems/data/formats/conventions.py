@@ -79,8 +79,8 @@ def no_variable(where: str, name: str, known: Collection[str]) -> NoReturn:
 def measured(raw: Array, attributes: Attributes, where: str) -> Floats:
     """Return values in their unit, NaN where they are missing.
 
-    Missing are the fill value, `missing_value`, what lies outside of the valid range, and in files that say nothing of
-    it the value that NetCDF writes by default.
+    Missing are the fill value, `missing_value`, and what lies outside of the valid range. A reader of NetCDF sets
+    `_FillValue` to `default_fill` where the file does not say it.
 
     Parameters
     ----------
@@ -130,9 +130,6 @@ def _number(attributes: Attributes, name: str, where: str) -> Array:
 def _fills(raw: Array, attributes: Attributes, where: str) -> list[Any]:
     """List the numbers that stand for a missing value, in the type in which values are stored."""
     given = [value for name in ("_FillValue", "missing_value") for value in _number(attributes, name, where)]
-    stored = f"{raw.dtype.kind}{raw.dtype.itemsize}"
-    if "_FillValue" not in attributes and attributes and stored in _FILL:
-        given.append(_FILL[stored])
     if raw.dtype.kind == "f":
         return [raw.dtype.type(value) for value in given]
     whole = (_wrapped(int(value), np.iinfo(raw.dtype)) for value in given if float(value).is_integer())
@@ -140,11 +137,21 @@ def _fills(raw: Array, attributes: Attributes, where: str) -> list[Any]:
 
 
 def _wrapped(value: int, bounds: Any) -> int | None:
-    """Return a fill value in the range of unsigned numbers that are stored as signed ones; None where it has none."""
-    if bounds.min <= value <= bounds.max:
-        return value
-    turned = value + int(bounds.max) + 1
-    return turned if bounds.min == 0 and 0 <= turned <= bounds.max else None
+    """Return a fill value in the range of a type that is stored as its signed or unsigned twin; None where out of it."""
+    span = 2**bounds.bits
+    return next((v for v in (value, value + span, value - span) if bounds.min <= v <= bounds.max), None)
+
+
+def default_fill(raw: Array) -> dict[str, Any]:
+    """Return the attribute `_FillValue` that NetCDF means where a variable has none, nothing for bytes and text.
+
+    Parameters
+    ----------
+    raw : array
+        Numbers as they are stored.
+    """
+    stored = f"{raw.dtype.kind}{raw.dtype.itemsize}"
+    return {"_FillValue": _FILL[stored]} if stored in _FILL else {}
 
 
 def _range(raw: Array, attributes: Attributes, where: str) -> tuple[float, float, bool]:
@@ -301,8 +308,8 @@ def _whole_seconds(time: Array, where: str) -> Array:
 
 def _refuse_fractions(step: float, where: str) -> NoReturn:
     raise DataError(
-        f"{where}: times must be whole seconds, got steps of {step:g} s, below a second; average them to seconds, as in "
-        "ds.resample(time='1s').mean()"
+        f"{where}: times must be whole seconds, got steps of {step:g} s, below a second; average them to seconds, as "
+        "in ds.resample(time='1s').mean()"
     )
 
 
@@ -358,8 +365,8 @@ def _since(values: Array, word: str, start: str, calendar: str, where: str) -> t
         start = "1970-01-01"
     if name not in (*_STANDARD, *CALENDARS):
         raise DataError(
-            f"{where}: the calendar must be one of {', '.join((*_STANDARD, *CALENDARS))}, got {calendar!r}; convert the "
-            "times, as in ds.convert_calendar('standard', use_cftime=False)"
+            f"{where}: the calendar must be one of {', '.join((*_STANDARD, *CALENDARS))}, got {calendar!r}; convert "
+            "the times, as in ds.convert_calendar('standard', use_cftime=False)"
         )
     if unit in ("month", "year"):
         return _months_since(values, 12 if unit == "year" else 1, start, where), "standard"
@@ -367,8 +374,8 @@ def _since(values: Array, word: str, start: str, calendar: str, where: str) -> t
         small = {"millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
         if unit.rstrip("s") not in small:
             raise DataError(
-                f"{where}: times must be in seconds, minutes, hours, days or months since a date, got {word!r}; convert "
-                "them"
+                f"{where}: times must be in seconds, minutes, hours, days or months since a date, got {word!r}; "
+                "convert them"
             )
         factor = small[unit.rstrip("s")]
     else:

@@ -14,6 +14,7 @@ from mldd.problems.data.formats.conventions import (
     LATITUDES,
     LONGITUDES,
     dates,
+    default_fill,
     degrees,
     durations,
     measured,
@@ -21,6 +22,8 @@ from mldd.problems.data.formats.conventions import (
     no_variable,
     quantity_of,
 )
+
+_ENGINES = ("scipy", "h5netcdf", "netcdf4")  # those of NetCDF
 
 
 def read(file: File) -> SeriesArrays:
@@ -80,7 +83,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
             warnings.simplefilter("ignore")  # about attributes that other programs have written
             raw = {"decode_times": False, "mask_and_scale": False, "decode_timedelta": False}
             with xarray.open_dataset(file.path, **raw, **options) as dataset:
-                return _Fields(dataset, file).arrays()
+                return _Fields(dataset, file, options["engine"] in _ENGINES).arrays()
     except DataError:
         raise
     except Exception as error:  # every back end has errors of its own
@@ -93,8 +96,8 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
 class _Fields:
     """A data set of xarray, and which of its variables are time, coordinates and fields over them."""
 
-    def __init__(self, dataset: Any, file: File) -> None:
-        self.dataset, self.file, self.where = dataset, file, file.name
+    def __init__(self, dataset: Any, file: File, is_netcdf: bool) -> None:
+        self.dataset, self.file, self.where, self.is_netcdf = dataset, file, file.name, is_netcdf
         self.known = {str(name): dataset[name] for name in dataset.variables}
         self.latitude, self.longitude = self._place("latitude", LATITUDES), self._place("longitude", LONGITUDES)
         self.time, self.steps = self._time()
@@ -106,13 +109,13 @@ class _Fields:
         """Return what is asked of the file."""
         fields = self._fields()
         self.used |= set(fields)
-        values = {name: measured(self._lean(a).to_numpy(), a.attrs, self.where) for name, a in fields.items()}
+        values = {name: measured(self._lean(a).to_numpy(), self._said(a), self.where) for name, a in fields.items()}
         moments, calendar = self._moments()
-        altitude = self._altitude()
+        altitude, longitude = self._altitude(), self.longitude.transpose(*self._like())
         return SeriesArrays(
             moments,
-            degrees(self.latitude.to_numpy(), self.latitude.attrs, "latitude", self.where),
-            degrees(self.longitude.transpose(*self._like()).to_numpy(), self.longitude.attrs, "longitude", self.where),
+            degrees(self.latitude.to_numpy(), self._said(self.latitude), "latitude", self.where),
+            degrees(longitude.to_numpy(), self._said(longitude), "longitude", self.where),
             values,
             {name: str(a.attrs.get("units", "")) for name, a in fields.items()},
             altitude,
@@ -120,6 +123,10 @@ class _Fields:
             tuple(name for name in self.known if name not in self.used),
             tuple(self.notes),
         )
+
+    def _said(self, array: Any) -> dict[str, Any]:
+        """Return the attributes of a variable, with the fill value of NetCDF where that is the format."""
+        return (default_fill(array) if self.is_netcdf else {}) | dict(array.attrs)
 
     def _like(self) -> tuple[Any, ...]:
         """Return the dimensions of the longitude, in the order of the latitude where they share them."""
@@ -176,7 +183,7 @@ class _Fields:
 
     def _moments(self) -> tuple[Any, str]:
         if self.steps is None:
-            return dates(self.time.to_numpy(), self.time.attrs, self.where)
+            return dates(self.time.to_numpy(), self._said(self.time), self.where)
         start, calendar = dates(self.time.to_numpy().reshape(1), self.time.attrs, self.where)
         return start + durations(self.steps.to_numpy(), self.steps.attrs, self.where), calendar
 
@@ -190,7 +197,7 @@ class _Fields:
         if set(array.dims) != set(place):
             self.notes.append(f"{name} is left out: it must be one number per node, got {_shape_of(array)}")
             return None
-        heights = metres(array.transpose(*place).to_numpy(), array.attrs)
+        heights = metres(array.transpose(*place).to_numpy(), self._said(array))
         if heights is None:
             unit = array.attrs.get("units")
             self.notes.append(f"{name} is left out: it must be in metres, got unit {unit!r}")
