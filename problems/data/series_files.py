@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -127,11 +126,7 @@ def load_series(
         return _metr_la({what: obtain(key, (file,), data)[1] for what, file in _METR_LA.items()}, variables, missing)
     if not reader and not is_file_name(key):
         raise DataError(f"series must be one of {', '.join(NAMES)}, or a file .nc, .zarr, .grib or .npz, got {key!r}")
-    made = _series(key, read_series(key, variables, reader), variables, sort, missing)
-    lost = [note for note in made.notes if note.startswith("not used")]
-    if lost and not variables:
-        warnings.warn(f"{key}: {lost[0]}", stacklevel=2)
-    return made
+    return _series(key, read_series(key, variables, reader), variables, sort, missing)
 
 
 def _era5(data: str | os.PathLike[str] | None, variables: tuple[str, ...]) -> SeriesArrays:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mldd.algebra import did_you_mean, from_outside, loaded, registered
-from mldd.problems.data import DataError, File, GraphArrays, Reader, SeriesArrays
+from mldd.problems.data import DataError, File, GraphArrays, Reader, SeriesArrays, one_line
 
 Kind = Literal["graph", "series"]
 _KINDS: dict[type, Kind] = {GraphArrays: "graph", SeriesArrays: "series"}
@@ -132,8 +132,16 @@ def read_series(path: str | os.PathLike[str], variables: tuple[str, ...] = (), r
 
 
 def _read(file: File, reader: str, kind: type) -> Any:
-    function: Reader = loaded(_target(file.path, reader), "function")
-    found = function(file)
+    target = _target(file.path, reader)
+    function: Reader = loaded(target, "function")
+    try:
+        found = function(file)
+    except (DataError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # of a reader from outside, or of a library on a damaged file
+        raise DataError(
+            f"{file.name}: expected a file that {target} can read, got {one_line(error)}; correct the file or the reader"
+        ) from error
     if not isinstance(found, kind):
         other = {"graph": "a graph", "series": "a time series"}
         got = other[_KINDS[type(found)]] if type(found) in _KINDS else type(found).__name__

@@ -137,7 +137,7 @@ def _fills(raw: Array, attributes: Attributes, where: str) -> list[Any]:
 
 
 def _wrapped(value: int, bounds: Any) -> int | None:
-    """Return a fill value in the range of a type that is stored as its signed or unsigned twin; None where out of it."""
+    """Return a fill value in the range of a type that is stored as its signed twin; None where it has no place."""
     span = 2**bounds.bits
     return next((v for v in (value, value + span, value - span) if bounds.min <= v <= bounds.max), None)
 
