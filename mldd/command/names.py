@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -195,9 +195,22 @@ def name_of(thing: Any) -> str:
     return type(thing).__name__
 
 
-def described(thing: Any, name: str = "") -> str:
-    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it."""
-    listed = ",".join(f"{key}={_value_text(getattr(thing, key))}" for key in keys_of(type(thing)))
+def described(thing: Any, name: str = "", known: Mapping[str, str] | None = None) -> str:
+    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it.
+
+    Parameters
+    ----------
+    thing : Problem or Solver
+        Which one.
+    name : str
+        On the command line.
+    known : dict of str, optional
+        Texts of some keys, in the place of their values.
+    """
+    texts = known or {}
+    listed = ",".join(
+        f"{key}={texts[key] if key in texts else _value_text(getattr(thing, key))}" for key in keys_of(type(thing))
+    )
     return f"{name}:{listed}" if name else f"{name_of(thing)}({listed})"
 
 

@@ -31,6 +31,7 @@ from .series import Series as Series
 from .series_files import load_series as load_series
 from .shards import Shard as Shard
 from .shards import cut as cut
+from .shards import identity as identity
 from .shards import joined as joined
 from .shards import read_together as read_together
 from .shards import shares as shares

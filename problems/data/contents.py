@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -160,3 +162,18 @@ def unused_note(names: tuple[str, ...]) -> tuple[str, ...]:
     """
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (f"not used: {shown}",) if names else ()
+
+
+def checksum(*arrays: Array) -> str:
+    """Return the SHA-256 of shapes, types and entries of arrays.
+
+    Parameters
+    ----------
+    *arrays : array
+        Of numbers.
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, GraphArrays, unused_note
-from mldd.problems.data.features import normalised_rows, to_tensor
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, GraphArrays, checksum, unused_note
+from mldd.problems.data.features import from_tensor, normalised_rows, to_tensor
 from mldd.problems.data.formats import is_file_name, read_graph, read_graphdata, read_planetoid
 from mldd.problems.data.known_files import KnownFile, obtain
 
@@ -146,6 +148,14 @@ class GraphData:
         if self.metric not in ("accuracy", "auc") or (self.metric == "auc" and self.classes != 2):
             self._refuse(f"metric must be accuracy, or auc for 2 classes, got {self.metric} for {self.classes} classes")
         self._check_masks(n)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of graph, features, labels and masks."""
+        x = from_tensor(self.features)
+        pieces = [x.data, x.indices, x.indptr] if sp.issparse(x) else [x]
+        tensors = (self.graph.indptr, self.graph.indices, self.labels, self.train, self.validation, self.test)
+        return checksum(*pieces, *(tensor.numpy() for tensor in tensors))
 
     def _check_masks(self, nodes: int) -> None:
         masks = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))

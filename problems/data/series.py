@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mldd.graph import Graph
 from mldd.problems.data.calendars import STANDARD, Calendar, monthly
-from mldd.problems.data.contents import DataError
+from mldd.problems.data.contents import DataError, checksum
 from mldd.problems.data.geography import area_weights
 
 Floats = NDArray[np.float64]
@@ -175,6 +175,11 @@ class Series:
         units = tuple(self.units[k] for k in index) if self.units else ()
         return replace(self, values=np.ascontiguousarray(self.values[:, :, index]), variables=names, units=units)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of values, times and coordinates."""
+        return checksum(self.values, self.time.astype(np.int64), self.latitude, self.longitude)
+
     def label(self, variable: int) -> str:
         """Return the name of a variable with its unit.
 
@@ -237,19 +242,18 @@ def arranged(
     slots = offset // step
     if (offset % step).any() or slots[-1] + 1 > _MOST * len(time):
         _refuse(name, f"times must be multiples of one step, got {_steps(time)}; resample the series")
-    order = Calendar(calendar, months)
+    counted = Calendar(calendar, months)
     missing = int(slots[-1]) + 1 - len(time)
     if missing == 0:
-        return Series(name, values, time, calendar=order, **rest)
+        return Series(name, values, time, calendar=counted, **rest)
     whole = np.full((int(slots[-1]) + 1, *values.shape[1:]), np.nan)
     whole[slots] = values
-    unit = "M" if months else "s"
-    filled = (places[0] + np.arange(len(whole)) * np.timedelta64(step, unit)).astype("datetime64[s]")
+    filled = (places[0] + step * np.arange(len(whole))).astype("datetime64[s]")  # in the unit of places
     filled[slots] = time
     absent = filled[np.setdiff1d(np.arange(len(whole)), slots)]
     listed = ", ".join(str(t).replace("T", " ")[:16] for t in absent[:3]) + (", ..." if missing > 3 else "")
     notes = (*rest.pop("notes", ()), f"{missing} missing times were inserted as gaps: {listed}")
-    return Series(name, whole, filled, notes=notes, calendar=order, **rest)
+    return Series(name, whole, filled, notes=notes, calendar=counted, **rest)
 
 
 def _is_even(time: Any) -> bool:

@@ -356,6 +356,23 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def identity(folder: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the manifest of a folder, which holds those of all parts.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+
+    Raises
+    ------
+    DataError
+        There is no manifest.
+    """
+    read_manifest(folder)
+    return _checksum(Path(folder) / MANIFEST)
+
+
 def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
     """Read the shard of a rank: its consecutive share of the parts, verified and joined.
 

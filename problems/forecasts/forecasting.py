@@ -439,6 +439,10 @@ class Forecasting(Problem):
             "notes": list(series.notes),
         }
 
+    def identity(self) -> str:
+        """Return the checksum of the data."""
+        return self.series.digest
+
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return errors of the network and of its references, see `mldd.problems.forecasts.forecast_metrics.scored`."""
         return scored(self.forecast_data, lambda origins: self.forecasts(x, origins))

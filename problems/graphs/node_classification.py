@@ -434,6 +434,10 @@ class NodeClassification(Problem):
         """Return what was done to the data of a file, and what of it is not used."""
         return {"notes": list(self.graph_data.notes)} if self.graph_data.notes else {}
 
+    def identity(self) -> str:
+        """Return the checksum of the data."""
+        return self.graph_data.digest
+
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
         data, outputs = self.graph_data, self.logits(x).cpu()

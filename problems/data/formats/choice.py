@@ -140,7 +140,7 @@ def _read(file: File, reader: str, kind: type) -> Any:
         raise
     except Exception as error:  # of a reader from outside, or of a library on a damaged file
         raise DataError(
-            f"{file.name}: expected a file that {target} can read, got {one_line(error)}; correct the file or the reader"
+            f"{file.name}: expected a file that {target} can read, got {one_line(error)}; correct one of the two"
         ) from error
     if not isinstance(found, kind):
         other = {"graph": "a graph", "series": "a time series"}

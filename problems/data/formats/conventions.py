@@ -354,7 +354,7 @@ def _of_digits(values: Floats) -> Array | None:
         days = np.array(made, dtype="datetime64[s]")
     except ValueError:
         return None
-    return days + np.rint((values - whole) * 86400).astype("timedelta64[s]")
+    return np.asarray(days + np.rint((values - whole) * 86400).astype("timedelta64[s]"))
 
 
 def _since(values: Array, word: str, start: str, calendar: str, where: str) -> tuple[Array, str]:

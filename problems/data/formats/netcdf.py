@@ -81,7 +81,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about attributes that other programs have written
-            raw = {"decode_times": False, "mask_and_scale": False, "decode_timedelta": False}
+            raw: dict[str, Any] = {"decode_times": False, "mask_and_scale": False, "decode_timedelta": False}
             with xarray.open_dataset(file.path, **raw, **options) as dataset:
                 return _Fields(dataset, file, options["engine"] in _ENGINES).arrays()
     except DataError:

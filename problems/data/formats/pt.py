@@ -121,8 +121,8 @@ def _features(tensor: Tensor, where: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         rows = tensor if tensor.layout == torch.sparse_csr else tensor.coalesce().to_sparse_csr()
-    pieces = (_array(piece, "x", where) for piece in (rows.values(), rows.col_indices(), rows.crow_indices()))
-    return csr(*pieces, np.array(rows.shape), where)
+    data, indices, indptr = (_array(t, "x", where) for t in (rows.values(), rows.col_indices(), rows.crow_indices()))
+    return csr(data, indices, indptr, np.array(rows.shape), where)
 
 
 def _geometric_names() -> list[Any]:
