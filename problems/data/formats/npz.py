@@ -32,7 +32,7 @@ _PLAIN = ("edges", "node_features", "node_labels")  # the layout of the heteroph
 
 
 def holds(path: Path) -> Literal["graph", "series"]:
-    """Say what an archive holds: with an array of times a series, else a graph.
+    """Return what an archive holds: with an array of times a series, else a graph.
 
     Parameters
     ----------
