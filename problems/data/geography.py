@@ -75,7 +75,7 @@ def connect(
     radius: float = 100.0,
     grid: tuple[int, int] | None = None,
 ) -> Graph:
-    """Return the graph of nodes that are near each other; the weight of an edge is ``1 / (1 + (d / m)^2)``, m the median length.
+    """Return the graph of nodes near each other; an edge has the weight ``1 / (1 + (d / m)^2)``, m the median length.
 
     Parameters
     ----------
