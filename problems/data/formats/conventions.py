@@ -25,7 +25,8 @@ Attributes = Mapping[str, Any]
 TIMES, LATITUDES, LONGITUDES = ("time", "valid_time"), ("latitude", "lat"), ("longitude", "lon")
 ALTITUDES = ("altitude", "elevation")
 _STANDARD = ("standard", "gregorian", "proleptic_gregorian", "julian")
-_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
+_SECONDS |= {"millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
 _SHORT = {"s": "second", "sec": "second", "secs": "second", "min": "minute", "mins": "minute", "h": "hour"}
 _SHORT |= {"hr": "hour", "hrs": "hour", "d": "day"} | {f"{unit}s": unit for unit in (*_SECONDS, "month", "year")}
 _SINCE = re.compile(r"\b([a-z]+) since (?:the )?(\S.*)", re.IGNORECASE)
@@ -371,25 +372,18 @@ def _since(values: Array, word: str, start: str, calendar: str, where: str) -> t
         start = "1970-01-01"
     if name not in (*_STANDARD, *CALENDARS):
         raise DataError(
-            f"{where}: the calendar must be one of {', '.join((*_STANDARD, *CALENDARS))}, got {calendar!r}; convert "
-            "the times, as in ds.convert_calendar('standard', use_cftime=False)"
+            f"{where}: the calendar must be one of {', '.join((*_STANDARD, *CALENDARS))}, got {calendar!r}; set "
+            "the attribute calendar of time to the one that is meant"
         )
     if unit in ("month", "year"):
         return _months_since(values, 12 if unit == "year" else 1, start, where), "standard"
     if unit not in _SECONDS:
-        small = {"millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
-        if unit.rstrip("s") not in small:
-            raise DataError(
-                f"{where}: times must be in seconds, minutes, hours, days or months since a date, got {word!r}; "
-                "convert them"
-            )
-        factor = small[unit.rstrip("s")]
-    else:
-        factor = float(_SECONDS[unit])
-    if values.dtype.kind in "iu" and factor >= 1:
-        elapsed = (values - values[0]).astype(np.int64) * int(factor)
-    else:
-        elapsed = _rounded((values - values[0]).astype(np.float64) * factor, where)
+        raise DataError(
+            f"{where}: times must be seconds, minutes, hours, days or months since a date, got {word!r}; convert them"
+        )
+    factor = _SECONDS[unit]
+    whole = values.astype(np.int64) if values.dtype.kind in "iu" else values  # differences of unsigned ones wrap
+    elapsed = _rounded((whole - whole[0]) * factor, where)
     return _first_date(float(values[0]) * factor, start, name, where) + elapsed.astype("timedelta64[s]"), (
         "standard" if name in _STANDARD else name
     )

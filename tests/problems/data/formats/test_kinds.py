@@ -156,6 +156,7 @@ KINDS = {
     "days with fractions": (dataset(time=HOUR / 24, time_attrs={"units": "days since 1900-01-01"}), {}),
     "since year one": (dataset(time=17706000 + HOUR, time_attrs={"units": "hours since 1-1-1 00:00:0.0"}), {}),
     "another time zone": (dataset(time_attrs={"units": "hours since 2020-02-27 00:00 +01:00"}), {}),
+    "unsigned": (dataset(time=HOUR.astype("u4"), time_attrs={"units": "hours since 2020-02-27"}), {}),
     "minutes": (dataset(time=HOUR * 10, time_attrs={"units": "minutes since 2020-02-27"}), {}),
 }
 
@@ -442,7 +443,7 @@ REFUSED = {
     ),
     "calendar of nobody": (
         in_calendar("martian"),
-        "the calendar must be one of .* got 'martian'; convert",
+        "the calendar must be one of .* got 'martian'; set the attribute calendar",
         lambda path: with_calendar(path, "noleap"),
     ),
 }
