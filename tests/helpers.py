@@ -198,7 +198,7 @@ class Failing:
 def user_arrays(n: int = 60, seed: int = 0) -> dict[str, Any]:
     """Return a graph of three classes in the layout of gnn-benchmark."""
     random = np.random.default_rng(seed)
-    adjacency = sp.random(n, n, 0.1, format="csr", random_state=seed)
+    adjacency = sp.random(n, n, 0.1, format="csr", random_state=seed, data_rvs=np.ones)
     features = sp.csr_matrix(random.random((n, 5)))
     return {
         **{f"adj_{key}": getattr(adjacency, key) for key in ("data", "indices", "indptr", "shape")},

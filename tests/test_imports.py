@@ -29,7 +29,9 @@ ARROWS = {
     "solvers": {"solvers/parts", "solvers/petsc"},
     "solvers/parts": set(),
     "solvers/petsc": {"solvers/parts"},
-    "problems/data": set(),
+    # a reader of files knows what it returns; who loads looks it up by suffix in a table
+    "problems/data": {"problems/data/formats"},
+    "problems/data/formats": {"problems/data"},
     "problems/grids": set(),
     # a room below another one is part of it: its kinds are made of what stands there
     "problems/nets": {"problems/data", "problems/nets/layers"},

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.redirect_stdout(sys.stdout if stage.rank == 0 else io.StringIO()):  # --help comes once
             options = parse(words)
-        return int(_COMMANDS[options.command](options, stage))
+        with warnings.catch_warnings():
+            warnings.formatwarning = lambda message, *_: f"mldd: warning: {message}\n"  # where it was is of no use here
+            if stage.rank != 0:
+                warnings.simplefilter("ignore")
+            return int(_COMMANDS[options.command](options, stage))
     except SystemExit as end:
         return int(end.code or 0)
     except _ElsewhereError:

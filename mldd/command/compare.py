@@ -180,10 +180,14 @@ def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
         if row.history.records:
             curves.setdefault(row.solver, []).append(row.history)
     if curves:
-        from mldd.figures import curves as plot
 
-        plot.comparison(curves, out / "compare.png", title)
-        written.append(out / "compare.png")
+        def draw() -> list[Path]:
+            from mldd.figures import curves as plot
+
+            plot.comparison(curves, out / "compare.png", title)
+            return [out / "compare.png"]
+
+        written += runs.drawn("compare.png", draw)
     return written
 
 

@@ -17,15 +17,16 @@ from mldd.command.names import Spec
 
 _WIDTH = 110
 _FILES = {
-    "FILE.npz FILE.pt": names.USER_FILE,
+    "FILE (of a graph)": names.USER_FILE,
     "FOLDER (of shards)": names.SHARDS,
-    "FILE.nc FILE.zarr FILE.npz": names.SERIES_FILE,
+    "FILE (of a series)": names.SERIES_FILE,
 }
 
 
 def listing() -> Iterator[str]:
-    """Give the names of all problems and solvers with a sentence each; nothing is imported for it."""
-    for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS)):
+    """Give the names of all problems, solvers and formats with a sentence each; nothing is imported for it."""
+    formats = {f".{suffix.lstrip('.')}": target for suffix, target in names.FORMATS.items()}
+    for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS), ("formats", formats)):
         yield f"{title}:"
         groups: dict[str, list[str]] = {}
         for name, target in table.items():
@@ -34,6 +35,7 @@ def listing() -> Iterator[str]:
         for members in groups.values():
             yield from _entry(members, table[members[0]])
     yield "`mldd list NAME` has the keys of a name; file.py:Class and package.module:Class are names, too."
+    yield "Other files are read by FILE:reader=file.py:function."
 
 
 def _entry(members: list[str], target: str) -> Iterator[str]:
@@ -47,7 +49,7 @@ def _entry(members: list[str], target: str) -> Iterator[str]:
 
 
 def sentence(target: str) -> str:
-    """Return the first sentence of the docstring of a class, read from its file without importing it.
+    """Return the first sentence of the docstring of a class or function, read from its file without importing it.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ def sentence(target: str) -> str:
     if found is None or found.origin is None:
         return ""
     for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == attribute:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
             return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
     return ""
 

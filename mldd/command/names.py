@@ -6,8 +6,7 @@ import os
 import re
 import types
 import typing
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,8 @@ USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
 SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
 MANIFEST = "manifest.json"
 SERIES_FILE = "mldd.problems.forecasts.forecasting:Forecasting?name="
-GRAPH_SUFFIXES, SERIES_SUFFIXES = (".npz", ".pt"), (".nc", ".zarr")  # an .npz file with the array `time` is a series
+FORMATS: dict[str, str] = registered("mldd.problems.data.formats")  # suffix -> "module:function", a reader of files
+_HOLDS = "mldd.problems.data.formats.choice:holds"  # says whether a file is a graph or a series
 FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
 NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
 # Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.petsc.petsc_types.ml_adagrad
@@ -86,7 +86,7 @@ class Spec:
 
 
 def problem_spec(text: str) -> Spec:
-    """Read a PROBLEM: a name, a graph (``.npz``, ``.pt``) or a time series (``.nc``, ``.zarr``, ``.npz``), with keys.
+    """Read a PROBLEM: a name, a file with a graph or a time series, or a class of the user's, with keys.
 
     Raises
     ------
@@ -95,14 +95,9 @@ def problem_spec(text: str) -> Spec:
     FileNotFoundError
         No such file.
     """
-    for suffix in (*GRAPH_SUFFIXES, *SERIES_SUFFIXES):
-        head, found, rest = text.partition(suffix)
-        if found and (not rest or rest[0] == ":"):
-            path = Path(head + suffix)
-            if not (path.is_file() or (suffix == ".zarr" and path.is_dir())):
-                raise FileNotFoundError(f"the problem {head + suffix} must be a file, got none; check the path")
-            target = SERIES_FILE if suffix in SERIES_SUFFIXES or _holds_series(path) else USER_FILE
-            return _spec(text, head + suffix, rest[1:], target + head + suffix, None)
+    file = _file(text) if text.partition(":")[0] not in PROBLEMS else None
+    if file is not None:
+        return _of_file(text, *file)
     outside = from_outside(text, PROBLEMS)
     if outside is not None:
         return _spec(text, outside, text[len(outside) + 1 :], outside, None, complete=True)
@@ -128,13 +123,36 @@ def check_solver(text: str) -> None:
         _look_up(re.split("[:(]", text, maxsplit=1)[0], SOLVERS, "solver")
 
 
-def _holds_series(path: Path) -> bool:
-    """Say whether an ``.npz`` file is a time series: a graph has no array `time`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return not {"time.npy", "valid_time.npy"}.isdisjoint(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+def _file(text: str) -> tuple[str, str] | None:
+    """Return path and keys of a file that has a reader, by its suffix or by a key; None where the text names none.
+
+    A path may have colons: the longest one that exists counts.
+    """
+    missing = None
+    for colon in (len(text), *(k for k in reversed(range(len(text))) if text[k] == ":")):
+        head, rest = text[:colon], text[colon + 1 :]
+        path = Path(head).expanduser() if head.startswith("~") else Path(head)
+        suffix = path.suffix.lower().lstrip(".")
+        if suffix in FORMATS or _reader(rest):
+            if path.is_file() or (path.is_dir() and suffix in ("zarr", "")):
+                return head, rest
+            missing = head, rest
+    return missing
+
+
+def _reader(rest: str) -> str:
+    """Return the value of the key `reader`, empty where there is none."""
+    found = re.search(r"(?:^|,)reader=([^,]+)", rest)
+    return found[1] if found else ""
+
+
+def _of_file(text: str, head: str, rest: str) -> Spec:
+    """Read a PROBLEM that is a file: what its reader returns says whether it is a graph or a time series."""
+    path = Path(head).expanduser() if head.startswith("~") else Path(head)
+    if not path.exists():
+        raise FileNotFoundError(f"the problem {head} must be a file, got none; check the path")
+    kind = loaded(_HOLDS, "function")(head, _reader(rest))
+    return _spec(text, head, rest, (SERIES_FILE if kind == "series" else USER_FILE) + head, None)
 
 
 def solver_spec(text: str) -> Spec:
@@ -177,9 +195,22 @@ def name_of(thing: Any) -> str:
     return type(thing).__name__
 
 
-def described(thing: Any, name: str = "") -> str:
-    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it."""
-    listed = ",".join(f"{key}={_value_text(getattr(thing, key))}" for key in keys_of(type(thing)))
+def described(thing: Any, name: str = "", known: Mapping[str, str] | None = None) -> str:
+    """Return name and all keys of a problem or solver, defaults too, and of what is nested in it.
+
+    Parameters
+    ----------
+    thing : Problem or Solver
+        Which one.
+    name : str
+        On the command line.
+    known : dict of str, optional
+        Texts of some keys, in the place of their values.
+    """
+    texts = known or {}
+    listed = ",".join(
+        f"{key}={texts[key] if key in texts else _value_text(getattr(thing, key))}" for key in keys_of(type(thing))
+    )
     return f"{name}:{listed}" if name else f"{name_of(thing)}({listed})"
 
 
@@ -245,7 +276,7 @@ def exists(target: str) -> bool:
 def _look_up(name: str, table: dict[str, str], what: str) -> str:
     if name not in table or not exists(table[name]):
         there = [n for n, target in table.items() if exists(target)]
-        file = f", or a file .npz, .pt, .nc or .zarr, or a folder with {MANIFEST}" if what == "problem" else ""
+        file = f", or a file .{' .'.join(FORMATS)}, or a folder with {MANIFEST}" if what == "problem" else ""
         raise ValueError(
             f"unknown {what} {name!r}{did_you_mean(name, there)}; there are {' '.join(there)}{file}, or file.py:Class"
         )

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,11 @@ class Run:
     @property
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
+        data = self.problem.identity()  # a run is known by its data, not by how their path is spelt
+        places = dict.fromkeys(("name", "folder", "data", "reader"), "") if data else {}
         return {
-            "problem": described(self.problem, self.heads[0]),
+            "problem": described(self.problem, type(self.problem).__name__ if data else self.heads[0], places),
+            "data": data,
             "solver": described(self.solver, self.heads[1]),
             "seed": self.seed,
             "size": self.objective.size,
@@ -255,7 +259,11 @@ def report(run: Run, result: Result) -> dict[str, Any]:
     return {
         "problem": run.names[0],
         "solver": run.names[1],
-        "options": {**run.options, **{key: run.meta[key] for key in ("problem", "solver")}},  # with all their keys
+        "options": {  # with all their keys
+            **run.options,
+            "problem": described(run.problem, run.heads[0]),
+            "solver": described(run.solver, run.heads[1]),
+        },
         "seed": run.seed,
         "ranks": run.comm.ranks,
         **run.shape,
@@ -292,6 +300,7 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         ("cost", cost_line(content)),
     ]
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
+    lines += [("data", note) for note in content.get("details", {}).get("notes", [])]
     if result.projected:
         lines.append(("start", "was infeasible and has been projected to the bounds"))
     if content["bounds_violation"] > 0:
@@ -314,13 +323,34 @@ def cost_line(content: dict[str, Any]) -> str:
 
 def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:
     """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run."""
+    title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
     with replacing(out / "result.json") as new:
         new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    from mldd.figures import curves as plot
 
-    title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
-    plot.convergence(history, out / "convergence.png", title)
-    return [out / name for name in ("result.json", "history.csv", "convergence.png")]
+    def draw() -> list[Path]:
+        from mldd.figures import curves as plot
+
+        plot.convergence(history, out / "convergence.png", title)
+        return [out / "convergence.png"]
+
+    return [out / "result.json", out / "history.csv", *drawn("convergence.png", draw)]
+
+
+def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
+    """Return the files of a figure; one that cannot be drawn costs the figure, and not the run.
+
+    Parameters
+    ----------
+    name : str
+        Of the figure, for the warning.
+    draw : callable
+        Draws it and returns its files.
+    """
+    try:
+        return list(draw())
+    except Exception as error:  # no backend, no font, no disk: matplotlib raises anything
+        warnings.warn(f"{name} was not drawn: {one_line(error)}", stacklevel=2)
+        return []
 
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:
@@ -328,7 +358,7 @@ def pictures(run: Run, result: Result, out: Path) -> list[Path]:
     if result.status.failed:
         return []
     with uncounted():
-        return list(run.problem.pictures(out, result.x, run.shape["parts"]))
+        return drawn("pictures of the problem", lambda: run.problem.pictures(out, result.x, run.shape["parts"]))
 
 
 def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:

@@ -126,8 +126,13 @@ def save(
         "meta": pack(meta, "meta"),
         "random": _random_state(),
     }
-    with replacing(Path(path)) as new:
-        torch.save(content, new)
+    with replacing(Path(path)) as new, open(new, "wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides that the disk is full behind its own complaint
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path | str) -> Checkpoint:

@@ -73,6 +73,21 @@ def check_replaceable(path: Path) -> None:
         )
 
 
+def unwritten(path: Path, error: OSError) -> OSError:
+    """Return the error that says which file could not be written and why: a full disk does not name the file.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file.
+    error : OSError
+        What the system said.
+    """
+    return OSError(
+        f"{path} could not be written ({error.strerror or error}); free the way to it, or name another place"
+    )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the name of a new file beside `path`, which it replaces once the block has written it whole.
@@ -89,6 +104,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(new, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(new, path)
+    except OSError as error:
+        raise unwritten(path, error) from error
     finally:
         new.unlink(missing_ok=True)
 
@@ -149,6 +166,7 @@ class CsvWriter:
     """
 
     def __init__(self, path: Path, past: History | None = None) -> None:
+        self._path = path
         self._stream = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (lives as long as the run)
         self._writer = csv.writer(self._stream, lineterminator="\n")
         self._writer.writerow(FIELDS)
@@ -157,7 +175,10 @@ class CsvWriter:
 
     def __call__(self, record: Record) -> None:
         """Append one row; floats keep all their digits."""
-        self._writer.writerow(repr(v) if isinstance(v, float) else v for v in astuple(record))
+        try:
+            self._writer.writerow(repr(v) if isinstance(v, float) else v for v in astuple(record))
+        except OSError as error:
+            raise unwritten(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""

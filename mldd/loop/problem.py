@@ -105,6 +105,13 @@ class Problem:
         """Return what else ``result.json`` should say of the problem, how it is distributed say."""
         return {}
 
+    def identity(self) -> str:
+        """Return a checksum of the data, empty where the fields of the problem say all.
+
+        A run is known by it, and not by the fields `name`, `folder`, `data` and `reader`, which say where data lie.
+        """
+        return ""
+
     def pictures(self, folder: Path, x: Tensor, parts: int) -> Sequence[Path]:
         """Write pictures of the result to `folder` and return their paths; rank 0 calls it.
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.graph import Graph
-from mldd.problems.data.formats import (
-    SPLITS,
-    DataError,
-    Raw,
-    normalised_rows,
-    read_graphdata,
-    read_npz,
-    read_planetoid,
-    read_pt,
-    to_tensor,
-)
-from mldd.problems.data.known_files import KnownFile, content, obtain
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, GraphArrays, checksum, unused_note
+from mldd.problems.data.features import from_tensor, normalised_rows, to_tensor
+from mldd.problems.data.formats import is_file_name, read_graph, read_graphdata, read_planetoid
+from mldd.problems.data.known_files import KnownFile, obtain
 
 __all__ = ["NAMES", "DataError", "GraphData", "digits_graph", "load_digits_images", "load_graph", "sbm"]
 
@@ -106,16 +100,21 @@ class GraphData:
     Parameters
     ----------
     name : str
+        Of the set or the file.
     graph : Graph
         With n nodes.
     features : Tensor, shape (n, F), float64
         Dense, or sparse CSR where fewer than 10 % of the entries are non-zero.
     labels : LongTensor, shape (n,)
-        Classes 0..classes-1.
+        Classes 0..classes-1; -1 for a node without label.
     train, validation, test : BoolTensor, shape (n,)
-        Disjoint and not empty.
+        Disjoint and not empty; nodes without label are in none.
     classes : int
+        Number of classes.
     metric : {'accuracy', 'auc'}
+        By which results on this set are compared.
+    notes : tuple of str
+        What was done to the data of a file, and what of it is not used, a sentence each.
 
     Raises
     ------
@@ -132,6 +131,7 @@ class GraphData:
     test: Tensor
     classes: int
     metric: Literal["accuracy", "auc"] = "accuracy"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, features, labels = self.graph.nodes, self.features, self.labels
@@ -143,11 +143,19 @@ class GraphData:
         if labels.dtype != torch.int64 or labels.shape != (n,):
             self._refuse(f"labels must be int64 of shape ({n},), got {labels.dtype} {tuple(labels.shape)}")
         span = (int(labels.min()), int(labels.max()))
-        if span[0] < 0 or span[1] >= self.classes or self.classes < 2:
+        if span[0] < UNLABELLED or span[1] >= self.classes or self.classes < 2:
             self._refuse(f"labels must be in 0..classes-1 of >= 2 classes, got {span[0]}..{span[1]}, {self.classes}")
         if self.metric not in ("accuracy", "auc") or (self.metric == "auc" and self.classes != 2):
             self._refuse(f"metric must be accuracy, or auc for 2 classes, got {self.metric} for {self.classes} classes")
         self._check_masks(n)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of graph, features, labels and masks."""
+        x = from_tensor(self.features)
+        pieces = [x.data, x.indices, x.indptr] if sp.issparse(x) else [x]
+        tensors = (self.graph.indptr, self.graph.indices, self.labels, self.train, self.validation, self.test)
+        return checksum(*pieces, *(tensor.numpy() for tensor in tensors))
 
     def _check_masks(self, nodes: int) -> None:
         masks = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
@@ -157,6 +165,9 @@ class GraphData:
             if not bool(mask.any()):
                 self._refuse(f"{name} mask must hold at least one node, got none; give other masks or leave them out")
         twice = int((torch.stack(list(masks.values())).sum(0) > 1).sum())
+        bare = int((torch.stack(list(masks.values())).any(0) & (self.labels == UNLABELLED)).sum())
+        if bare:
+            self._refuse(f"masks must hold nodes with labels, got {bare} without (-1); take them out of the masks")
         if twice:
             self._refuse(f"masks must be disjoint, got {twice} nodes in several; give other masks or leave them out")
 
@@ -170,8 +181,9 @@ def load_graph(
     data: str | os.PathLike[str] | None = None,
     split: int = 0,
     row_normalise: bool | None = None,
+    reader: str = "",
 ) -> GraphData:
-    """Load a graph for node classification by name, or from a file of the user's.
+    """Return a graph for node classification by name, or from a file of the user's.
 
     Known files are looked for in `data`, `$MLDD_DATA`, `../shared/data` (from the repository and from the working
     folder) and the user's cache, are downloaded into the cache otherwise, and must have the right checksum.
@@ -179,7 +191,8 @@ def load_graph(
     Parameters
     ----------
     name : str or path
-        One of `NAMES`, or a file: `.npz` (gnn-benchmark layout) or `.pt` (torch_geometric `Data` or a dict of tensors).
+        One of `NAMES`, or a file: `.npz` (gnn-benchmark layout), `.pt` (torch_geometric `Data` or a dict of tensors),
+        or one that `reader` reads.
     data : path, optional
         Folder to look into first. Nothing is written there.
     split : int
@@ -188,11 +201,15 @@ def load_graph(
     row_normalise : bool, optional
         Divide every row of non-negative features by its sum; the default does so for Cora and CiteSeer alone, which is
         the usual recipe. Not for `minesweeper`, `digits-graph` and `sbm`, whose features are no counts.
+    reader : str
+        Of a file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
 
     Raises
     ------
     DataError
         If the data set is unknown, nowhere to be had, damaged, or makes no sense.
+    ValueError
+        A negative split.
     """
     key = os.fspath(name)
     if split < 0:
@@ -205,31 +222,44 @@ def load_graph(
         raw, split = _planetoid(key, data), 0
     elif key in _ARRAYS:
         raw = _known(key, data)
-    elif Path(key).suffix in (".npz", ".pt"):
-        reader = read_npz if Path(key).suffix == ".npz" else read_pt
-        raw = reader(content(Path(key)), key)
+    elif reader or is_file_name(key):
+        raw = _of_user(key, reader)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}, or a file .npz or .pt, got {key!r}")
     normalise = key in _PLANETOID_FOLDERS if row_normalise is None else row_normalise and key != "minesweeper"
     return _assembled(key, raw, split, normalise)
 
 
-def _planetoid(name: str, data: str | os.PathLike[str] | None) -> Raw:
+def _of_user(key: str, reader: str) -> GraphArrays:
+    """Read a file of the user's, and say what of it is lost."""
+    raw = read_graph(key, reader)
+    if raw.unused:
+        warnings.warn(f"{key}: {unused_note(raw.unused)[0]}", stacklevel=3)
+    nodes = len(raw.labels)
+    ends = raw.edge_index[0] * nodes + raw.edge_index[1]
+    alone = int((~np.isin(ends, raw.edge_index[1] * nodes + raw.edge_index[0])).sum())
+    notes = (
+        (*raw.notes, f"{alone} of {len(ends)} edges go one way only and were taken both ways") if alone else raw.notes
+    )
+    return replace(raw, notes=(*notes, *unused_note(raw.unused)))
+
+
+def _planetoid(name: str, data: str | os.PathLike[str] | None) -> GraphArrays:
     """Read Cora or CiteSeer."""
     folder = _PLANETOID_FOLDERS[name]
     contents = {}
     for ending in ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"):
         file = f"ind.{name}.{ending}"
         known = KnownFile(f"planetoid/{folder}/raw/{file}", _PLANETOID_SUMS[f"{name}.{ending}"], f"{_PLANETOID}/{file}")
-        contents[ending] = obtain(name, (known,), data)[1]
+        contents[ending] = obtain(name, (known,), data)[1].read_bytes()
     return read_planetoid(contents, f"ind.{name}")
 
 
-def _known(name: str, data: str | os.PathLike[str] | None) -> Raw:
+def _known(name: str, data: str | os.PathLike[str] | None) -> GraphArrays:
     """Read a known set of plain arrays; the features of Photo and Physics become 0 and 1."""
     files = _ARRAYS[name]
     file, found = obtain(name, files, data)
-    raw = read_graphdata(found, name) if "graphdata" in file.place else read_npz(found, name)
+    raw = read_graphdata(found.read_bytes(), name) if "graphdata" in file.place else read_graph(found)
     if name in ("photo", "physics"):
         raw.features.data = (raw.features.data > 0).astype(np.float64)
     return raw
@@ -238,12 +268,12 @@ def _known(name: str, data: str | os.PathLike[str] | None) -> Raw:
 # ---------------------------------------------------------------------------------------------------- assembly
 
 
-def _assembled(name: str, raw: Raw, split: int, normalise: bool) -> GraphData:
+def _assembled(name: str, raw: GraphArrays, split: int, normalise: bool) -> GraphData:
     """Make the graph, the tensors and the split of what a file says."""
     nodes, classes = len(raw.labels), int(raw.labels.max()) + 1
     labels = torch.from_numpy(raw.labels)
     if raw.masks is None:
-        largest = int(torch.bincount(labels).max())
+        largest = int(torch.bincount(labels[labels >= 0]).max())
         if classes > 1 and largest < 3:
             raise DataError(
                 f"{name}: expected masks, or a class of >= 3 nodes to draw a split from, got at most {largest} nodes "
@@ -256,14 +286,29 @@ def _assembled(name: str, raw: Raw, split: int, normalise: bool) -> GraphData:
             raise DataError(f"{name}: `split` must be < {count} (the splits in the file), got {split}; choose another")
         train, validation, test = (torch.from_numpy(raw.masks[part][split].copy()) for part in SPLITS)
         masks = (train, validation, test)
+    bare = labels == UNLABELLED
+    inside = int((bare & (masks[0] | masks[1] | masks[2])).sum())
+    notes = raw.notes
+    if bool(bare.any()) and name not in NAMES:
+        notes = (*notes, f"{int(bare.sum())} nodes have no label (-1): they are in no loss and no metric")
+    if inside:
+        masks = (masks[0] & ~bare, masks[1] & ~bare, masks[2] & ~bare)
     graph = Graph.from_edges(torch.from_numpy(np.ascontiguousarray(raw.edge_index)), nodes)
     features = normalised_rows(raw.features) if normalise else raw.features
     metric: Literal["accuracy", "auc"] = "auc" if name == "minesweeper" else "accuracy"
-    return GraphData(name, graph, to_tensor(features), labels, *masks, classes, metric)
+    return GraphData(name, graph, to_tensor(features), labels, *masks, classes, metric, notes)
 
 
 def _drawn(labels: Tensor, seed: int, train: int = 20, validation: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a split: per class `train` and `validation` nodes, each at most a third of the class; the rest is test."""
+    """Draw a split: per class `train` and `validation` nodes, each at most a third of the class; the rest is test.
+
+    Nodes without label are in no part.
+    """
+    if bool((labels < 0).any()):
+        known = labels >= 0
+        parts = torch.zeros(3, len(labels), dtype=torch.bool)
+        parts[:, known] = torch.stack(_drawn(labels[known], seed, train, validation))
+        return parts[0], parts[1], parts[2]
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[torch.argsort(labels[order], stable=True)]  # by class, at random within
     sizes = torch.bincount(labels)
@@ -285,6 +330,12 @@ def load_digits_images() -> tuple[Tensor, Tensor]:
     images : Tensor, shape (1797, 64), float64
         Pixels of 8 x 8 images in 0..1.
     labels : LongTensor, shape (1797,)
+        Which digit.
+
+    Raises
+    ------
+    DataError
+        scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -295,7 +346,20 @@ def load_digits_images() -> tuple[Tensor, Tensor]:
 
 
 def digits_graph(*, neighbours: int = 8, split: int = 0) -> GraphData:
-    """Return the symmetrised graph of nearest neighbours of scikit-learn's digits, features the 64 pixels in 0..1."""
+    """Return the symmetrised graph of nearest neighbours of scikit-learn's digits, features the 64 pixels in 0..1.
+
+    Parameters
+    ----------
+    neighbours : int
+        Nearest images of each.
+    split : int
+        Seed of the drawn split.
+
+    Raises
+    ------
+    ValueError
+        As many neighbours as images, or none.
+    """
     images, labels = load_digits_images()
     if not 1 <= neighbours < len(labels):
         raise ValueError(f"`neighbours` must be in 1..{len(labels) - 1}, got {neighbours}")
@@ -320,7 +384,7 @@ def sbm(
     seed: int = 0,
     split: int = 0,
 ) -> GraphData:
-    """Draw a planted-partition graph with noisy features x_i = mu_(class of i) + noise * z_i, mu and z normal.
+    """Return a planted-partition graph with noisy features x_i = mu_(class of i) + noise * z_i, mu and z normal.
 
     Parameters
     ----------
@@ -332,6 +396,11 @@ def sbm(
         Standard deviation of the noise, in that of the class means.
     seed, split : int
         Seed of the graph and the features; seed of the drawn split.
+
+    Raises
+    ------
+    ValueError
+        Sizes or numbers of which no graph can be made.
     """
     if classes < 2 or nodes < 4 * classes or features < 1 or min(inside, outside, noise) < 0 or seed < 0:
         got = (

@@ -20,13 +20,26 @@ _WRAP = 1.5  # steps of longitude that may be missing where a grid goes around t
 
 
 def distance(one: Floats, other: Floats) -> Floats:
-    """Return great-circle distances in kilometres between points of the unit sphere, shapes (..., 3)."""
+    """Return great-circle distances in kilometres.
+
+    Parameters
+    ----------
+    one, other : ndarray, shapes (..., 3)
+        Points of the unit sphere.
+    """
     chord = np.linalg.norm(one - other, axis=-1)
     return np.asarray(2.0 * EARTH * np.arcsin(np.clip(0.5 * chord, 0.0, 1.0)))
 
 
 def nearest(points: Floats, neighbours: int) -> Ints:
     """Return the nearest other points of each, nearest first, shape (n, neighbours).
+
+    Parameters
+    ----------
+    points : ndarray, shape (n, 3)
+        On the unit sphere.
+    neighbours : int
+        How many of each point.
 
     Raises
     ------
@@ -43,7 +56,13 @@ def nearest(points: Floats, neighbours: int) -> Ints:
 
 
 def area_weights(latitude: Floats) -> Floats:
-    """Return the weights of the nodes of a latitude-longitude grid, proportional to cos(latitude), mean 1."""
+    """Return the weights of the nodes of a latitude-longitude grid, proportional to cos(latitude), mean 1.
+
+    Parameters
+    ----------
+    latitude : ndarray, shape (n,)
+        Degrees.
+    """
     weights = np.clip(np.cos(np.radians(latitude)), 1e-6, None)  # a pole has little area, not none
     return np.asarray(weights / weights.mean())
 
@@ -56,7 +75,7 @@ def connect(
     radius: float = 100.0,
     grid: tuple[int, int] | None = None,
 ) -> Graph:
-    """Connect nodes by their coordinates; the weight of an edge is ``1 / (1 + (d / m)^2)``, m the median length.
+    """Return the graph of nodes near each other; an edge has the weight ``1 / (1 + (d / m)^2)``, m the median length.
 
     Parameters
     ----------
@@ -89,30 +108,56 @@ def connect(
         chord = 2.0 * np.sin(min(radius / (2.0 * EARTH), np.pi / 2))
         edges = cKDTree(points).query_pairs(chord, output_type="ndarray").T.astype(np.int64)
     elif kind == "grid":
-        edges = _grid_edges(grid, neighbours, closed(longitude, grid))
+        edges = _grid_edges(latitude, longitude, grid, neighbours)
     else:
         raise ValueError(f"`edges` must be knn, radius, grid or mesh, got {kind!r}")
     return _weighted(points, edges)
 
 
 def closed(longitude: Floats, grid: tuple[int, int] | None) -> bool:
-    """Say whether the columns of a grid go around the globe."""
+    """Return whether the columns of a grid go around the globe.
+
+    Parameters
+    ----------
+    longitude : ndarray, shape (n,)
+        Degrees, row by row.
+    grid : tuple of int or None
+        Rows and columns.
+    """
     if grid is None or grid[1] < 3:
         return False
-    turned = np.sort(np.mod(longitude[: grid[1]], 360.0))
-    gaps = np.diff(turned, append=turned[0] + 360.0)
+    gaps = _gaps(longitude[: grid[1]])[1]
     return bool(gaps.max() < _WRAP * np.median(gaps))
 
 
-def _grid_edges(grid: tuple[int, int] | None, neighbours: int, periodic: bool) -> Ints:
+def _gaps(longitude: Floats) -> tuple[Ints, Floats]:
+    """Return meridians from west to east on the circle, and the degrees from each to the next."""
+    turned = np.mod(longitude, 360.0)
+    order = np.argsort(turned, kind="stable")
+    return order, np.diff(turned[order], append=turned[order[0]] + 360.0)
+
+
+def _eastward(longitude: Floats) -> Ints:
+    """Order the columns of a grid from west to east, from the eastern end of the widest gap on.
+
+    So a region across Greenwich begins at its western end, whether its file counts from -180 or from 0 degrees.
+    """
+    order, gaps = _gaps(longitude)
+    if len(order) < 2 or not gaps.max() > _WRAP * np.median(gaps):
+        return order
+    return np.roll(order, -1 - int(gaps.argmax()))
+
+
+def _grid_edges(latitude: Floats, longitude: Floats, grid: tuple[int, int] | None, neighbours: int) -> Ints:
     if grid is None:
         raise ValueError(
             "`edges` must be knn, radius or mesh for nodes that are not on a latitude-longitude grid, got grid"
         )
     if neighbours not in (4, 8):
         raise ValueError(f"`neighbours` must be 4 or 8 on a grid, got {neighbours}")
-    number = np.arange(grid[0] * grid[1]).reshape(grid)
-    wide = np.concatenate([number, number[:, :1]], axis=1) if periodic else number
+    northward, eastward = np.argsort(latitude[:: grid[1]], kind="stable"), _eastward(longitude[: grid[1]])
+    number = np.arange(grid[0] * grid[1]).reshape(grid)[np.ix_(northward, eastward)]
+    wide = np.concatenate([number, number[:, :1]], axis=1) if closed(longitude, grid) else number
     pairs = [(wide[:, :-1], wide[:, 1:]), (number[:-1], number[1:])]
     if neighbours == 8:
         pairs += [(wide[:-1, :-1], wide[1:, 1:]), (wide[:-1, 1:], wide[1:, :-1])]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data.formats import DataError
+from mldd.problems.data.calendars import STANDARD, Calendar, monthly
+from mldd.problems.data.contents import DataError, checksum
 from mldd.problems.data.geography import area_weights
 
 Floats = NDArray[np.float64]
@@ -25,10 +26,11 @@ class Series:
     Parameters
     ----------
     name : str
+        Of the series, for messages and titles.
     values : ndarray, shape (T, n, V), float64
         NaN where an observation is missing (a gap).
     time : ndarray of datetime64[s], shape (T,)
-        Ascending with one step; `arranged` brings others into this form.
+        Ascending with one step, in seconds or as the calendar says; `arranged` brings others into this form.
     latitude, longitude : ndarray, shape (n,)
         Degrees; any longitude in -180..360.
     variables : tuple of str
@@ -43,6 +45,8 @@ class Series:
         Of the variables, where they are known.
     notes : tuple of str
         What was done to the data, and what the user should know about them.
+    calendar : Calendar
+        How times follow each other: equal steps of the standard calendar by default.
 
     Raises
     ------
@@ -61,13 +65,15 @@ class Series:
     graph: Graph | None = None
     units: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calendar: Calendar = STANDARD
 
     def __post_init__(self) -> None:
         """Refuse what is no series."""
         self._check_values()
         self._check_nodes()
         _check_time(self.name, self.time)
-        if len(np.unique(np.diff(self.time))) > 1:
+        apart = self.time.astype("datetime64[M]") if self.calendar.months else self.time
+        if len(np.unique(np.diff(apart))) > 1:
             _refuse(self.name, f"times must have one step, got {_steps(self.time)}; use `arranged`")
 
     def _check_values(self) -> None:
@@ -119,13 +125,23 @@ class Series:
 
     @property
     def step(self) -> int:
-        """Seconds between two times."""
-        return int((self.time[1] - self.time[0]) / np.timedelta64(1, "s"))
+        """Seconds between two times, on average where they are months apart."""
+        return int((self.time[-1] - self.time[0]) / np.timedelta64(1, "s")) // (self.times - 1)
 
     @property
     def per_day(self) -> int:
         """Steps of a day where a day is a whole number of them and they take an hour or more, else 0."""
         return _DAY // self.step if self.step >= 3600 and self.step < _DAY and _DAY % self.step == 0 else 0
+
+    def moments(self, index: Any) -> Any:
+        """Return the dates of times, datetime64[s]; of another calendar those at the same place in the year.
+
+        Parameters
+        ----------
+        index : array of int, shape (S,)
+            Which times; those behind the end of the series, too.
+        """
+        return self.calendar.moments(self.time[0], self.step, np.asarray(index))
 
     @cached_property
     def weights(self) -> Floats:
@@ -142,6 +158,11 @@ class Series:
     def chosen(self, names: tuple[str, ...]) -> Series:
         """Return the series of some of the variables.
 
+        Parameters
+        ----------
+        names : tuple of str
+            Of the variables, in the order in which they are wanted.
+
         Raises
         ------
         DataError
@@ -154,8 +175,19 @@ class Series:
         units = tuple(self.units[k] for k in index) if self.units else ()
         return replace(self, values=np.ascontiguousarray(self.values[:, :, index]), variables=names, units=units)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of values, times and coordinates."""
+        return checksum(self.values, self.time.astype(np.int64), self.latitude, self.longitude)
+
     def label(self, variable: int) -> str:
-        """Return the name of a variable with its unit."""
+        """Return the name of a variable with its unit.
+
+        Parameters
+        ----------
+        variable : int
+            Its number.
+        """
         unit = self.units[variable] if self.units else ""
         return f"{self.variables[variable]} ({unit})" if unit else self.variables[variable]
 
@@ -172,16 +204,23 @@ class Series:
         return filled
 
 
-def arranged(name: str, values: Floats, time: Any, *, sort: bool = False, **rest: Any) -> Series:
-    """Make a series of times that need not be in order or complete: missing ones become gaps.
+def arranged(
+    name: str, values: Floats, time: Any, *, sort: bool = False, calendar: str = "standard", **rest: Any
+) -> Series:
+    """Return a series of times that need not be in order or complete: missing ones become gaps.
 
     Parameters
     ----------
     name : str
-    values : ndarray, shape (T, n, V)
+        Of the series.
+    values : array, shape (T, n, V)
+        NaN where an observation is missing.
     time : array of datetime64, shape (T,)
+        Multiples of one step in seconds, or of calendar months, but for those that are missing.
     sort : bool
         Sort the times; otherwise unsorted ones are refused.
+    calendar : str
+        Name as in `Calendar`.
     **rest
         Other fields of `Series`.
 
@@ -196,26 +235,38 @@ def arranged(name: str, values: Floats, time: Any, *, sort: bool = False, **rest
         order = np.argsort(time, kind="stable")
         time, values = time[order], values[order]
     _check_time(name, time)
-    offset = (time - time[0]).astype(np.int64)
-    step = int(np.diff(offset).min())
+    months = 0 if calendar != "standard" or _is_even(time) else monthly(time)
+    places = time.astype("datetime64[M]") if months else time
+    offset = (places - places[0]).astype(np.int64)
+    step = months or int(np.diff(offset).min())
     slots = offset // step
     if (offset % step).any() or slots[-1] + 1 > _MOST * len(time):
         _refuse(name, f"times must be multiples of one step, got {_steps(time)}; resample the series")
+    counted = Calendar(calendar, months)
     missing = int(slots[-1]) + 1 - len(time)
     if missing == 0:
-        return Series(name, values, time, **rest)
+        return Series(name, values, time, calendar=counted, **rest)
     whole = np.full((int(slots[-1]) + 1, *values.shape[1:]), np.nan)
     whole[slots] = values
-    filled = time[0] + np.arange(len(whole)) * np.timedelta64(step, "s")
-    notes = (*rest.pop("notes", ()), f"{missing} missing times were inserted as gaps")
-    return Series(name, whole, filled, notes=notes, **rest)
+    filled = (places[0] + step * np.arange(len(whole))).astype("datetime64[s]")  # in the unit of places
+    filled[slots] = time
+    absent = filled[np.setdiff1d(np.arange(len(whole)), slots)]
+    listed = ", ".join(str(t).replace("T", " ")[:16] for t in absent[:3]) + (", ..." if missing > 3 else "")
+    notes = (*rest.pop("notes", ()), f"{missing} missing times were inserted as gaps: {listed}")
+    return Series(name, whole, filled, notes=notes, calendar=counted, **rest)
+
+
+def _is_even(time: Any) -> bool:
+    """Say whether times are multiples of their shortest step, nearly all of them one step apart."""
+    steps = np.diff(time).astype(np.int64)
+    return not (steps % steps.min()).any() and bool(np.median(steps) == steps.min()) and steps.min() < 28 * _DAY
 
 
 def _check_time(name: str, time: Any) -> None:
     if np.asarray(time).ndim != 1 or len(time) < 2:
-        _refuse(name, f"there must be at least two times, got {np.asarray(time).size}")
+        _refuse(name, f"there must be at least two times, got {np.asarray(time).size}; give a longer series")
     if time.dtype.kind != "M" or np.isnat(time).any():
-        _refuse(name, "times must be dates (datetime64 or whole hours since 1970), got others or missing ones")
+        _refuse(name, "times must be dates (datetime64), got others or missing ones; convert them or leave them out")
     steps = np.diff(time).astype("timedelta64[s]").astype(np.int64)
     if (steps < 0).any():
         _refuse(name, f"times must ascend, got {int((steps < 0).sum())} that go back; sort them or set sort=true")

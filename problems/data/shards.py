@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mldd.graph import Graph, kind_of
 from mldd.loop import replacing
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
 from mldd.problems.data.datasets import GraphData
-from mldd.problems.data.formats import SPLITS, DataError, from_tensor
+from mldd.problems.data.features import from_tensor
 from mldd.ranks import Communicator
 
 Array = NDArray[Any]
@@ -49,6 +50,7 @@ class Shard:
     name : str
         Of the graph.
     classes : int
+        Number of classes.
     metric : str
         "accuracy" or "auc".
     sizes : ndarray, shape (parts,), int64
@@ -64,8 +66,11 @@ class Shard:
     owner, index : ndarray, shape (h,), int64
         The part that owns every node of the halo (once `joined`: the rank), ascending, and the node's number there.
     features : ndarray or csr_matrix, shape (m, F)
+        Of the own nodes.
     labels : ndarray, shape (m,), int64
+        Of the own nodes, -1 where there is none.
     train, validation, test : ndarray, shape (m,), bool
+        Masks of the own nodes.
     """
 
     name: str
@@ -128,11 +133,12 @@ class Shard:
 
 
 def cut(data: GraphData, part: Tensor) -> list[Shard]:
-    """Cut a graph into one shard per part, all in memory.
+    """Return one shard per part of a graph, all in memory.
 
     Parameters
     ----------
     data : GraphData
+        The whole graph.
     part : LongTensor, shape (n,)
         The part of every node, 0..parts-1, each of which occurs.
 
@@ -194,6 +200,11 @@ def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
 def shares(parts: int, ranks: int) -> list[range]:
     """Return the consecutive parts of every rank, as `Communicator.share` has them.
 
+    Parameters
+    ----------
+    parts, ranks : int
+        How many there are.
+
     Raises
     ------
     DataError
@@ -205,13 +216,14 @@ def shares(parts: int, ranks: int) -> list[range]:
 
 
 def joined(shards: Sequence[Shard], ranks: int) -> Shard:
-    """Join consecutive parts into the shard of a rank; owners of the halo become ranks.
+    """Return the shard of a rank, joined of consecutive parts; owners of its halo become ranks.
 
     Parameters
     ----------
     shards : sequence of Shard
         The parts of one rank, as `shares` gives them out.
     ranks : int
+        Number of ranks.
     """
     sizes, groups = shards[0].sizes, shares(len(shards[0].sizes), ranks)
     rank_of = np.repeat(np.arange(ranks), [len(group) for group in groups])
@@ -259,6 +271,15 @@ def write(data: GraphData, part: Tensor, folder: str | os.PathLike[str]) -> Path
     """Write the parts of a graph into `folder`, one after the other, and return the path of the manifest.
 
     Parts of an older graph there are replaced. Besides the source no more than one part is held at a time.
+
+    Parameters
+    ----------
+    data : GraphData
+        The whole graph.
+    part : LongTensor, shape (n,)
+        The part of every node, 0..parts-1, each of which occurs.
+    folder : path
+        It is made where there is none.
 
     Raises
     ------
@@ -320,7 +341,12 @@ def _checksum(path: Path) -> str:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check the manifest of a folder.
+    """Return the manifest of a folder, checked.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
 
     Raises
     ------
@@ -355,8 +381,32 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def identity(folder: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the manifest of a folder, which holds those of all parts.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+
+    Raises
+    ------
+    DataError
+        There is no manifest.
+    """
+    read_manifest(folder)
+    return _checksum(Path(folder) / MANIFEST)
+
+
 def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
-    """Read the shard of a rank: its consecutive share of the parts, verified and joined.
+    """Return the shard of a rank: its consecutive share of the parts, verified and joined.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    rank, ranks : int
+        Which rank of how many.
 
     Raises
     ------
@@ -369,7 +419,14 @@ def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard
 
 
 def read_together(folder: str | os.PathLike[str], comm: Communicator) -> Shard:
-    """Read the shard of this rank; where one rank fails, all raise what it says.
+    """Return the shard of this rank; where one rank fails, all raise what it says.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    comm : Communicator
+        The ranks that share the graph.
 
     Raises
     ------
@@ -439,7 +496,7 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         and len(shard.index) == shard.halo
         and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
         and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
-        and bool(((shard.labels >= 0) & (shard.labels < shard.classes)).all())
+        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
     )
     if not good:
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")

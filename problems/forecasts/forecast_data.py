@@ -249,13 +249,14 @@ class ForecastData:
     def _harmonics(self) -> Floats:
         """Coefficients of the mean daily cycle of every node in the fitted part, normalised, shape (5, n V)."""
         past = self.normal[: self.fitted]
-        waves = _waves(self.series.time[: self.fitted])
+        waves = _waves(self.series.moments(np.arange(self.fitted)))
         return np.asarray(np.linalg.lstsq(waves, past.reshape(len(past), -1), rcond=None)[0])
 
     def cycle(self, times: Ints) -> Floats:
         """Return the mean daily cycle at any times, shape (S, n, V): mean and two harmonics of the hour."""
-        moments = self.series.time[0] + times * np.timedelta64(self.series.step, "s")
-        return np.asarray((_waves(moments) @ self._harmonics).reshape(len(times), *self.normal.shape[1:]))
+        return np.asarray(
+            (_waves(self.series.moments(times)) @ self._harmonics).reshape(len(times), *self.normal.shape[1:])
+        )
 
     @property
     def _cyclic(self) -> bool:
@@ -368,7 +369,7 @@ class ForecastData:
 
     def _forcing(self, times: Ints, names: tuple[str, ...]) -> Floats:
         series = self.series
-        moments = series.time[0] + times * np.timedelta64(series.step, "s")
+        moments = series.moments(times)
         return forcing(moments, series.latitude, series.longitude)[:, :, [FORCING.index(name) for name in names]]
 
     def features(self, origins: Ints) -> Floats:

@@ -82,7 +82,7 @@ def _name(problem: Forecasting) -> str:
 
 
 def _moment(series: Series, time: int) -> str:
-    return str(series.time[time].astype("datetime64[m]")).replace("T", " ")
+    return str(series.moments(np.array([time]))[0].astype("datetime64[m]")).replace("T", " ")
 
 
 def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:

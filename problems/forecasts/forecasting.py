@@ -64,7 +64,7 @@ class Forecasting(Problem):
     Parameters
     ----------
     name : str or Series
-        `era5-uk`, `molene`, `metr-la`, a file (`.nc`, `.zarr`, `.npz`), or the series itself.
+        `era5-uk`, `molene`, `metr-la`, a file (NetCDF, Zarr, GRIB, `.npz`), or the series itself.
     model : str
         Kind of layer (`mldd.problems.nets.layers`), or epd: an encode-process-decode network.
     horizon : int or tuple of int
@@ -113,8 +113,13 @@ class Forecasting(Problem):
     stations : int
         Of `molene`: 37 or 46 (with gaps).
     gaps : {"mask", "refuse"}
+        Leave missing values out, or refuse a series that has any.
+    missing : float, optional
+        The value that stands for a missing one, 0 in many files of traffic.
     sort : bool
         Sort the times of a file.
+    reader : str
+        Of a file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
     seed : int
         Of mini-batches and partitions.
     data : str, optional
@@ -155,7 +160,9 @@ class Forecasting(Problem):
     local: Literal["composite", "own"] = "composite"
     stations: int = 37
     gaps: Literal["mask", "refuse"] = "mask"
+    missing: float | None = None
     sort: bool = False
+    reader: str = ""
     seed: int = 0
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
@@ -201,7 +208,15 @@ class Forecasting(Problem):
         """
         made = self.name
         if not isinstance(made, Series):
-            made = load_series(made, data=self.data, variables=self.variable, stations=self.stations, sort=self.sort)
+            made = load_series(
+                made,
+                data=self.data,
+                variables=self.variable,
+                stations=self.stations,
+                sort=self.sort,
+                missing=self.missing,
+                reader=self.reader,
+            )
         elif self.variable:
             made = made.chosen(self.variable)
         if self.gaps == "refuse" and made.gaps:
@@ -423,6 +438,10 @@ class Forecasting(Problem):
             "constant": list(data.constant),
             "notes": list(series.notes),
         }
+
+    def identity(self) -> str:
+        """Return the checksum of the data."""
+        return self.series.digest
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return errors of the network and of its references, see `mldd.problems.forecasts.forecast_metrics.scored`."""

@@ -78,7 +78,7 @@ def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead
     lead, end : int
     """
     history, day = _memory(series, lead)
-    time = series.time[0] + np.arange(series.times + lead) * np.timedelta64(series.step, "s")
+    time = series.moments(np.arange(series.times + lead))
     angle = 2 * np.pi * hour(time) / 24.0
     phase = np.stack([np.sin(angle), np.cos(angle)], axis=-1) if series.step >= 3600 else np.zeros((len(time), 0))
     empty = LinearForecast(lead, history, day, phase, *_neighbours(series), np.zeros(0))

@@ -85,6 +85,8 @@ class NodeClassification(Problem):
         Nodes in the loss: the training nodes, or all outside the test set.
     data : str, optional
         Folder of the data sets.
+    reader : str
+        Of a file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
     dtype : {"float64", "float32"}
         Of iterates, and of evaluations on coarse levels.
     evaluate : {"dtype", "float32", "bfloat16"}
@@ -122,6 +124,7 @@ class NodeClassification(Problem):
     subdomains: Literal["graph", "parameters", "both"] = "graph"
     labels: Literal["train", "all"] = "train"
     data: str | os.PathLike[str] | None = None
+    reader: str = ""
     dtype: Literal["float64", "float32"] = "float64"
     evaluate: Literal["dtype", "float32", "bfloat16"] = "dtype"
     device: str = "cpu"
@@ -138,7 +141,9 @@ class NodeClassification(Problem):
     def graph_data(self) -> GraphData:
         """The data set."""
         return (
-            self.name if isinstance(self.name, GraphData) else load_graph(self.name, data=self.data, split=self.split)
+            self.name
+            if isinstance(self.name, GraphData)
+            else load_graph(self.name, data=self.data, split=self.split, reader=self.reader)
         )
 
     @property
@@ -160,13 +165,14 @@ class NodeClassification(Problem):
     @cached_property
     def labelled(self) -> Tensor:
         """Nodes in the loss, shape (n,), bool."""
-        return self.graph_data.train if self.labels == "train" else ~self.graph_data.test
+        data = self.graph_data
+        return data.train if self.labels == "train" else ~data.test & (data.labels >= 0)
 
     @cached_property
     def _one_hot(self) -> Any:
         """Labels of the nodes in the loss, zero rows for the others, shape (n, C)."""
         data = self.graph_data
-        rows = torch.nn.functional.one_hot(data.labels, data.classes).double()
+        rows = torch.nn.functional.one_hot(data.labels.clamp(min=0), data.classes).double()
         return (rows * self.labelled[:, None]).numpy()
 
     @cached_property
@@ -422,8 +428,16 @@ class NodeClassification(Problem):
         return settings_of(solver, self.graph_data.name)
 
     def write_shards(self, part: Tensor, folder: str | os.PathLike[str]) -> None:
-        """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.data.shards`."""
+        """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.data.write`."""
         write(self.graph_data, part, folder)
+
+    def details(self) -> dict[str, Any]:
+        """Return what was done to the data of a file, and what of it is not used."""
+        return {"notes": list(self.graph_data.notes)} if self.graph_data.notes else {}
+
+    def identity(self) -> str:
+        """Return the checksum of the data."""
+        return self.graph_data.digest
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""

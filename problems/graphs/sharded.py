@@ -15,7 +15,7 @@ from torch import Tensor
 from mldd.algebra import Corrected, Hierarchy, Identity, Level, Objective, Price, SharedDecomposition
 from mldd.graph import aggregate, partition
 from mldd.loop import Problem
-from mldd.problems.data import SPLITS, DataError, GraphData, Shard, cut, joined, read_together, shares
+from mldd.problems.data import SPLITS, DataError, GraphData, Shard, cut, identity, joined, read_together, shares
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
@@ -138,7 +138,7 @@ class ShardedClassification(Problem):
     @cached_property
     def _labelled(self) -> Any:
         """Own nodes in the loss, shape (m,), bool."""
-        return self.shard.train if self.labels == "train" else ~self.shard.test
+        return self.shard.train if self.labels == "train" else ~self.shard.test & (self.shard.labels >= 0)
 
     @cached_property
     def graph(self) -> ShardGraph:
@@ -357,6 +357,10 @@ class ShardedClassification(Problem):
     def settings(self, solver: str) -> dict[str, Any]:
         """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""
         return settings_of(solver, self.shard.name) | {"parts": len(self.shard.sizes), "overlap": 0}
+
+    def identity(self) -> str:
+        """Return the checksum of the manifest of the shards."""
+        return "" if isinstance(self.folder, Shard) else identity(self.folder)
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""

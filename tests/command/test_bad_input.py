@@ -53,7 +53,7 @@ nan = torch.full((60, 5), math.nan)
 FILES = {
     "truncated.npz": (lambda path: cut(path, npz), "expected a .npz of plain arrays"),
     "text.npz": (lambda path: path.write_text("hello\n"), "expected a .npz of plain arrays"),
-    "foreign.npz": (lambda path: np.savez(path, a=np.ones(3)), "expected the arrays adj_data"),
+    "foreign.npz": (lambda path: np.savez(path, a=np.ones(3)), "expected the arrays edges"),
     "evil.npz": (lambda path: npz(path, labels=boxed(Evil(path.with_name("proof")))), "expected a .npz of plain"),
     "nan.npz": (lambda path: npz(path, attr_matrix=nan.numpy()), "features must be finite, got 300 entries"),
     "infinity.npz": (lambda path: npz(path, attr_data=np.full(300, np.inf)), "must be finite, got 300 entries"),

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.data import DataError, formats, load_graph
-from mldd.problems.data.formats import csr, read_graphdata, read_planetoid, unpickle
+from mldd.problems.data import DataError, load_graph
+from mldd.problems.data.formats import csr, read_graphdata, read_planetoid
+from mldd.problems.data.formats.pickles import matrix_of, unpickle
 from tests.helpers import Evil, user_arrays, user_tensors
 
 
@@ -78,7 +79,7 @@ def npz_cases():
         "float-indices": ({"adj_indices": good["adj_indices"] * 1.0}, ["integers", "float64"]),
         "text": ({"attr_data": np.array(["a"] * 300)}, ["real numbers"]),
         "short": ({"labels": np.arange(59) % 3}, ["labels", "(60,)", "(59,)"]),
-        "negative": ({"labels": np.arange(60) % 3 - 1}, ["labels", "-1..1"]),
+        "negative": ({"labels": np.arange(60) % 3 - 2}, ["labels", "-2..0"]),
         "large": ({"labels": np.arange(60) * 10**15}, ["labels", "renumber"]),
         "float": ({"labels": np.arange(60) % 3 * 1.0}, ["labels", "integers", "float64"]),
         "one-class": ({"labels": np.zeros(60, dtype=np.int64)}, ["2 classes"]),
@@ -230,7 +231,7 @@ def test_evil_npz_and_pt_execute_nothing(tmp_path):
 def test_matrices_with_wild_indices_never_reach_scipy():
     matrix = sp.csr_matrix(np.eye(3))
     matrix.indices = np.array([0, 1, 10**8], dtype=np.int32)
-    refused(lambda: formats._pieces(unpickle(pickle.dumps(matrix, 3), "f"), "f"), "fit together")
+    refused(lambda: matrix_of(unpickle(pickle.dumps(matrix, 3), "f"), "f"), "fit together")
     refused(lambda: csr(np.ones(1), np.zeros(1, int), np.array([0, 1]), [1], "f"), "two positive sizes")
     refused(lambda: csr(np.ones(1), np.zeros(1, int), np.array([0, 1]), ["a", "b"], "f"), "shape must be integers")
 
@@ -265,7 +266,7 @@ def test_planetoid_by_hand():
     raw = read_planetoid(planetoid_files(), "made")
     features = raw.features.toarray()
     assert features.shape == (516, 3) and features[512:].tolist() == [[0, 8, 0], [0, 0, 9], [0, 0, 0], [7, 0, 0]]
-    assert raw.labels[510:].tolist() == [0, 1, 1, 2, 0, 2]
+    assert raw.labels[510:].tolist() == [0, 1, 1, 2, -1, 2]  # nobody knows the class of node 514
     assert raw.masks["train"].nonzero()[1].tolist() == [0, 1]
     assert raw.masks["validation"].nonzero()[1].tolist() == list(range(2, 502))
     assert raw.masks["test"].nonzero()[1].tolist() == [512, 513, 515]

@@ -54,6 +54,28 @@ def test_the_date_line_is_no_border(kind):
     assert torch.allclose(graphs[0].weights, graphs[1].weights, rtol=1e-9)
 
 
+@pytest.mark.parametrize("neighbours", [4, 8])
+def test_a_region_across_greenwich_is_one_whatever_the_order_of_its_columns(neighbours):
+    east = np.array([0.0, 2.5, 5.0, 352.5, 355.0, 357.5])
+    place = np.repeat([60.0, 57.5, 55.0], 6), np.tile(east, 3)
+    graph = connect(*place, "grid", neighbours, grid=(3, 6))
+    row, column = graph.edge_index.numpy()
+    apart = np.abs((place[1][row] - place[1][column] + 180) % 360 - 180)
+    along = place[0][row] == place[0][column]
+    assert sorted(set(apart)) == [0.0, 2.5] and (np.abs(place[0][row] - place[0][column]) <= 2.5).all()
+    assert {(0.0, 357.5), (355.0, 357.5)} <= set(zip(place[1][row[along]], place[1][column[along]], strict=True))
+    sorted_one = connect(place[0], np.tile(np.sort((east + 180) % 360 - 180), 3), "grid", neighbours, grid=(3, 6))
+    assert graph.edges == sorted_one.edges
+    assert torch.allclose(graph.weights.sort().values, sorted_one.weights.sort().values)
+
+
+def test_rows_of_a_grid_may_come_in_any_order():
+    rows = np.array([50.0, 40.0, 45.0])
+    graph = connect(np.repeat(rows, 4), np.tile(np.arange(4.0), 3), "grid", 4, grid=(3, 4))
+    row, column = graph.edge_index.numpy()
+    assert np.abs(np.repeat(rows, 4)[row] - np.repeat(rows, 4)[column]).max() == 5.0
+
+
 def test_longitudes_in_0_360_and_in_180_180_give_one_graph():
     random = np.random.default_rng(1)
     latitude, longitude = random.uniform(-80, 80, 50), random.uniform(-180, 180, 50)

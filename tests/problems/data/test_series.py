@@ -100,7 +100,9 @@ def test_missing_times_become_gaps():
     assert made.gaps == 3 * 12
     assert np.isnan(made.values[[5, 6, 20]]).all()
     assert (made.values[keep] == SMALL.values[keep]).all()
-    assert made.notes == ("3 missing times were inserted as gaps",)
+    assert made.notes == (
+        "3 missing times were inserted as gaps: 2019-03-01 05:00, 2019-03-01 06:00, 2019-03-01 20:00",
+    )
 
 
 def test_times_without_a_step_are_refused():

@@ -12,7 +12,7 @@ import torch
 from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, cut, joined, shares, write
 from mldd.problems.data.datasets import sbm
-from mldd.problems.data.formats import to_tensor
+from mldd.problems.data.features import to_tensor
 from mldd.problems.data.shards import MANIFEST, _checksum, read, read_manifest
 
 

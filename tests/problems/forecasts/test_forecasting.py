@@ -333,9 +333,8 @@ def test_one_node_per_part():
 
 def test_a_run_writes_results_and_pictures(tmp_path, capsys):
     path = tmp_path / "waves.npz"
-    hours = SERIES.time.astype("datetime64[h]").astype(np.int64)
     places = {"latitude": SERIES.latitude[::5], "longitude": SERIES.longitude[:5]}
-    np.savez(path, time=hours, t=SERIES.values.reshape(160, 4, 5), **places)
+    np.savez(path, time=SERIES.time, t=SERIES.values.reshape(160, 4, 5), **places)
     out = tmp_path / "out"
     line = f"train {path}:horizon=3:6,hidden=4 --solver dd-adagrad --parts 2 --steps 2 --quiet --out {out}"
     assert cli.main(line.split()) == 0

@@ -1,0 +1,179 @@
+"""What readers of files take and return, and how a file that makes no sense is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+SPLITS = ("train", "validation", "test")
+UNLABELLED = -1  # the label of a node whose class nobody knows
+
+
+class DataError(ValueError):
+    """Say in one line what is wrong with a data set: what was expected, what was found, the way out."""
+
+
+@dataclass(frozen=True)
+class File:
+    """Name a file and say what is asked of it.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file, or of the folder where the format is a folder.
+    variables : tuple of str
+        Variables of a time series that are asked for; empty where the file has only one.
+    """
+
+    path: Path
+    variables: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The path as text, for messages."""
+        return str(self.path)
+
+    def content(self) -> bytes:
+        """Return all bytes of the file.
+
+        Raises
+        ------
+        DataError
+            It cannot be read.
+        """
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: expected a readable file, got {error.strerror or error}; correct the path"
+            ) from None
+
+
+@dataclass(frozen=True)
+class GraphArrays:
+    """Hold what a file says about a graph of n nodes.
+
+    Parameters
+    ----------
+    edge_index : array, shape (2, E), int64
+        Ends of the edges, in one direction or in both.
+    features : array or csr_matrix, shape (n, F), float64
+        One row per node.
+    labels : array, shape (n,), int64
+        Classes 0, 1, ...; -1 where a node has no label.
+    masks : dict or None
+        `train`, `validation`, `test`, each an array of bool, shape (splits, n); None: a split is drawn.
+    unused : tuple of str
+        Names of what else the file holds.
+    notes : tuple of str
+        What the user should know of the reading, a sentence each.
+    """
+
+    edge_index: Array
+    features: Any
+    labels: Array
+    masks: dict[str, Array] | None = None
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeriesArrays:
+    """Hold what a file says about a time series on a grid or on stations.
+
+    Parameters
+    ----------
+    time : array of datetime64, shape (T,)
+        Times; in another calendar than the standard one the first is a date and the others follow by elapsed seconds.
+    latitude, longitude : array, shapes (R,) and (C,), or (n,), or (R, C)
+        Degrees, of the rows and columns of a grid, of all stations, or of all nodes of a curvilinear grid.
+    variables : dict of str to array, shape (T, R, C) or (T, n)
+        Values by name, NaN where one is missing.
+    units : dict of str to str
+        Of the variables, where they are known.
+    altitude : array, optional
+        Metres, one per node.
+    calendar : str
+        As the CF conventions name it: standard, noleap, all_leap, 360_day.
+    unused : tuple of str
+        Names of what else the file holds.
+    notes : tuple of str
+        What the user should know of the reading, a sentence each.
+    """
+
+    time: Array
+    latitude: Array
+    longitude: Array
+    variables: dict[str, Array]
+    units: Mapping[str, str] = field(default_factory=dict)
+    altitude: Array | None = None
+    calendar: str = "standard"
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """Reads a file of one format; its return annotation says whether that is a graph or a time series.
+
+    A reader of both kinds has a function ``holds(path)`` beside it, which returns ``"graph"`` or ``"series"``.
+    """
+
+    def __call__(self, file: File) -> GraphArrays | SeriesArrays:
+        """Return the arrays of a file.
+
+        Parameters
+        ----------
+        file : File
+            Which one, and what is asked of it.
+
+        Raises
+        ------
+        DataError
+            It holds something else.
+        """
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error of a library in one line of at most 160 letters.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    """
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:160]}" if words else type(error).__name__
+
+
+def unused_note(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the sentence that names what a file holds and nobody uses, none where there is nothing.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Arrays, variables or fields of the file.
+    """
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return (f"not used: {shown}",) if names else ()
+
+
+def checksum(*arrays: Array) -> str:
+    """Return the SHA-256 of shapes, types and entries of arrays.
+
+    Parameters
+    ----------
+    *arrays : array
+        Of numbers.
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,11 @@
+from .checks import csr as csr
+from .choice import holds as holds
+from .choice import is_file_name as is_file_name
+from .choice import read_graph as read_graph
+from .choice import read_series as read_series
+from .choice import suffixes as suffixes
+from .choice import user_path as user_path
+from .conventions import no_variable as no_variable
+from .graphdata import read_graphdata as read_graphdata
+from .molene import read_molene as read_molene
+from .planetoid import read_planetoid as read_planetoid
