@@ -54,7 +54,8 @@ class Raspen:
     hierarchy : Hierarchy, optional
         The finest level and one coarse level.
     local : Solver
-        Local solver. What it leaves unsolved makes the Jacobian inexact.
+        Local solver. The Jacobian is that of exact solves: where the gradient of a local model has not fallen by a
+        factor of 100, the step is a damped Schwarz step along F(x) instead, and a note says so.
     local_steps : int
         Most steps of it.
     combine : {"ras", "wasm", "asm"}
@@ -160,13 +161,19 @@ class Raspen:
         if not math.isfinite(float(state.value)):
             state.status = Status.diverged
             return x, state
-        F = self.linearise(objective, x, state)
+        if state.floor < 0.0:
+            state.floor = torch.finfo(x.dtype).eps ** 0.5 * float(g.norm())
+        F, here = self.linearise(objective, x, state), Here(state.value, g)
+        F.report(state)
+        if F.unsolved:
+            state.note("local problems not solved, a damped Schwarz step in place of a Newton step", F.unsolved)
+            self._search_along(objective, x, [F.residual, _scaled(g, F.residual)], here, state)
+            remember(objective, x, state.gradient)
+            return x, state
         d, state.iterations, reason = self.krylov(F.negative_product, F.residual)
         state.krylov += state.iterations
         if reason < 0:
             state.note("the Krylov solver has missed its tolerance")
-        F.report(state)
-        here = Here(state.value, g)
         if self.globalisation == "none":
             x.add_(d)
             state.gradient = None
@@ -182,7 +189,7 @@ class Raspen:
         """Return F and its Jacobian at `x`."""
         coarse = self.hierarchy[1] if self.hierarchy is not None and len(self.hierarchy) == 2 else None
         linear = Linear(self.dense, max(1e-3 * self.rtol, 1e-12), 10 * self.krylov_steps)
-        return Linearised(self.sweep, coarse, self.exact, linear, objective, x, state.sweep)
+        return Linearised(self.sweep, coarse, self.exact, linear, objective, x, state.sweep, state.floor)
 
     def krylov(self, action: Callable[[Tensor], Tensor], b: Tensor) -> tuple[Tensor, int, int]:
         """Solve ``A d = b`` with PETSc's KSP on this rank, GMRES without preconditioner unless the options differ.
@@ -314,6 +321,8 @@ class AspinState(State):
     gradient : Tensor or None
     radius : float
         Of the trust region, 0 before the first step.
+    floor : float
+        Norm of a local gradient below which a local problem counts as solved, negative before the first step.
     """
 
     sweep: SweepState = field(default_factory=SweepState)
@@ -322,6 +331,7 @@ class AspinState(State):
     value: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     gradient: Tensor | None = field(default=None, repr=False)
     radius: float = 0.0
+    floor: float = -1.0
 
 
 class _Shell:

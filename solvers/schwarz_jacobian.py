@@ -8,21 +8,23 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Around,
     Corrected,
     Decomposition,
     Level,
     LocalRestrictions,
     Objective,
+    Proximal,
     Remembered,
     layers_of,
     on_this_rank,
-    value_and_gradient,
     without_memory,
 )
 from mldd.loop import State
 from mldd.solvers.newton import NewtonCG
 from mldd.solvers.parts import Inverse, Sweep, SweepState, half_bandwidth
+
+# By this factor the gradient of a local model has to fall for its problem to count as solved.
+SOLVED = 1e-2
 
 
 @dataclass(frozen=True)
@@ -42,45 +44,6 @@ class Linear:
     dense: int = 512
     rtol: float = 1e-12
     steps: int = 3000
-
-
-@dataclass(frozen=True)
-class Proximal(Around):
-    """Local models with a proximal term, ``f(y) + mu/2 ||y - y0||^2``.
-
-    Parameters
-    ----------
-    f : Objective
-    mu : float
-    y0 : Tensor, shape (p, m)
-    """
-
-    mu: float
-    y0: Tensor
-
-    def _term(self, y: Tensor) -> Tensor:
-        return 0.5 * self.mu * (y - self.y0).square().sum(-1)
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the values, shape (p,)."""
-        return self.f.value(y) + self._term(y)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return the gradients, shape (p, m)."""
-        return self.f.gradient(y) + self.mu * (y - self.y0)
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and gradients."""
-        value, g = value_and_gradient(self.f, y)
-        return value + self._term(y), g + self.mu * (y - self.y0)
-
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``(H(y) + mu) v``."""
-        return super().hessian_product(y, v) + self.mu * v
-
-    def hessian_diagonal(self, y: Tensor) -> Tensor:
-        """Return the diagonals of ``H(y) + mu``."""
-        return super().hessian_diagonal(y) + self.mu
 
 
 def proximal(decomposition: Decomposition, mu: float) -> Decomposition:
@@ -113,11 +76,16 @@ class Linearised:
     objective : Objective
     x : Tensor, shape (n,)
     state : SweepState
+    floor : float
+        Norm of the gradient of a local model below which it counts as solved whatever it was at the start.
 
     Attributes
     ----------
     residual : Tensor, shape (n,)
         F(x).
+    unsolved : int
+        Subdomains of all ranks whose local problem was not solved: the gradient of the local model has not fallen by
+        the factor `SOLVED`. The Jacobian assumes that all are.
     """
 
     def __init__(
@@ -129,6 +97,7 @@ class Linearised:
         objective: Objective,
         x: Tensor,
         state: SweepState,
+        floor: float = 0.0,
     ) -> None:
         assert isinstance(sweep.decomposition, Decomposition)  # noqa: S101 (checked by the solvers)
         self._decomposition = d = sweep.decomposition
@@ -138,6 +107,7 @@ class Linearised:
         c = sweep.corrections(objective, start, state)
         total = sweep.total(c, state)
         self._failed = state.failed - before
+        self.unsolved = self._count_unsolved(start, c, floor)
         self.residual = start + total - x
         at, y = (start, d.gather(start) + c) if exact else (start + total, d.gather(start + total))
         models = d.models(objective, at, None)
@@ -149,6 +119,15 @@ class Linearised:
         self._inverse = Inverse(
             lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(models)
         )
+
+    def _count_unsolved(self, start: Tensor, c: Tensor, floor: float) -> int:
+        """Measure the gradients of the local models before and after the local solves; one collective on a number."""
+        d, missed = self._decomposition, 0
+        if len(d.local):
+            models, y = d.models(self._f, start, None), d.gather(start)
+            before, after = (torch.linalg.vector_norm(models.gradient(at) * d.valid, dim=1) for at in (y, y + c))
+            missed = int((~(after <= (SOLVED * before).clamp_min(floor))).sum())
+        return int(self._sweep.comm.sum_scalars([float(missed)])[0])
 
     def product(self, z: Tensor) -> Tensor:
         """Return ``F'(x) z``, shape (n,); one synchronisation."""
@@ -188,6 +167,9 @@ class Linearised:
         )
         for what, times in zip(whats, self._sweep.comm.sum_scalars([float(n) for n in counts]), strict=True):
             state.note(what, int(times))
+        if float(inverse.shift.sum()) > 0:
+            shift, residual = float(inverse.shift.max()), inverse.residual
+            state.note(f"local Hessians shifted by up to {shift:.1g} for CG, relative residual up to {residual:.1g}")
         if self._coarse is not None:
             state.note("coarse Hessians that were not positive definite, made so", self._coarse.raised)
 

@@ -106,14 +106,10 @@ class Truncated:
     x : Tensor, shape (p, m) or (m,)
     negative : Tensor, shape (p,) or (), bool
         CG met a direction of negative (or no) curvature and ended with a step along it.
-    lowest, largest : Tensor, shape (p,) or ()
-        Extremes of the Rayleigh quotients of the directions, the largest in absolute value.
     """
 
     x: Tensor
     negative: Tensor
-    lowest: Tensor
-    largest: Tensor
 
 
 def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor, steps: int) -> Truncated:
@@ -132,7 +128,7 @@ def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor,
     """
     x, r, p, rr = torch.zeros_like(b), b, b, (b * b).sum(-1)
     tiny, eps = torch.finfo(b.dtype).tiny, torch.finfo(b.dtype).eps
-    largest, lowest = torch.zeros_like(rr), torch.full_like(rr, torch.inf)
+    largest = torch.zeros_like(rr)
     negative, running = torch.zeros_like(active), active & (rr.sqrt() > tolerance)
     for _ in range(steps):
         if not bool(running.any()):
@@ -141,7 +137,6 @@ def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor,
         curvature, pp = (p * Hp).sum(-1), (p * p).sum(-1).clamp_min(tiny)
         quotient = torch.where(running, curvature / pp, 0.0)
         largest = torch.maximum(largest, quotient.abs())
-        lowest = torch.where(running, torch.minimum(lowest, quotient), lowest)
         bad = running & ~(quotient > eps * largest)
         alpha = rr / (pp * torch.maximum(quotient.abs(), 1e-8 * largest))
         alpha = torch.where(largest > 0, alpha, 1.0)  # no curvature at all: a gradient step
@@ -153,21 +148,25 @@ def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor,
         running = running & ~bad & (new.sqrt() > tolerance)
         p = torch.where(running[..., None], r + (new / rr)[..., None] * p, p)
         rr = torch.where(running, new, rr)
-    return Truncated(x, negative, lowest, largest)
+    return Truncated(x, negative)
 
 
 class Inverse:
     """``H^-1`` of every row of a batch, for many right-hand sides.
 
-    Rows of at most `dense` unknowns are factorised (see `Factors`), longer ones solved by CG. Where CG meets negative
-    curvature, ``H + shift`` takes the place of H from then on, the shift at least twice what was met.
+    Rows of at most `dense` unknowns are factorised (see `Factors`), longer ones solved by CG. Where the Lanczos process
+    finds negative curvature, ``H + shift`` takes the place of H, with one shift for all right-hand sides: twice the
+    lowest eigenvalue and the error of its estimate, in absolute value, so that the operator is the same whenever it is
+    applied.
 
     Parameters
     ----------
     product : callable
         ``v -> H v`` on tensors (p, m).
     like : Tensor, shape (p, m)
+        For its shape, dtype and device.
     dense : int
+        Most unknowns of a row for dense factors.
     rtol : float
         Of CG, in the 2-norm of the residual.
     steps : int
@@ -181,6 +180,10 @@ class Inverse:
         Rows whose H was not positive definite, and was made so.
     negative : Tensor, shape (p,), bool
         Rows with negative curvature.
+    shift : Tensor, shape (p, 1)
+        Of the rows that CG solves.
+    residual : float
+        Largest residual of a solution by CG, relative to its right-hand side.
     unsolved : int
         Solutions by CG that have missed their tolerance.
     """
@@ -190,32 +193,99 @@ class Inverse:
     ) -> None:
         self._product, self._rtol, self._steps = product, rtol, steps
         self._rows = torch.ones(len(like), dtype=torch.bool, device=like.device)
-        self.raised, self.negative, self.unsolved = ~self._rows, ~self._rows, 0
-        self._shift = like.new_zeros(len(like), 1)
+        self.raised, self.negative, self.unsolved, self.residual = ~self._rows, ~self._rows, 0, 0.0
+        self.shift = like.new_zeros(len(like), 1)
         self._factors = None
-        if like.shape[-1] <= dense and len(like):
+        if not len(like):
+            return
+        if like.shape[-1] <= dense:
             self._factors = Factors.of(hessians(product, like, band), self._rows)
             self.raised, self.negative = self._factors.raised, self._factors.negative
+            return
+        lowest, error, largest = extreme_eigenvalues(product, like)
+        root = torch.finfo(like.dtype).eps ** 0.5
+        self.negative, self.raised = lowest < -root * largest, lowest <= root * largest
+        shift = 2.0 * (error - lowest).clamp_min(0.0) + root * largest
+        self.shift = torch.where(self.raised, shift, 0.0)[:, None]
 
     def solve(self, b: Tensor) -> Tensor:
-        """Return ``H^-1 b``, shape (p, m)."""
+        """Return ``H^-1 b``, or ``(H + shift)^-1 b`` for rows with a shift.
+
+        Parameters
+        ----------
+        b : Tensor, shape (p, m)
+            Right-hand sides.
+        """
         if self._factors is not None:
             return self._factors.solve(b)
-        tolerance = self._rtol * torch.linalg.vector_norm(b, dim=-1)
-        rows, x = self._rows, torch.zeros_like(b)
-        for _ in range(10):  # shifts
-            found = truncated_cg(self._shifted, b, tolerance, rows, self._steps)
-            x = torch.where(rows[:, None], found.x, x)
-            rows = found.negative
-            if not bool(rows.any()):
-                break
-            root = torch.finfo(b.dtype).eps ** 0.5
-            self.raised, self.negative = self.raised | rows, self.negative | (found.lowest < -root * found.largest)
-            met = (-found.lowest).clamp_min(0.0) + root * found.largest
-            self._shift = torch.where(rows[:, None], self._shift + 2.0 * met[:, None], self._shift)
-        missed = torch.linalg.vector_norm(b - self._shifted(x), dim=-1) > 10.0 * tolerance
-        self.unsolved += int(missed.sum())
+        size = torch.linalg.vector_norm(b, dim=-1)
+        x = truncated_cg(self._shifted, b, self._rtol * size, self._rows, self._steps).x
+        residual = torch.linalg.vector_norm(b - self._shifted(x), dim=-1)
+        self.unsolved += int((residual > 10.0 * self._rtol * size).sum())
+        self.residual = max(self.residual, float(torch.where(size > 0, residual / size, 0.0).max()))
         return x
 
     def _shifted(self, v: Tensor) -> Tensor:
-        return self._product(v).addcmul(self._shift, v)
+        return self._product(v).addcmul(self.shift, v)
+
+
+def extreme_eigenvalues(product: Product, like: Tensor, most: int = 160) -> tuple[Tensor, Tensor, Tensor]:
+    """Estimate the lowest eigenvalue and the largest absolute one of every row's matrix by the Lanczos process.
+
+    It ends once all lowest Ritz values are known to a tenth of their size, or of a thousandth of the largest.
+
+    Parameters
+    ----------
+    product : callable
+        ``v -> H v`` on tensors (p, m), H symmetric.
+    like : Tensor, shape (p, m)
+        For its shape, dtype and device.
+    most : int
+        Most products.
+
+    Returns
+    -------
+    lowest, error, largest : Tensor, shape (p,)
+        The lowest Ritz value, a bound on its distance from an eigenvalue, and the largest Ritz value in absolute value.
+
+    References
+    ----------
+    Parlett, The Symmetric Eigenvalue Problem (1998), sections 13.2 and 13.8 (no reorthogonalisation: copies of extreme
+    Ritz values do no harm here).
+    """
+    p, m = like.shape
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(m, generator=generator, dtype=like.dtype).to(like.device).expand(p, m)
+    v = _normalised(product(v))  # from the range of H: padding, which has no curvature, is not met
+    before, beta = torch.zeros_like(like), like.new_zeros(p, 1)
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
+    steps = min(m, most)
+    for k in range(1, steps + 1):
+        w = product(v) - beta * before
+        alpha = (w * v).sum(-1, keepdim=True)
+        if diagonal:  # where the space was exhausted, a number from the spectrum takes the place of zero
+            alpha = torch.where(beta > 0, alpha, diagonal[0])
+        w = w - alpha * v
+        beta = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        diagonal.append(alpha)
+        beside.append(beta)
+        before, v = v, _normalised(w)
+        if k % 20 == 0 or k == steps:
+            lowest, error, largest = _ritz(torch.cat(diagonal, 1), torch.cat(beside, 1))
+            if bool((error <= 0.1 * torch.maximum(lowest.abs(), 1e-3 * largest)).all()):
+                break
+    return lowest, error, largest
+
+
+def _normalised(v: Tensor) -> Tensor:
+    """Return the rows divided by their norms, zero where they are."""
+    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+
+
+def _ritz(diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lowest Ritz values, the norms of their residuals, and the largest ones in absolute value."""
+    T = torch.diag_embed(diagonal) + torch.diag_embed(beside[:, :-1], 1) + torch.diag_embed(beside[:, :-1], -1)
+    finite = torch.isfinite(T).flatten(1).all(1)
+    values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], T, 0.0))
+    return values[:, 0], beside[:, -1] * vectors[:, -1, 0].abs(), values.abs().amax(1)

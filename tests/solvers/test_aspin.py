@@ -30,7 +30,7 @@ from mldd.problems.grids import Bratu, Forchheimer, Quadratic
 from mldd.problems.images.supervised import Classification
 from mldd.ranks import load_petsc
 from mldd.solvers import Aspin, NewtonCG, Raspen
-from mldd.solvers.parts import Subspace, Sweep
+from mldd.solvers.parts import BatchLBFGS, Subspace, Sweep
 from mldd.solvers.schwarz_jacobian import CoarseCorrection, Linear
 from tests.helpers import Quadratic as DenseQuadratic
 from tests.helpers import quadratic
@@ -414,7 +414,7 @@ def test_negative_curvature_is_said():
         solver = Raspen(decomposition, local=Idle(), local_steps=1, dense=dense, globalisation="trust-region")
         result = minimise(f, x, solver, stop=Stop(1), values=True)
         assert result.state.notes["local Hessians with negative curvature"] == 3
-        assert result.state.notes["negative curvature in the trust region"] == 1
+        assert result.state.notes["local problems not solved, a damped Schwarz step in place of a Newton step"] == 3
         values = result.history.column("value")
         assert values[1] < values[0]
 
@@ -493,6 +493,23 @@ def test_the_hard_case_goes_along_the_direction_of_lowest_curvature():
 
 
 # what can go wrong
+
+
+def test_local_problems_that_are_not_solved_are_said_and_cost_the_newton_step():
+    problem = Forchheimer()
+    f, x = problem.objective(), problem.initial()
+    rough = Raspen(problem.decomposition(5, 3), local=BatchLBFGS(), local_steps=2)
+    linear, w = rough.linearise(f, x, rough.init(f, x)), vector(149)
+    assert linear.unsolved == 5
+    assert relative(linear.product(w), difference(rough, f, x, w)) > 0.1  # not the Jacobian of what was computed
+    result = minimise(f, x, rough, stop=Stop(4), values=True)
+    assert result.state.krylov == 0 and result.state.accepted == 4
+    said = {"local problems not solved, a damped Schwarz step in place of a Newton step": 20}
+    assert {what: times for what, times in result.state.notes.items() if "solved" in what} == said
+    values = result.history.column("value")
+    assert all(b < a for a, b in zip(values, values[1:], strict=False))
+    solved = Raspen(problem.decomposition(5, 3))
+    assert solved.linearise(f, x, solved.init(f, x)).unsolved == 0
 
 
 def test_local_solves_that_diverge_are_left_out_and_said():
