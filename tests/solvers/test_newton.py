@@ -281,7 +281,6 @@ def test_cg_ends_at_negative_curvature_with_a_descent_direction():
     )
     assert bool(found.negative.all())
     assert bool(((found.x * b).sum(-1) > 0).all())
-    assert bool((found.lowest >= torch.linalg.eigvalsh(A)[:, 0]).all())
 
 
 @pytest.mark.parametrize("dense", [0, 20])
