@@ -8,6 +8,7 @@ from .contents import GraphArrays as GraphArrays
 from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
 from .contents import one_line as one_line
+from .contents import unused_note as unused_note
 from .datasets import GraphData as GraphData
 from .datasets import load_digits_images as load_digits_images
 from .datasets import load_graph as load_graph

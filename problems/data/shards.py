@@ -35,6 +35,7 @@ Ints = NDArray[np.int64]
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mldd shards", 1
 _ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
+_OF_EDGES = ("weights", "edge_attributes")  # in a part file where the graph has them
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
 _PIECE = 2**20  # bytes
@@ -67,6 +68,8 @@ class Shard:
     features : ndarray or csr_matrix, shape (m, F)
     labels : ndarray, shape (m,), int64
     train, validation, test : ndarray, shape (m,), bool
+    edge_attributes : ndarray, shape (E, k), or None
+        Of the edges, those that lead to the own nodes.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Shard:
     train: Array
     validation: Array
     test: Array
+    edge_attributes: Array | None = None
 
     @property
     def own(self) -> int:
@@ -109,18 +113,31 @@ class Shard:
         arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
         return sum(int(a.nbytes) for a in (*arrays, *(p for p in pieces if p is not x)))
 
-    @property
-    def adjacency(self) -> Any:
-        """Ones where there is an edge, csr_matrix of shape (m, m + h)."""
-        ones = np.ones(len(self.indices))
-        return sp.csr_matrix((ones, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
+    def adjacency(self, weighted: bool = False) -> Any:
+        """Return the edges of the own nodes, csr_matrix of shape (m, m + h).
+
+        Parameters
+        ----------
+        weighted : bool
+            Whether entries are the weights of edges, if there are any, or ones.
+        """
+        values = np.ones(len(self.indices)) if self.weights is None or not weighted else self.weights
+        return self.on_edges(values)
+
+    def on_edges(self, values: Array) -> Any:
+        """Return the matrix with an entry per edge, csr_matrix of shape (m, m + h).
+
+        Parameters
+        ----------
+        values : ndarray, shape (E,)
+            In the order of `indices`.
+        """
+        return sp.csr_matrix((values, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
 
     @cached_property
     def inside(self) -> Graph:
         """The graph of the own nodes, without the edges to the halo."""
-        data = np.ones(len(self.indices)) if self.weights is None else self.weights
-        rows = sp.csr_matrix((data, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
-        square = rows[:, : self.own].tocoo()
+        square = self.adjacency(weighted=True)[:, : self.own].tocoo()
         edges = torch.from_numpy(np.stack([square.row, square.col]).astype(np.int64))
         return Graph.from_edges(edges, self.own, None if self.weights is None else torch.from_numpy(square.data))
 
@@ -162,7 +179,7 @@ def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
     order, ends = np.argsort(of, kind="stable"), np.cumsum(sizes)
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n) - np.repeat(ends - sizes, sizes)
-    rows = data.graph.scipy(weighted=True)
+    rows, attributes = data.graph.scipy(weighted=True), data.graph.edge_attributes
     features = from_tensor(data.features)
     for k in range(len(sizes)):
         own = order[ends[k] - sizes[k] : ends[k]]
@@ -188,8 +205,16 @@ def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
             index=place[halo % n],
             features=features[own],
             labels=data.labels.numpy()[own],
+            edge_attributes=None if attributes is None else attributes.numpy()[_entries(rows.indptr, own)],
             **masks,
         )
+
+
+def _entries(indptr: Array, rows: Ints) -> Ints:
+    """Return the numbers of the entries of some rows, row by row."""
+    lengths = np.diff(indptr)[rows]
+    ends = np.cumsum(lengths)
+    return np.repeat(indptr[rows] - ends + lengths, lengths) + np.arange(lengths.sum())
 
 
 def shares(parts: int, ranks: int) -> list[range]:
@@ -239,12 +264,18 @@ def joined(shards: Sequence[Shard], ranks: int) -> Shard:
         sizes=sizes,
         indptr=np.concatenate([[0], np.cumsum(degrees)]),
         indices=np.concatenate(columns),
-        weights=None if first.weights is None else np.concatenate([s.weights for s in shards if s.weights is not None]),
+        weights=_joined([s.weights for s in shards]),
         owner=halo // n,
         index=halo % n,
         features=_stacked([s.features for s in shards]),
+        edge_attributes=_joined([s.edge_attributes for s in shards]),
         **stacked,
     )
+
+
+def _joined(pieces: Sequence[Array | None]) -> Array | None:
+    there = [piece for piece in pieces if piece is not None]
+    return np.concatenate(there) if there else None
 
 
 def _stacked(pieces: Sequence[Any]) -> Any:
@@ -295,8 +326,7 @@ def _parts_of(manifest: Path) -> list[dict[str, Any]]:
 
 def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
     arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
-    if shard.weights is not None:
-        arrays["weights"] = shard.weights
+    arrays |= {name: getattr(shard, name) for name in _OF_EDGES if getattr(shard, name) is not None}
     x = shard.features
     keys = ("data", "indices", "indptr", "shape")
     pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
@@ -442,9 +472,9 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         metric=manifest["metric"],
         sizes=sizes,
         part=np.full(m, k),
-        weights=arrays.get("weights"),
         features=features,
         **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
+        **{name: arrays.get(name) for name in _OF_EDGES},
     )
     columns, span = shard.indices, shard.own + shard.halo
     good = (
@@ -453,6 +483,7 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         and shard.indptr.shape == (m + 1,)
         and shard.indptr[-1] == len(columns)
         and bool((np.diff(shard.indptr) >= 0).all())
+        and all(len(arrays[name]) == len(columns) for name in _OF_EDGES if name in arrays)
         and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < span))
         and len(shard.index) == shard.halo
         and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())

@@ -46,7 +46,7 @@ def start(net: Any, seed: int) -> Tensor:
     """
     x: Tensor = net.initial(seed)
     if isinstance(net, GraphNet):
-        named = net.layer.tensors(net.widths[-2], net.widths[-1], net.heads, True)
+        named = net.tensors(net.layers - 1)
         for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
             if name not in net.layer.inner:
                 view.zero_()

@@ -16,7 +16,7 @@ from torch import Tensor
 from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
 from mldd.loop import Problem
-from mldd.problems.data import GraphData, from_tensor, load_graph, write
+from mldd.problems.data import GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
@@ -156,7 +156,8 @@ class NodeClassification(Problem):
         """The network."""
         data = self.graph_data
         widths = (data.features.shape[1], *[self.hidden] * (self.layers - 1), data.classes)
-        return GraphNet(self.model, widths, self.heads, self.activation, self.residual)
+        attributes = len(layer_of(self.model).attributes(data.graph))
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -179,8 +180,9 @@ class NodeClassification(Problem):
     def source(self) -> Source:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
-        operator = layer_of(self.model).operator(data.graph)
-        return Source.of(self.model, operator, from_tensor(data.features), self._one_hot / int(self.labelled.sum()))
+        layer, targets = layer_of(self.model), self._one_hot / int(self.labelled.sum())
+        operator, attributes = layer.operator(data.graph, layer.weightable), layer.attributes(data.graph)
+        return Source.of(self.model, operator, from_tensor(data.features), targets, attributes)
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
         return self._evaluated([self.source.piece(outputs, self.layers, propagated=propagated)], single=True)
@@ -432,7 +434,10 @@ class NodeClassification(Problem):
 
     def details(self) -> dict[str, Any]:
         """Return what was done to the data of a file, and what of it is not used."""
-        return {"notes": list(self.graph_data.notes)} if self.graph_data.notes else {}
+        graph = self.graph
+        lost = layer_of(self.model).unused(graph.weights is not None, graph.edge_attributes is not None)
+        notes = [*self.graph_data.notes, *unused_note(lost)]
+        return {"notes": notes} if notes else {}
 
     def identity(self) -> str:
         """Return the checksum of the data."""

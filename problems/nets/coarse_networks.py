@@ -179,12 +179,7 @@ def _joined(layout: Layout, pieces: list[Affine]) -> Affine:
 
 def _named(net: GraphNet) -> list[tuple[int, str, tuple[int, ...]]]:
     """Return layer, name and shape of every tensor."""
-    pairs = zip(net.widths, net.widths[1:], strict=False)
-    return [
-        (k, name, shape)
-        for k, (inner, outer) in enumerate(pairs)
-        for name, shape in net.layer.tensors(inner, outer, net.heads, k + 1 == net.layers).items()
-    ]
+    return [(k, name, shape) for k in range(net.layers) for name, shape in net.tensors(k).items()]
 
 
 def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
@@ -196,15 +191,18 @@ def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
         (rows, row_share), (columns, column_share) = units[layer], units[layer + 1]
         if shape[-1] != len(columns):  # the heads of a last layer of GAT, or one number
             columns, column_share = torch.arange(shape[-1]), torch.ones(shape[-1], dtype=torch.float64)
-        if name not in fine.layer.inputs:
+        if name in fine.layer.edge_inputs:
+            rows, row_share = torch.arange(shape[0]), torch.ones(shape[0], dtype=torch.float64)
+        elif name not in fine.layer.inputs:
             rows, row_share = columns, column_share
         source = number[rows][:, columns] if len(shape) == 2 else number[columns]
-        # what is multiplied with a unit is shared by its copies: rows of weights, and the vectors of GAT's scores
+        # what is multiplied with a unit is shared by its copies: rows of weights, and the columns of scores
         factor = torch.ones(shape, dtype=torch.float64)
         if len(shape) == 2:
             factor = factor * row_share[:, None]
-        elif name in fine.layer.scores:
-            factor = column_share
+        if name in fine.layer.scores:
+            few, each = (net.layer.score_factor(net.widths[layer + 1] // net.heads) for net in (coarse, fine))
+            factor = factor * column_share * (few / each)
         pieces.append((source, factor, torch.zeros(shape, dtype=torch.float64)))
     return _joined(fine.layout, pieces)
 

@@ -48,6 +48,8 @@ class Piece:
     targets : ndarray, shape (rows[L], C)
     read : int
         Nodes of the local graph.
+    attributes : tuple of tuple of csr_matrix
+        Per layer the rows and columns of `Source.attributes` that its operator has; empty where there are none.
     """
 
     nodes: Ints
@@ -57,6 +59,7 @@ class Piece:
     operators: tuple[tuple[Any, ...], ...]
     targets: Floats
     read: int
+    attributes: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,8 @@ class Source:
         (X,) for GAT, where nothing can be done beforehand.
     targets : ndarray, shape (n, C)
         Y, the weight of every class of every node in the loss.
+    attributes : tuple of csr_matrix, shape (n, n)
+        Per attribute of edges its sum over the edges that an entry of the operator stands for.
     """
 
     kind: str
@@ -83,14 +88,21 @@ class Source:
     features: Any
     terms: tuple[Any, ...]
     targets: Floats
+    attributes: tuple[Any, ...] = ()
 
     @staticmethod
-    def of(kind: str, operator: Any, features: Any, targets: Floats) -> Source:
-        """Do the first propagation."""
+    def of(kind: str, operator: Any, features: Any, targets: Floats, attributes: tuple[Any, ...] = ()) -> Source:
+        """Return a source with the first propagation done.
+
+        Parameters
+        ----------
+        kind, operator, features, targets, attributes
+            As of the source; the attributes are what `Layer.attributes` returns.
+        """
         layer = layer_of(kind)
         if not layer.beforehand:
-            return Source(kind, operator, features, (features,), targets)
-        return Source(kind, operator, features, layer.on_terms(features, operator @ features), targets)
+            return Source(kind, operator, features, (features,), targets, attributes)
+        return Source(kind, operator, features, layer.on_terms(features, operator @ features), targets, attributes)
 
     @property
     def layer(self) -> Layer:
@@ -129,7 +141,11 @@ class Source:
         else:
             features = (self.features[order],)
         wanted = self.targets if targets is None else targets
-        return Piece(order, rows, features, propagated, tuple(operators), wanted[order[: rows[-1]]], len(order))
+        attributes = tuple(
+            tuple(_cut(e, order[: rows[k + 1]], order[: rows[k]]) for e in self.attributes) for k in range(layers)
+        )
+        chosen = wanted[order[: rows[-1]]]
+        return Piece(order, rows, features, propagated, tuple(operators), chosen, len(order), attributes)
 
     def aggregated(self, labels: Ints, layers: int) -> Piece:
         """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes 0, ..., m - 1."""
@@ -143,6 +159,7 @@ class Source:
             features=None if self.layer.beforehand else terms[0],
             terms=terms,
             targets=np.asarray(t @ self.targets),
+            attributes=tuple(sp.csr_matrix(mean @ e @ t.T) for e in self.attributes),
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
 
@@ -291,7 +308,34 @@ def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kin
         targets=torch.from_numpy(targets).to(**kind),
         read=tuple(piece.read for piece in pieces),
         samples=samples,
+        attributes=_attributes(pieces, **kind),
     )
+
+
+def _attributes(pieces: Sequence[Piece], **kind: Any) -> tuple[Tensor, ...]:
+    """Return the attributes of edges of every layer, in the order of the entries of the block-diagonal operator."""
+    if not pieces[0].attributes or not pieces[0].attributes[0]:
+        return ()
+    layers = range(len(pieces[0].operators))
+    each = [[edge_means(p.operators[k][0], p.attributes[k]) for p in pieces] for k in layers]
+    return tuple(torch.from_numpy(np.concatenate(of_layer)).to(**kind) for of_layer in each)
+
+
+def edge_means(operator: Any, sums: Sequence[Any]) -> Floats:
+    """Return the mean attributes of the edges that every entry stands for, row by row, shape (nnz, k).
+
+    Parameters
+    ----------
+    operator : csr_matrix, shape (m, n)
+        Its entries are numbers of edges.
+    sums : sequence of csr_matrix, shape (m, n)
+        Sums of each of the k attributes over these edges.
+    """
+    rows = operator.sorted_indices()
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    if len(row) == 0:
+        return np.zeros((0, len(sums)))
+    return np.stack([np.asarray(s[row, rows.indices]).ravel() / rows.data for s in sums], axis=1)
 
 
 def _padded(matrix: Floats, rows: int) -> Floats:

@@ -61,6 +61,8 @@ class Batch:
         Nodes of every graph, padding excluded.
     samples : int
         Number S of samples that share the graphs and the parameters: sparse products act on all of them at once.
+    attributes : tuple of Tensor, shape (nnz, k)
+        Per layer the attributes of edges, in the order of the entries of its operator; empty where there are none.
     """
 
     parts: int | None
@@ -72,6 +74,7 @@ class Batch:
     targets: Tensor
     read: tuple[int, ...]
     samples: int = 1
+    attributes: tuple[Tensor, ...] = ()
 
     def first(self, state: Tensor, rows: int) -> Tensor:
         """Return the first `rows` nodes of every graph from a state of shape (p r, H) or (p r, S, H)."""
@@ -146,11 +149,14 @@ class GraphNet:
     activation : {"relu", "gelu", "tanh", "elu"}
     residual : bool
         ``H + act(layer(H))`` from the second layer on wherever the widths agree.
+    edge_attributes : int
+        Numbers that every edge of the graphs has, where the layer takes them.
 
     Raises
     ------
     ValueError
-        An unknown choice, fewer than two widths, heads that do not divide a hidden width.
+        An unknown choice, fewer than two widths, heads that do not divide a hidden width, attributes of edges for a
+        layer that takes none.
     """
 
     kind: str
@@ -158,6 +164,7 @@ class GraphNet:
     heads: int = 1
     activation: GraphActivation = "relu"
     residual: bool = False
+    edge_attributes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what makes no network."""
@@ -170,6 +177,10 @@ class GraphNet:
             raise ValueError(f"`heads` must be >= 1, and 1 for {self.kind!r}, which has none, got {self.heads}")
         if any(width % self.heads for width in self.widths[1:-1]):
             raise ValueError(f"`heads` must divide every hidden width of {self.widths}, got {self.heads}")
+
+        if self.edge_attributes < 0 or (self.edge_attributes and not layer.edge_inputs):
+            least = f"0 for {self.kind!r}, which takes none" if not layer.edge_inputs else ">= 0"
+            raise ValueError(f"`edge_attributes` must be {least}, got {self.edge_attributes}")
 
     @cached_property
     def spare(self) -> dict[Any, list[sweeps.Buffers]]:
@@ -188,8 +199,18 @@ class GraphNet:
 
     @cached_property
     def _tensors(self) -> list[dict[str, tuple[int, ...]]]:
-        pairs = list(zip(self.widths, self.widths[1:], strict=False))
-        return [self.layer.tensors(*pair, self.heads, k + 1 == len(pairs)) for k, pair in enumerate(pairs)]
+        return [self.tensors(layer) for layer in range(self.layers)]
+
+    def tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of the parameters of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Its number, from 0.
+        """
+        inner, outer = self.widths[layer : layer + 2]
+        return self.layer.tensors(inner, outer, self.heads, layer + 1 == self.layers, self.edge_attributes)
 
     @cached_property
     def layout(self) -> Layout:

@@ -33,7 +33,9 @@ class GAT(Layer):
     many_heads: ClassVar[bool] = True
     scores: ClassVar[tuple[str, ...]] = ("centre", "neighbour")
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
+    def tensors(
+        self, inner: int, outer: int, heads: int = 1, last: bool = False, attributes: int = 0
+    ) -> dict[str, tuple[int, ...]]:
         """Return W, the vectors of the scores of the two ends of an edge, and b."""
         width = heads * outer if last else outer
         return {"weight": (inner, width), "centre": (width,), "neighbour": (width,), "bias": (outer,)}

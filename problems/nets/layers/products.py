@@ -77,3 +77,25 @@ def propagated(operator: Operator, state: Tensor | Sparse, weight: Tensor, featu
     if isinstance(state, Sparse) or not sparse_first(operator, weight.shape[-2], weight.shape[-1], features):
         return applied(operator, linear(state, weight))
     return linear(applied(operator, state), weight)
+
+
+def softmax(scores: Tensor, row: Tensor, rows: int, multiplicity: Tensor) -> Tensor:
+    """Return the softmax over the entries of every row of a sparse pattern, of the shape of the scores.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (nnz, ...)
+        One per entry (and sample and head).
+    row : Tensor, shape (nnz,), int64
+        Row of every entry.
+    rows : int
+        Number of rows.
+    multiplicity : Tensor, shape (nnz,)
+        How often an entry counts.
+    """
+    index = row.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
+    with torch.no_grad():  # the softmax does not depend on what is subtracted
+        most = scores.new_zeros(rows, *scores.shape[1:]).scatter_reduce(0, index, scores, "amax", include_self=False)
+    weights = (scores - most[row]).exp() * multiplicity.view(-1, *[1] * (scores.dim() - 1))
+    sums = scores.new_zeros(rows, *scores.shape[1:]).index_add(0, row, weights)
+    return weights / sums[row]
