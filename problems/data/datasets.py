@@ -242,6 +242,14 @@ def _of_user(key: str, reader: str) -> GraphArrays:
     notes = (
         (*raw.notes, f"{alone} of {len(ends)} edges go one way only and were taken both ways") if alone else raw.notes
     )
+    if raw.edge_weights is not None:
+        there = sp.csr_matrix((raw.edge_weights, tuple(raw.edge_index)), shape=(nodes, nodes))
+        unlike = int(((there != there.T).multiply(there > 0).multiply(there.T > 0)).nnz) // 2
+        notes = (
+            (*notes, f"weights of {unlike} edges differ in their two directions: the larger is taken")
+            if unlike
+            else notes
+        )
     if raw.edge_attributes is not None and raw.edge_attributes.shape[1] == 1 and raw.edge_weights is None:
         advice = "edge_attr has one number per edge: an attribute for layers that take some (transformer), no weight"
         warnings.warn(f"{key}: {advice}; name it edge_weight if it is one", stacklevel=3)

@@ -202,7 +202,9 @@ def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
             factor = factor * row_share[:, None]
         if name in fine.layer.scores:
             few, each = (net.layer.score_factor(net.widths[layer + 1] // net.heads) for net in (coarse, fine))
-            factor = factor * column_share * (few / each)
+            # a matrix has decay, which stays that of two copies if one of them has the whole score
+            share = column_share if len(shape) == 1 else (column_share > 0.5).double()
+            factor = factor * share * (few / each)
         pieces.append((source, factor, torch.zeros(shape, dtype=torch.float64)))
     return _joined(fine.layout, pieces)
 

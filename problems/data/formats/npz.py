@@ -59,8 +59,9 @@ def read(file: File) -> GraphArrays | SeriesArrays:
     """Return the graph or the time series in a `.npz`; nothing in it is ever unpickled.
 
     A graph has `adj_data/indices/indptr/shape`, `attr_data/indices/indptr/shape` or `attr_matrix`, and `labels` (the
-    gnn-benchmark layout), or `edges` (E, 2), `node_features`, `node_labels` and optional `edge_weight`,
-    `edge_attr`. Both may have `train/val/test_masks` (splits, n) or `_mask`. A series has `time` (dates), `latitude`, `longitude` and variables over them.
+    gnn-benchmark layout), or `edges` (E, 2), `node_features`, `node_labels` and optional `edge_weight`, `edge_attr`.
+    Both may have `train/val/test_masks` (splits, n) or `_mask`. A series has `time` (dates), `latitude`, `longitude`
+    and variables over them.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ _SIZES = ("num_nodes", "_num_nodes")  # say nothing that the features do not say
 
 
 def read(file: File) -> GraphArrays:
-    """Return the graph in a `.pt`: tensors x, edge_index, y and optional train_mask, val_mask, test_mask, edge_weight, edge_attr.
+    """Return the graph in a `.pt`: tensors x, edge_index, y, optional train/val/test_mask, edge_weight, edge_attr.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def read(file: File) -> GraphArrays:
         checked_labels(arrays["y"], nodes, where),
         checked_masks(arrays, nodes, where, columns=True),
         unused,
-        **of_edges(arrays, edges.shape[1], where),
+        **of_edges({key: arrays[key] for key in _OF_EDGES if key in arrays}, edges.shape[1], where),
     )
 
 

@@ -26,7 +26,10 @@ def lifted(seed=0):
     pairs += [(block[4][a], block[4][(a + 1) % 4]) for a in range(4)]
     order = np.random.default_rng(seed).permutation(len(labels))
     edges = torch.from_numpy(np.argsort(order)[np.array(pairs)].T)
-    return Graph.from_edges(edges, len(labels)), labels[order]
+    both = torch.cat([edges, edges.flip(0)], 1)
+    ends = labels[order][both.numpy()]  # attributes depend on the clusters of both ends, and on the direction
+    attributes = torch.from_numpy(np.stack([np.sin(1.0 + ends[0] + 3 * ends[1]), np.cos(5.0 * ends[0] - ends[1])], 1))
+    return Graph.from_edges(both, len(labels), edge_attributes=attributes), labels[order]
 
 
 def evaluate(net, batch, x):
