@@ -94,30 +94,6 @@ def attention_weights(graph: Graph, attention: Tensor) -> Tensor:
     return _positive(graph, np.abs(values) if values.ndim == 1 else np.abs(values).mean(axis=1))
 
 
-def message_weights(graph: Graph, states: Tensor, values: Tensor | None = None) -> Tensor:
-    """Weigh every edge by the size of what crosses it in one layer: |w_ij| |h_j| + |w_ji| |h_i|, in the 2-norm.
-
-    Parameters
-    ----------
-    graph : Graph
-    states : Tensor, shape (n, ...)
-        What nodes send: their hidden states, or the gradients with respect to them.
-    values : Tensor, shape (E,), optional
-        Entries w of the propagation matrix in the order of `graph.indices`; ones by default.
-
-    Returns
-    -------
-    Tensor, shape (E,), float64
-        At least 0.001 times their mean.
-    """
-    if states.dim() < 1 or states.shape[0] != graph.nodes:
-        raise ValueError(f"`states` must have shape ({graph.nodes}, ...), got {kind_of(states)}")
-    if values is not None and values.shape != (graph.edges,):
-        raise ValueError(f"`values` must have shape ({graph.edges},), got {kind_of(values)}")
-    sent = np.linalg.norm(_finite(states, "states").reshape(graph.nodes, -1), axis=1)[graph.indices.numpy()]
-    return _positive(graph, sent if values is None else sent * np.abs(_finite(values, "values")))
-
-
 def points(coordinates: Tensor, nodes: int) -> Floats:
     """Return points in space: latitude and longitude in degrees become points of the unit sphere, so 180 is no border.
 

@@ -203,10 +203,10 @@ def clustered(
 
 
 def thinned(matrix: Any, kept: float) -> Any:
-    """Return a matrix with a share of the entries, the largest in magnitude; non-negative rows keep their sums.
+    """Return a matrix with a share of the entries, the largest in magnitude; rows keep their sums if none is negative.
 
-    Means over clusters fill in: most of their entries are small, and all cost the same. A row with entries of both
-    signs is truncated and not scaled: its sum may nearly vanish, and says nothing of the size of its entries.
+    Means over clusters fill in: most of their entries are small, and all cost the same. With entries of both signs
+    nothing is scaled: the sum of a row may nearly vanish, and says nothing of the size of its entries.
 
     Parameters
     ----------
@@ -224,10 +224,11 @@ def thinned(matrix: Any, kept: float) -> Any:
     rows = sp.csr_matrix(matrix, copy=True) if kept < 1 else None
     if rows is None or rows.nnz == 0:
         return matrix
-    sums, unsigned = (np.asarray(a).ravel() for a in (rows.sum(axis=1), np.diff((rows < 0).indptr) == 0))
+    unsigned, sums = rows.data.min() >= 0, np.asarray(rows.sum(axis=1)).ravel()
     least = min(round((1 - kept) * rows.nnz), rows.nnz - 1)  # of the entries, by magnitude
     rows.data[np.argpartition(np.abs(rows.data), least)[:least]] = 0.0
     rows.eliminate_zeros()
+    if not unsigned:
+        return rows
     left = np.asarray(rows.sum(axis=1)).ravel()
-    factor = np.divide(sums, left, out=np.ones_like(sums), where=unsigned & (left > 0))
-    return sp.csr_matrix(sp.diags(factor) @ rows)
+    return sp.csr_matrix(sp.diags(np.divide(sums, left, out=np.ones_like(sums), where=left > 0)) @ rows)
