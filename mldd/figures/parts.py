@@ -142,7 +142,7 @@ def _layout(graph: Graph) -> Floats:
 
     drawn = networkx.from_scipy_sparse_array(graph.scipy(weighted=False))
     start = networkx.spectral_layout(drawn) if graph.nodes > 2 else None
-    found = networkx.spring_layout(drawn, pos=start, iterations=100, seed=0, method="force")
+    found = networkx.spring_layout(drawn, pos=start, seed=0)
     place = np.array([found[node] for node in range(graph.nodes)])
     low, high = place.min(axis=0), place.max(axis=0)
     return np.asarray((place - low) / np.maximum(high - low, 1e-12), dtype=np.float64)

@@ -13,13 +13,25 @@ _YEAR = 365.2422  # days
 
 
 def hour(time: Any) -> Floats:
-    """Return the hour of the day (UTC), 0 <= hour < 24, of datetime64 times."""
+    """Return the hour of the day (UTC), 0 <= hour < 24, shape (T,).
+
+    Parameters
+    ----------
+    time : array of datetime64, shape (T,)
+        Moments in UTC.
+    """
     seconds = np.asarray(time, "datetime64[s]").astype(np.int64) % 86400
     return seconds / 3600.0
 
 
 def day(time: Any) -> Floats:
-    """Return the days since the beginning of the year, with fractions."""
+    """Return the days since the beginning of the year, with fractions, shape (T,).
+
+    Parameters
+    ----------
+    time : array of datetime64, shape (T,)
+        Moments in UTC.
+    """
     seconds = np.asarray(time, "datetime64[s]")
     return np.asarray((seconds - seconds.astype("datetime64[Y]")) / np.timedelta64(86400, "s"))
 
@@ -35,6 +47,7 @@ def cos_zenith(time: Any, latitude: Floats, longitude: Floats) -> Floats:
     Parameters
     ----------
     time : array of datetime64, shape (T,)
+        Moments in UTC.
     latitude, longitude : ndarray, shape (n,)
         Degrees.
 
@@ -58,6 +71,7 @@ def forcing(time: Any, latitude: Floats, longitude: Floats) -> Floats:
     Parameters
     ----------
     time : array of datetime64, shape (T,)
+        Moments in UTC.
     latitude, longitude : ndarray, shape (n,)
         Degrees.
     """

@@ -75,7 +75,7 @@ def connect(
     radius: float = 100.0,
     grid: tuple[int, int] | None = None,
 ) -> Graph:
-    """Connect nodes by their coordinates; the weight of an edge is ``1 / (1 + (d / m)^2)``, m the median length.
+    """Return the graph of nodes near each other; an edge has the weight ``1 / (1 + (d / m)^2)``, m the median length.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def connect(
 
 
 def closed(longitude: Floats, grid: tuple[int, int] | None) -> bool:
-    """Say whether the columns of a grid go around the globe.
+    """Return whether the columns of a grid go around the globe.
 
     Parameters
     ----------

@@ -45,10 +45,16 @@ class Link:
 
     @staticmethod
     def of(edges: Ints, receivers: Floats, senders: Floats, *, mean: bool = True) -> Link:
-        """Make the link of the edges (receiver, sender), shape (2, E), each once, between points on the unit sphere.
+        """Return the link of edges between points on the unit sphere; features are divided by the longest length.
 
-        Features are divided by the length of the longest edge. With `mean` the messages of a receiver are averaged,
-        otherwise summed.
+        Parameters
+        ----------
+        edges : array of int, shape (2, E)
+            Receiver and sender of every edge, each pair once.
+        receivers, senders : array, shapes (m, 3) and (n, 3)
+            Points on the unit sphere.
+        mean : bool
+            Whether the messages of a receiver are averaged or summed.
 
         References
         ----------
@@ -65,7 +71,13 @@ class Link:
         return Link(sp.csr_matrix((values, columns, indptr), shape=shape), features / (longest or 1.0))
 
     def cut(self, rows: Ints, columns: Ints) -> Link:
-        """Return the edges between the given receivers and senders, renumbered in the order given."""
+        """Return the edges between some receivers and senders, renumbered in the order given.
+
+        Parameters
+        ----------
+        rows, columns : array of int
+            Which receivers and which senders.
+        """
         numbers = sp.csr_matrix((np.arange(1, self.matrix.nnz + 1), self.matrix.indices, self.matrix.indptr))
         numbers.resize(self.matrix.shape)
         kept = numbers[rows][:, columns].tocsr()
@@ -75,10 +87,15 @@ class Link:
         return Link(matrix, self.features[chosen])
 
     def merged(self, receivers: Ints, senders: Ints) -> Link:
-        """Return the link between clusters, given the cluster of every receiver, shape (m,), and sender, shape (n,).
+        """Return the link between clusters of receivers and of senders.
 
         The message between two clusters has the summed weight of the edges that it stands for, averaged over the
         receivers, and their weighted mean features: exact where edges, senders and receivers of a cluster are alike.
+
+        Parameters
+        ----------
+        receivers, senders : array of int, shapes (m,) and (n,)
+            The cluster of each.
         """
         shape = (int(receivers.max()) + 1, int(senders.max()) + 1)
         fine = self.matrix.tocoo()
@@ -93,7 +110,12 @@ class Link:
 
 
 def on_sphere(latitude: Floats, longitude: Floats) -> Floats:
-    """Return points on the unit sphere, shape (n, 3), of degrees: no longitude is a border.
+    """Return points on the unit sphere, shape (n, 3), on which no longitude is a border.
+
+    Parameters
+    ----------
+    latitude, longitude : array, shape (n,)
+        Degrees.
 
     Raises
     ------
@@ -117,10 +139,15 @@ def on_sphere(latitude: Floats, longitude: Floats) -> Floats:
 
 
 def edge_features(receivers: Floats, senders: Floats) -> Floats:
-    """Return length and local difference of edges, shape (E, 4), from the points of their ends, shape (E, 3).
+    """Return length and local difference of edges, shape (E, 4).
 
     The receiver's coordinates are those in which it lies at latitude and longitude zero: the components of
     ``s - r`` outwards, to the east and to the north.
+
+    Parameters
+    ----------
+    receivers, senders : array, shape (E, 3)
+        Ends of the edges on the unit sphere.
 
     Examples
     --------
@@ -146,6 +173,13 @@ def farthest_points(points: Floats, count: int) -> Ints:
     The first is the one nearest to the mean. Every beginning of the list covers the points evenly, so that coarser
     levels are nested. It costs n `count` distances.
 
+    Parameters
+    ----------
+    points : array, shape (n, d)
+        In a space of d dimensions.
+    count : int
+        How many are chosen.
+
     References
     ----------
     Gonzalez, Clustering to minimize the maximum intercluster distance, doi:10.1016/0304-3975(85)90224-5.
@@ -165,7 +199,17 @@ def farthest_points(points: Floats, count: int) -> Ints:
 
 
 def nearest(points: Floats, to: Floats, k: int) -> Ints:
-    """Return the `k` points nearest to each of `to`, nearest first, shape (len(to), k)."""
+    """Return the nearest points of some places, nearest first, shape (q, k).
+
+    Parameters
+    ----------
+    points : array, shape (n, d)
+        Among which to choose.
+    to : array, shape (q, d)
+        The places.
+    k : int
+        Points per place.
+    """
     found = cKDTree(points).query(to, k)[1]
     return np.asarray(found, dtype=np.int64).reshape(len(to), k)
 
@@ -203,14 +247,31 @@ class HiddenMesh:
         return nearest(self.grid, self.points, 1)[:, 0]
 
     def labels(self, level: int = 0) -> Ints:
-        """Return the nearest mesh node of `level` for every grid node, numbered 0, 1, ... without gaps, shape (n,)."""
+        """Return the nearest mesh node of a level for every grid node, numbered 0, 1, ... without gaps, shape (n,).
+
+        Parameters
+        ----------
+        level : int
+            0 is the finest.
+
+        Raises
+        ------
+        ValueError
+            The mesh has no such level.
+        """
         if not 0 <= level < len(self.sizes):
             raise ValueError(f"`level` must be in 0..{len(self.sizes) - 1}, got {level}")
         near = nearest(self.points[: self.sizes[level]], self.grid, 1)[:, 0]
         return np.unique(near, return_inverse=True)[1].astype(np.int64)
 
     def owners(self, part: Tensor | Ints) -> Ints:
-        """Return the part of every mesh node, shape (m,): that of the nearest grid node, given those of the grid."""
+        """Return the part of every mesh node, shape (m,): that of the nearest grid node.
+
+        Parameters
+        ----------
+        part : array of int, shape (n,)
+            The part of every grid node.
+        """
         return np.asarray(part, dtype=np.int64)[self.nearest_grid]
 
 
@@ -255,6 +316,10 @@ def regional_mesh(
         Mesh nodes m; 0: a quarter of the grid nodes.
     levels : int
         Upper bound of the number of levels; none has fewer than 3 nodes.
+    links : int
+        Mesh nodes that a grid node is linked with.
+    neighbours : int
+        Mesh nodes of its level that a mesh node is connected with.
     mean : bool
         Whether messages are averaged or summed.
 
@@ -290,6 +355,10 @@ def global_mesh(
         Degrees.
     resolution : int
         The mesh has 10 4^r + 2 nodes.
+    links : int
+        Mesh nodes that a grid node is linked with.
+    mean : bool
+        Whether messages are averaged or summed.
 
     References
     ----------

@@ -64,37 +64,34 @@ def icosphere(resolution: int, multiscale: bool = True) -> tuple[Graph, Tensor, 
 
 
 def icosphere_faces(resolution: int) -> Tensor:
-    """Return the corners of the 20 4^r triangles of `icosphere(resolution)`, shape (faces, 3), int64."""
+    """Return the corners of the 20 4^r triangles of an icosphere, shape (faces, 3), int64.
+
+    Parameters
+    ----------
+    resolution : int
+        r in 0..10.
+    """
     return torch.from_numpy(_refined(resolution)[1][-1])
 
 
 def icosphere_levels(nodes: int) -> Tensor:
-    """Return for every node of an icosphere the least resolution that has it, shape (nodes,), int64."""
+    """Return for every node of an icosphere the least resolution that has it, shape (nodes,), int64.
+
+    Parameters
+    ----------
+    nodes : int
+        Of the icosphere, 10 4^r + 2.
+
+    Raises
+    ------
+    ValueError
+        No icosphere has this number of nodes.
+    """
     resolution = max(0, round(math.log((nodes - 2) / 10, 4))) if nodes > 2 else 0
     if 10 * 4**resolution + 2 != nodes:
         raise ValueError(f"`nodes` must be 10 4^r + 2 (12, 42, 162, 642, 2562, 10242, ...), got {nodes}")
     ends = torch.tensor([10 * 4**q + 2 for q in range(resolution + 1)])
     return torch.bucketize(torch.arange(nodes), ends, right=True)
-
-
-def by_latitude(latitude: Tensor, longitude: Tensor) -> Tensor:
-    """Return the nodes from north to south, at equal latitude from east to west: the numbering of Anemoi's meshes.
-
-    ``graph.subgraph(order)`` is the mesh renumbered; blocks of consecutive nodes are then bands of latitude.
-    Anemoi sorts by longitude, then by latitude, the second time not stably: its nodes of equal latitude come in any
-    order.
-
-    Parameters
-    ----------
-    latitude, longitude : Tensor, shape (n,), float64
-        In degrees; values that differ by less than 1e-9 count as equal.
-
-    Returns
-    -------
-    LongTensor, shape (n,)
-    """
-    north, east = (np.round(a.numpy(), 9) for a in (latitude, longitude))
-    return torch.from_numpy(np.lexsort((-east, -north)))
 
 
 def _refined(resolution: int) -> tuple[Floats, list[Ints]]:
@@ -158,12 +155,26 @@ def grid_mesh(rows: int, columns: int, neighbours: int = 4) -> tuple[Graph, Tens
 def grid_rows(rows: int, columns: int, neighbours: int, first: int, last: int) -> tuple[Ints, Ints]:
     """Return rows first..last-1 of the adjacency of `grid_mesh`: memory is that of this block alone.
 
+    Parameters
+    ----------
+    rows, columns : int
+        Nodes of the grid in both directions.
+    neighbours : int
+        As in `grid_mesh`.
+    first, last : int
+        Rows of the grid that are asked for.
+
     Returns
     -------
     NDArray, shape ((last - first) * columns + 1,), int64
         Where the row of each node of the block begins.
     NDArray, shape (entries,), int64
         Neighbours as numbers of the whole grid, ascending within each row.
+
+    Raises
+    ------
+    ValueError
+        Sizes, a number of neighbours, or rows that do not exist.
     """
     _check_grid(rows, columns, neighbours)
     if not 0 <= first <= last <= rows:
@@ -203,6 +214,11 @@ def power_law(nodes: int, degree: float = 10.0, exponent: float = 2.5, seed: int
         Above 2.
     seed : int
         The same seed gives the same graph.
+
+    Raises
+    ------
+    ValueError
+        Too few nodes, or a degree or an exponent without such a graph.
 
     References
     ----------
@@ -252,6 +268,11 @@ def geometric(
         With n nodes.
     Tensor, shape (n, dimension), float64
         Coordinates of the points, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        Too few nodes, no dimension, or not exactly one of `k` and `radius`.
     """
     if nodes < 2 or dimension < 1:
         raise ValueError(f"`nodes` must be >= 2 and `dimension` >= 1, got {nodes} and {dimension}")

@@ -181,11 +181,11 @@ def _series(
     values = values.astype(np.float64)
     altitude = None if arrays.altitude is None else arrays.altitude.astype(np.float64).ravel()
     notes = list(arrays.notes)
-    placed = np.isfinite(latitude) & np.isfinite(longitude)
-    if len(shape) == 2 and grid is None and not placed.all() and placed.any():
-        notes.append(f"{int((~placed).sum())} nodes of a curvilinear grid without coordinates were left out")
-        latitude, longitude, values = latitude[placed], longitude[placed], values[:, placed]
-        altitude = None if altitude is None else altitude[placed]
+    kept, grid, why = _kept(latitude, longitude, grid)
+    if why and len(shape) == 2:
+        notes.append(why)
+        latitude, longitude, values = latitude[kept], longitude[kept], values[:, kept]
+        altitude = None if altitude is None else altitude[kept]
     if missing is not None:
         taken = values == missing
         values[taken] = np.nan
@@ -198,13 +198,27 @@ def _series(
         sort=sort,
         calendar=arrays.calendar,
         latitude=latitude,
-        longitude=longitude,
+        longitude=np.where((longitude < -180) | (longitude > 360), np.mod(longitude, 360.0), longitude),
         variables=names,
         altitude=altitude,
         grid=grid,
         units=tuple((dict(arrays.units) | _UNITS.get(key, {})).get(name, "") for name in names),
         notes=(*notes, *unused_note(unused)) if key not in NAMES else tuple(notes),
     )
+
+
+def _kept(latitude: Array, longitude: Array, grid: tuple[int, int] | None) -> tuple[Array, Any, str]:
+    """Return which points of a field are nodes, rows and columns of what remains, and why others are none."""
+    placed = np.isfinite(latitude) & np.isfinite(longitude)
+    if grid is None:
+        lost = int((~placed).sum())
+        why = f"{lost} nodes of a curvilinear grid without coordinates were left out" if 0 < lost < placed.size else ""
+        return placed, None, why
+    columns = longitude[: grid[1]]
+    if grid[1] > 2 and abs(abs(columns[-1] - columns[0]) - 360.0) < 1e-6:
+        last = np.arange(longitude.size) % grid[1] == grid[1] - 1
+        return ~last, (grid[0], grid[1] - 1), "the last meridian was left out: it is the first one again"
+    return placed, grid, ""
 
 
 def _nodes(key: str, name: str, arrays: SeriesArrays, shape: tuple[int, ...]) -> tuple[Array, Array, Any]:

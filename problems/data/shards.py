@@ -51,6 +51,7 @@ class Shard:
     name : str
         Of the graph.
     classes : int
+        Number of classes.
     metric : str
         "accuracy" or "auc".
     sizes : ndarray, shape (parts,), int64
@@ -66,10 +67,13 @@ class Shard:
     owner, index : ndarray, shape (h,), int64
         The part that owns every node of the halo (once `joined`: the rank), ascending, and the node's number there.
     features : ndarray or csr_matrix, shape (m, F)
+        Of the own nodes.
     labels : ndarray, shape (m,), int64
+        Of the own nodes, -1 where there is none.
     train, validation, test : ndarray, shape (m,), bool
+        Masks of the own nodes.
     edge_attributes : ndarray, shape (E, k), or None
-        Of the edges, those that lead to the own nodes.
+        Of the edges that lead to the own nodes.
     """
 
     name: str
@@ -146,11 +150,12 @@ class Shard:
 
 
 def cut(data: GraphData, part: Tensor) -> list[Shard]:
-    """Cut a graph into one shard per part, all in memory.
+    """Return one shard per part of a graph, all in memory.
 
     Parameters
     ----------
     data : GraphData
+        The whole graph.
     part : LongTensor, shape (n,)
         The part of every node, 0..parts-1, each of which occurs.
 
@@ -220,6 +225,11 @@ def _entries(indptr: Array, rows: Ints) -> Ints:
 def shares(parts: int, ranks: int) -> list[range]:
     """Return the consecutive parts of every rank, as `Communicator.share` has them.
 
+    Parameters
+    ----------
+    parts, ranks : int
+        How many there are.
+
     Raises
     ------
     DataError
@@ -231,13 +241,14 @@ def shares(parts: int, ranks: int) -> list[range]:
 
 
 def joined(shards: Sequence[Shard], ranks: int) -> Shard:
-    """Join consecutive parts into the shard of a rank; owners of the halo become ranks.
+    """Return the shard of a rank, joined of consecutive parts; owners of its halo become ranks.
 
     Parameters
     ----------
     shards : sequence of Shard
         The parts of one rank, as `shares` gives them out.
     ranks : int
+        Number of ranks.
     """
     sizes, groups = shards[0].sizes, shares(len(shards[0].sizes), ranks)
     rank_of = np.repeat(np.arange(ranks), [len(group) for group in groups])
@@ -291,6 +302,15 @@ def write(data: GraphData, part: Tensor, folder: str | os.PathLike[str]) -> Path
     """Write the parts of a graph into `folder`, one after the other, and return the path of the manifest.
 
     Parts of an older graph there are replaced. Besides the source no more than one part is held at a time.
+
+    Parameters
+    ----------
+    data : GraphData
+        The whole graph.
+    part : LongTensor, shape (n,)
+        The part of every node, 0..parts-1, each of which occurs.
+    folder : path
+        It is made where there is none.
 
     Raises
     ------
@@ -351,7 +371,12 @@ def _checksum(path: Path) -> str:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check the manifest of a folder.
+    """Return the manifest of a folder, checked.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
 
     Raises
     ------
@@ -404,7 +429,14 @@ def identity(folder: str | os.PathLike[str]) -> str:
 
 
 def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
-    """Read the shard of a rank: its consecutive share of the parts, verified and joined.
+    """Return the shard of a rank: its consecutive share of the parts, verified and joined.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    rank, ranks : int
+        Which rank of how many.
 
     Raises
     ------
@@ -417,7 +449,14 @@ def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard
 
 
 def read_together(folder: str | os.PathLike[str], comm: Communicator) -> Shard:
-    """Read the shard of this rank; where one rank fails, all raise what it says.
+    """Return the shard of this rank; where one rank fails, all raise what it says.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    comm : Communicator
+        The ranks that share the graph.
 
     Raises
     ------

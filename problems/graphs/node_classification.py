@@ -429,7 +429,7 @@ class NodeClassification(Problem):
         return settings_of(solver, self.graph_data.name)
 
     def write_shards(self, part: Tensor, folder: str | os.PathLike[str]) -> None:
-        """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.data.shards`."""
+        """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.data.write`."""
         write(self.graph_data, part, folder)
 
     def details(self) -> dict[str, Any]:

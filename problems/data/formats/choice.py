@@ -27,7 +27,7 @@ def suffixes() -> tuple[str, ...]:
 
 
 def is_file_name(text: str) -> bool:
-    """Say whether a text ends with a suffix that has a reader.
+    """Return whether a text ends with a suffix that has a reader.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def _target(path: Path, reader: str) -> str:
 
 
 def holds(path: str | os.PathLike[str], reader: str = "") -> Kind:
-    """Say whether a file holds a graph or a time series, by what its reader returns.
+    """Return whether a file holds a graph or a time series, by what its reader returns.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def holds(path: str | os.PathLike[str], reader: str = "") -> Kind:
 
 
 def read_graph(path: str | os.PathLike[str], reader: str = "") -> GraphArrays:
-    """Read a graph from a file.
+    """Return the graph in a file.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def read_graph(path: str | os.PathLike[str], reader: str = "") -> GraphArrays:
 
 
 def read_series(path: str | os.PathLike[str], variables: tuple[str, ...] = (), reader: str = "") -> SeriesArrays:
-    """Read a time series from a file.
+    """Return the time series in a file.
 
     Parameters
     ----------

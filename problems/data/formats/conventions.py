@@ -307,6 +307,12 @@ def _whole_seconds(time: Array, where: str) -> Array:
 
 
 def _refuse_fractions(step: float, where: str) -> NoReturn:
+    """Refuse times between two seconds: true ones, or days that are rounded in single precision."""
+    if step >= 1:
+        raise DataError(
+            f"{where}: times must be whole seconds, got steps of {step:g} s; write them as whole numbers, or in double "
+            "precision"
+        )
     raise DataError(
         f"{where}: times must be whole seconds, got steps of {step:g} s, below a second; average them to seconds, as "
         "in ds.resample(time='1s').mean()"

@@ -40,7 +40,7 @@ _PLAIN = ("edges", "node_features", "node_labels")  # the layout of the heteroph
 
 
 def holds(path: Path) -> Literal["graph", "series"]:
-    """Say what an archive holds: with an array of times a series, else a graph.
+    """Return what an archive holds: with an array of times a series, else a graph.
 
     Parameters
     ----------
@@ -79,12 +79,13 @@ def read(file: File) -> GraphArrays | SeriesArrays:
 class _Archive(Mapping[str, Array]):
     """Arrays of a `.npz` by name, each loaded when it is asked for, without pickles."""
 
-    def __init__(self, content: bytes, where: str) -> None:
-        self._where, self._size = where, len(content)
+    def __init__(self, source: bytes | Path, where: str) -> None:
+        self._where = where
+        self._size = len(source) if isinstance(source, bytes) else source.stat().st_size
         try:
-            with zipfile.ZipFile(io.BytesIO(content)):
+            with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source):
                 pass  # np.load takes everything else for a pickle, and advises to trust it
-            self._archive = np.load(io.BytesIO(content), allow_pickle=False)
+            self._archive = np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False)
         except Exception as error:  # zip, zlib, header parser: each has its own exceptions
             raise self._refusal(error) from None
 
@@ -133,7 +134,7 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
     arrays = _Archive(content, where)
     plain = set(_PLAIN) <= set(arrays)
     if not plain and not {"adj_indptr", "labels"} <= set(arrays):
-        wanted = "adj_data, adj_indices, adj_indptr, adj_shape, attr_... (or attr_matrix), labels"
+        wanted = "edges (E, 2), node_features, node_labels (or adj_data/indices/indptr/shape, attr_..., labels)"
         raise DataError(
             f"{where}: expected the arrays {wanted}, got {', '.join(sorted(arrays)[:12]) or 'none'}; rename them"
         )
@@ -187,7 +188,7 @@ def _matrix(arrays: Mapping[str, Array], prefix: str, where: str) -> sp.csr_matr
 
 def _series(file: File) -> SeriesArrays:
     """Return the series in an archive; of the variables only those that are asked for are loaded."""
-    arrays = _Archive(file.content(), file.name)
+    arrays = _Archive(file.path, file.name)
     time, latitude, longitude = (_named(arrays, names, file.name) for names in (TIMES, LATITUDES, LONGITUDES))
     altitude = next((name for name in ALTITUDES if name in arrays), "")
     coordinates = {time, latitude, longitude, altitude}

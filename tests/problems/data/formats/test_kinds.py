@@ -262,6 +262,20 @@ def test_nodes_of_a_curvilinear_grid_without_coordinates_are_left_out(tmp_path):
     np.testing.assert_allclose(series.values[:, :, 0], FIELD.reshape(T, 12)[:, 2:])
 
 
+def test_a_meridian_that_comes_twice_is_one(tmp_path):
+    around = np.array([0.0, 120.0, 240.0, 360.0])
+    series = load_series(written(dataset(places=(LATITUDE, around)), tmp_path / "file"))
+    assert series.grid == (3, 3) and series.longitude[:3].tolist() == [0, 120, 240]
+    assert "the last meridian was left out: it is the first one again" in series.notes
+    np.testing.assert_allclose(series.values[:, :, 0], FIELD[:, :, :3].reshape(T, 9))
+
+
+def test_longitudes_beyond_a_turn_are_turned_back(tmp_path):
+    series = load_series(written(dataset(places=(LATITUDE, LONGITUDE - 362)), tmp_path / "file"))
+    assert series.longitude[:4].tolist() == [358.0, 0.5, 3.0, 5.5]
+    known(series)
+
+
 def test_forecasts_are_read_along_the_time_they_are_valid_at(tmp_path):
     made = dataset().rename(time="step").drop_vars("step")
     start = xarray.DataArray(24, attrs={"units": "hours since 2020-02-26", "standard_name": "forecast_reference_time"})
@@ -393,6 +407,12 @@ def several_starts():
     return made.drop_vars("step").assign_coords(valid_time=valid)
 
 
+def in_double_precision(path):
+    made = opened(path)
+    made = made.assign_coords(time=("time", 43887 + HOUR / 24, {"units": "days since 1900-01-01"}))
+    return load_series(written(made, path.with_name("mended")))
+
+
 HALVES = np.datetime64("2020-02-27", "ms") + HOUR * np.timedelta64(500, "ms")
 REFUSED = {
     "times without a unit": (dataset(time_attrs={}), "got int64 like 0 with no unit; write dates, or set", with_units),
@@ -404,6 +424,11 @@ REFUSED = {
         dataset(time=HALVES.astype("datetime64[ns]"), time_attrs={}),
         "got steps of 0.5 s, below a second; average them",
         averaged,
+    ),
+    "days in single precision": (
+        dataset(time=(43887 + HOUR / 24).astype("f4"), time_attrs={"units": "days since 1900-01-01"}),
+        "times must be whole seconds, got steps of 3375 s; write them as whole numbers, or in double precision",
+        in_double_precision,
     ),
     "unsorted": (
         dataset(time=HOUR[::-1].copy()),
