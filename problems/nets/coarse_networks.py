@@ -63,7 +63,13 @@ class NetworkTransfer:
         return g.new_zeros(self.size).index_add_(0, self.source, g * self.factor)
 
     def lift(self, y: Tensor) -> Tensor:
-        """Return ``P y + c``: the finer network that is the same function as the coarse one."""
+        """Return ``P y + c``: the finer network that is the same function as the coarse one.
+
+        Parameters
+        ----------
+        y : Tensor, shape (m,)
+            Parameters of the coarse network.
+        """
         return self.prolong(y).add_(self.constant)
 
     @cached_property
@@ -90,6 +96,15 @@ class NetworkTransfer:
 def most_levels(net: GraphNet, width: bool, depth: bool) -> int:
     """Return how many networks there are, `net` included, each coarser than the one before in all that is asked for.
 
+    Parameters
+    ----------
+    net : GraphNet
+        The finest network.
+    width : bool
+        Whether there are fewer hidden units on every level.
+    depth : bool
+        Whether there are fewer layers on every level.
+
     Raises
     ------
     ValueError
@@ -111,6 +126,15 @@ def coarser(net: GraphNet, width: bool, depth: bool) -> GraphNet:
     """Return the network with half the hidden units (of every head, rounded up), with every second layer, or both.
 
     The first and the last layer stay. `most_levels` says how often this is possible.
+
+    Parameters
+    ----------
+    net : GraphNet
+        The finer network.
+    width : bool
+        Whether half the hidden units are left out.
+    depth : bool
+        Whether every second layer is left out.
     """
     widths = net.widths
     if depth:
@@ -121,12 +145,33 @@ def coarser(net: GraphNet, width: bool, depth: bool) -> GraphNet:
 
 
 def copies(fine: GraphNet, coarse: GraphNet) -> float:
-    """Return the mean number of copies of a unit of the first layer, |W_1|^2 / |W_H1|^2 if all have equally many."""
+    """Return the mean number of copies of a unit of the first layer, |W_1|^2 / |W_H1|^2 if all have equally many.
+
+    Parameters
+    ----------
+    fine : GraphNet
+        The wider network.
+    coarse : GraphNet
+        The narrower one.
+    """
     return fine.widths[1] / coarse.widths[1]
 
 
 def transfer(fine: GraphNet, width: bool, depth: bool, dtype: torch.dtype, device: torch.device) -> NetworkTransfer:
     """Return the transfer between `fine` and ``coarser(fine, width, depth)``.
+
+    Parameters
+    ----------
+    fine : GraphNet
+        The finer network.
+    width : bool
+        Whether the coarse one is narrower.
+    depth : bool
+        Whether the coarse one is shallower.
+    dtype : dtype
+        Of the factors and constants.
+    device : device
+        Where they are kept.
 
     References
     ----------

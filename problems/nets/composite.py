@@ -43,9 +43,11 @@ class Piece:
     features : tuple of matrices
         X, or (`propagated`) the input of every term of the first layer.
     propagated : bool
+        Whether the first propagation is done.
     operators : tuple of tuple of csr_matrix or None
         Of every layer and term, shape (rows[l + 1], rows[l]); None is the identity, or applied beforehand.
     targets : ndarray, shape (rows[L], C)
+        Weight of every class at every output.
     read : int
         Nodes of the local graph.
     attributes : tuple of tuple of csr_matrix
@@ -64,7 +66,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What local graphs are cut from.
+    """Operator, features and targets of a graph, of which local graphs are parts or coarser models.
 
     Parameters
     ----------
@@ -117,13 +119,14 @@ class Source:
     def piece(
         self, outputs: Ints, layers: int, *, propagated: bool | None = None, targets: Floats | None = None
     ) -> Piece:
-        """Cut out what the outputs depend on, as many hops as there are layers: these outputs are exact.
+        """Return what the outputs depend on, as many hops as there are layers: these outputs are exact.
 
         Parameters
         ----------
         outputs : ndarray, shape (k,)
             Nodes whose outputs enter the loss.
         layers : int
+            Number of layers.
         propagated : bool, optional
             Whether the first propagation is done beforehand; by default where that is cheaper. Never for GAT.
         targets : ndarray, shape (n, C), optional
@@ -148,7 +151,15 @@ class Source:
         return Piece(order, rows, features, propagated, tuple(operators), chosen, len(order), attributes)
 
     def aggregated(self, labels: Ints, layers: int) -> Piece:
-        """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes 0, ..., m - 1."""
+        """Return the composite graph of a map from nodes to composite nodes.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (n,), int64
+            Composite node 0, ..., m - 1 of every node.
+        layers : int
+            Number of layers.
+        """
         n, m = len(labels), int(labels.max()) + 1
         t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))  # T^T
         mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels, minlength=m)) @ t)
@@ -175,6 +186,7 @@ def composite_labels(
     Parameters
     ----------
     own : ndarray, shape (n,), bool
+        Nodes that stay single.
     clusters : ndarray, shape (n,), or sequence of these
         One map from nodes to clusters, or several, each cluster a union of clusters of the map before.
     hops : ndarray, shape (n,), optional
@@ -211,7 +223,17 @@ def composite_labels(
 
 
 def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
-    """Return the hops of every node from the own ones, shape (n,); ``most + 1`` is beyond `most`."""
+    """Return the hops of every node from the own ones, shape (n,).
+
+    Parameters
+    ----------
+    graph : Graph
+        Whose edges count.
+    own : ndarray, shape (n,), bool
+        Nodes at distance 0.
+    most : int
+        Hops up to which they are counted; ``most + 1`` stands for all beyond.
+    """
     hops = np.where(own, 0, most + 1)
     mask = torch.from_numpy(own)
     for k in range(1, most + 1):
@@ -222,6 +244,15 @@ def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
 
 def receptive(operator: Any, outputs: Ints, layers: int) -> tuple[Ints, tuple[int, ...]]:
     """Return the nodes that `outputs` depend on, nearest first, and how many of them enter each layer.
+
+    Parameters
+    ----------
+    operator : csr_matrix, shape (n, n)
+        Its rows name what a node depends on.
+    outputs : ndarray, shape (k,), int64
+        Nodes whose outputs are wanted.
+    layers : int
+        Number of layers.
 
     Examples
     --------
@@ -264,7 +295,7 @@ def _lean(matrix: Any) -> Any:
 
 
 def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kind: Any) -> Batch:
-    """Put local graphs into one batch, padded by nodes without neighbours and without targets.
+    """Return local graphs as one batch, padded by nodes without neighbours and without targets.
 
     Parameters
     ----------

@@ -66,7 +66,15 @@ class GAT(Layer):
 
 
 def by_head(vector: Tensor, heads: int) -> Tensor:
-    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of `vector`."""
+    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of a vector.
+
+    Parameters
+    ----------
+    vector : Tensor, shape (.., heads f)
+        Head after head.
+    heads : int
+        Number of heads.
+    """
     eye = torch.eye(heads, dtype=vector.dtype, device=vector.device)
     parts = vector.view(*vector.shape[:-1], heads, vector.shape[-1] // heads)
     return (parts[..., None] * eye[:, None]).flatten(-3, -2)

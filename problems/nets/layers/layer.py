@@ -120,6 +120,7 @@ class Layer:
         Parameters
         ----------
         graph : Graph
+            The whole graph.
         weighted : bool
             Whether edges have their weights, or all of them weight one.
         """
@@ -207,7 +208,9 @@ def summed(batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights:
     Parameters
     ----------
     batch : Batch
+        Graphs, features and targets.
     layer : int
+        Number of the layer.
     states : sequence of Tensor or Sparse
         One per term.
     weights : sequence of Tensor
@@ -253,6 +256,7 @@ def check_kind(kind: str, field: str = "kind", others: Sequence[str] = ()) -> No
     Raises
     ------
     ValueError
+        An unknown name.
     """
     known = [*_table(), *others]
     if kind not in known and ":" not in kind:
