@@ -42,6 +42,7 @@ def draw_parts(
     Parameters
     ----------
     graph : Graph
+        The graph that is cut.
     parts : mapping from str to LongTensor of shape (n,)
         Partitions by title.
     path : Path
@@ -49,6 +50,7 @@ def draw_parts(
     coordinates : Tensor, shape (n, 2), optional
         Latitude and longitude.
     title : str
+        Above the figure; empty: none.
     """
     place = _map(coordinates) if coordinates is not None else _layout(graph) if graph.nodes <= _SMALL else None
     columns = min(len(parts), 3)
@@ -69,9 +71,16 @@ def draw_parts(
 
 
 def colours_of_parts(graph: Graph, label: Ints) -> Ints:
-    """Give every part a colour 0, 1, ... such that parts that share an edge differ, as far as twelve colours allow.
+    """Return a colour 0, 1, ... for every part, others for parts that share an edge as far as twelve colours allow.
 
     Greedy, the part with the most neighbours first.
+
+    Parameters
+    ----------
+    graph : Graph
+        The graph that is cut.
+    label : ndarray, shape (n,), int64
+        The part of every node.
     """
     parts = int(label.max()) + 1
     row, col = graph.edge_index.numpy()

@@ -36,6 +36,11 @@ def edge_weights(graph: Graph, features: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (E,), float64
+
+    Raises
+    ------
+    ValueError
+        Features of another shape.
     """
     if features.dim() != 2 or features.shape[0] != graph.nodes:
         raise ValueError(f"`features` must have shape ({graph.nodes}, F), got {tuple(features.shape)}")
@@ -58,6 +63,7 @@ def distance_weights(graph: Graph, coordinates: Tensor) -> Tensor:
     Parameters
     ----------
     graph : Graph
+        Whose nodes are meant.
     coordinates : Tensor, shape (n, 2) or (n, d)
         As in `points`. Latitude and longitude give lengths along great circles.
 
@@ -80,6 +86,7 @@ def attention_weights(graph: Graph, attention: Tensor) -> Tensor:
     Parameters
     ----------
     graph : Graph
+        Whose entries are meant.
     attention : Tensor, shape (E,) or (E, heads)
         One value per directed entry, in the order of `graph.indices`.
 
@@ -87,6 +94,11 @@ def attention_weights(graph: Graph, attention: Tensor) -> Tensor:
     -------
     Tensor, shape (E,), float64
         At least 0.001 times their mean.
+
+    Raises
+    ------
+    ValueError
+        Attention of another shape, or not finite.
     """
     if attention.dim() not in (1, 2) or attention.shape[0] != graph.edges:
         raise ValueError(f"`attention` must have shape ({graph.edges},) or (E, heads), got {kind_of(attention)}")
@@ -102,6 +114,8 @@ def points(coordinates: Tensor, nodes: int) -> Floats:
     coordinates : Tensor, shape (n, 2) or (n, d)
         Two columns are latitude and longitude; one, three and more are Cartesian. Points of a plane get a third column
         of zeros.
+    nodes : int
+        Number of nodes.
 
     Returns
     -------
@@ -142,7 +156,13 @@ def _positive(graph: Graph, values: Floats) -> Tensor:
 
 
 def opposite(graph: Graph) -> Ints:
-    """Return where in `graph.indices` the opposite direction of every entry is, shape (E,)."""
+    """Return where in `graph.indices` the opposite direction of every entry is, shape (E,).
+
+    Parameters
+    ----------
+    graph : Graph
+        With a symmetric adjacency.
+    """
     number = np.arange(graph.edges)
     pieces = (number, graph.indices.numpy(), graph.indptr.numpy())
     there = sp.csr_matrix(pieces, shape=(graph.nodes, graph.nodes)).T.tocsr()

@@ -59,7 +59,7 @@ class Graph:
     def from_edges(
         cls, edge_index: Tensor, nodes: int, weights: Tensor | None = None, edge_attributes: Tensor | None = None
     ) -> Graph:
-        """Build a graph from any list of edges: A = max(B, B^T) off the diagonal, B[i, j] = sum of weights of (i, j).
+        """Return a graph from any list of edges: A = max(B, B^T) off the diagonal, B[i, j] = sum of weights of (i, j).
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class Graph:
         return sp.csr_matrix((data, self.indices.numpy(), self.indptr.numpy()), shape=(self.nodes, self.nodes))
 
     def components(self) -> Tensor:
-        """Label every node with its connected component, 0, 1, ..., shape (n,)."""
+        """Return the connected component 0, 1, ... of every node, shape (n,)."""
         labels = sp.csgraph.connected_components(self.scipy(weighted=False), directed=False)[1]
         return torch.from_numpy(labels.astype(np.int64))
 

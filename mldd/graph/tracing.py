@@ -13,7 +13,7 @@ from mldd.graph.dag import LayerDag
 
 
 def trace(module: torch.nn.Module, *inputs: Tensor, repeats: int = 5) -> tuple[fx.GraphModule, LayerDag]:
-    """Trace a network with `torch.fx` and measure its operations on the inputs given.
+    """Return a trace of a network by `torch.fx`, and its operations measured on the inputs given.
 
     Times are medians of seconds of process CPU time (wall time on other devices) of the forward operation, sizes are
     bytes of its value, memories these and the bytes of the parameters of a module that is called.
@@ -24,6 +24,8 @@ def trace(module: torch.nn.Module, *inputs: Tensor, repeats: int = 5) -> tuple[f
         That `torch.fx.symbolic_trace` can follow (no control flow that depends on values).
     repeats : int
         Evaluations of every operation.
+    inputs : Tensor
+        What the network is called with.
 
     Returns
     -------

@@ -193,7 +193,7 @@ class MeshSource:
     targets: Floats
 
     def piece(self, outputs: Ints, layers: int, *, targets: Floats | None = None) -> MeshPiece:
-        """Cut out what the outputs depend on, so that they are exact.
+        """Return what the outputs depend on, so that they are exact.
 
         Parameters
         ----------
@@ -251,7 +251,7 @@ def _collected(labels: Ints, rows: Floats) -> Floats:
 
 
 def stack_meshes(pieces: Sequence[MeshPiece], single: bool = False, samples: int = 1, **kind: Any) -> MeshBatch:
-    """Put local grids into one batch, padded by nodes without edges and with targets of zero.
+    """Return local grids as one batch, padded by nodes without edges and with targets of zero.
 
     Parameters
     ----------
