@@ -68,7 +68,7 @@ class ShardedClassification(Problem):
     Parameters
     ----------
     folder : str or Shard
-        What `mldd.problems.data.shards.write` has written, or the shard of this rank.
+        What `mldd.problems.data.write` has written, or the shard of this rank.
     model, hidden, layers, heads, activation, residual, dropout, decay, seed, clusters, labels, dtype, device
         As for `NodeClassification`.
     local : {"composite", "own"}
