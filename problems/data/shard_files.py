@@ -253,7 +253,8 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         part=np.full(m, k),
         features=features,
         **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
-        **{name: arrays.get(name) for name in _OF_EDGES},
+        weights=arrays.get("weights"),
+        edge_attributes=arrays.get("edge_attributes"),
     )
     columns, span = shard.indices, shard.own + shard.halo
     good = (

@@ -418,7 +418,7 @@ def memory(shard: Shard, batch: Batch) -> dict[str, int]:
     held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
     return {
         "features": sum(map(_bytes, batch.features)),
-        "operators": sum(map(_bytes, [*held, *batch.attributes])),
+        "operators": sum(map(_bytes, held)) + sum(map(_bytes, batch.attributes)),
         "targets": _bytes(batch.targets),
         "halos": sum(b.exchange.bytes for b in operators if isinstance(b, HaloOperator)),
         "shard": shard.bytes,

@@ -220,8 +220,8 @@ def checked_masks(
     return masks
 
 
-def of_edges(found: Mapping[str, Array], edges: int, where: str) -> dict[str, NDArray[np.float64]]:
-    """Return weights and attributes of edges, under the names that `GraphArrays` has for them.
+def of_edges(found: Mapping[str, Array], edges: int, where: str) -> tuple[Array | None, Array | None]:
+    """Return weights, shape (E,), and attributes, shape (E, k), of edges, float64; None where there are none.
 
     Parameters
     ----------
@@ -241,9 +241,9 @@ def of_edges(found: Mapping[str, Array], edges: int, where: str) -> dict[str, ND
     for name, values in given.items():
         if values.ndim not in (1, 2) or len(values) != edges:
             raise DataError(f"{where}: {name} must have {edges} rows, one per edge, got shape {values.shape}; mend it")
-    arrays = {}
-    if "edge_weight" in given:
-        weights = given["edge_weight"].reshape(edges, -1)
+    weights, attributes = given.get("edge_weight"), given.get("edge_attr")
+    if weights is not None:
+        weights = weights.reshape(edges, -1)
         if weights.shape[1] != 1:
             raise DataError(
                 f"{where}: edge_weight must be one number per edge, got {weights.shape[1]}; name them edge_attr"
@@ -253,7 +253,5 @@ def of_edges(found: Mapping[str, Array], edges: int, where: str) -> dict[str, ND
                 f"{where}: edge_weight must be > 0, got a minimum of {weights.min():g}; leave out edges of weight 0, "
                 "and name numbers that are no weights edge_attr"
             )
-        arrays["edge_weights"] = weights[:, 0]
-    if "edge_attr" in given:
-        arrays["edge_attributes"] = given["edge_attr"].reshape(edges, -1)
-    return arrays
+        weights = weights[:, 0]
+    return weights, None if attributes is None else attributes.reshape(edges, -1)

@@ -146,8 +146,9 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
     masks = checked_masks({name: arrays[name] for name in _MASKS if name in arrays}, nodes, where)
     ends = checked_edges(edges, nodes, where)
     unused = tuple(name for name in arrays if name not in {*used, *_MASKS})
-    given = of_edges(of_edge, ends.shape[1], where)
-    return GraphArrays(ends, features, checked_labels(labels, nodes, where), masks, unused, **given)
+    weights, attributes = of_edges(of_edge, ends.shape[1], where)
+    classes = checked_labels(labels, nodes, where)
+    return GraphArrays(ends, features, classes, masks, unused, edge_weights=weights, edge_attributes=attributes)
 
 
 Parts = tuple[Array, Any, Array, set[str], dict[str, Array]]  # edges, features, labels, names used, arrays of edges

@@ -59,13 +59,16 @@ def read(file: File) -> GraphArrays:
         if key not in (*_NEEDED, *_OF_EDGES, *_MASKS, *_SIZES) and value is not None and not _is_empty(value)
     )
     edges = checked_edges(arrays["edge_index"], nodes, where)
+    on_edges = {key: arrays[key] for key in _OF_EDGES if key in arrays}
+    weights, attributes = of_edges(on_edges, edges.shape[1], where)
     return GraphArrays(
         edges,
         features,
         checked_labels(arrays["y"], nodes, where),
         checked_masks(arrays, nodes, where, columns=True),
         unused,
-        **of_edges({key: arrays[key] for key in _OF_EDGES if key in arrays}, edges.shape[1], where),
+        edge_weights=weights,
+        edge_attributes=attributes,
     )
 
 

@@ -75,7 +75,7 @@ class Transformer(Layer):
         if edge:
             told = _of_edges(batch.attributes[layer], edge[0], row // rows)
             pairs = pairs + told.view(len(told), *[1] * (pairs.dim() - 3), *pairs.shape[-2:])
-        asked = own[..., :width].unflatten(-1, pairs.shape[-2:])[row]
+        asked = own[..., :width].reshape(*own.shape[:-1], heads, width // heads)[row]
         score = (asked * pairs[..., 0, :, :]).sum(-1) * self.score_factor(width // heads)
         alpha = softmax(score, row, len(own), pattern.values)
         each = own.new_zeros(len(own), *pairs.shape[1:-3], *pairs.shape[-2:])
