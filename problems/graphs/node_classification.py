@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
@@ -47,7 +46,7 @@ class NodeClassification(Problem):
     name : str or GraphData
         A data set (`mldd.problems.data.datasets.NAMES`), a file, or the data themselves.
     model : str
-        Kind of layer: gcn, sage, gin, gat, gatv2, or ``file.py:Class``; see `mldd.problems.nets.layers`.
+        Kind of layer: gcn, sage, gin, gat, gatv2, transformer, or ``file.py:Class``; see `mldd.problems.nets.layers`.
     heads : int
         Of GAT; they share the hidden width.
     activation : {"relu", "gelu", "tanh", "elu"}
@@ -458,12 +457,19 @@ class NodeClassification(Problem):
 def area_under_curve(score: Tensor, positive: Tensor) -> float:
     """Return the area under the ROC curve: the share of pairs in the right order, ties count one half.
 
+    Parameters
+    ----------
+    score : Tensor, shape (m,)
+        Higher where a node is thought to be positive.
+    positive : Tensor, shape (m,)
+        1 or true for positive nodes; without any, or without others, the area is NaN.
+
     Examples
     --------
     >>> area_under_curve(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.75
     """
-    ranks, of_class = rankdata(score.numpy()), positive.numpy() > 0
-    m = int(of_class.sum())
-    pairs = m * (len(of_class) - m)
-    return float((ranks[of_class].sum() - m * (m + 1) / 2) / pairs) if pairs else float("nan")
+    from sklearn.metrics import roc_auc_score
+
+    of_class = positive.numpy() > 0
+    return float(roc_auc_score(of_class, score.numpy())) if 0 < of_class.sum() < len(of_class) else float("nan")

@@ -188,7 +188,7 @@ class GraphNet:
     Parameters
     ----------
     kind : str
-        gcn, sage, gin, gat, gatv2 or another one of `mldd.problems.nets.layers`, or ``file.py:Class``.
+        gcn, sage, gin, gat, gatv2, transformer or another one of `mldd.problems.nets.layers`, or ``file.py:Class``.
     widths : tuple of int
         Features, hidden widths, classes.
     heads : int
