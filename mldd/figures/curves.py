@@ -65,6 +65,7 @@ def convergence(history: History, path: Path, title: str = "") -> None:
     path : Path
         PNG (or what else its suffix says); it is replaced when the new figure is whole.
     title : str
+        Above the figure; empty: none.
     """
     shown = [y for y in ("measure", "value") if np.isfinite(_column(history, y)).any()] or ["measure"]
     with drawing(path, (11.0, 0.6 + 2.7 * len(shown)), title) as figure:
@@ -90,6 +91,7 @@ def comparison(
     path : Path
         PNG (or what else its suffix says).
     title : str
+        Above the figure; empty: none.
     labels : mapping, optional
         Axis labels by field of `Record`, where a history holds something else under its name.
     """
@@ -123,6 +125,15 @@ def band(histories: Sequence[History], x: str, y: str) -> tuple[Floats, Floats, 
 
     Between two records y is interpolated; a run that has ended keeps its last one. The grid is that of all runs,
     thinned to 600 points.
+
+    Parameters
+    ----------
+    histories : sequence of History
+        Runs of one solver.
+    x : str
+        Field of `Record` on the horizontal axis.
+    y : str
+        Field of `Record` on the vertical axis.
     """
     curves = []
     for history in histories:
@@ -145,7 +156,17 @@ def band(histories: Sequence[History], x: str, y: str) -> tuple[Floats, Floats, 
 
 @contextmanager
 def drawing(path: Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
-    """Give an empty figure and save it; nothing global (pyplot, settings) is touched."""
+    """Yield an empty figure and save it in the end; nothing global (pyplot, settings) is touched.
+
+    Parameters
+    ----------
+    path : Path
+        PNG (or what else its suffix says).
+    size : tuple[float, float]
+        Inches, width and height.
+    title : str
+        Above the figure; empty: none.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

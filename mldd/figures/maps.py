@@ -23,6 +23,11 @@ _ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all aroun
 def around(longitude: Floats) -> Floats:
     """Return longitudes without a jump, cut at the widest gap; at the date line if there is none.
 
+    Parameters
+    ----------
+    longitude : ndarray, shape (n,)
+        Degrees.
+
     Examples
     --------
     >>> around(np.array([179.0, -179.0, 177.0]))
@@ -38,7 +43,13 @@ def around(longitude: Floats) -> Floats:
 
 
 def stretch(latitude: Floats) -> float:
-    """Return degrees of longitude per degree of latitude that are equally long in the middle of the map."""
+    """Return degrees of longitude per degree of latitude that are equally long in the middle of the map.
+
+    Parameters
+    ----------
+    latitude : ndarray, shape (n,)
+        Degrees.
+    """
     middle = np.radians(0.5 * (latitude.min() + latitude.max()))
     return float(1.0 / max(np.cos(middle), 0.2))
 
@@ -70,6 +81,7 @@ def fields(
     label : str
         What the values are, with the unit.
     title : str
+        Above the figure; empty: none.
     """
     amounts = np.concatenate([v[np.isfinite(v)] for name, v in panels.items() if name not in errors] or [np.zeros(1)])
     faults = np.concatenate([np.abs(v[np.isfinite(v)]) for name, v in panels.items() if name in errors] or [np.ones(1)])
@@ -100,6 +112,7 @@ def skill(
     Parameters
     ----------
     path : Path
+        PNG (or what else its suffix says).
     leads : sequence of float
         Lead times.
     curves : mapping from str to ndarray, shape (L,)
@@ -109,6 +122,7 @@ def skill(
     label : str
         What the errors are of, with the unit.
     title : str
+        Above the figure; empty: none.
     """
     first, reference = next(iter(curves.items()))
     with drawing(path, (6.4, 5.6 if len(leads) > 1 else 3.6), title) as figure:

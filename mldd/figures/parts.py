@@ -42,6 +42,7 @@ def draw_parts(
     Parameters
     ----------
     graph : Graph
+        The graph that is cut.
     parts : mapping from str to LongTensor of shape (n,)
         Partitions by title.
     path : Path
@@ -49,6 +50,7 @@ def draw_parts(
     coordinates : Tensor, shape (n, 2), optional
         Latitude and longitude.
     title : str
+        Above the figure; empty: none.
     """
     place = _map(coordinates) if coordinates is not None else _layout(graph) if graph.nodes <= _SMALL else None
     columns = min(len(parts), 3)
@@ -69,9 +71,16 @@ def draw_parts(
 
 
 def colours_of_parts(graph: Graph, label: Ints) -> Ints:
-    """Give every part a colour 0, 1, ... such that parts that share an edge differ, as far as twelve colours allow.
+    """Return a colour 0, 1, ... for every part, others for parts that share an edge as far as twelve colours allow.
 
     Greedy, the part with the most neighbours first.
+
+    Parameters
+    ----------
+    graph : Graph
+        The graph that is cut.
+    label : ndarray, shape (n,), int64
+        The part of every node.
     """
     parts = int(label.max()) + 1
     row, col = graph.edge_index.numpy()
@@ -137,35 +146,15 @@ def _shape(place: Floats) -> float:
 
 
 def _layout(graph: Graph) -> Floats:
-    """Lay out a graph by forces: edges pull, all nodes push; the start is spectral, so every run gives the same.
+    """Return places in the unit square by networkx's forces from a spectral start, the same in every run."""
+    import networkx
 
-    References
-    ----------
-    Fruchterman and Reingold, doi:10.1002/spe.4380211102.
-    """
-    n = graph.nodes
-    place = _spectral_start(graph) if n > 2 else np.linspace(0, 1, 2 * n).reshape(n, 2)
-    distance, matrix = n**-0.5, graph.scipy(weighted=False)
-    for heat in np.linspace(0.1, 0.003, 120):
-        apart = place[:, None] - place[None]
-        square = np.maximum((apart**2).sum(axis=2), 1e-6)
-        push = (apart * (distance**2 / square)[:, :, None]).sum(axis=1)
-        pulls = matrix.multiply(np.sqrt(square) / distance).tocsr()
-        pull = np.asarray(pulls.sum(axis=1)) * place - pulls @ place
-        force = push - pull - 0.5 * (place - 0.5)
-        length = np.maximum(np.linalg.norm(force, axis=1, keepdims=True), 1e-12)
-        place = place + force * np.minimum(heat / length, 1.0)
+    drawn = networkx.from_scipy_sparse_array(graph.scipy(weighted=False))
+    start = networkx.spectral_layout(drawn) if graph.nodes > 2 else None
+    found = networkx.spring_layout(drawn, pos=start, seed=0)
+    place = np.array([found[node] for node in range(graph.nodes)])
     low, high = place.min(axis=0), place.max(axis=0)
     return np.asarray((place - low) / np.maximum(high - low, 1e-12), dtype=np.float64)
-
-
-def _spectral_start(graph: Graph) -> Floats:
-    """Return two smooth eigenvectors of the normalised Laplacian, scaled to the unit square, slightly shaken."""
-    degree = np.maximum(graph.degree.numpy(), 1) ** -0.5
-    matrix = graph.scipy(weighted=False).toarray() * degree[:, None] * degree
-    vectors = np.linalg.eigh(matrix)[1][:, -3:-1] * degree[:, None]
-    place = np.argsort(np.argsort(vectors, axis=0, kind="stable"), axis=0) / graph.nodes
-    return np.asarray(place + 0.01 * np.random.default_rng(0).standard_normal(place.shape), dtype=np.float64)
 
 
 def _blocks(ax: Axes, graph: Graph, label: Ints) -> None:

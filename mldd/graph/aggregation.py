@@ -130,18 +130,6 @@ def nested(
     return levels
 
 
-def contracted(graph: Graph, labels: Tensor) -> Graph:
-    """Return the graph of the clusters: an edge weighs as much as all edges between its two clusters.
-
-    Parameters
-    ----------
-    labels : LongTensor, shape (n,)
-        Cluster 0..k-1 of every node.
-    """
-    crowd = _Crowd(graph.scipy(), np.ones(graph.nodes, dtype=np.int64), np.zeros(graph.nodes, dtype=np.int64))
-    return crowd.merged(labels.numpy()).graph
-
-
 def _parts(graph: Graph, within: Tensor | None) -> Ints:
     """Return the part of every node, numbered 0, 1, ... without gaps."""
     if within is None:

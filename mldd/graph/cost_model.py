@@ -67,7 +67,7 @@ def graph_work(
     terms: int = 1,
     itemsize: int = 4,
 ) -> Work:
-    """Count the work of a gradient of a graph network on one rank.
+    """Return the work of a gradient of a graph network on one rank.
 
     Layer l maps widths i to o: a dense product per term forward and two backward (one in the first layer, whose inputs
     have no gradient), one sparse product of width min(i, o) forward and one backward, each with an exchange. The first
@@ -110,7 +110,21 @@ def graph_work(
 
 @dataclass(frozen=True)
 class Step:
-    """A predicted step: its time, and the pieces of every rank, all in seconds."""
+    """A predicted step: its time, and the pieces of every rank, all in seconds.
+
+    Parameters
+    ----------
+    seconds : float
+        Time of the step.
+    compute : tuple of float
+        Seconds of computing on every rank.
+    exchange : tuple of float
+        Seconds of exchanging halos on every rank.
+    wait : tuple of float
+        Seconds that every rank waits for the slowest.
+    reduce : float
+        Seconds of sums over all ranks.
+    """
 
     seconds: float
     compute: tuple[float, ...]
@@ -121,7 +135,27 @@ class Step:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Rates, in seconds per unit of each field of `Work`."""
+    """Rates, in seconds per unit of each field of `Work`.
+
+    Parameters
+    ----------
+    calls : float
+        Of an operation that is called.
+    dense : float
+        Of a multiply-add in dense products.
+    sparse : float
+        Of a multiply-add in sparse products.
+    touched : float
+        Of a value of a state.
+    messages : float
+        Of a message.
+    halo_bytes : float
+        Of a byte of halos.
+    rounds : float
+        Of a round of messages in a sum over ranks.
+    reduced_bytes : float
+        Of a byte in such a sum.
+    """
 
     calls: float = 0.0
     dense: float = 0.0
@@ -138,11 +172,24 @@ class CostModel:
                 raise ValueError(f"rate `{field.name}` must be finite and >= 0, got {getattr(self, field.name)}")
 
     def seconds(self, work: Work, terms: Sequence[str]) -> float:
-        """Return the time of some terms of the work."""
+        """Return the time of some terms of the work.
+
+        Parameters
+        ----------
+        work : Work
+            Of one rank.
+        terms : sequence of str
+            Fields of `Work` that count.
+        """
         return float(sum(getattr(self, term) * getattr(work, term) for term in terms))
 
     def step(self, works: Sequence[Work]) -> Step:
-        """Predict the step of ranks that do `works`.
+        """Return the predicted step of several ranks.
+
+        Parameters
+        ----------
+        works : sequence of Work
+            One per rank.
 
         Examples
         --------
@@ -159,7 +206,7 @@ class CostModel:
 
 
 def fit(works: Sequence[Work], measured: Mapping[str, Sequence[float]]) -> CostModel:
-    """Fit the rates to measured pieces: min over r >= 0 of sum_i ((work_i . r - t_i) / t_i)^2, piece by piece.
+    """Return the rates that fit measured pieces: min over r >= 0 of sum_i ((work_i . r - t_i) / t_i)^2, piece by piece.
 
     Parameters
     ----------
@@ -235,6 +282,11 @@ class Machine:
         (column numbers and values, read once per row, are left out). A value of a state moves six times: written,
         read by the next operation, and twice each for ReLU and derivative. A byte of a halo is packed and unpacked,
         each a read and a write, besides being sent.
+
+        Parameters
+        ----------
+        itemsize : int
+            Bytes of a number.
         """
         memory = 1 / (self.efficiency * self.bandwidth)
         return CostModel(

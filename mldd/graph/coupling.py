@@ -36,6 +36,11 @@ def edge_weights(graph: Graph, features: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (E,), float64
+
+    Raises
+    ------
+    ValueError
+        Features of another shape.
     """
     if features.dim() != 2 or features.shape[0] != graph.nodes:
         raise ValueError(f"`features` must have shape ({graph.nodes}, F), got {tuple(features.shape)}")
@@ -58,6 +63,7 @@ def distance_weights(graph: Graph, coordinates: Tensor) -> Tensor:
     Parameters
     ----------
     graph : Graph
+        Whose nodes are meant.
     coordinates : Tensor, shape (n, 2) or (n, d)
         As in `points`. Latitude and longitude give lengths along great circles.
 
@@ -80,6 +86,7 @@ def attention_weights(graph: Graph, attention: Tensor) -> Tensor:
     Parameters
     ----------
     graph : Graph
+        Whose entries are meant.
     attention : Tensor, shape (E,) or (E, heads)
         One value per directed entry, in the order of `graph.indices`.
 
@@ -87,35 +94,16 @@ def attention_weights(graph: Graph, attention: Tensor) -> Tensor:
     -------
     Tensor, shape (E,), float64
         At least 0.001 times their mean.
+
+    Raises
+    ------
+    ValueError
+        Attention of another shape, or not finite.
     """
     if attention.dim() not in (1, 2) or attention.shape[0] != graph.edges:
         raise ValueError(f"`attention` must have shape ({graph.edges},) or (E, heads), got {kind_of(attention)}")
     values = _finite(attention, "attention")
     return _positive(graph, np.abs(values) if values.ndim == 1 else np.abs(values).mean(axis=1))
-
-
-def message_weights(graph: Graph, states: Tensor, values: Tensor | None = None) -> Tensor:
-    """Weigh every edge by the size of what crosses it in one layer: |w_ij| |h_j| + |w_ji| |h_i|, in the 2-norm.
-
-    Parameters
-    ----------
-    graph : Graph
-    states : Tensor, shape (n, ...)
-        What nodes send: their hidden states, or the gradients with respect to them.
-    values : Tensor, shape (E,), optional
-        Entries w of the propagation matrix in the order of `graph.indices`; ones by default.
-
-    Returns
-    -------
-    Tensor, shape (E,), float64
-        At least 0.001 times their mean.
-    """
-    if states.dim() < 1 or states.shape[0] != graph.nodes:
-        raise ValueError(f"`states` must have shape ({graph.nodes}, ...), got {kind_of(states)}")
-    if values is not None and values.shape != (graph.edges,):
-        raise ValueError(f"`values` must have shape ({graph.edges},), got {kind_of(values)}")
-    sent = np.linalg.norm(_finite(states, "states").reshape(graph.nodes, -1), axis=1)[graph.indices.numpy()]
-    return _positive(graph, sent if values is None else sent * np.abs(_finite(values, "values")))
 
 
 def points(coordinates: Tensor, nodes: int) -> Floats:
@@ -126,6 +114,8 @@ def points(coordinates: Tensor, nodes: int) -> Floats:
     coordinates : Tensor, shape (n, 2) or (n, d)
         Two columns are latitude and longitude; one, three and more are Cartesian. Points of a plane get a third column
         of zeros.
+    nodes : int
+        Number of nodes.
 
     Returns
     -------
@@ -166,7 +156,13 @@ def _positive(graph: Graph, values: Floats) -> Tensor:
 
 
 def opposite(graph: Graph) -> Ints:
-    """Return where in `graph.indices` the opposite direction of every entry is, shape (E,)."""
+    """Return where in `graph.indices` the opposite direction of every entry is, shape (E,).
+
+    Parameters
+    ----------
+    graph : Graph
+        With a symmetric adjacency.
+    """
     number = np.arange(graph.edges)
     pieces = (number, graph.indices.numpy(), graph.indptr.numpy())
     there = sp.csr_matrix(pieces, shape=(graph.nodes, graph.nodes)).T.tocsr()

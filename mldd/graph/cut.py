@@ -76,8 +76,11 @@ def heaviest(weights: Floats, parts: int, imbalance: float) -> Floats:
     Parameters
     ----------
     weights : array, shape (n,) or (n, c)
+        Of every node, c kinds at most.
     parts : int
+        Number p of parts.
     imbalance : float
+        e, the share by which a part may exceed the mean.
 
     Returns
     -------
@@ -89,11 +92,12 @@ def heaviest(weights: Floats, parts: int, imbalance: float) -> Floats:
 
 
 def integers(weights: Floats, *, least: int) -> Ints:
-    """Scale weights to integers: the largest becomes 1000, or less where the sum would not fit into 32 bits.
+    """Return weights as integers: the largest becomes 1000, or less where the sum would not fit into 32 bits.
 
     Parameters
     ----------
     weights : array, shape (m,)
+        Non-negative weights.
     least : int
         Smaller ones become this.
 
@@ -111,6 +115,7 @@ def whole_loads(cut: Cut) -> tuple[Ints, float]:
     Parameters
     ----------
     cut : Cut
+        Its weights of nodes, or ones.
 
     Returns
     -------

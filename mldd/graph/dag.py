@@ -184,9 +184,21 @@ def _check_request(dag: LayerDag, parts: int, capacity: float | None, imbalance:
 
 
 def describe(dag: LayerDag, part: Tensor) -> dict[str, Any]:
-    """Report times, memories and node counts of the parts, balance, communication, and whether the parts are acyclic.
+    """Return times, memories and node counts of the parts, balance, communication, and whether the parts are acyclic.
 
     `balance` is the largest time over the mean; `communication` is C of the module's formula.
+
+    Parameters
+    ----------
+    dag : LayerDag
+        Operations and their values.
+    part : LongTensor, shape (n,)
+        The part of every operation.
+
+    Raises
+    ------
+    ValueError
+        Numbers that are no parts of these nodes.
     """
     if part.dtype != torch.int64 or part.shape != (dag.nodes,) or int(part.min()) < 0:
         raise ValueError(f"`part` must be int64 >= 0 of shape ({dag.nodes},), got {kind_of(part)}")

@@ -233,6 +233,7 @@ def repartition(
     Parameters
     ----------
     graph : Graph
+        The graph of the old partition.
     part : LongTensor, shape (n,)
         The old partition; no part may be empty.
     weights : Tensor, shape (E,)
@@ -278,6 +279,8 @@ def report(graph: Graph, part: Tensor) -> dict[str, Any]:
 
     Parameters
     ----------
+    graph : Graph
+        The graph that is cut.
     part : LongTensor, shape (n,)
         The part of every node.
 
@@ -337,7 +340,22 @@ def _cut_weight(graph: Graph, part: Tensor) -> float:
 
 
 def check_part(graph: Graph, part: Tensor, *, filled: bool = False) -> int:
-    """Check a partition and return the number of its parts; where they are to be `filled`, none may be empty."""
+    """Return the number of parts of a partition that is checked.
+
+    Parameters
+    ----------
+    graph : Graph
+        The graph that is cut.
+    part : LongTensor, shape (n,)
+        The part of every node.
+    filled : bool
+        Whether no part may be empty.
+
+    Raises
+    ------
+    ValueError
+        Numbers that are no parts of these nodes, or an empty part.
+    """
     if part.dtype != torch.int64 or part.shape != (graph.nodes,) or int(part.min()) < 0:
         raise ValueError(f"`part` must be int64 >= 0 of shape ({graph.nodes},), got {kind_of(part)}")
     parts = int(part.max()) + 1

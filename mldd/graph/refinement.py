@@ -23,19 +23,35 @@ _TIRED, _LITTLE = 6, 1e-3  # refinement ends after so many rounds that together 
 
 
 class Moves(NamedTuple):
-    """Candidates: node, the part it would go to, and what that gains."""
+    """Candidates: node, the part it would go to, and what that gains.
+
+    Parameters
+    ----------
+    node : ndarray, shape (k,)
+        Nodes.
+    to : ndarray, shape (k,)
+        The part that each would go to.
+    gain : ndarray, shape (k,)
+        What that lowers the objective by.
+    """
 
     node: Ints
     to: Ints
     gain: Floats
 
     def at(self, chosen: Any) -> Moves:
-        """Return the chosen ones."""
+        """Return some of the candidates.
+
+        Parameters
+        ----------
+        chosen : mask or ndarray of int
+            Which ones.
+        """
         return Moves(self.node[chosen], self.to[chosen], self.gain[chosen])
 
 
 def balanced(graph: Graph, part: Ints, parts: int, weights: Floats, imbalance: float) -> Ints:
-    """Move nodes out of parts that are too heavy until every weight of every part is within `heaviest`.
+    """Return a partition after nodes have left parts that are too heavy, every weight of every part within `heaviest`.
 
     Greedy: in each round the moves go first that lose the least edge weight per excess they take away; nodes go to
     neighbouring parts, elsewhere only where none of these has room. A move never adds to the excess of its two parts,
@@ -44,11 +60,15 @@ def balanced(graph: Graph, part: Ints, parts: int, weights: Floats, imbalance: f
     Parameters
     ----------
     graph : Graph
+        Its weights are lost where edges are cut.
     part : array, shape (n,)
+        The part of every node; it is not changed.
     parts : int
+        Number of parts.
     weights : array, shape (n, c)
         c weights of every node, each to be balanced.
     imbalance : float
+        Share by which a part may exceed the mean, see `heaviest`.
 
     Returns
     -------
@@ -161,7 +181,7 @@ def refined(
     objective: Literal["halo", "cut"] = "halo",
     seed: int = 0,
 ) -> Ints:
-    """Move nodes of the boundary as long as that lowers the halo rows, or the weight of the cut.
+    """Return a partition after moves of nodes at boundaries that lower the halo rows, or the weight of the cut.
 
     Each round tries all moves that go one way (to parts of higher or of lower number); where these get in each other's
     way, it makes those alone whose nodes share no net (`halo`: more than two edges apart) or edge (`cut`), for their
@@ -171,12 +191,17 @@ def refined(
     Parameters
     ----------
     graph : Graph
+        The graph that is cut.
     part : array, shape (n,)
+        The part of every node; it is not changed.
     parts : int
+        Number of parts.
     weights : array, shape (n, c)
         To be balanced.
     imbalance : float
+        Share by which a part may exceed the mean, see `heaviest`.
     objective : {"halo", "cut"}
+        Halo rows, or weight of the edges cut.
     seed : int
         Of the order among equals.
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from mldd.graph.dag import LayerDag, partition_layers
+from mldd.graph.dag import LayerDag
 
 
 def trace(module: torch.nn.Module, *inputs: Tensor, repeats: int = 5) -> tuple[fx.GraphModule, LayerDag]:
-    """Trace a network with `torch.fx` and measure its operations on the inputs given.
+    """Return a trace of a network by `torch.fx`, and its operations measured on the inputs given.
 
     Times are medians of seconds of process CPU time (wall time on other devices) of the forward operation, sizes are
     bytes of its value, memories these and the bytes of the parameters of a module that is called.
@@ -25,6 +24,8 @@ def trace(module: torch.nn.Module, *inputs: Tensor, repeats: int = 5) -> tuple[f
         That `torch.fx.symbolic_trace` can follow (no control flow that depends on values).
     repeats : int
         Evaluations of every operation.
+    inputs : Tensor
+        What the network is called with.
 
     Returns
     -------
@@ -90,37 +91,3 @@ def _edges(traced: fx.GraphModule) -> Tensor:
     number = {node: i for i, node in enumerate(traced.graph.nodes)}
     pairs = [(number[source], number[node]) for node in number for source in node.all_input_nodes]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
-
-
-def split_graph(
-    graph: fx.GraphModule, times: Mapping[str, Any], memories: Mapping[str, Any], n: int
-) -> list[list[fx.Node]]:
-    """Cut a trace into stages: the signature that pipeline tools expect of a partitioner (such as ELF's registry).
-
-    Parameters
-    ----------
-    graph : GraphModule
-        Trace of the network.
-    times : Mapping
-        Time of every node by its name, or several measurements of it (the median counts); nodes without are free.
-    memories : Mapping
-        Size of the value of every node by its name.
-    n : int
-        Number of stages.
-
-    Returns
-    -------
-    list of n lists of Node
-        The nodes of every stage in the order of the trace; inputs of the network in the first, its output in the last.
-    """
-    nodes = list(graph.graph.nodes)
-    free = ("placeholder", "output")
-    seconds = [0.0 if node.op in free else float(np.median(times.get(node.name, 0.0))) for node in nodes]
-    sizes = [float(memories.get(node.name, 0.0)) for node in nodes]
-    dag = LayerDag(_edges(graph), torch.tensor(seconds, dtype=torch.float64), None, torch.tensor(sizes).double())
-    label = partition_layers(dag, n).tolist()
-    ends = {"placeholder": 0, "output": n - 1}
-    stages: list[list[fx.Node]] = [[] for _ in range(n)]
-    for node, part in zip(nodes, label, strict=True):
-        stages[ends.get(node.op, part)].append(node)
-    return stages

@@ -21,6 +21,7 @@ class VertexCut:
     Attributes
     ----------
     parts : int
+        Number of parts.
     part : LongTensor, shape (n,)
         The part that owns each node: its features, its label, the sum over its edges.
     edge_part : LongTensor, shape (E,)
@@ -68,7 +69,7 @@ def vertex_cut(
     seed: int = 0,
     imbalance: float = 0.03,
 ) -> VertexCut:
-    """Cut a graph with hubs through these: the work of an edge (i, j) is done by part(i), or by part(j) if i is a hub.
+    """Return a cut of a graph through its hubs: part(i) does the work of an edge (i, j), or part(j) if i is a hub.
 
     Entry (i, j) of the adjacency is what node i reads of node j. A node of low degree keeps all it reads in its own
     part, as under `partition`; a hub, whose neighbours are everywhere, has them summed up where they are, so that
@@ -78,7 +79,9 @@ def vertex_cut(
     Parameters
     ----------
     graph : Graph
+        The graph that is cut.
     parts : int
+        Number of parts.
     hubs : float, optional
         Nodes of a larger degree are hubs; the default is 10 times the mean degree.
     method, seed, imbalance
@@ -87,6 +90,11 @@ def vertex_cut(
     Returns
     -------
     VertexCut
+
+    Raises
+    ------
+    ValueError
+        A negative degree, or what `partition` refuses.
 
     References
     ----------

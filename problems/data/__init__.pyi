@@ -8,6 +8,7 @@ from .contents import GraphArrays as GraphArrays
 from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
 from .contents import one_line as one_line
+from .contents import unused_note as unused_note
 from .datasets import GraphData as GraphData
 from .datasets import load_digits_images as load_digits_images
 from .datasets import load_graph as load_graph
@@ -29,10 +30,10 @@ from .meshes import icosphere as icosphere
 from .meshes import power_law as power_law
 from .series import Series as Series
 from .series_files import load_series as load_series
+from .shard_files import identity as identity
+from .shard_files import read_together as read_together
+from .shard_files import write as write
 from .shards import Shard as Shard
 from .shards import cut as cut
-from .shards import identity as identity
 from .shards import joined as joined
-from .shards import read_together as read_together
 from .shards import shares as shares
-from .shards import write as write

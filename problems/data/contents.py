@@ -74,6 +74,10 @@ class GraphArrays:
         Names of what else the file holds.
     notes : tuple of str
         What the user should know of the reading, a sentence each.
+    edge_weights : array, shape (E,), float64, optional
+        Positive weights of the edges.
+    edge_attributes : array, shape (E, k), float64, optional
+        k numbers of every edge.
     """
 
     edge_index: Array
@@ -82,6 +86,8 @@ class GraphArrays:
     masks: dict[str, Array] | None = None
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    edge_weights: Array | None = None
+    edge_attributes: Array | None = None
 
 
 @dataclass(frozen=True)

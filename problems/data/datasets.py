@@ -155,7 +155,8 @@ class GraphData:
         x = from_tensor(self.features)
         pieces = [x.data, x.indices, x.indptr] if sp.issparse(x) else [x]
         tensors = (self.graph.indptr, self.graph.indices, self.labels, self.train, self.validation, self.test)
-        return checksum(*pieces, *(tensor.numpy() for tensor in tensors))
+        of_edges = (t for t in (self.graph.weights, self.graph.edge_attributes) if t is not None)
+        return checksum(*pieces, *(tensor.numpy() for tensor in (*tensors, *of_edges)))
 
     def _check_masks(self, nodes: int) -> None:
         masks = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
@@ -241,6 +242,17 @@ def _of_user(key: str, reader: str) -> GraphArrays:
     notes = (
         (*raw.notes, f"{alone} of {len(ends)} edges go one way only and were taken both ways") if alone else raw.notes
     )
+    if raw.edge_weights is not None:
+        there = sp.csr_matrix((raw.edge_weights, tuple(raw.edge_index)), shape=(nodes, nodes))
+        unlike = int(((there != there.T).multiply(there > 0).multiply(there.T > 0)).nnz) // 2
+        notes = (
+            (*notes, f"weights of {unlike} edges differ in their two directions: the larger is taken")
+            if unlike
+            else notes
+        )
+    if raw.edge_attributes is not None and raw.edge_attributes.shape[1] == 1 and raw.edge_weights is None:
+        advice = "edge_attr has one number per edge: an attribute for layers that take some (transformer), no weight"
+        warnings.warn(f"{key}: {advice}; name it edge_weight if it is one", stacklevel=3)
     return replace(raw, notes=(*notes, *unused_note(raw.unused)))
 
 
@@ -293,7 +305,9 @@ def _assembled(name: str, raw: GraphArrays, split: int, normalise: bool) -> Grap
         notes = (*notes, f"{int(bare.sum())} nodes have no label (-1): they are in no loss and no metric")
     if inside:
         masks = (masks[0] & ~bare, masks[1] & ~bare, masks[2] & ~bare)
-    graph = Graph.from_edges(torch.from_numpy(np.ascontiguousarray(raw.edge_index)), nodes)
+    edges = torch.from_numpy(np.ascontiguousarray(raw.edge_index))
+    of_edges = (None if a is None else torch.from_numpy(a) for a in (raw.edge_weights, raw.edge_attributes))
+    graph = Graph.from_edges(edges, nodes, *of_edges)
     features = normalised_rows(raw.features) if normalise else raw.features
     metric: Literal["accuracy", "auc"] = "auc" if name == "minesweeper" else "accuracy"
     return GraphData(name, graph, to_tensor(features), labels, *masks, classes, metric, notes)

@@ -94,26 +94,6 @@ def icosphere_levels(nodes: int) -> Tensor:
     return torch.bucketize(torch.arange(nodes), ends, right=True)
 
 
-def by_latitude(latitude: Tensor, longitude: Tensor) -> Tensor:
-    """Return the nodes from north to south, at equal latitude from east to west: the numbering of Anemoi's meshes.
-
-    ``graph.subgraph(order)`` is the mesh renumbered; blocks of consecutive nodes are then bands of latitude.
-    Anemoi sorts by longitude, then by latitude, the second time not stably: its nodes of equal latitude come in any
-    order.
-
-    Parameters
-    ----------
-    latitude, longitude : Tensor, shape (n,), float64
-        In degrees; values that differ by less than 1e-9 count as equal.
-
-    Returns
-    -------
-    LongTensor, shape (n,)
-    """
-    north, east = (np.round(a.numpy(), 9) for a in (latitude, longitude))
-    return torch.from_numpy(np.lexsort((-east, -north)))
-
-
 def _refined(resolution: int) -> tuple[Floats, list[Ints]]:
     """Return the points of the finest icosphere and the triangles of every resolution."""
     if not 0 <= resolution <= _FINEST:

@@ -1,20 +1,14 @@
-"""Graphs cut into shards, and the partitioned file format: every rank reads its own parts and nothing else.
+"""Graphs cut into shards: what a rank holds of a graph, and how parts are joined for a rank.
 
-A folder holds ``manifest.json`` (sizes, classes, and of every part file name, size and SHA-256) and one ``.npz`` of
-plain arrays per part. Files are written under temporary names and renamed, the manifest last, so that a folder with a
-manifest is whole. In a shard the columns of the adjacency are numbered anew: own nodes first, ascending by their global
-number, then the halo, ascending by owner.
+In a shard the columns of the adjacency are numbered anew: own nodes first, ascending by their global number, then the
+halo, ascending by owner.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,21 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.graph import Graph, kind_of
-from mldd.loop import replacing
-from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
+from mldd.problems.data.contents import SPLITS, DataError
 from mldd.problems.data.datasets import GraphData
 from mldd.problems.data.features import from_tensor
-from mldd.ranks import Communicator
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
-MANIFEST = "manifest.json"
-FORMAT, VERSION = "mldd shards", 1
-_ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
-_SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
-_PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
-_PIECE = 2**20  # bytes
-_WAY = "write it anew with `mldd partition PROBLEM --write DIR`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +56,8 @@ class Shard:
         Of the own nodes, -1 where there is none.
     train, validation, test : ndarray, shape (m,), bool
         Masks of the own nodes.
+    edge_attributes : ndarray, shape (E, k), or None
+        Of the edges that lead to the own nodes.
     """
 
     name: str
@@ -89,6 +76,7 @@ class Shard:
     train: Array
     validation: Array
     test: Array
+    edge_attributes: Array | None = None
 
     @property
     def own(self) -> int:
@@ -113,18 +101,31 @@ class Shard:
         arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
         return sum(int(a.nbytes) for a in (*arrays, *(p for p in pieces if p is not x)))
 
-    @property
-    def adjacency(self) -> Any:
-        """Ones where there is an edge, csr_matrix of shape (m, m + h)."""
-        ones = np.ones(len(self.indices))
-        return sp.csr_matrix((ones, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
+    def adjacency(self, weighted: bool = False) -> Any:
+        """Return the edges of the own nodes, csr_matrix of shape (m, m + h).
+
+        Parameters
+        ----------
+        weighted : bool
+            Whether entries are the weights of edges, if there are any, or ones.
+        """
+        values = np.ones(len(self.indices)) if self.weights is None or not weighted else self.weights
+        return self.on_edges(values)
+
+    def on_edges(self, values: Array) -> Any:
+        """Return the matrix with an entry per edge, csr_matrix of shape (m, m + h).
+
+        Parameters
+        ----------
+        values : ndarray, shape (E,)
+            In the order of `indices`.
+        """
+        return sp.csr_matrix((values, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
 
     @cached_property
     def inside(self) -> Graph:
         """The graph of the own nodes, without the edges to the halo."""
-        data = np.ones(len(self.indices)) if self.weights is None else self.weights
-        rows = sp.csr_matrix((data, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
-        square = rows[:, : self.own].tocoo()
+        square = self.adjacency(weighted=True)[:, : self.own].tocoo()
         edges = torch.from_numpy(np.stack([square.row, square.col]).astype(np.int64))
         return Graph.from_edges(edges, self.own, None if self.weights is None else torch.from_numpy(square.data))
 
@@ -147,11 +148,24 @@ def cut(data: GraphData, part: Tensor) -> list[Shard]:
     ValueError
         A part without nodes, or numbers that do not fit.
     """
-    return list(_cutting(data, _checked(part, data.graph.nodes)))
+    return list(cutting(data, checked_part(part, data.graph.nodes)))
 
 
-def _checked(part: Tensor, nodes: int) -> Ints:
-    """Return the part of every node; refuse what `cut` refuses."""
+def checked_part(part: Tensor, nodes: int) -> Ints:
+    """Return the part of every node as an array.
+
+    Parameters
+    ----------
+    part : LongTensor, shape (n,)
+        The part of every node.
+    nodes : int
+        Number n of nodes.
+
+    Raises
+    ------
+    ValueError
+        A part without nodes, or numbers that do not fit.
+    """
     if part.dtype != torch.int64 or part.shape != (nodes,) or int(part.min()) < 0:
         raise ValueError(f"`part` must be the part 0, 1, ... of each of {nodes} nodes, int64, got {kind_of(part)}")
     of = part.cpu().numpy()
@@ -161,13 +175,21 @@ def _checked(part: Tensor, nodes: int) -> Ints:
     return np.asarray(of, dtype=np.int64)
 
 
-def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
-    """Make one shard after the other."""
+def cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
+    """Yield one shard after the other.
+
+    Parameters
+    ----------
+    data : GraphData
+        The whole graph.
+    of : ndarray, shape (n,), int64
+        The part of every node.
+    """
     n, sizes = data.graph.nodes, np.bincount(of)
     order, ends = np.argsort(of, kind="stable"), np.cumsum(sizes)
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n) - np.repeat(ends - sizes, sizes)
-    rows = data.graph.scipy(weighted=True)
+    rows, attributes = data.graph.scipy(weighted=True), data.graph.edge_attributes
     features = from_tensor(data.features)
     for k in range(len(sizes)):
         own = order[ends[k] - sizes[k] : ends[k]]
@@ -193,8 +215,16 @@ def _cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
             index=place[halo % n],
             features=features[own],
             labels=data.labels.numpy()[own],
+            edge_attributes=None if attributes is None else attributes.numpy()[_entries(rows.indptr, own)],
             **masks,
         )
+
+
+def _entries(indptr: Array, rows: Ints) -> Ints:
+    """Return the numbers of the entries of some rows, row by row."""
+    lengths = np.diff(indptr)[rows]
+    ends = np.cumsum(lengths)
+    return np.repeat(indptr[rows] - ends + lengths, lengths) + np.arange(lengths.sum())
 
 
 def shares(parts: int, ranks: int) -> list[range]:
@@ -250,254 +280,21 @@ def joined(shards: Sequence[Shard], ranks: int) -> Shard:
         sizes=sizes,
         indptr=np.concatenate([[0], np.cumsum(degrees)]),
         indices=np.concatenate(columns),
-        weights=None if first.weights is None else np.concatenate([s.weights for s in shards if s.weights is not None]),
+        weights=_joined([s.weights for s in shards]),
         owner=halo // n,
         index=halo % n,
         features=_stacked([s.features for s in shards]),
+        edge_attributes=_joined([s.edge_attributes for s in shards]),
         **stacked,
     )
+
+
+def _joined(pieces: Sequence[Array | None]) -> Array | None:
+    there = [piece for piece in pieces if piece is not None]
+    return np.concatenate(there) if there else None
 
 
 def _stacked(pieces: Sequence[Any]) -> Any:
     if len(pieces) == 1:
         return pieces[0]
     return sp.vstack(pieces, format="csr") if sp.issparse(pieces[0]) else np.concatenate(pieces)
-
-
-# ------------------------------------------------------------------------------------------------ writing
-
-
-def write(data: GraphData, part: Tensor, folder: str | os.PathLike[str]) -> Path:
-    """Write the parts of a graph into `folder`, one after the other, and return the path of the manifest.
-
-    Parts of an older graph there are replaced. Besides the source no more than one part is held at a time.
-
-    Parameters
-    ----------
-    data : GraphData
-        The whole graph.
-    part : LongTensor, shape (n,)
-        The part of every node, 0..parts-1, each of which occurs.
-    folder : path
-        It is made where there is none.
-
-    Raises
-    ------
-    ValueError
-        As `cut`.
-    OSError
-        The folder cannot be written to.
-    """
-    place, of = Path(folder), _checked(part, data.graph.nodes)
-    place.mkdir(parents=True, exist_ok=True)
-    manifest = place / MANIFEST
-    stale = {str(p.get("file")) for p in _parts_of(manifest)}
-    manifest.unlink(missing_ok=True)  # until all parts are there, the folder is no graph
-    listed = [_write_part(shard, place / f"part-{k:05d}.npz") for k, shard in enumerate(_cutting(data, of))]
-    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "name": data.name, "metric": data.metric}
-    content |= {"nodes": data.graph.nodes, "entries": data.graph.edges, "classes": data.classes}
-    content |= {"features": data.features.shape[1], "parts": listed}
-    with replacing(manifest) as new:
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for name in stale - {entry["file"] for entry in listed}:
-        if Path(name).name == name:
-            (place / name).unlink(missing_ok=True)
-    return manifest
-
-
-def _parts_of(manifest: Path) -> list[dict[str, Any]]:
-    """Return what an older manifest lists, nothing where there is none that can be read."""
-    try:
-        return list(read_manifest(manifest.parent)["parts"]) if manifest.is_file() else []
-    except DataError:
-        return []
-
-
-def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
-    arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
-    if shard.weights is not None:
-        arrays["weights"] = shard.weights
-    x = shard.features
-    keys = ("data", "indices", "indptr", "shape")
-    pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
-    arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
-    with replacing(path) as new:
-        with open(new, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        digest, size = _checksum(new), new.stat().st_size
-    counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
-    return {"file": path.name, "sha256": digest} | counts
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the manifest of a folder, checked.
-
-    Parameters
-    ----------
-    folder : path
-        Of the shards.
-
-    Raises
-    ------
-    DataError
-        There is none, it is damaged, or of another version.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: expected a manifest of shards, got {error.strerror or error}; {_WAY}") from None
-    except ValueError:
-        raise DataError(f"{path}: expected a manifest of shards, got no JSON; {_WAY}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path}: expected a manifest of shards (format {FORMAT!r}), got another file; {_WAY}")
-    if content.get("version") != VERSION:
-        raise DataError(f"{path}: expected version {VERSION} of the format, got {content.get('version')!r}; {_WAY}")
-    parts: Any = content.get("parts")
-    good = (
-        isinstance(parts, list)
-        and bool(parts)
-        and all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in _PART.items()) for p in parts)
-        and all(isinstance(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
-        and isinstance(content.get("name"), str)
-        and content.get("metric") in ("accuracy", "auc")
-    )
-    if not good:
-        raise DataError(f"{path}: expected sizes, classes, metric and a list of parts, got others; {_WAY}")
-    total = sum(p["nodes"] for p in parts)
-    if total != content["nodes"] or min(p["nodes"] for p in parts) < 1:
-        raise DataError(f"{path}: expected parts of {content['nodes']} nodes together, got {total}; {_WAY}")
-    return content
-
-
-def identity(folder: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the manifest of a folder, which holds those of all parts.
-
-    Parameters
-    ----------
-    folder : path
-        Of the shards.
-
-    Raises
-    ------
-    DataError
-        There is no manifest.
-    """
-    read_manifest(folder)
-    return _checksum(Path(folder) / MANIFEST)
-
-
-def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
-    """Return the shard of a rank: its consecutive share of the parts, verified and joined.
-
-    Parameters
-    ----------
-    folder : path
-        Of the shards.
-    rank, ranks : int
-        Which rank of how many.
-
-    Raises
-    ------
-    DataError
-        More ranks than parts; a part is missing, truncated, of another graph, or makes no sense.
-    """
-    manifest = read_manifest(folder)
-    mine = shares(len(manifest["parts"]), ranks)[rank]
-    return joined([_read_part(Path(folder), manifest, k) for k in mine], ranks)
-
-
-def read_together(folder: str | os.PathLike[str], comm: Communicator) -> Shard:
-    """Return the shard of this rank; where one rank fails, all raise what it says.
-
-    Parameters
-    ----------
-    folder : path
-        Of the shards.
-    comm : Communicator
-        The ranks that share the graph.
-
-    Raises
-    ------
-    DataError
-        As `read`, on all ranks.
-    """
-    shard, problem = None, ""
-    try:
-        shard = read(folder, comm.rank, comm.ranks)
-    except DataError as error:
-        problem = str(error)
-    problems = [text for text in comm.gather_items(problem) if text]
-    if problems or shard is None:
-        raise DataError(problems[0])
-    return shard
-
-
-def _read_part(folder: Path, manifest: dict[str, Any], k: int) -> Shard:
-    entry = manifest["parts"][k]
-    path = folder / Path(entry["file"]).name
-    try:
-        found, size = _checksum(path), path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: expected part {k} of the graph, got {error.strerror or error}; {_WAY}") from None
-    if found != entry["sha256"]:
-        what = f"{size} of {entry['bytes']} bytes" if size != entry["bytes"] else f"sha256 {found[:12]}..."
-        raise DataError(
-            f"{path}: expected sha256 {entry['sha256'][:12]}..., got {what}: damaged or of another graph; {_WAY}"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return _shard(arrays, manifest, k, path)
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: expected the arrays of a shard, got {error}; {_WAY}") from None
-
-
-def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
-    """Put a shard together and see that its arrays fit together."""
-    sizes = np.array([p["nodes"] for p in manifest["parts"]])
-    if "features_dense" in arrays:
-        features: Any = arrays["features_dense"]
-    else:
-        pieces = tuple(arrays[f"features_{key}"] for key in ("data", "indices", "indptr"))
-        features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
-    m = int(sizes[k])
-    shard = Shard(
-        name=manifest["name"],
-        classes=manifest["classes"],
-        metric=manifest["metric"],
-        sizes=sizes,
-        part=np.full(m, k),
-        weights=arrays.get("weights"),
-        features=features,
-        **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
-    )
-    columns, span = shard.indices, shard.own + shard.halo
-    good = (
-        all(len(getattr(shard, name)) == m for name in ("numbers", "labels", *SPLITS))
-        and features.shape == (m, manifest["features"])
-        and shard.indptr.shape == (m + 1,)
-        and shard.indptr[-1] == len(columns)
-        and bool((np.diff(shard.indptr) >= 0).all())
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < span))
-        and len(shard.index) == shard.halo
-        and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
-        and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
-        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
-    )
-    if not good:
-        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
-    return shard

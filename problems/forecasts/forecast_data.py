@@ -41,6 +41,7 @@ class Plan:
     forcing, climatology : bool
         Whether hour and sun, and the mean daily cycle of the node, are inputs.
     base : {"persistence", "linear"}
+        Forecast that a network starts from: the value at the origin, or that of a linear model.
     stride : int
         Every how many origins of the training part is a sample.
     labels : {"train", "all"}
@@ -74,7 +75,9 @@ class ForecastData:
     Parameters
     ----------
     series : Series
+        Values of the field.
     plan : Plan
+        What is forecast from what.
 
     Raises
     ------
@@ -131,7 +134,13 @@ class ForecastData:
         return made
 
     def end_of(self, part: Part) -> int:
-        """Return the time at which the targets of a part end."""
+        """Return the time at which the targets of a part end.
+
+        Parameters
+        ----------
+        part : {"train", "validation", "test"}
+            Which part.
+        """
         return {"train": self.fitted, "validation": self.cuts[1], "test": self.series.times}[part]
 
     # -------------------------------------------------------------------------------- normalisation
@@ -211,7 +220,15 @@ class ForecastData:
         }
 
     def base(self, origins: Ints, lead: int) -> Floats:
-        """Return the forecast that a network starts from, shape (S, n, V), in units of the series."""
+        """Return the forecast that a network starts from, shape (S, n, V), in units of the series.
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        lead : int
+            Steps ahead.
+        """
         if self.plan.base == "persistence":
             return self.carried[origins]
         models = (self.linear[lead, v] for v in range(len(self.series.variables)))
@@ -223,6 +240,7 @@ class ForecastData:
         Parameters
         ----------
         origins : ndarray, shape (S,)
+            Steps at which forecasts begin.
         end : int
             Values at this time and later do not count.
         """
@@ -253,7 +271,13 @@ class ForecastData:
         return np.asarray(np.linalg.lstsq(waves, past.reshape(len(past), -1), rcond=None)[0])
 
     def cycle(self, times: Ints) -> Floats:
-        """Return the mean daily cycle at any times, shape (S, n, V): mean and two harmonics of the hour."""
+        """Return the mean daily cycle at any times, shape (S, n, V): mean and two harmonics of the hour.
+
+        Parameters
+        ----------
+        times : ndarray, shape (S,), int64
+            Steps, beyond the end of the series too.
+        """
         return np.asarray(
             (_waves(self.series.moments(times)) @ self._harmonics).reshape(len(times), *self.normal.shape[1:])
         )
@@ -320,7 +344,13 @@ class ForecastData:
         return tuple(name for name in FORCING if whole or not name.endswith("day"))
 
     def window(self, origins: Ints) -> Floats:
-        """Return the history, normalised, newest first, shape (n, S, history V)."""
+        """Return the history, normalised, newest first, shape (n, S, history V).
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        """
         back = np.arange(self.plan.history) * self.plan.spacing
         past = self.normal[origins[:, None] - back]  # (S, history, n, V)
         n = self.series.nodes
@@ -345,7 +375,15 @@ class ForecastData:
         return np.concatenate([made, np.zeros((len(made), rest))], axis=1)
 
     def known(self, origins: Ints, turn: int = 0) -> Floats:
-        """Return what inputs contain besides the history, shape (n, S, F), at the given turn of a rollout."""
+        """Return what inputs contain besides the history, shape (n, S, F).
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        turn : int
+            Turn of a rollout, from 0.
+        """
         plan, series = self.plan, self.series
         now = origins + turn * plan.leads[0]
         shape = (len(origins), series.nodes, len(series.variables))
@@ -373,7 +411,13 @@ class ForecastData:
         return forcing(moments, series.latitude, series.longitude)[:, :, [FORCING.index(name) for name in names]]
 
     def features(self, origins: Ints) -> Floats:
-        """Return the inputs of a single forecast, shape (n, S, F)."""
+        """Return the inputs of a single forecast, shape (n, S, F).
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        """
         return self.window(origins) @ self.mixing + self.known(origins)
 
 

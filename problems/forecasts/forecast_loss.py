@@ -21,6 +21,7 @@ class Rollout:
     Parameters
     ----------
     turns : int
+        How often a forecast is made.
     mixing : Tensor, shape (H V, F)
         Inputs of a turn are ``history @ mixing + known``.
     change : Tensor, shape (V,)
@@ -35,7 +36,17 @@ class Rollout:
     units: Tensor
 
     def outputs(self, net: Any, parameters: list[Tensor], batch: Any) -> Tensor:
-        """Return the changes since the origin after every turn, shape (p r, S, turns V)."""
+        """Return the changes since the origin after every turn, shape (p r, S, turns V).
+
+        Parameters
+        ----------
+        net : GraphNet or EncodeProcessDecode
+            The network.
+        parameters : list of Tensor
+            Its tensors.
+        batch : Batch or MeshBatch
+            Graphs with the features described above.
+        """
         (stored,), (wide, inputs), v = batch.features, self.mixing.shape, len(self.change)
         history, *known = stored.unflatten(1, (batch.samples, -1)).split([wide, *[inputs] * self.turns], dim=2)
         start, made = history[..., :v], []
@@ -60,6 +71,7 @@ class ForecastLoss(NodeLoss):
     net, batch, decay, price, comm, dropout, mask
         As of `NodeLoss`; ``batch.targets``, shape (p r, S 2 C), has per sample ``W Y`` and W.
     rollout : Rollout, optional
+        None for forecasts in one go.
     chunk : int
         Samples that are evaluated at once; 0: all. More cost memory, fewer time.
     scale : float
@@ -77,7 +89,15 @@ class ForecastLoss(NodeLoss):
     shared: bool = False
 
     def forecast(self, parameters: list[Tensor], batch: Any) -> Tensor:
-        """Return the outputs z, shape (p r, S, C)."""
+        """Return the outputs z, shape (p r, S, C).
+
+        Parameters
+        ----------
+        parameters : list of Tensor
+            Tensors of the network.
+        batch : Batch or MeshBatch
+            Graphs, inputs and targets.
+        """
         if self.rollout is not None:
             return self.rollout.outputs(self.net, parameters, batch)
         outputs: Tensor = self.net.outputs(parameters, batch, None)
@@ -110,7 +130,13 @@ class ForecastLoss(NodeLoss):
             yield replace(first, targets=torch.zeros_like(first.targets))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both, chunk by chunk, and in one collective."""
+        """Return both, chunk by chunk, and in one collective.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,) or (p, N)
+            Parameters.
+        """
         self.price.of_gradient()
         layout, total = self.net.layout, None
         for part in self._chunks():
@@ -136,7 +162,13 @@ class ForecastLoss(NodeLoss):
         return self._masked(self._decayed(self._summed(total), v))
 
     def drawn(self, rows: Tensor | None) -> ForecastLoss:
-        """Return the loss over the samples `rows` in place of all, without a new price."""
+        """Return the loss over the samples `rows` in place of all, without a new price.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (b,), int64
+            Numbers of the samples.
+        """
         if rows is None:
             return self
         price = replace(self.price, gradient=self.price.gradient * len(rows) / self.batch.samples)
@@ -152,12 +184,19 @@ class StochasticForecastLoss(ForecastLoss):
     Parameters
     ----------
     batches : MiniBatches
+        Which samples a step sees.
     """
 
     batches: MiniBatches = MiniBatches(1, 1)  # noqa: RUF009 (frozen)
 
     def sample(self, step: int) -> ForecastLoss:
-        """Return the objective of outer step `step`: the same samples on all ranks, levels and subdomains."""
+        """Return the objective of an outer step: the same samples on all ranks, levels and subdomains.
+
+        Parameters
+        ----------
+        step : int
+            Number of the step.
+        """
         return self.drawn(self.batches.rows(step))
 
 
@@ -165,7 +204,15 @@ _FREE = Price(0.0, fine=False)
 
 
 def selected(batch: Any, rows: Tensor | slice) -> Any:
-    """Return the batch of some of its samples."""
+    """Return the batch of some of its samples.
+
+    Parameters
+    ----------
+    batch : Batch or MeshBatch
+        With S samples.
+    rows : Tensor of int64, or slice
+        Which of its samples.
+    """
     index = rows.to(batch.targets.device) if isinstance(rows, Tensor) else rows
     count = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(batch.samples)))
 

@@ -37,7 +37,17 @@ class Moments:
 
 
 def moments(data: ForecastData, part: Part, forecast: Forecast) -> Moments:
-    """Return the moments of the errors of a forecast, which gives the shape (S, n, L, V) for S origins."""
+    """Return the moments of the errors of a forecast, which gives the shape (S, n, L, V) for S origins.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    part : {"train", "validation", "test"}
+        Whose origins count.
+    forecast : Forecast
+        What is scored.
+    """
     origins, end = data.origins[part], data.end_of(part)
     weights, leads, variables = data.series.weights[:, None], data.plan.reached, len(data.series.variables)
     made = forecast(origins)
@@ -56,12 +66,24 @@ def moments(data: ForecastData, part: Part, forecast: Forecast) -> Moments:
 
 
 def persistence(data: ForecastData) -> Forecast:
-    """Return the forecast x(t + h) = x(t)."""
+    """Return the forecast x(t + h) = x(t).
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    """
     return lambda origins: np.repeat(data.carried[origins][:, :, None], len(data.plan.reached), axis=2)
 
 
 def linear(data: ForecastData) -> Forecast:
-    """Return the linear model fitted to all before the test part, whatever the network is fitted to."""
+    """Return the linear model fitted to all before the test part, whatever the network is fitted to.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    """
     series, fields = data.series, range(len(data.series.variables))
     models = [
         [fit_linear(series, data.carried[:, :, v], data.observed[:, :, v], lead, data.cuts[1]) for v in fields]
@@ -85,6 +107,13 @@ def scored(data: ForecastData, forecast: Forecast) -> dict[str, float]:
     steps, as in ``test_rmse_6``, and without it they are root mean squares over all of them; with several variables
     names are of the first one, and of all with the name of the variable in front of the lead time. ``test_gaps`` are
     forecasts that do not count, if there are any.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    forecast : Forecast
+        That of the network.
 
     References
     ----------

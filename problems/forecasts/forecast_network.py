@@ -32,7 +32,23 @@ _USUAL = {"epd": "silu", "gat": "elu", "gin": "elu"}
 
 
 def network(model: str, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
-    """Return the network; `layers` are the rounds of message passing inside the mesh for `epd`."""
+    """Return the network of a forecasting problem.
+
+    Parameters
+    ----------
+    model : str
+        Kind of layer, or ``epd``.
+    inputs : int
+        Inputs per node.
+    outputs : int
+        Outputs per node.
+    hidden : int
+        Hidden width.
+    layers : int
+        Number of layers; for `epd` the rounds of message passing inside the mesh.
+    activation : str
+        ``auto``: what is usual for the model.
+    """
     act: Any = _USUAL.get(model, "relu") if activation == "auto" else activation
     if model == "epd":
         return EncodeProcessDecode(inputs, hidden, outputs, layers, act)
@@ -43,10 +59,17 @@ def start(net: Any, seed: int) -> Tensor:
     """Return the network's start with the last layer zero, shape (N,): all outputs are zero.
 
     Of a last layer with two matrices (GIN) the first one stays: with both zero neither would ever learn.
+
+    Parameters
+    ----------
+    net : GraphNet or EncodeProcessDecode
+        The network.
+    seed : int
+        Of the other layers.
     """
     x: Tensor = net.initial(seed)
     if isinstance(net, GraphNet):
-        named = net.layer.tensors(net.widths[-2], net.widths[-1], net.heads, True)
+        named = net.tensors(net.layers - 1)
         for name, view in zip(named, net.layout.views(x)[-len(named) :], strict=True):
             if name not in net.layer.inner:
                 view.zero_()
@@ -55,16 +78,20 @@ def start(net: Any, seed: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LocalGraphs:
-    """Cuts local graphs out of a graph whose nodes have S samples of inputs and targets.
+    """A graph whose nodes have S samples of inputs and targets, as source of local graphs.
 
     Parameters
     ----------
     net : GraphNet or EncodeProcessDecode
+        The network.
     graph : Graph
+        The whole graph.
     features : ndarray, shape (n, S F)
+        Inputs, sample after sample.
     targets : ndarray, shape (n, S 2 C)
         Sums of them are those of aggregated nodes.
     samples : int
+        Number S.
     turns : int
         Of a rollout: nodes then feed back, and local graphs keep all their nodes in every layer.
     mesh : HiddenMesh, optional
@@ -97,7 +124,15 @@ class LocalGraphs:
         return Source.of(self.net.kind, self.operator, self.features, self.targets)
 
     def piece(self, outputs: Ints, targets: Floats | None = None) -> Any:
-        """Return the outputs with as much around them as they depend on: they are exact."""
+        """Return a graph of outputs with as much around them as they depend on: they are exact.
+
+        Parameters
+        ----------
+        outputs : ndarray, shape (k,), int64
+            Nodes whose outputs enter the loss.
+        targets : ndarray, shape (n, S 2 C), optional
+            Others than those of all nodes.
+        """
         if self.turns == 1:
             return self.source.piece(outputs, self.net.layers, targets=targets)
         wanted = self.targets if targets is None else targets
@@ -112,7 +147,13 @@ class LocalGraphs:
         return part.piece(np.arange(len(order)), self.net.layers, propagated=False)
 
     def aggregated(self, labels: Ints) -> Any:
-        """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes."""
+        """Return the composite graph of a map from nodes to composite nodes.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (n,), int64
+            Composite node 0, ..., m - 1 of every node.
+        """
         if self.turns == 1:
             return self.source.aggregated(labels, self.net.layers)
         n, m = len(labels), int(labels.max()) + 1
@@ -123,7 +164,17 @@ class LocalGraphs:
         return coarse.piece(np.arange(m), self.net.layers, propagated=False)
 
     def stack(self, pieces: Sequence[Any], single: bool = False, **kind: Any) -> Any:
-        """Put local graphs into one batch."""
+        """Return local graphs as one batch.
+
+        Parameters
+        ----------
+        pieces : sequence of Piece or MeshPiece
+            The local graphs.
+        single : bool
+            One graph with parameters of shape (N,) instead of a batch.
+        **kind
+            `dtype` and `device` of the tensors.
+        """
         if self.mesh is not None:
             return stack_meshes(pieces, single, self.samples, **kind)
         assert all(isinstance(piece, Piece) for piece in pieces)

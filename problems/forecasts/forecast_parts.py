@@ -29,6 +29,7 @@ def decomposition(problem: Forecasting, parts: int, overlap: int, comm: Communic
     Parameters
     ----------
     problem : Forecasting
+        What is decomposed.
     parts, overlap : int
         Parts, and layers of nodes that are added to each.
     comm : Communicator
@@ -65,9 +66,11 @@ def local_batch(problem: Forecasting, part: Tensor, chosen: Sequence[int], overl
     Parameters
     ----------
     problem : Forecasting
+        Whose local losses are wanted.
     part : Tensor, shape (n,), int64
         The part of every node.
     chosen : sequence of int
+        Numbers of the parts.
     overlap : int
         Layers of nodes that are added to every part.
     """

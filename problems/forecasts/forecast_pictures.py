@@ -26,8 +26,11 @@ def draw(problem: Forecasting, folder: Path, x: Tensor, parts: int = 1) -> list[
     Parameters
     ----------
     problem : Forecasting
+        What has been trained.
     folder : Path
+        Where figures are written.
     x : Tensor, shape (N,)
+        Parameters of the network.
     parts : int
         Of the decomposition; nothing is drawn of a single part.
     """
@@ -108,6 +111,14 @@ def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:
 
 
 def span(data: ForecastData, lead: int) -> str:
-    """Return a lead time in hours or minutes."""
+    """Return a lead time in hours or minutes.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    lead : int
+        Steps ahead.
+    """
     seconds = lead * data.series.step
     return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"

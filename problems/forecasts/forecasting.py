@@ -125,8 +125,11 @@ class Forecasting(Problem):
     data : str, optional
         Folder of the data sets.
     dtype : {"float64", "float32"}
+        Of iterates and evaluations.
     device : {"cpu", "cuda", "auto"}
+        Where it is evaluated.
     comm : Communicator
+        Ranks that share the problem.
 
     Raises
     ------
@@ -287,7 +290,7 @@ class Forecasting(Problem):
 
     @cached_property
     def local_graphs(self) -> LocalGraphs:
-        """What local graphs are cut from: inputs and targets of the samples of the training part."""
+        """The whole graph with inputs and targets of the samples of the training part."""
         values, weights = self.weights
         targets = np.concatenate([values * weights, weights], axis=2)
         return self._graphs(self._inputs(self.forecast_data.origins["train"]), targets)
@@ -313,7 +316,13 @@ class Forecasting(Problem):
         return Rollout(self.rollout, *(torch.from_numpy(a).to(**self.kind) for a in (data.mixing, change, units)))
 
     def share(self, batch: Any) -> float:
-        """Cost of evaluating `batch` over that of the fine objective on a single rank."""
+        """Return the cost of evaluating a batch over that of the fine objective on a single rank.
+
+        Parameters
+        ----------
+        batch : Batch or MeshBatch
+            What is evaluated.
+        """
         return float(batch.work(self.net.widths)) / self._work
 
     @cached_property
@@ -330,7 +339,17 @@ class Forecasting(Problem):
     # -------------------------------------------------------------------------------- the problem
 
     def loss(self, batch: Any, price: Price, comm: Communicator | None = None) -> Any:
-        """Return the loss over a batch; it offers mini-batches if the problem has them."""
+        """Return the loss over a batch; it offers mini-batches if the problem has them.
+
+        Parameters
+        ----------
+        batch : Batch or MeshBatch
+            Graphs, inputs and targets.
+        price : Price
+            Cost of an evaluation, in fine gradients.
+        comm : Communicator, optional
+            Ranks over which it is summed; none by default.
+        """
         given: dict[str, Any] = {"comm": comm, "rollout": self._rollout, "chunk": self.chunk}
         given["shared"] = self.model == "epd"  # its outputs depend on nearly all nodes: ranks share samples instead
         if self.batch == 0 or price.local:
@@ -346,7 +365,13 @@ class Forecasting(Problem):
         return self.loss(self._own(nodes), Price(), self.comm)
 
     def objective(self, sample: int | None = None) -> Any:
-        """Return the loss; with mini-batches it offers ``sample(step)``, and `sample` asks for one of these."""
+        """Return the loss; with mini-batches it offers ``sample(step)``.
+
+        Parameters
+        ----------
+        sample : int, optional
+            Step whose mini-batch is asked for.
+        """
         return self._objective if sample is None else sampled(self._objective, sample)
 
     def initial(self, seed: int = 0) -> Tensor:
@@ -374,7 +399,13 @@ class Forecasting(Problem):
         return Hierarchy(tuple(made))
 
     def coarse(self, clusters: int) -> Any:
-        """Return the loss on the whole graph aggregated to about `clusters` nodes."""
+        """Return the loss on the whole graph, aggregated.
+
+        Parameters
+        ----------
+        clusters : int
+            About how many nodes it then has.
+        """
         labels = aggregate(self.graph, clusters, seed=self.seed).numpy()
         graphs = self.local_graphs
         batch = graphs.stack([graphs.aggregated(labels)], single=True, **self.kind)
@@ -387,7 +418,13 @@ class Forecasting(Problem):
         return min(n, self.clusters or max(4, round(_SHARE * n)))
 
     def parts(self, parts: int) -> Tensor:
-        """Return the part of every node, shape (n,): METIS, which cuts long edges first."""
+        """Return the part of every node, shape (n,): METIS, which cuts long edges first.
+
+        Parameters
+        ----------
+        parts : int
+            Number of parts.
+        """
         return partition(self.graph, parts, seed=self.seed)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
@@ -401,7 +438,15 @@ class Forecasting(Problem):
         return dict(_SETTINGS.get(solver, {}))
 
     def forecasts(self, x: Tensor, origins: Ints) -> Floats:
-        """Return the forecasts of the network with parameters `x`, shape (S, n, L, V), in units of the series."""
+        """Return the forecasts of the network, shape (S, n, L, V), in units of the series.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,)
+            Parameters of the network.
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        """
         data, leads = self.forecast_data, len(self.forecast_data.plan.reached)
         made = []
         for start_ in range(0, len(origins), _EVALUATED):

@@ -23,11 +23,13 @@ class LinearForecast:
     Parameters
     ----------
     lead, history : int
+        Steps ahead, and values of the past that are inputs.
     day : int
         Steps of a day where the value one day before the target is an input, else 0.
     phase : ndarray, shape (T + lead, 2) or (T + lead, 0)
         Sine and cosine of the hour of every time, those after the end of the series included.
     near : ndarray, shape (n, k), int64
+        Neighbours of every node.
     weights : ndarray, shape (n, k)
         Of the mean over neighbours.
     coefficients : ndarray, shape (F + 1,)
@@ -43,7 +45,15 @@ class LinearForecast:
     coefficients: Floats
 
     def inputs(self, values: Floats, origins: Ints) -> Floats:
-        """Return the inputs for a field of shape (T, n), shape (S, n, F)."""
+        """Return the inputs of the regression, shape (S, n, F).
+
+        Parameters
+        ----------
+        values : ndarray, shape (T, n)
+            The field, without gaps.
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        """
         columns = []
         for k in range(self.history):
             past = values[origins - k]
@@ -61,7 +71,7 @@ class LinearForecast:
 
 
 def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead: int, end: int) -> LinearForecast:
-    """Fit by ridge regression (1 on normalised inputs) to all targets before `end`.
+    """Return the ridge regression (1 on normalised inputs) of one variable to all targets before `end`.
 
     The inputs are the last 6 values (12 for steps below an hour) of the node and of the mean over its neighbours; for
     steps of an hour or more also sine and cosine of the hour of the target, and for lead times below a day the value
@@ -71,11 +81,13 @@ def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead
     Parameters
     ----------
     series : Series
+        Where the variable is from.
     values : ndarray, shape (T, n)
         One variable, its gaps filled.
     observed : ndarray, shape (T, n), bool
         Origins and targets that count.
     lead, end : int
+        Steps ahead, and number of leading times that the model is fitted to.
     """
     history, day = _memory(series, lead)
     time = series.moments(np.arange(series.times + lead))
@@ -87,7 +99,15 @@ def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead
 
 
 def first_origin(series: Series, lead: int) -> int:
-    """Return the first origin with all inputs of the linear model."""
+    """Return the first origin with all inputs of the linear model.
+
+    Parameters
+    ----------
+    series : Series
+        Its step says how long the memory is.
+    lead : int
+        Steps ahead.
+    """
     history, day = _memory(series, lead)
     return max(history - 1, day - lead if day else 0)
 

@@ -86,7 +86,7 @@ class Ladder:
         Clusters of neighbours (`mldd.graph.aggregation`), or of nodes with similar inputs
         (`mldd.problems.graphs.similarity`).
     kept : float
-        Share of the entries of coarse features that are kept, the largest ones; rows keep their sums.
+        Share of the entries of coarse features that are kept, the largest ones; see `thinned`.
     seed : int
         Of clusters and of the choice of nodes.
     """
@@ -203,9 +203,17 @@ def clustered(
 
 
 def thinned(matrix: Any, kept: float) -> Any:
-    """Keep a share of the entries, the largest in magnitude, and scale rows so that they keep their sums.
+    """Return a matrix with a share of the entries, the largest in magnitude; rows keep their sums if none is negative.
 
-    Means over clusters fill in: most of their entries are small, and all cost the same.
+    Means over clusters fill in: most of their entries are small, and all cost the same. With entries of both signs
+    nothing is scaled: the sum of a row may nearly vanish, and says nothing of the size of its entries.
+
+    Parameters
+    ----------
+    matrix : ndarray or sparse matrix, shape (n, F)
+        Returned as it is where all is kept.
+    kept : float
+        Share of the non-zero entries, in (0, 1].
 
     Examples
     --------
@@ -216,9 +224,11 @@ def thinned(matrix: Any, kept: float) -> Any:
     rows = sp.csr_matrix(matrix, copy=True) if kept < 1 else None
     if rows is None or rows.nnz == 0:
         return matrix
-    sums = np.asarray(rows.sum(axis=1)).ravel()
+    unsigned, sums = rows.data.min() >= 0, np.asarray(rows.sum(axis=1)).ravel()
     least = min(round((1 - kept) * rows.nnz), rows.nnz - 1)  # of the entries, by magnitude
     rows.data[np.argpartition(np.abs(rows.data), least)[:least]] = 0.0
     rows.eliminate_zeros()
+    if not unsigned:
+        return rows
     left = np.asarray(rows.sum(axis=1)).ravel()
-    return sp.csr_matrix(sp.diags(np.divide(sums, left, out=np.ones_like(sums), where=left != 0)) @ rows)
+    return sp.csr_matrix(sp.diags(np.divide(sums, left, out=np.ones_like(sums), where=left > 0)) @ rows)

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
 from mldd.loop import Problem
-from mldd.problems.data import GraphData, from_tensor, load_graph, write
+from mldd.problems.data import GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
@@ -47,7 +46,7 @@ class NodeClassification(Problem):
     name : str or GraphData
         A data set (`mldd.problems.data.datasets.NAMES`), a file, or the data themselves.
     model : str
-        Kind of layer: gcn, sage, gin, gat, gatv2, or ``file.py:Class``; see `mldd.problems.nets.layers`.
+        Kind of layer: gcn, sage, gin, gat, gatv2, transformer, or ``file.py:Class``; see `mldd.problems.nets.layers`.
     heads : int
         Of GAT; they share the hidden width.
     activation : {"relu", "gelu", "tanh", "elu"}
@@ -156,7 +155,8 @@ class NodeClassification(Problem):
         """The network."""
         data = self.graph_data
         widths = (data.features.shape[1], *[self.hidden] * (self.layers - 1), data.classes)
-        return GraphNet(self.model, widths, self.heads, self.activation, self.residual)
+        attributes = len(layer_of(self.model).attributes(data.graph))
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -179,8 +179,9 @@ class NodeClassification(Problem):
     def source(self) -> Source:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
-        operator = layer_of(self.model).operator(data.graph)
-        return Source.of(self.model, operator, from_tensor(data.features), self._one_hot / int(self.labelled.sum()))
+        layer, targets = layer_of(self.model), self._one_hot / int(self.labelled.sum())
+        operator, attributes = layer.operator(data.graph, layer.weightable), layer.attributes(data.graph)
+        return Source.of(self.model, operator, from_tensor(data.features), targets, attributes)
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
         return self._evaluated([self.source.piece(outputs, self.layers, propagated=propagated)], single=True)
@@ -433,7 +434,10 @@ class NodeClassification(Problem):
 
     def details(self) -> dict[str, Any]:
         """Return what was done to the data of a file, and what of it is not used."""
-        return {"notes": list(self.graph_data.notes)} if self.graph_data.notes else {}
+        graph = self.graph
+        lost = layer_of(self.model).unused(graph.weights is not None, graph.edge_attributes is not None)
+        notes = [*self.graph_data.notes, *unused_note(lost)]
+        return {"notes": notes} if notes else {}
 
     def identity(self) -> str:
         """Return the checksum of the data."""
@@ -454,12 +458,19 @@ class NodeClassification(Problem):
 def area_under_curve(score: Tensor, positive: Tensor) -> float:
     """Return the area under the ROC curve: the share of pairs in the right order, ties count one half.
 
+    Parameters
+    ----------
+    score : Tensor, shape (m,)
+        Higher where a node is thought to be positive.
+    positive : Tensor, shape (m,)
+        1 or true for positive nodes; without any, or without others, the area is NaN.
+
     Examples
     --------
     >>> area_under_curve(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     0.75
     """
-    ranks, of_class = rankdata(score.numpy()), positive.numpy() > 0
-    m = int(of_class.sum())
-    pairs = m * (len(of_class) - m)
-    return float((ranks[of_class].sum() - m * (m + 1) / 2) / pairs) if pairs else float("nan")
+    from sklearn.metrics import roc_auc_score
+
+    of_class = positive.numpy() > 0
+    return float(roc_auc_score(of_class, score.numpy())) if 0 < of_class.sum() < len(of_class) else float("nan")

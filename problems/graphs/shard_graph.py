@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.problems.data import Shard
-from mldd.problems.nets import Batch, HaloOperator, Operator, Source, Sparse
+from mldd.problems.nets import Batch, HaloOperator, Operator, Source, Sparse, edge_means
 from mldd.problems.nets.layers import Layer, layer_of
 from mldd.ranks import Communicator, Halo, Messages
 
@@ -105,21 +105,47 @@ class ShardGraph:
 
     @cached_property
     def degrees(self) -> Floats:
-        """Neighbours of every own node and of every node of the halo, shape (m + h,)."""
-        own = np.diff(self.shard.indptr).astype(np.float64)
+        """Degree of every own node and of every node of the halo: neighbours, or sums of weights; shape (m + h,)."""
+        own = np.asarray(self._edges.sum(1), dtype=np.float64).ravel()
         return np.concatenate([own, self.fetched(own[:, None])[:, 0]])
+
+    @cached_property
+    def _edges(self) -> Any:
+        """Ones or weights, as the layer takes them, csr_matrix of shape (m, m + h)."""
+        return self.shard.adjacency(self.layer.weightable)
+
+    @cached_property
+    def attributes(self) -> tuple[Any, ...]:
+        """Edge attributes that the layer takes, one csr_matrix of shape (m, m + h) each."""
+        given = self.shard.edge_attributes
+        if given is None or not self.layer.edge_inputs:
+            return ()
+        return tuple(self.shard.on_edges(e) for e in given.T.copy())
+
+    @cached_property
+    def attributes_back(self) -> tuple[Any, ...]:
+        """Attributes of the edges by which the halo reads the own nodes, one csr_matrix of shape (h, m) each."""
+        numbers = self.shard.numbers
+        if not self.attributes:
+            return ()
+        columns = np.concatenate([numbers, self.fetched(numbers[:, None])[:, 0]])
+        found = []
+        for e in self.attributes:
+            rows = sp.csr_matrix((e.data, columns[e.indices], e.indptr), shape=(e.shape[0], self.shard.nodes))
+            found.append(self.fetched_matrix(rows)[:, numbers])
+        return tuple(found)
 
     @cached_property
     def operator(self) -> Any:
         """Rows of the propagation that are this rank's, csr_matrix of shape (m, m + h)."""
-        m, rows = self.shard.own, self.layer.looped(self.shard.adjacency)
+        m, rows = self.shard.own, self.layer.looped(self._edges)
         return self.layer.values(rows, self.degrees[:m], self.degrees).astype(self.precision, copy=False)
 
     @cached_property
     def back(self) -> Any:
         """Entries of the halo's rows in the columns of the own nodes, csr_matrix of shape (h, m): A is symmetric."""
         m = self.shard.own
-        return self.layer.values(self.shard.adjacency[:, m:].T.tocsr(), self.degrees[m:], self.degrees[:m])
+        return self.layer.values(self._edges[:, m:].T.tocsr(), self.degrees[m:], self.degrees[:m])
 
     # -------------------------------------------------------------------------------- features
 
@@ -163,11 +189,16 @@ class ShardGraph:
         reach = _Reach.of(self, outputs, layers, propagated)
         order, rows = reach.order, reach.rows
         operators: list[tuple[Operator | None, ...]] = []
+        attributes: list[Tensor] = []
         for layer in range(layers):
             if layer == 0 and propagated:
                 operators.append((None,) * len(self.terms))
                 continue
-            matrix = self.operator[order[: rows[layer + 1]]][:, reach.columns(layer)]
+            read, columns = order[: rows[layer + 1]], reach.columns(layer)
+            matrix = self.operator[read][:, columns]
+            if self.attributes:
+                means = edge_means(matrix, [e[read][:, columns] for e in self.attributes])
+                attributes.append(torch.from_numpy(means).to(**kind))
             if layer == 0 or self.comm.ranks == 1:  # the features of the halo are here: nothing is exchanged
                 operators.append(self.layer.on_terms(None, Sparse.of(matrix, **kind)))
             else:
@@ -189,6 +220,7 @@ class ShardGraph:
             nodes=torch.from_numpy(nodes)[None].to(kind.get("device", "cpu")),
             targets=torch.from_numpy(targets).to(**kind),
             read=(len(nodes),),
+            attributes=tuple(attributes),
         )
 
     # -------------------------------------------------------------------------------- clusters
@@ -217,6 +249,7 @@ class ShardGraph:
                 features=self._gathered(mean @ self.shard.features) if not self.layer.beforehand else None,
                 terms=tuple(self._gathered(mean @ term) for term in self.terms),
                 targets=self._gathered(sums @ self.targets),
+                attributes=tuple(self._gathered(mean @ (e @ into)) for e in self.attributes),
             ),
             range(first, first + width),
             everywhere,
@@ -242,15 +275,21 @@ class ShardGraph:
         h = len(beyond)
         into = sp.csr_matrix((np.ones(h), (np.arange(h), beyond)), shape=(h, len(others)))
         sizes = self._sizes(clusters)[others]
-        upper = [self.operator[:, :m], self.operator[:, m:] @ into]
-        lower = [sp.diags(1.0 / sizes) @ (into.T @ self.back), whole.operator[others][:, others]]
+        average = sp.diags(1.0 / sizes) @ into.T
+
+        def both(own: Any, back: Any, far: Any) -> Any:
+            upper, lower = [own[:, :m], own[:, m:] @ into], [average @ back, far[others][:, others]]
+            return sp.csr_matrix(sp.bmat([upper, lower]))
+
+        edges = zip(self.attributes, self.attributes_back, whole.attributes, strict=True)
         features = None if whole.features is None else _stacked(self.shard.features, whole.features[others])
         return Source(
             self.kind,
-            operator=sp.csr_matrix(sp.bmat([upper, lower])),
+            operator=both(self.operator, self.back, whole.operator),
             features=features,
             terms=tuple(_stacked(own, far[others]) for own, far in zip(self.terms, whole.terms, strict=True)),
             targets=np.concatenate([self.targets, whole.targets[others]]),
+            attributes=tuple(both(*pieces) for pieces in edges),
         )
 
     def _sizes(self, clusters: Clustered) -> Floats:

@@ -15,7 +15,18 @@ from torch import Tensor
 from mldd.algebra import Corrected, Hierarchy, Identity, Level, Objective, Price, SharedDecomposition
 from mldd.graph import aggregate, partition
 from mldd.loop import Problem
-from mldd.problems.data import SPLITS, DataError, GraphData, Shard, cut, identity, joined, read_together, shares
+from mldd.problems.data import (
+    SPLITS,
+    DataError,
+    GraphData,
+    Shard,
+    cut,
+    identity,
+    joined,
+    read_together,
+    shares,
+    unused_note,
+)
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
@@ -57,7 +68,7 @@ class ShardedClassification(Problem):
     Parameters
     ----------
     folder : str or Shard
-        What `mldd.problems.data.shards.write` has written, or the shard of this rank.
+        What `mldd.problems.data.write` has written, or the shard of this rank.
     model, hidden, layers, heads, activation, residual, dropout, decay, seed, clusters, labels, dtype, device
         As for `NodeClassification`.
     local : {"composite", "own"}
@@ -163,7 +174,9 @@ class ShardedClassification(Problem):
     def net(self) -> GraphNet:
         """The network."""
         widths = (self.shard.features.shape[1], *[self.hidden] * (self.layers - 1), self.shard.classes)
-        return GraphNet(self.model, widths, self.heads, self.activation, self.residual)
+        edges = self.shard.edge_attributes
+        attributes = 0 if edges is None or not self.graph.layer.edge_inputs else edges.shape[1]
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -296,7 +309,8 @@ class ShardedClassification(Problem):
         graph, outputs = self.graph, np.flatnonzero(inside & self._labelled)
         targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
         square = graph.operator[:, : self.shard.own]
-        source = Source(self.model, square, self.shard.features, graph.terms, targets)
+        inside = tuple(e[:, : self.shard.own] for e in graph.attributes)
+        source = Source(self.model, square, self.shard.features, graph.terms, targets, inside)
         return source.piece(outputs, self.layers, propagated=graph.layer.beforehand)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
@@ -381,7 +395,9 @@ class ShardedClassification(Problem):
         shard, batch = self.shard, self._objective.batch
         here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
         ranks = self.comm.gather_items(here)
-        return {"shards": len(shard.sizes), "halo": self._told, "messages": self.messages, "ranks": ranks}
+        found = {"shards": len(shard.sizes), "halo": self._told, "messages": self.messages, "ranks": ranks}
+        lost = self.graph.layer.unused(shard.weights is not None, shard.edge_attributes is not None)
+        return found | ({"notes": list(unused_note(lost))} if lost else {})
 
     @property
     def _told(self) -> str:
@@ -402,7 +418,7 @@ def memory(shard: Shard, batch: Batch) -> dict[str, int]:
     held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
     return {
         "features": sum(map(_bytes, batch.features)),
-        "operators": sum(map(_bytes, held)),
+        "operators": sum(map(_bytes, held)) + sum(map(_bytes, batch.attributes)),
         "targets": _bytes(batch.targets),
         "halos": sum(b.exchange.bytes for b in operators if isinstance(b, HaloOperator)),
         "shard": shard.bytes,

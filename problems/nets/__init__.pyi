@@ -8,6 +8,7 @@ from .composite import Piece as Piece
 from .composite import Source as Source
 from .composite import composite_labels as composite_labels
 from .composite import distances as distances
+from .composite import edge_means as edge_means
 from .composite import stack as stack
 from .dense import ACTIVATIONS as ACTIVATIONS
 from .dense import Activation as Activation

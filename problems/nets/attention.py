@@ -31,6 +31,7 @@ def attend(pattern: Sparse, centre: Tensor, neighbour: Tensor, state: Tensor) ->
     centre, neighbour : Tensor, shapes (m,) and (n,)
         Scores c and n.
     state : Tensor, shape (n, F)
+        States of the columns.
 
     References
     ----------
@@ -48,13 +49,33 @@ def attend(pattern: Sparse, centre: Tensor, neighbour: Tensor, state: Tensor) ->
 
 
 def weighted(pattern: Sparse, values: Tensor, dense: Tensor) -> Tensor:
-    """Return the product of the matrix with these entries, shape (nnz,), and a dense one, differentiable in both."""
+    """Return the product of the matrix with these entries, shape (nnz,), and a dense one, differentiable in both.
+
+    Parameters
+    ----------
+    pattern : Sparse, shape (m, n)
+        Where the entries are.
+    values : Tensor, shape (nnz,)
+        Entries, row by row.
+    dense : Tensor, shape (n, F)
+        What is multiplied.
+    """
     out: Tensor = _Weighted.apply(pattern, values, dense)  # type: ignore[no-untyped-call]
     return out
 
 
 def sampled(pattern: Sparse, left: Tensor, right: Tensor) -> Tensor:
-    """Return the entries of ``left right^T`` on the pattern, shape (nnz,), differentiable in both."""
+    """Return the entries of ``left right^T`` on the pattern, shape (nnz,), differentiable in both.
+
+    Parameters
+    ----------
+    pattern : Sparse, shape (m, n)
+        Which entries are asked for.
+    left : Tensor, shape (m, F)
+        Rows.
+    right : Tensor, shape (n, F)
+        Columns.
+    """
     out: Tensor = _Sampled.apply(pattern, left, right)  # type: ignore[no-untyped-call]
     return out
 

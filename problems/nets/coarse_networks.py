@@ -63,7 +63,13 @@ class NetworkTransfer:
         return g.new_zeros(self.size).index_add_(0, self.source, g * self.factor)
 
     def lift(self, y: Tensor) -> Tensor:
-        """Return ``P y + c``: the finer network that is the same function as the coarse one."""
+        """Return ``P y + c``: the finer network that is the same function as the coarse one.
+
+        Parameters
+        ----------
+        y : Tensor, shape (m,)
+            Parameters of the coarse network.
+        """
         return self.prolong(y).add_(self.constant)
 
     @cached_property
@@ -90,6 +96,15 @@ class NetworkTransfer:
 def most_levels(net: GraphNet, width: bool, depth: bool) -> int:
     """Return how many networks there are, `net` included, each coarser than the one before in all that is asked for.
 
+    Parameters
+    ----------
+    net : GraphNet
+        The finest network.
+    width : bool
+        Whether there are fewer hidden units on every level.
+    depth : bool
+        Whether there are fewer layers on every level.
+
     Raises
     ------
     ValueError
@@ -111,6 +126,15 @@ def coarser(net: GraphNet, width: bool, depth: bool) -> GraphNet:
     """Return the network with half the hidden units (of every head, rounded up), with every second layer, or both.
 
     The first and the last layer stay. `most_levels` says how often this is possible.
+
+    Parameters
+    ----------
+    net : GraphNet
+        The finer network.
+    width : bool
+        Whether half the hidden units are left out.
+    depth : bool
+        Whether every second layer is left out.
     """
     widths = net.widths
     if depth:
@@ -121,12 +145,33 @@ def coarser(net: GraphNet, width: bool, depth: bool) -> GraphNet:
 
 
 def copies(fine: GraphNet, coarse: GraphNet) -> float:
-    """Return the mean number of copies of a unit of the first layer, |W_1|^2 / |W_H1|^2 if all have equally many."""
+    """Return the mean number of copies of a unit of the first layer, |W_1|^2 / |W_H1|^2 if all have equally many.
+
+    Parameters
+    ----------
+    fine : GraphNet
+        The wider network.
+    coarse : GraphNet
+        The narrower one.
+    """
     return fine.widths[1] / coarse.widths[1]
 
 
 def transfer(fine: GraphNet, width: bool, depth: bool, dtype: torch.dtype, device: torch.device) -> NetworkTransfer:
     """Return the transfer between `fine` and ``coarser(fine, width, depth)``.
+
+    Parameters
+    ----------
+    fine : GraphNet
+        The finer network.
+    width : bool
+        Whether the coarse one is narrower.
+    depth : bool
+        Whether the coarse one is shallower.
+    dtype : dtype
+        Of the factors and constants.
+    device : device
+        Where they are kept.
 
     References
     ----------
@@ -179,12 +224,7 @@ def _joined(layout: Layout, pieces: list[Affine]) -> Affine:
 
 def _named(net: GraphNet) -> list[tuple[int, str, tuple[int, ...]]]:
     """Return layer, name and shape of every tensor."""
-    pairs = zip(net.widths, net.widths[1:], strict=False)
-    return [
-        (k, name, shape)
-        for k, (inner, outer) in enumerate(pairs)
-        for name, shape in net.layer.tensors(inner, outer, net.heads, k + 1 == net.layers).items()
-    ]
+    return [(k, name, shape) for k in range(net.layers) for name, shape in net.tensors(k).items()]
 
 
 def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
@@ -196,15 +236,20 @@ def _copied(fine: GraphNet, coarse: GraphNet) -> Affine:
         (rows, row_share), (columns, column_share) = units[layer], units[layer + 1]
         if shape[-1] != len(columns):  # the heads of a last layer of GAT, or one number
             columns, column_share = torch.arange(shape[-1]), torch.ones(shape[-1], dtype=torch.float64)
-        if name not in fine.layer.inputs:
+        if name in fine.layer.edge_inputs:
+            rows, row_share = torch.arange(shape[0]), torch.ones(shape[0], dtype=torch.float64)
+        elif name not in fine.layer.inputs:
             rows, row_share = columns, column_share
         source = number[rows][:, columns] if len(shape) == 2 else number[columns]
-        # what is multiplied with a unit is shared by its copies: rows of weights, and the vectors of GAT's scores
+        # what is multiplied with a unit is shared by its copies: rows of weights, and the columns of scores
         factor = torch.ones(shape, dtype=torch.float64)
         if len(shape) == 2:
             factor = factor * row_share[:, None]
-        elif name in fine.layer.scores:
-            factor = column_share
+        if name in fine.layer.scores:
+            few, each = (net.layer.score_factor(net.widths[layer + 1] // net.heads) for net in (coarse, fine))
+            # a matrix has decay, which stays that of two copies if one of them has the whole score
+            share = column_share if len(shape) == 1 else (column_share > 0.5).double()
+            factor = factor * share * (few / each)
         pieces.append((source, factor, torch.zeros(shape, dtype=torch.float64)))
     return _joined(fine.layout, pieces)
 

@@ -43,11 +43,15 @@ class Piece:
     features : tuple of matrices
         X, or (`propagated`) the input of every term of the first layer.
     propagated : bool
+        Whether the first propagation is done.
     operators : tuple of tuple of csr_matrix or None
         Of every layer and term, shape (rows[l + 1], rows[l]); None is the identity, or applied beforehand.
     targets : ndarray, shape (rows[L], C)
+        Weight of every class at every output.
     read : int
         Nodes of the local graph.
+    attributes : tuple of tuple of csr_matrix
+        Per layer the rows and columns of `Source.attributes` that its operator has; empty where there are none.
     """
 
     nodes: Ints
@@ -57,11 +61,12 @@ class Piece:
     operators: tuple[tuple[Any, ...], ...]
     targets: Floats
     read: int
+    attributes: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What local graphs are cut from.
+    """Operator, features and targets of a graph, of which local graphs are parts or coarser models.
 
     Parameters
     ----------
@@ -76,6 +81,8 @@ class Source:
         (X,) for GAT, where nothing can be done beforehand.
     targets : ndarray, shape (n, C)
         Y, the weight of every class of every node in the loss.
+    attributes : tuple of csr_matrix, shape (n, n)
+        Per attribute of edges its sum over the edges that an entry of the operator stands for.
     """
 
     kind: str
@@ -83,14 +90,21 @@ class Source:
     features: Any
     terms: tuple[Any, ...]
     targets: Floats
+    attributes: tuple[Any, ...] = ()
 
     @staticmethod
-    def of(kind: str, operator: Any, features: Any, targets: Floats) -> Source:
-        """Do the first propagation."""
+    def of(kind: str, operator: Any, features: Any, targets: Floats, attributes: tuple[Any, ...] = ()) -> Source:
+        """Return a source with the first propagation done.
+
+        Parameters
+        ----------
+        kind, operator, features, targets, attributes
+            As of the source; the attributes are what `Layer.attributes` returns.
+        """
         layer = layer_of(kind)
         if not layer.beforehand:
-            return Source(kind, operator, features, (features,), targets)
-        return Source(kind, operator, features, layer.on_terms(features, operator @ features), targets)
+            return Source(kind, operator, features, (features,), targets, attributes)
+        return Source(kind, operator, features, layer.on_terms(features, operator @ features), targets, attributes)
 
     @property
     def layer(self) -> Layer:
@@ -105,13 +119,14 @@ class Source:
     def piece(
         self, outputs: Ints, layers: int, *, propagated: bool | None = None, targets: Floats | None = None
     ) -> Piece:
-        """Cut out what the outputs depend on, as many hops as there are layers: these outputs are exact.
+        """Return what the outputs depend on, as many hops as there are layers: these outputs are exact.
 
         Parameters
         ----------
         outputs : ndarray, shape (k,)
             Nodes whose outputs enter the loss.
         layers : int
+            Number of layers.
         propagated : bool, optional
             Whether the first propagation is done beforehand; by default where that is cheaper. Never for GAT.
         targets : ndarray, shape (n, C), optional
@@ -129,10 +144,22 @@ class Source:
         else:
             features = (self.features[order],)
         wanted = self.targets if targets is None else targets
-        return Piece(order, rows, features, propagated, tuple(operators), wanted[order[: rows[-1]]], len(order))
+        attributes = tuple(
+            tuple(_cut(e, order[: rows[k + 1]], order[: rows[k]]) for e in self.attributes) for k in range(layers)
+        )
+        chosen = wanted[order[: rows[-1]]]
+        return Piece(order, rows, features, propagated, tuple(operators), chosen, len(order), attributes)
 
     def aggregated(self, labels: Ints, layers: int) -> Piece:
-        """Return the composite graph of the map `labels`, shape (n,), from nodes to composite nodes 0, ..., m - 1."""
+        """Return the composite graph of a map from nodes to composite nodes.
+
+        Parameters
+        ----------
+        labels : ndarray, shape (n,), int64
+            Composite node 0, ..., m - 1 of every node.
+        layers : int
+            Number of layers.
+        """
         n, m = len(labels), int(labels.max()) + 1
         t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))  # T^T
         mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels, minlength=m)) @ t)
@@ -143,6 +170,7 @@ class Source:
             features=None if self.layer.beforehand else terms[0],
             terms=terms,
             targets=np.asarray(t @ self.targets),
+            attributes=tuple(sp.csr_matrix(mean @ e @ t.T) for e in self.attributes),
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
 
@@ -158,6 +186,7 @@ def composite_labels(
     Parameters
     ----------
     own : ndarray, shape (n,), bool
+        Nodes that stay single.
     clusters : ndarray, shape (n,), or sequence of these
         One map from nodes to clusters, or several, each cluster a union of clusters of the map before.
     hops : ndarray, shape (n,), optional
@@ -194,7 +223,17 @@ def composite_labels(
 
 
 def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
-    """Return the hops of every node from the own ones, shape (n,); ``most + 1`` is beyond `most`."""
+    """Return the hops of every node from the own ones, shape (n,).
+
+    Parameters
+    ----------
+    graph : Graph
+        Whose edges count.
+    own : ndarray, shape (n,), bool
+        Nodes at distance 0.
+    most : int
+        Hops up to which they are counted; ``most + 1`` stands for all beyond.
+    """
     hops = np.where(own, 0, most + 1)
     mask = torch.from_numpy(own)
     for k in range(1, most + 1):
@@ -205,6 +244,15 @@ def distances(graph: Graph, own: NDArray[np.bool_], most: int) -> Ints:
 
 def receptive(operator: Any, outputs: Ints, layers: int) -> tuple[Ints, tuple[int, ...]]:
     """Return the nodes that `outputs` depend on, nearest first, and how many of them enter each layer.
+
+    Parameters
+    ----------
+    operator : csr_matrix, shape (n, n)
+        Its rows name what a node depends on.
+    outputs : ndarray, shape (k,), int64
+        Nodes whose outputs are wanted.
+    layers : int
+        Number of layers.
 
     Examples
     --------
@@ -247,7 +295,7 @@ def _lean(matrix: Any) -> Any:
 
 
 def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kind: Any) -> Batch:
-    """Put local graphs into one batch, padded by nodes without neighbours and without targets.
+    """Return local graphs as one batch, padded by nodes without neighbours and without targets.
 
     Parameters
     ----------
@@ -291,7 +339,34 @@ def stack(pieces: Sequence[Piece], single: bool = False, samples: int = 1, **kin
         targets=torch.from_numpy(targets).to(**kind),
         read=tuple(piece.read for piece in pieces),
         samples=samples,
+        attributes=_attributes(pieces, **kind),
     )
+
+
+def _attributes(pieces: Sequence[Piece], **kind: Any) -> tuple[Tensor, ...]:
+    """Return the attributes of edges of every layer, in the order of the entries of the block-diagonal operator."""
+    if not pieces[0].attributes or not pieces[0].attributes[0]:
+        return ()
+    layers = range(len(pieces[0].operators))
+    each = [[edge_means(p.operators[k][0], p.attributes[k]) for p in pieces] for k in layers]
+    return tuple(torch.from_numpy(np.concatenate(of_layer)).to(**kind) for of_layer in each)
+
+
+def edge_means(operator: Any, sums: Sequence[Any]) -> Floats:
+    """Return the mean attributes of the edges that every entry stands for, row by row, shape (nnz, k).
+
+    Parameters
+    ----------
+    operator : csr_matrix, shape (m, n)
+        Its entries are numbers of edges.
+    sums : sequence of csr_matrix, shape (m, n)
+        Sums of each of the k attributes over these edges.
+    """
+    rows = operator.sorted_indices()
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    if len(row) == 0:
+        return np.zeros((0, len(sums)))
+    return np.stack([np.asarray(s[row, rows.indices]).ravel() / rows.data for s in sums], axis=1)
 
 
 def _padded(matrix: Floats, rows: int) -> Floats:

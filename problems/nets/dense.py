@@ -19,7 +19,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu"
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
-    """Read hidden widths.
+    """Return hidden widths from a text.
+
+    Parameters
+    ----------
+    text : str
+        Positive numbers joined by '-'.
+
+    Raises
+    ------
+    ValueError
+        A text that is no such thing.
 
     Examples
     --------
@@ -41,6 +51,7 @@ class Dense:
     widths : tuple of int
         Inputs, hidden widths, classes.
     activation : {"tanh", "relu", "sigmoid"}
+        Between the layers.
     """
 
     widths: tuple[int, ...]
@@ -76,7 +87,15 @@ class Dense:
         return x
 
     def outputs(self, parameters: list[Tensor], inputs: Tensor) -> Tensor:
-        """Return the outputs, shape (m, C), or (p, m, C) for parameters with a leading axis of length p."""
+        """Return the outputs, shape (m, C), or (p, m, C) for parameters with a leading axis of length p.
+
+        Parameters
+        ----------
+        parameters : list of Tensor
+            Weights and biases of the layers.
+        inputs : Tensor, shape (m, F) or (p, m, F)
+            Samples.
+        """
         act = ACTIVATIONS[self.activation]
         state = inputs
         for layer in range(self.layers):
@@ -113,12 +132,15 @@ class Classification:
     Parameters
     ----------
     net : Dense
+        The network.
     inputs : Tensor, shape (m, F) or (p, m, F)
         Samples of this rank; or those of p subdomains, each with parameters of its own.
     labels : Tensor, shape (m,) or (p, m), int64
+        Class of every sample.
     total : int
         Samples of all ranks, by which the sum of the losses is divided.
     price : Price
+        Cost of an evaluation, in fine gradients.
     comm : Communicator or None
         Value and gradient are summed over its ranks in one collective; None where this rank has all samples.
     weights : Tensor, shape (p, m), optional
@@ -148,7 +170,22 @@ class Classification:
         price: Price = Price(),  # noqa: B008 (frozen)
         comm: Communicator = SERIAL,
     ) -> Classification:
-        """Take the share of this rank of all samples.
+        """Return the loss of the samples of this rank, its share of all.
+
+        Parameters
+        ----------
+        inputs : Tensor, shape (n, F)
+            All samples.
+        labels : Tensor, shape (n,), int64
+            Their classes.
+        hidden : tuple of int
+            Hidden widths.
+        activation : {"tanh", "relu", "sigmoid"}
+            Between the layers.
+        price : Price
+            Cost of an evaluation, in fine gradients.
+        comm : Communicator
+            Ranks that share the samples.
 
         Raises
         ------
@@ -222,7 +259,13 @@ class Classification:
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep and one collective."""
+        """Return both in one sweep and one collective.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,) or (p, N)
+            Parameters.
+        """
         self.price.of_gradient(self._rows(x))
         leaves = self.net.layout.leaves(x)
         values = self._loss(leaves)
@@ -252,5 +295,11 @@ class StochasticClassification(Classification):
     draw: Callable[[int], Classification] = field(default=None)  # type: ignore[assignment]
 
     def sample(self, step: int) -> Classification:
-        """Return the objective of outer step `step`."""
+        """Return the objective of outer step `step`.
+
+        Parameters
+        ----------
+        step : int
+            Number of the outer step.
+        """
         return self.draw(step)

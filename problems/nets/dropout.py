@@ -49,7 +49,13 @@ class Dropout:
     step: int = 0
 
     def key(self, layer: int) -> int:
-        """Return the offset of the stream of `layer`."""
+        """Return the offset of the stream of `layer`.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        """
         return _mixed(_mixed(_mixed(self.seed + 1) + self.step) + layer)
 
     def scale(self, ids: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
@@ -59,6 +65,10 @@ class Dropout:
         ----------
         ids : Tensor, int64
             Number of every entry, ``node * width + column`` with the global number of the node.
+        layer : int
+            Number of the layer that the entries enter.
+        dtype : dtype
+            Of the factors.
         """
         word = ids * _signed(_GOLDEN)
         word += _signed(self.key(layer))

@@ -51,6 +51,7 @@ class EncodeProcessDecode:
     rounds : int
         Rounds of message passing inside the mesh, each with its own parameters.
     activation : {"silu", "gelu", "relu", "tanh"}
+        Of all networks inside.
     norm : bool
         Whether what is added to a state is normalised over its H entries (layer norm, gain and shift trained).
     skip : bool
@@ -141,8 +142,14 @@ class EncodeProcessDecode:
         parameters : list of Tensor
             ``layout.views(x)`` of x, shape (N,), or (p, N) for a batch.
         batch : MeshBatch
+            Grids with their meshes.
         scales : None
             There is no dropout.
+
+        Raises
+        ------
+        ValueError
+            Factors of dropout, which this network does not have.
         """
         if scales is not None:
             raise ValueError("an encode-process-decode network has no dropout, got factors of it; use dropout=0")

@@ -51,6 +51,7 @@ class Batch:
         Inputs of the first layer: X, or if `propagated` the products B_t X, one per term. Dense of shape (p r, S F), or
         block-diagonal of shape (p r, p F), where S must be 1.
     propagated : bool
+        Whether A has been applied to the features.
     operators : tuple of tuple of Operator or None
         B_t of every layer and term, shape (p rows[l + 1], p rows[l]); None is the identity, or applied beforehand.
     nodes : Tensor, shape (p, rows[0]), int64
@@ -61,6 +62,8 @@ class Batch:
         Nodes of every graph, padding excluded.
     samples : int
         Number S of samples that share the graphs and the parameters: sparse products act on all of them at once.
+    attributes : tuple of Tensor, shape (nnz, k)
+        Per layer the attributes of edges, in the order of the entries of its operator; empty where there are none.
     """
 
     parts: int | None
@@ -72,16 +75,31 @@ class Batch:
     targets: Tensor
     read: tuple[int, ...]
     samples: int = 1
+    attributes: tuple[Tensor, ...] = ()
 
     def first(self, state: Tensor, rows: int) -> Tensor:
-        """Return the first `rows` nodes of every graph from a state of shape (p r, H) or (p r, S, H)."""
+        """Return the first nodes of every graph.
+
+        Parameters
+        ----------
+        state : Tensor, shape (p r, H) or (p r, S, H)
+            States of the nodes.
+        rows : int
+            How many nodes of every graph.
+        """
         p = self.parts or 1
         if len(state) == p * rows:
             return state
         return state[:rows] if p == 1 else state.view(p, len(state) // p, *state.shape[1:])[:, :rows].flatten(0, 1)
 
     def work(self, widths: tuple[int, ...]) -> float:
-        """Estimate the cost of a sweep: multiplications of all matrix products, and what is done per state entry."""
+        """Return the cost of a sweep: multiplications of all matrix products, and what is done per state entry.
+
+        Parameters
+        ----------
+        widths : tuple of int
+            Features, hidden widths, classes.
+        """
         entries = [x.nnz if isinstance(x, Sparse) else x.numel() for x in self.features]
         terms, graphs = len(self.operators[0]), (self.parts or 1) * self.samples
         total = sum(entries) * widths[1] * (1 if self.propagated else terms)
@@ -94,7 +112,13 @@ class Batch:
         return float(total)
 
     def states(self, stored: Tensor) -> Tensor:
-        """View what is stored as (p r, S F) as states of shape (p r, S, F); for one sample both are (p r, F)."""
+        """Return what is stored as (p r, S F) as states of shape (p r, S, F); for one sample both are (p r, F).
+
+        Parameters
+        ----------
+        stored : Tensor, shape (p r, S F)
+            Samples side by side.
+        """
         rows, columns = stored.shape
         return stored if self.samples == 1 else stored.view(rows, self.samples, columns // self.samples)
 
@@ -109,21 +133,47 @@ class Batch:
         return nodes[:, None] * x.shape[1] + torch.arange(x.shape[1], device=x.device)
 
     def with_dropout(self, dropout: Dropout | None, widths: tuple[int, ...]) -> tuple[Batch, list[Tensor] | None]:
-        """Return the batch with dropout on its features, and the factors of the states between the layers."""
+        """Return the batch with dropout on its features, and the factors of the states between the layers.
+
+        Parameters
+        ----------
+        dropout : Dropout, optional
+            None drops nothing.
+        widths : tuple of int
+            Features, hidden widths, classes.
+        """
         if dropout is None:
             return self, None
         dtype = self.targets.dtype
         return self.dropped(dropout), [self.scale(dropout, k, widths[k], dtype) for k in range(1, len(widths) - 1)]
 
     def dropped(self, dropout: Dropout) -> Batch:
-        """Return the batch with dropout on its features."""
+        """Return the batch with dropout on its features.
+
+        Parameters
+        ----------
+        dropout : Dropout
+            Which entries are dropped.
+        """
         x = self.features[0]
         values = x.values if isinstance(x, Sparse) else x
         values = values * dropout.scale(self._entries, 0, values.dtype)
         return replace(self, features=(x.with_values(values) if isinstance(x, Sparse) else values,))
 
     def scale(self, dropout: Dropout, layer: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Return dropout's factors for the state that enters `layer`, shape (p rows[layer], [S,] width)."""
+        """Return dropout's factors for the state that enters `layer`, shape (p rows[layer], [S,] width).
+
+        Parameters
+        ----------
+        dropout : Dropout
+            Which entries are dropped.
+        layer : int
+            Number of the layer.
+        width : int
+            Columns of its state.
+        dtype : dtype
+            Of the factors.
+        """
         nodes, row = self.nodes[:, : self.rows[layer]].reshape(-1, 1), self.samples * width
         return self.states(dropout.scale(nodes * row + torch.arange(row, device=nodes.device), layer, dtype))
 
@@ -138,19 +188,23 @@ class GraphNet:
     Parameters
     ----------
     kind : str
-        gcn, sage, gin, gat, gatv2 or another one of `mldd.problems.nets.layers`, or ``file.py:Class``.
+        gcn, sage, gin, gat, gatv2, transformer or another one of `mldd.problems.nets.layers`, or ``file.py:Class``.
     widths : tuple of int
         Features, hidden widths, classes.
     heads : int
         Of attention: they share the hidden width, and are averaged in the last layer.
     activation : {"relu", "gelu", "tanh", "elu"}
+        Between the layers, and inside of those of GIN.
     residual : bool
         ``H + act(layer(H))`` from the second layer on wherever the widths agree.
+    edge_attributes : int
+        Numbers that every edge of the graphs has, where the layer takes them.
 
     Raises
     ------
     ValueError
-        An unknown choice, fewer than two widths, heads that do not divide a hidden width.
+        An unknown choice, fewer than two widths, heads that do not divide a hidden width, attributes of edges for a
+        layer that takes none.
     """
 
     kind: str
@@ -158,6 +212,7 @@ class GraphNet:
     heads: int = 1
     activation: GraphActivation = "relu"
     residual: bool = False
+    edge_attributes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what makes no network."""
@@ -170,6 +225,10 @@ class GraphNet:
             raise ValueError(f"`heads` must be >= 1, and 1 for {self.kind!r}, which has none, got {self.heads}")
         if any(width % self.heads for width in self.widths[1:-1]):
             raise ValueError(f"`heads` must divide every hidden width of {self.widths}, got {self.heads}")
+
+        if self.edge_attributes < 0 or (self.edge_attributes and not layer.edge_inputs):
+            least = f"0 for {self.kind!r}, which takes none" if not layer.edge_inputs else ">= 0"
+            raise ValueError(f"`edge_attributes` must be {least}, got {self.edge_attributes}")
 
     @cached_property
     def spare(self) -> dict[Any, list[sweeps.Buffers]]:
@@ -188,8 +247,18 @@ class GraphNet:
 
     @cached_property
     def _tensors(self) -> list[dict[str, tuple[int, ...]]]:
-        pairs = list(zip(self.widths, self.widths[1:], strict=False))
-        return [self.layer.tensors(*pair, self.heads, k + 1 == len(pairs)) for k, pair in enumerate(pairs)]
+        return [self.tensors(layer) for layer in range(self.layers)]
+
+    def tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of the parameters of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Its number, from 0.
+        """
+        inner, outer = self.widths[layer : layer + 2]
+        return self.layer.tensors(inner, outer, self.heads, layer + 1 == self.layers, self.edge_attributes)
 
     @cached_property
     def layout(self) -> Layout:
@@ -236,6 +305,7 @@ class GraphNet:
         parameters : list of Tensor
             ``layout.views(x)`` of x, shape (N,), or (p, N) for a batch.
         batch : Batch
+            Graphs, features and targets.
         scales : list of Tensor, optional
             Dropout's factors of the states that enter layers 1, ..., L - 1; that of the features is in the batch.
         """
@@ -244,7 +314,17 @@ class GraphNet:
         return self.graph(parameters, batch, scales)
 
     def graph(self, parameters: list[Tensor], batch: Batch, scales: list[Tensor] | None = None) -> Tensor:
-        """Return `outputs` as a graph of autograd's own operations."""
+        """Return `outputs` as a graph of autograd's own operations.
+
+        Parameters
+        ----------
+        parameters : list of Tensor
+            Tensors of the network, views of its parameters.
+        batch : Batch
+            Graphs, features and targets.
+        scales : list of Tensor, optional
+            As for `outputs`.
+        """
         inputs = [x if isinstance(x, Sparse) else batch.states(x) for x in batch.features]
         given = inputs if batch.propagated else inputs * len(self.layer.terms)
         state: Tensor = batch.targets  # any tensor: that before the first layer is not looked at
@@ -262,7 +342,19 @@ class GraphNet:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, parts: int | None, samples: int = 1) -> Tensor:
-    """Return ``-sum(targets * log_softmax(outputs))``, of shape () or (p,), for outputs of shape (p r, S C)."""
+    """Return ``-sum(targets * log_softmax(outputs))``, of shape () or (p,), for outputs of shape (p r, S C).
+
+    Parameters
+    ----------
+    outputs : Tensor, shape (p r, S C)
+        Outputs of the network.
+    targets : Tensor, shape (p r, S C)
+        Weight of every class.
+    parts : int or None
+        Number p of graphs with parameters of their own; None for one value of shape ().
+    samples : int
+        Number S of samples side by side.
+    """
     shape = (parts or 1, -1, outputs.shape[1] // samples)
     value: Tensor = _CrossEntropy.apply(outputs.reshape(shape), targets.reshape(shape))  # type: ignore[no-untyped-call]
     return value[0] if parts is None else value

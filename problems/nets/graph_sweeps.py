@@ -28,7 +28,15 @@ _WIDE = 64  # columns of X and G, and more of one of them, from which oneDNN has
 
 
 def suited(net: GraphNet, batch: Batch) -> bool:
-    """Whether there is a sweep for this, and it pays: one large graph, held by this rank, on the CPU."""
+    """Whether there is a sweep for this, and it pays: one large graph, held by this rank, on the CPU.
+
+    Parameters
+    ----------
+    net : GraphNet
+        The network.
+    batch : Batch
+        What it is evaluated on.
+    """
     plain = net.layer.swept and net.activation == "relu" and not net.residual
     operators = [b for layer in batch.operators for b in layer if b is not None]
     one = batch.parts is None and batch.targets.device.type == "cpu"
@@ -37,7 +45,19 @@ def suited(net: GraphNet, batch: Batch) -> bool:
 
 
 def outputs(net: GraphNet, parameters: Sequence[Tensor], batch: Batch, scales: list[Tensor] | None) -> Tensor:
-    """Return the outputs, shape (rows[L], S C), differentiable any number of times in the parameters."""
+    """Return the outputs, shape (rows[L], S C), differentiable any number of times in the parameters.
+
+    Parameters
+    ----------
+    net : GraphNet
+        The network.
+    parameters : list of Tensor
+        Tensors of the network, views of its parameters.
+    batch : Batch
+        One for which `suited` holds.
+    scales : list of Tensor, optional
+        Dropout's factors of the states between the layers.
+    """
     if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
         out: Tensor = _Swept.apply(net, batch, scales, *parameters)  # type: ignore[no-untyped-call]
         return out
@@ -80,7 +100,19 @@ class Buffers:
         self._made: dict[Any, Tensor] = {}
 
     def get(self, name: Any, rows: int, width: int, like: Tensor) -> Tensor:
-        """Return an array of this shape, with anything in it."""
+        """Return an array of this shape, with anything in it.
+
+        Parameters
+        ----------
+        name : any hashable
+            Which array.
+        rows : int
+            Rows of the array.
+        width : int
+            Columns of the array.
+        like : Tensor
+            Its dtype and device are taken.
+        """
         size = rows * width
         if name not in self._made or self._made[name].numel() < size:
             self._made[name] = like.new_empty(size)
@@ -89,7 +121,23 @@ class Buffers:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One summand of a layer: its number, operator B, input H, weight W, and whether B comes before W."""
+    """One summand of a layer: its number, operator B, input H, weight W, and whether B comes before W.
+
+    Parameters
+    ----------
+    layer : int
+        Number of the layer.
+    number : int
+        Number of the term in its layer.
+    operator : Sparse or None
+        B; None is the identity, or applied beforehand.
+    x : Tensor or Sparse
+        H.
+    weight : Tensor
+        W.
+    early : bool
+        Whether B H is computed first.
+    """
 
     layer: int
     number: int
@@ -100,7 +148,19 @@ class Term:
 
 
 class Evaluation:
-    """One evaluation: forward keeps the states that backward needs; buffers go back to the network by `release`."""
+    """One evaluation: forward keeps the states that backward needs; buffers go back to the network by `release`.
+
+    Parameters
+    ----------
+    net : GraphNet
+        The network.
+    batch : Batch
+        Graphs, features and targets.
+    scales : list of Tensor, optional
+        Dropout's factors of the states between the layers.
+    parameters : sequence of Tensor
+        Tensors of the network.
+    """
 
     def __init__(self, net: GraphNet, batch: Batch, scales: list[Tensor] | None, parameters: Sequence[Tensor]) -> None:
         self.net, self.batch, self.scales = net, batch, scales
@@ -193,7 +253,13 @@ class Evaluation:
     # ------------------------------------------------------------------------------------------------ backward
 
     def backward(self, g: Tensor) -> list[Tensor]:
-        """Return the gradients with respect to the parameters, from that with respect to the outputs."""
+        """Return the gradients with respect to the parameters, from that with respect to the outputs.
+
+        Parameters
+        ----------
+        g : Tensor, shape (rows[L], S C)
+            Gradient with respect to the outputs.
+        """
         found: list[Tensor] = []
         for layer in reversed(range(self.net.layers)):
             of_bias = g.view(-1, self.net.widths[layer + 1]).sum(0)

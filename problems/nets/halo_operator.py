@@ -58,7 +58,19 @@ class HaloOperator:
     def of(
         matrix: Any, exchange: Exchange, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> HaloOperator:
-        """Cut a SciPy matrix of shape (m, n + h), own columns first."""
+        """Return the operator of the rows of this rank.
+
+        Parameters
+        ----------
+        matrix : csr_matrix, shape (m, n + h)
+            Own columns first.
+        exchange : Exchange
+            Fetches the h rows of the halo.
+        dtype : dtype
+            Of the entries.
+        device : device | str
+            Where they are kept.
+        """
         rows = sp.csc_matrix(matrix)
         own = Sparse.of(rows[:, : exchange.own], dtype, device)
         return HaloOperator(own, Sparse.of(rows[:, exchange.own :], dtype, device), exchange)
@@ -88,7 +100,13 @@ class HaloOperator:
         return self.own, self.halo, *self._made.values()
 
     def through(self, exchange: Exchange) -> HaloOperator:
-        """Return the operator with another exchange of the same rows; nothing is made anew."""
+        """Return the operator with another exchange of the same rows; nothing is made anew.
+
+        Parameters
+        ----------
+        exchange : Exchange
+            Another way to fetch the same rows.
+        """
         return replace(self, exchange=exchange)
 
     def extend(self, state: Tensor) -> Tensor:

@@ -48,12 +48,16 @@ class Channel:
 
     @staticmethod
     def of(operator: Operator, features: Tensor, parts: int = 1) -> Channel:
-        """Take the edges from the pattern of `operator`, which is block-diagonal with `parts` blocks of equal shape.
+        """Return the edges of the pattern of an operator.
 
         Parameters
         ----------
+        operator : Operator
+            Block-diagonal with blocks of equal shape.
         features : Tensor, shape (nnz, 4)
             In the order of the entries of the pattern.
+        parts : int
+            Number of blocks.
         """
         pattern = operator.pattern
         rows, columns = (a.cpu().numpy() for a in pattern.entries)
@@ -87,6 +91,7 @@ class MeshBatch:
     Parameters
     ----------
     parts : int or None
+        Number p of graphs; None for a single one with parameters of shape (N,).
     features : tuple of Tensor
         The inputs of the grid nodes, shape (p r, S F); the nodes with outputs come first in every graph.
     static : Tensor, shape (p m, 3)
@@ -119,7 +124,13 @@ class MeshBatch:
         return len(self.features[0]) // p, len(self.targets) // p
 
     def work(self, widths: tuple[int, ...]) -> float:
-        """Estimate the cost of a sweep: multiplications of all matrix products, and what is done per state entry."""
+        """Return the cost of a sweep: multiplications of all matrix products, and what is done per state entry.
+
+        Parameters
+        ----------
+        widths : tuple of int
+            Inputs, hidden width, outputs.
+        """
         f, h, c = widths
         grid, out = len(self.features[0]), len(self.targets)
         total = self.samples * (grid * (f + h) * h + out * (c * h + f * c))
@@ -142,10 +153,13 @@ class MeshPiece:
     nodes : ndarray, shape (r,)
         Global numbers of its grid nodes (-1 where a node stands for a cluster).
     features : ndarray, shape (r, S F)
+        Inputs of the grid nodes.
     static : ndarray, shape (m, 3)
+        Features of the mesh nodes.
     links : tuple of Link
         Encoder, rounds, decoder.
     targets : ndarray, shape (k, S C)
+        Of the nodes with outputs.
     """
 
     nodes: Ints
@@ -167,8 +181,11 @@ class MeshSource:
     Parameters
     ----------
     mesh : HiddenMesh
+        Grid with its hidden mesh.
     features : ndarray, shape (n, S F)
+        Inputs of the grid nodes.
     targets : ndarray, shape (n, S C)
+        Of the grid nodes.
     """
 
     mesh: HiddenMesh
@@ -176,7 +193,7 @@ class MeshSource:
     targets: Floats
 
     def piece(self, outputs: Ints, layers: int, *, targets: Floats | None = None) -> MeshPiece:
-        """Cut out what the outputs depend on, so that they are exact.
+        """Return what the outputs depend on, so that they are exact.
 
         Parameters
         ----------
@@ -203,6 +220,13 @@ class MeshSource:
         Features are means and targets are sums over the grid nodes that a node stands for, as in
         `mldd.problems.nets.composite.Source.aggregated`. Mesh nodes become one where their nearest grid nodes do;
         messages are merged (`mldd.problems.data.mesh_levels.Link.merged`).
+
+        Parameters
+        ----------
+        labels : ndarray, shape (n,), int64
+            Cluster of every grid node.
+        layers : int
+            Rounds of the processor.
         """
         mesh, count = self.mesh, np.bincount(labels)
         near = labels[mesh.nearest_grid]
@@ -227,7 +251,7 @@ def _collected(labels: Ints, rows: Floats) -> Floats:
 
 
 def stack_meshes(pieces: Sequence[MeshPiece], single: bool = False, samples: int = 1, **kind: Any) -> MeshBatch:
-    """Put local grids into one batch, padded by nodes without edges and with targets of zero.
+    """Return local grids as one batch, padded by nodes without edges and with targets of zero.
 
     Parameters
     ----------
@@ -236,6 +260,7 @@ def stack_meshes(pieces: Sequence[MeshPiece], single: bool = False, samples: int
     single : bool
         One graph with parameters of shape (N,) instead of a batch.
     samples : int
+        Number S of samples side by side in the columns of features and targets.
     **kind
         `dtype` and `device` of the tensors.
     """

@@ -45,7 +45,9 @@ def mesh_shard(
     rounds : int
         Of the processor.
     comm : Communicator
+        Ranks that hold the parts.
     samples : int
+        Number S of samples side by side.
     **kind
         `dtype` and `device` of the tensors.
 

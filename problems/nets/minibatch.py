@@ -16,7 +16,17 @@ def _permutation(samples: int, *key: int) -> Tensor:
 
 
 def subset(samples: int, count: int, *key: int) -> Tensor:
-    """Return `count` different numbers below `samples`, shape (count,), int64, drawn with the `key`."""
+    """Return some different numbers below `samples`, shape (count,), int64.
+
+    Parameters
+    ----------
+    samples : int
+        Number of samples to choose from.
+    count : int
+        How many are drawn.
+    key : int
+        Seeds; the same ones give the same numbers.
+    """
     return torch.from_numpy(np.random.default_rng(key).choice(samples, count, replace=False))
 
 
@@ -30,6 +40,7 @@ class MiniBatches:
     Parameters
     ----------
     samples, batch : int
+        Samples of all ranks.
     growth : float
         Factor per epoch, >= 1.
     key : tuple of int
@@ -58,7 +69,13 @@ class MiniBatches:
         return epoch + step, 0, self.samples
 
     def rows(self, step: int) -> Tensor:
-        """Return the numbers of the samples of outer step `step`, shape (b,), int64."""
+        """Return the numbers of the samples of an outer step, shape (b,), int64.
+
+        Parameters
+        ----------
+        step : int
+            Number of the step, from 0.
+        """
         epoch, position, size = self._place(step)
         if size == self.samples:
             return torch.arange(size)

@@ -24,12 +24,24 @@ class Widened(Sparse):
             return super().__matmul__(dense.float())
 
     def with_values(self, values: Tensor) -> Widened:
-        """Return the matrix of the same pattern with other entries."""
+        """Return the matrix of the same pattern with other entries.
+
+        Parameters
+        ----------
+        values : Tensor, shape (nnz,)
+            Entries, row by row.
+        """
         return Widened.around(super().with_values(values))
 
     @staticmethod
     def around(matrix: Sparse) -> Widened:
-        """Take over the tensors of `matrix`."""
+        """Return the matrix with the tensors of another one.
+
+        Parameters
+        ----------
+        matrix : Sparse
+            In float32.
+        """
         return Widened(matrix.matrix, matrix.transposed, matrix.order)
 
 
@@ -38,13 +50,28 @@ class MixedNet(GraphNet):
     """A network whose dense products are in bfloat16; parameters, sparse products, loss and gradient in float32."""
 
     def outputs(self, parameters: list[Tensor], batch: Batch, scales: list[Tensor] | None = None) -> Tensor:
-        """Return the outputs in float32, for a batch made by `widened`."""
+        """Return the outputs in float32.
+
+        Parameters
+        ----------
+        parameters : list of Tensor
+            Tensors of the network, views of its parameters.
+        batch : Batch
+            Made by `widened`.
+        scales : list of Tensor, optional
+            As for `GraphNet.outputs`.
+        """
         with torch.autocast(batch.targets.device.type, dtype=torch.bfloat16):
             return super().outputs(parameters, batch, scales).float()
 
 
 def widened(batch: Batch) -> Batch:
-    """Return `batch` with sparse matrices that `MixedNet` can use.
+    """Return a batch with sparse matrices that `MixedNet` can use.
+
+    Parameters
+    ----------
+    batch : Batch
+        In float32.
 
     Raises
     ------

@@ -44,7 +44,13 @@ class Operator(Protocol):
         ...
 
     def extend(self, state: Tensor) -> Tensor:
-        """Return the rows of all n columns, differentiable, from those that this rank holds."""
+        """Return the rows of all n columns, differentiable, from those that this rank holds.
+
+        Parameters
+        ----------
+        state : Tensor, shape (k, ...)
+            Rows that this rank holds.
+        """
         ...
 
     def __matmul__(self, dense: Tensor) -> Tensor:
@@ -59,6 +65,7 @@ class Sparse:
     Parameters
     ----------
     matrix, transposed : Tensor, sparse CSR, shapes (m, n) and (n, m)
+        The matrix itself.
     order : Tensor, shape (nnz,), int64
         Values of `transposed` are ``values[order]``.
     """
@@ -69,7 +76,17 @@ class Sparse:
 
     @staticmethod
     def of(matrix: Any, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Sparse:
-        """Take over a SciPy matrix."""
+        """Return the operator of a SciPy matrix.
+
+        Parameters
+        ----------
+        matrix : sparse matrix, shape (m, n)
+            Sorted here if it is not.
+        dtype : dtype
+            Of the entries.
+        device : device | str
+            Where they are kept.
+        """
         rows = sp.csr_matrix(matrix)
         rows.sort_indices()
         number = sp.csr_matrix((np.arange(rows.nnz), rows.indices, rows.indptr), rows.shape).T.tocsr()
@@ -142,7 +159,13 @@ class Sparse:
         return bool((self.values == 1).all())
 
     def blocks(self, rows: int) -> list[Tensor]:
-        """Return the matrix cut into CSR tensors of so many rows; kept."""
+        """Return the matrix cut into CSR tensors; kept.
+
+        Parameters
+        ----------
+        rows : int
+            Rows of each, fewer in the last.
+        """
         if rows not in self._blocks:
             self._blocks[rows] = list(self._cut(rows))
         return self._blocks[rows]
@@ -159,7 +182,13 @@ class Sparse:
             yield _tensor(indptr[a : b + 1] - begin, self.column[begin:end], values[begin:end], (b - a, n))
 
     def repeated(self, times: int) -> Sparse:
-        """Return the Kronecker product with the identity of `times` rows: so many copies of the graph; kept."""
+        """Return the Kronecker product with an identity, so many copies of the graph; kept.
+
+        Parameters
+        ----------
+        times : int
+            Rows of the identity.
+        """
         if times == 1:
             return self
         if times not in self._copies:
@@ -178,7 +207,13 @@ class Sparse:
         return Sparse(matrix, transposed, number[self.order[turned], copy_of])
 
     def with_values(self, values: Tensor) -> Sparse:
-        """Return the matrix of the same pattern with other entries."""
+        """Return the matrix of the same pattern with other entries.
+
+        Parameters
+        ----------
+        values : Tensor, shape (nnz,)
+            Entries, row by row.
+        """
         turned = values.index_select(0, self.order)
         return Sparse(revalued(self.matrix, values), revalued(self.transposed, turned), self.order)
 
@@ -215,6 +250,13 @@ def multiply(matrix: Tensor, dense: Tensor) -> Tensor:
 
     On the CPU, torch's bag of weighted rows prefetches (two times faster than the sparse library from 8 columns on, in
     single precision), and its reduction of rows is faster than the library for wide matrices in double precision.
+
+    Parameters
+    ----------
+    matrix : Tensor, sparse CSR, shape (m, n)
+        In 32-bit indices.
+    dense : Tensor, shape (n, F)
+        What it is applied to.
     """
     if dense.device.type == "cpu" and matrix.values().numel() > 0:
         if dense.dtype == torch.float32 and dense.shape[1] >= _BAG:
@@ -233,12 +275,28 @@ _ONE_DNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def one_dnn(x: Tensor) -> bool:
-    """Whether `tall` takes x."""
+    """Whether `tall` takes x.
+
+    Parameters
+    ----------
+    x : Tensor
+        The left factor.
+    """
     return _ONE_DNN is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
 
 
 def tall(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the dense product X W (+ b) by oneDNN; not differentiable."""
+    """Return the dense product X W (+ b) by oneDNN; not differentiable.
+
+    Parameters
+    ----------
+    x : Tensor, shape (m, k)
+        The left factor, with many rows.
+    weight : Tensor, shape (k, n)
+        W.
+    bias : Tensor, shape (n,), optional
+        b.
+    """
     assert _ONE_DNN is not None
     out: Tensor = _ONE_DNN(x, weight.t(), bias, "none", [], "")
     return out
@@ -266,7 +324,15 @@ def _spread(matrix: Tensor, times: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def revalued(matrix: Tensor, values: Tensor) -> Tensor:
-    """Return the CSR tensor of the same pattern with other values."""
+    """Return the CSR tensor of the same pattern with other values.
+
+    Parameters
+    ----------
+    matrix : Tensor, sparse CSR
+        Whose pattern is kept.
+    values : Tensor, shape (nnz,)
+        Entries, row by row.
+    """
     return _tensor(matrix.crow_indices(), matrix.col_indices(), values, tuple(matrix.shape))
 
 

@@ -1,13 +1,11 @@
 """Clusters of neighbouring nodes."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mldd.graph import Graph, aggregate, nested
-from mldd.graph.aggregation import contracted
 from tests.small_graphs import few, graphs, grid
 
 pymetis = pytest.importorskip("pymetis", reason="partitions need pymetis")
@@ -90,17 +88,6 @@ def test_isolated_nodes_and_stars(method):
         for clusters in (1, 3, 16, 31):
             sizes = torch.bincount(aggregate(graph, clusters, method=method))
             assert len(sizes) == clusters and int(sizes.min()) >= 1
-
-
-def test_contracted_weights_are_sums():
-    weights = torch.rand(1520 // 2, dtype=torch.float64) + 0.1
-    row, column = grid(20).edge_index
-    graph = Graph.from_edges(torch.stack([row, column])[:, row < column], 400, weights)
-    labels = aggregate(graph, 13)
-    t = np.eye(13)[labels.numpy()]
-    expected = t.T @ graph.scipy().toarray() @ t
-    np.fill_diagonal(expected, 0)
-    assert np.allclose(contracted(graph, labels).scipy().toarray(), expected, rtol=1e-14)
 
 
 @both

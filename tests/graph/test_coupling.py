@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mldd.graph import Graph, edge_weights
-from mldd.graph.coupling import attention_weights, distance_weights, message_weights, opposite, points
+from mldd.graph.coupling import attention_weights, distance_weights, opposite, points
 from tests.small_graphs import grid
 
 
@@ -69,18 +69,6 @@ def test_attention_weights():
     assert float(attention_weights(graph, one).min()) == pytest.approx(1e-3 * 2 / graph.edges)
 
 
-def test_message_weights():
-    graph = grid(3)
-    states, values = random(9, 4, 2), random(graph.edges, seed=1)
-    norm = states.flatten(1).norm(dim=1)
-    entry = {tuple(e): abs(v) for e, v in zip(graph.edge_index.T.tolist(), values.tolist(), strict=True)}
-    expected = [entry[i, j] * float(norm[j]) + entry[j, i] * float(norm[i]) for i, j in graph.edge_index.T.tolist()]
-    weights = message_weights(graph, states, values)
-    assert weights.tolist() == pytest.approx(expected) and is_symmetric(graph, weights)
-    plain = message_weights(graph, states)
-    assert plain.tolist() == pytest.approx([float(norm[i] + norm[j]) for i, j in graph.edge_index.T.tolist()])
-
-
 def test_opposite():
     graph = Graph.from_edges(torch.tensor([[0, 0, 1, 4, 2], [1, 3, 3, 0, 4]]), 5)
     assert torch.equal(graph.edge_index[:, torch.from_numpy(opposite(graph))], graph.edge_index.flip(0))
@@ -94,8 +82,6 @@ def test_weights_say_what_is_wrong():
         (lambda: distance_weights(graph, torch.full((4, 2), torch.inf)), "`coordinates` must be finite, got 8 values"),
         (lambda: attention_weights(graph, torch.ones(3)), r"`attention` must have shape \(8,\) or \(E, heads\)"),
         (lambda: attention_weights(graph, torch.full((8,), torch.nan)), "`attention` must be finite"),
-        (lambda: message_weights(graph, torch.ones(3, 2)), r"`states` must have shape \(4, \.\.\.\)"),
-        (lambda: message_weights(graph, torch.ones(4, 2), torch.ones(3)), r"`values` must have shape \(8,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -95,3 +95,34 @@ def test_graph_says_what_is_wrong():
             grow(graph, nodes, 1)
     with pytest.raises(ValueError, match="`hops` must be >= 0, got -1"):
         grow(graph, torch.tensor([0]), -1)
+
+
+def test_attributes_are_those_of_the_edge_that_is_read():
+    edges = torch.tensor([[0, 1, 1, 2, 2, 0], [1, 0, 2, 2, 0, 1]])  # 0 -> 1 twice, 1 -> 2 and 2 -> 0 one way, a loop
+    given = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [9.0, 9.0], [4.0, 40.0], [5.0, 50.0]])
+    graph = Graph.from_edges(edges, 4, edge_attributes=given)
+    found = {tuple(e): a for e, a in zip(graph.edge_index.T.tolist(), graph.edge_attributes.tolist(), strict=True)}
+    mean = [3.0, 30.0]  # of 0 -> 1, which 1 reads
+    of = {(1, 0): mean, (0, 1): [2, 20], (2, 1): [3, 30], (1, 2): [3, 30], (0, 2): [4, 40], (2, 0): [4, 40]}
+    assert found == of
+    part = graph.subgraph(torch.tensor([2, 0]))
+    assert part.edge_attributes.tolist() == [[4, 40], [4, 40]] and part.edges == 2
+    assert graph.subgraph(torch.tensor([3])).edge_attributes.shape == (0, 2)
+    assert Graph.from_edges(edges[:, 3:4], 4, edge_attributes=given[3:4]).edge_attributes.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            torch.ones(3, 1),
+            r"`edge_attributes` must be floating-point of shape \(2, k\), one row per edge, got .*\(3, 1",
+        ),
+        (torch.ones(2), r"one row per edge, got float32 of shape \(2,\)"),
+        (torch.ones(2, 1, dtype=torch.int64), "floating-point"),
+        (torch.full((2, 1), torch.nan), "must be finite, got NaN"),
+    ],
+)
+def test_bad_attributes(given, message):
+    with pytest.raises(ValueError, match=message):
+        Graph.from_edges(torch.tensor([[0, 1], [1, 2]]), 3, edge_attributes=given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mldd.graph.tracing import split_graph, trace
+from mldd.graph.tracing import trace
 
 
 class _Residual(nn.Module):
@@ -36,25 +36,3 @@ def test_trace_measures_sizes_memories_and_times() -> None:
     assert dag.edges[0, dag.edges[1] == add].tolist() == sorted(
         i for i, node in enumerate(nodes) if node in nodes[add].all_input_nodes
     )
-
-
-def test_split_graph_gives_stages_that_compute_the_network() -> None:
-    network, x = _network().eval(), torch.randn(5, 16)
-    traced, _ = trace(network, x, repeats=1)
-    times = {node.name: [1.0, 2.0, 9.0] for node in traced.graph.nodes}
-    stages = split_graph(traced, times, {node.name: 640 for node in traced.graph.nodes}, 3)
-    assert [node for stage in stages for node in stage] != [] and sum(map(len, stages)) == len(traced.graph.nodes)
-    assert stages[0][0].op == "placeholder" and stages[-1][-1].op == "output"
-    # run stage after stage: everything that a stage reads has been computed by then
-    values: dict[str, Tensor] = {}
-    for node in (node for stage in stages for node in stage):
-        inputs = [values[source.name] for source in node.all_input_nodes]
-        if node.op == "placeholder":
-            values[node.name] = x
-        elif node.op == "call_module":
-            values[node.name] = traced.get_submodule(str(node.target))(*inputs)
-        elif node.op == "call_function":
-            values[node.name] = node.target(*inputs)
-        else:
-            assert node.op == "output"
-            torch.testing.assert_close(inputs[0], network(x))

@@ -9,6 +9,7 @@ from tests.helpers import MLDD, launch, needs_mpi, result
 
 START = """
     import sys
+    from dataclasses import replace
     import numpy as np
     import torch
     from mldd.algebra import counting
@@ -41,7 +42,11 @@ EXACT = (
     train &= metis != 3
     keep = whole_data.graph.edge_index
     keep = keep[:, (keep < 85).all(0)]
-    data = GraphData("cut", Graph.from_edges(keep, 90), whole_data.features, whole_data.labels, train,
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.rand(keep.shape[1], generator=generator) + 0.2
+    attributes = torch.randn(keep.shape[1], 2, generator=generator)
+    graph = Graph.from_edges(keep, 90, weights, attributes)
+    data = GraphData("cut", graph, whole_data.features, whole_data.labels, train,
                      whole_data.validation, whole_data.test, 3)
     number = torch.arange(90)
     random = torch.randperm(90, generator=torch.Generator().manual_seed(0)) % 4
@@ -84,7 +89,10 @@ MODELS = (
     + """
     data = sbm(nodes=90, classes=3, features=4, seed=1)
     part = partition(data.graph, 4)
-    for model in ("gcn", "gat"):
+    generator = torch.Generator().manual_seed(5)
+    attributes = torch.randn(data.graph.edges, 2, generator=generator, dtype=torch.float64)
+    plain, told = data, replace(data, graph=replace(data.graph, edge_attributes=attributes))
+    for model, data in (("gcn", plain), ("gat", plain), ("transformer", told)):
         options = {"model": model, "hidden": 4, "dropout": 0.0, "clusters": 12}
         whole = NodeClassification(data, **options)
         for comm in (pair, world()):
@@ -114,6 +122,7 @@ MODELS = (
             piece = clustered.source.aggregated(np.arange(labels.max() + 1), 2)
             mine = NodeLoss(whole.net, stack([piece], single=True, dtype=torch.float64), whole.decay)
             same(mine.gradient(x), coarse.gradient(x), (model, "coarse"))
+    data = plain
     # Training: the parts of the shards give the same subdomains on any number of ranks. Clusters depend on who makes
     # them, so there is one per node.
     ends = []

@@ -12,11 +12,12 @@ Floats = NDArray[np.float64]
 
 
 def contiguous(cut: Cut) -> Ints:
-    """Cut the numbering of the nodes into runs of equal weight.
+    """Return runs of the numbering of equal weight.
 
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------
@@ -26,12 +27,14 @@ def contiguous(cut: Cut) -> Ints:
 
 
 def runs(load: Floats, parts: int) -> Ints:
-    """Cut a sequence into runs of nearly equal weight.
+    """Return the number of a run for every member of a sequence; runs have nearly equal weight.
 
     Parameters
     ----------
     load : array, shape (n,)
+        Weights.
     parts : int
+        Number of runs.
 
     Returns
     -------

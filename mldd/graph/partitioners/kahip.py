@@ -17,6 +17,7 @@ def kahip(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------

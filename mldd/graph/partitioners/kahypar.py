@@ -23,6 +23,7 @@ def kahypar(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------
@@ -50,6 +51,7 @@ def kahypar_km1(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------

@@ -21,6 +21,7 @@ def metis(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------
@@ -42,6 +43,7 @@ def metis_volume(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------

@@ -41,6 +41,7 @@ def petsc(cut: Cut, kind: str = "") -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
     kind : str
         A type of MatPartitioning.
 

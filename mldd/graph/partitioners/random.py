@@ -17,6 +17,7 @@ def random(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------

@@ -27,6 +27,7 @@ def spectral(cut: Cut) -> Ints:
     Parameters
     ----------
     cut : Cut
+        What is to be cut, into how many parts.
 
     Returns
     -------

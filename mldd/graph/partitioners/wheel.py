@@ -7,7 +7,7 @@ from typing import Any
 
 
 def wheel(name: str) -> Any:
-    """Import the library of a partitioner.
+    """Return the imported library of a partitioner.
 
     Parameters
     ----------

@@ -218,3 +218,40 @@ def checked_masks(
             f"{where}: expected as many train as val and test masks, got {[len(m) for m in masks.values()]}"
         )
     return masks
+
+
+def of_edges(found: Mapping[str, Array], edges: int, where: str) -> tuple[Array | None, Array | None]:
+    """Return weights, shape (E,), and attributes, shape (E, k), of edges, float64; None where there are none.
+
+    Parameters
+    ----------
+    found : mapping of str to array
+        ``edge_weight``, shape (E,), and ``edge_attr``, shape (E, k) or (E,), as far as there are any.
+    edges : int
+        Number E of edges.
+    where : str
+        Names the source in errors.
+
+    Raises
+    ------
+    DataError
+        If an array does not fit, is not finite, or a weight is not positive.
+    """
+    given = {name: numbers(np.asarray(values), where, name) for name, values in found.items()}
+    for name, values in given.items():
+        if values.ndim not in (1, 2) or len(values) != edges:
+            raise DataError(f"{where}: {name} must have {edges} rows, one per edge, got shape {values.shape}; mend it")
+    weights, attributes = given.get("edge_weight"), given.get("edge_attr")
+    if weights is not None:
+        weights = weights.reshape(edges, -1)
+        if weights.shape[1] != 1:
+            raise DataError(
+                f"{where}: edge_weight must be one number per edge, got {weights.shape[1]}; name them edge_attr"
+            )
+        if edges and weights.min() <= 0:
+            raise DataError(
+                f"{where}: edge_weight must be > 0, got a minimum of {weights.min():g}; leave out edges of weight 0, "
+                "and name numbers that are no weights edge_attr"
+            )
+        weights = weights[:, 0]
+    return weights, None if attributes is None else attributes.reshape(edges, -1)

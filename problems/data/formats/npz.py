@@ -13,7 +13,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mldd.problems.data import DataError, File, GraphArrays, SeriesArrays, one_line
-from mldd.problems.data.formats.checks import checked_edges, checked_features, checked_labels, checked_masks, csr
+from mldd.problems.data.formats.checks import (
+    checked_edges,
+    checked_features,
+    checked_labels,
+    checked_masks,
+    csr,
+    of_edges,
+)
 from mldd.problems.data.formats.conventions import (
     ALTITUDES,
     LATITUDES,
@@ -28,6 +35,7 @@ from mldd.problems.data.formats.conventions import (
 Array = NDArray[Any]
 _CSR = ("data", "indices", "indptr", "shape")
 _MASKS = tuple(f"{part}_{mask}" for part in ("train", "val", "test") for mask in ("mask", "masks"))
+_OF_EDGES = ("edge_weight", "edge_attr")
 _PLAIN = ("edges", "node_features", "node_labels")  # the layout of the heterophilous sets
 
 
@@ -51,8 +59,9 @@ def read(file: File) -> GraphArrays | SeriesArrays:
     """Return the graph or the time series in a `.npz`; nothing in it is ever unpickled.
 
     A graph has `adj_data/indices/indptr/shape`, `attr_data/indices/indptr/shape` or `attr_matrix`, and `labels` (the
-    gnn-benchmark layout), or `edges` (E, 2), `node_features`, `node_labels`. Both may have `train/val/test_masks`
-    (splits, n) or `_mask`. A series has `time` (dates), `latitude`, `longitude` and variables over them.
+    gnn-benchmark layout), or `edges` (E, 2), `node_features`, `node_labels` and optional `edge_weight`, `edge_attr`.
+    Both may have `train/val/test_masks` (splits, n) or `_mask`. A series has `time` (dates), `latitude`, `longitude`
+    and variables over them.
 
     Parameters
     ----------
@@ -130,25 +139,30 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
             f"{where}: expected the arrays {wanted}, got {', '.join(sorted(arrays)[:12]) or 'none'}; rename them"
         )
     try:
-        edges, features, labels, used = _plain(arrays, where) if plain else _compressed(arrays, where)
+        edges, features, labels, used, of_edge = _plain(arrays, where) if plain else _compressed(arrays, where)
     except KeyError as error:
         raise DataError(f"{where}: expected an array {error}, got none; write it into the file") from None
     nodes = int(features.shape[0])
     masks = checked_masks({name: arrays[name] for name in _MASKS if name in arrays}, nodes, where)
+    ends = checked_edges(edges, nodes, where)
     unused = tuple(name for name in arrays if name not in {*used, *_MASKS})
-    return GraphArrays(
-        checked_edges(edges, nodes, where), features, checked_labels(labels, nodes, where), masks, unused
-    )
+    weights, attributes = of_edges(of_edge, ends.shape[1], where)
+    classes = checked_labels(labels, nodes, where)
+    return GraphArrays(ends, features, classes, masks, unused, edge_weights=weights, edge_attributes=attributes)
 
 
-def _plain(arrays: Mapping[str, Array], where: str) -> tuple[Array, Any, Array, set[str]]:
-    """Return edges, features, labels and the names of what was used of the layout of the heterophilous sets."""
+Parts = tuple[Array, Any, Array, set[str], dict[str, Array]]  # edges, features, labels, names used, arrays of edges
+
+
+def _plain(arrays: Mapping[str, Array], where: str) -> Parts:
+    """Return what the layout of the heterophilous sets says, weights and attributes of edges beside it."""
     features = checked_features(arrays["node_features"], where)
-    return arrays["edges"].T, features, arrays["node_labels"], set(_PLAIN)
+    of_edge = {name: arrays[name] for name in _OF_EDGES if name in arrays}
+    return arrays["edges"].T, features, arrays["node_labels"], {*_PLAIN, *of_edge}, of_edge
 
 
-def _compressed(arrays: Mapping[str, Array], where: str) -> tuple[Array, Any, Array, set[str]]:
-    """Return edges, features, labels and the names of what was used of the gnn-benchmark layout."""
+def _compressed(arrays: Mapping[str, Array], where: str) -> Parts:
+    """Return what the gnn-benchmark layout says; entries of the adjacency that are not all one are weights."""
     adjacency = _matrix(arrays, "adj", where)
     if adjacency.shape[0] != adjacency.shape[1]:
         raise DataError(f"{where}: expected a square adjacency, got {adjacency.shape}; one row per node")
@@ -160,9 +174,9 @@ def _compressed(arrays: Mapping[str, Array], where: str) -> tuple[Array, Any, Ar
         )
     used = {"labels", *(f"adj_{piece}" for piece in _CSR)}
     used |= {"attr_matrix"} if dense else {f"attr_{piece}" for piece in _CSR}
-    if len(np.unique(adjacency.data[adjacency.data != 0])) > 1:
-        used.remove("adj_data")  # weights of edges: where there is an edge is all that is taken
-    return np.stack(adjacency.nonzero()), features, arrays["labels"], used
+    weights = adjacency.data[adjacency.data != 0]
+    of_edge = {"edge_weight": weights} if (weights != 1).any() else {}
+    return np.stack(adjacency.nonzero()), features, arrays["labels"], used, of_edge
 
 
 def _matrix(arrays: Mapping[str, Array], prefix: str, where: str) -> sp.csr_matrix:

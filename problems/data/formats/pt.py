@@ -14,16 +14,24 @@ from torch import Tensor
 
 from mldd.loop import unreadable
 from mldd.problems.data import DataError, File, GraphArrays
-from mldd.problems.data.formats.checks import checked_edges, checked_features, checked_labels, checked_masks, csr
+from mldd.problems.data.formats.checks import (
+    checked_edges,
+    checked_features,
+    checked_labels,
+    checked_masks,
+    csr,
+    of_edges,
+)
 
 Array = NDArray[Any]
 _NEEDED = ("x", "edge_index", "y")
+_OF_EDGES = ("edge_weight", "edge_attr")
 _MASKS = ("train_mask", "val_mask", "test_mask")
 _SIZES = ("num_nodes", "_num_nodes")  # say nothing that the features do not say
 
 
 def read(file: File) -> GraphArrays:
-    """Return the graph in a `.pt`: tensors x, edge_index, y and optional train_mask, val_mask, test_mask.
+    """Return the graph in a `.pt`: tensors x, edge_index, y, optional train/val/test_mask, edge_weight, edge_attr.
 
     Parameters
     ----------
@@ -44,18 +52,23 @@ def read(file: File) -> GraphArrays:
         raise DataError(f"{where}: expected tensors x, edge_index, y, got no {', '.join(missing)}; add them")
     features = _features(found["x"], where)
     nodes = int(features.shape[0])
-    arrays = {key: _array(found[key], key, where) for key in ("edge_index", "y", *_MASKS) if key in found}
+    arrays = {key: _array(found[key], key, where) for key in ("edge_index", "y", *_OF_EDGES, *_MASKS) if key in found}
     unused = tuple(
         str(key)
         for key, value in fields.items()
-        if key not in (*_NEEDED, *_MASKS, *_SIZES) and value is not None and not _is_empty(value)
+        if key not in (*_NEEDED, *_OF_EDGES, *_MASKS, *_SIZES) and value is not None and not _is_empty(value)
     )
+    edges = checked_edges(arrays["edge_index"], nodes, where)
+    on_edges = {key: arrays[key] for key in _OF_EDGES if key in arrays}
+    weights, attributes = of_edges(on_edges, edges.shape[1], where)
     return GraphArrays(
-        checked_edges(arrays["edge_index"], nodes, where),
+        edges,
         features,
         checked_labels(arrays["y"], nodes, where),
         checked_masks(arrays, nodes, where, columns=True),
         unused,
+        edge_weights=weights,
+        edge_attributes=attributes,
     )
 
 

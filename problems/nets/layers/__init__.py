@@ -14,4 +14,5 @@ REGISTERED = {
     "gin": "mldd.problems.nets.layers.gin:GIN",
     "gat": "mldd.problems.nets.layers.gat:GAT",
     "gatv2": "mldd.problems.nets.layers.gatv2:GATv2",
+    "transformer": "mldd.problems.nets.layers.transformer:Transformer",
 }

@@ -9,3 +9,4 @@ from .layer import layer_of as layer_of
 from .products import linear as linear
 from .products import sparse_first as sparse_first
 from .sage import SAGE as SAGE
+from .transformer import Transformer as Transformer

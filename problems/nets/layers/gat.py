@@ -33,7 +33,9 @@ class GAT(Layer):
     many_heads: ClassVar[bool] = True
     scores: ClassVar[tuple[str, ...]] = ("centre", "neighbour")
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
+    def tensors(
+        self, inner: int, outer: int, heads: int = 1, last: bool = False, attributes: int = 0
+    ) -> dict[str, tuple[int, ...]]:
         """Return W, the vectors of the scores of the two ends of an edge, and b."""
         width = heads * outer if last else outer
         return {"weight": (inner, width), "centre": (width,), "neighbour": (width,), "bias": (outer,)}
@@ -64,7 +66,15 @@ class GAT(Layer):
 
 
 def by_head(vector: Tensor, heads: int) -> Tensor:
-    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of `vector`."""
+    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of a vector.
+
+    Parameters
+    ----------
+    vector : Tensor, shape (.., heads f)
+        Head after head.
+    heads : int
+        Number of heads.
+    """
     eye = torch.eye(heads, dtype=vector.dtype, device=vector.device)
     parts = vector.view(*vector.shape[:-1], heads, vector.shape[-1] // heads)
     return (parts[..., None] * eye[:, None]).flatten(-3, -2)

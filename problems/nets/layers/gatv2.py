@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mldd.problems.nets import Sparse
 from mldd.problems.nets.layers.layer import Act, Layer
-from mldd.problems.nets.layers.products import linear, shifted
+from mldd.problems.nets.layers.products import linear, shifted, softmax
 
 if TYPE_CHECKING:
     from mldd.problems.nets import Batch
@@ -36,7 +36,9 @@ class GATv2(Layer):
     inputs: ClassVar[tuple[str, ...]] = ("weight", "centre")
     scores: ClassVar[tuple[str, ...]] = ("score",)
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
+    def tensors(
+        self, inner: int, outer: int, heads: int = 1, last: bool = False, attributes: int = 0
+    ) -> dict[str, tuple[int, ...]]:
         """Return W_n, W_c, a and b."""
         width = heads * outer if last else outer
         return {"weight": (inner, width), "centre": (inner, width), "score": (width,), "bias": (outer,)}
@@ -62,16 +64,6 @@ class GATv2(Layer):
         # one vector a per graph of a batch: entries of a graph follow each other
         vector = score if score.dim() == 1 else score[row // rows].view(-1, *[1] * (bent.dim() - 2), score.shape[-1])
         shape = (*bent.shape[:-1], heads, bent.shape[-1] // heads)
-        alpha = _softmax((bent * vector).view(shape).sum(-1), row, len(centres), pattern.values)
+        alpha = softmax((bent * vector).view(shape).sum(-1), row, len(centres), pattern.values)
         out = centres.new_zeros(len(centres), *shape[1:]).index_add(0, row, alpha[..., None] * sent.view(shape))
         return shifted(out.flatten(-2) if bias.shape[-1] == bent.shape[-1] else out.mean(-2), bias)
-
-
-def _softmax(e: Tensor, row: Tensor, rows: int, multiplicity: Tensor) -> Tensor:
-    """Return the softmax over the entries of every row, each counted as often as its multiplicity says."""
-    index = row.view(-1, *[1] * (e.dim() - 1)).expand_as(e)
-    with torch.no_grad():  # the softmax does not depend on what is subtracted
-        most = e.new_zeros(rows, *e.shape[1:]).scatter_reduce(0, index, e, "amax", include_self=False)
-    weights = (e - most[row]).exp() * multiplicity.view(-1, *[1] * (e.dim() - 1))
-    sums = e.new_zeros(rows, *e.shape[1:]).index_add(0, row, weights)
-    return weights / sums[row]

@@ -29,7 +29,9 @@ class GIN(Layer):
     inputs: ClassVar[tuple[str, ...]] = ("first",)
     inner: ClassVar[tuple[str, ...]] = ("first",)
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
+    def tensors(
+        self, inner: int, outer: int, heads: int = 1, last: bool = False, attributes: int = 0
+    ) -> dict[str, tuple[int, ...]]:
         """Return W_1, b_1, W_2, b_2 and eps."""
         mlp: dict[str, tuple[int, ...]] = {"first": (inner, outer), "shift": (outer,), "second": (outer, outer)}
         return mlp | {"bias": (outer,), "epsilon": (1,)}

@@ -53,7 +53,9 @@ class Layer:
     inputs : tuple of str
         Tensors with one row per unit of the state that comes in; in the first layer they have weight decay.
     scores : tuple of str
-        Vectors that are multiplied with the units of a head.
+        Tensors whose columns (vectors: entries) are multiplied with the units of a head and summed to a score.
+    edge_inputs : tuple of str
+        Tensors with one row per attribute of an edge; a layer without any takes no edge attributes.
     passing : str
         The tensor that, as identity with all others zero, lets a non-negative state pass; empty if there is none.
     inner : tuple of str
@@ -68,10 +70,13 @@ class Layer:
     swept: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ("weight",)
     scores: ClassVar[tuple[str, ...]] = ()
+    edge_inputs: ClassVar[tuple[str, ...]] = ()
     passing: ClassVar[str] = ""
     inner: ClassVar[tuple[str, ...]] = ()
 
-    def tensors(self, inner: int, outer: int, heads: int = 1, last: bool = False) -> dict[str, tuple[int, ...]]:
+    def tensors(
+        self, inner: int, outer: int, heads: int = 1, last: bool = False, attributes: int = 0
+    ) -> dict[str, tuple[int, ...]]:
         """Return names and shapes of the parameters, the weights that take in the state first, by default with a bias.
 
         Parameters
@@ -82,8 +87,20 @@ class Layer:
             Heads have ``outer / heads`` columns each, that are concatenated.
         last : bool
             In the last layer heads have `outer` columns each, that are averaged.
+        attributes : int
+            Numbers that every edge has; `edge_inputs` have as many rows, and are left out where there are none.
         """
         return {name: (inner, outer) for name in self.inputs} | {"bias": (outer,)}
+
+    def score_factor(self, width: int) -> float:
+        """Return what sums over the units of a head of this width are multiplied with to give a score.
+
+        Parameters
+        ----------
+        width : int
+            Units of a head.
+        """
+        return 1.0
 
     def values(self, pattern: Any, rows: Floats, columns: Floats) -> Any:
         """Return the entries of A between nodes of these degrees, for a whole graph or for the rows of a shard.
@@ -103,12 +120,37 @@ class Layer:
         Parameters
         ----------
         graph : Graph
+            The whole graph.
         weighted : bool
             Whether edges have their weights, or all of them weight one.
         """
         adjacency = graph.scipy(weighted=weighted)
         degrees = np.asarray(adjacency.sum(1), dtype=np.float64).ravel()
         return self.values(self.looped(adjacency), degrees, degrees)
+
+    def attributes(self, graph: Graph) -> tuple[Any, ...]:
+        """Return the edge attributes that the layer takes, one csr_matrix of shape (n, n) each.
+
+        Parameters
+        ----------
+        graph : Graph
+            Its adjacency is the pattern of the matrices.
+        """
+        if not self.edge_inputs or graph.edge_attributes is None:
+            return ()
+        pattern, shape = (graph.indices.numpy(), graph.indptr.numpy()), (graph.nodes, graph.nodes)
+        return tuple(sp.csr_matrix((e, *pattern), shape=shape) for e in graph.edge_attributes.T.numpy().copy())
+
+    def unused(self, weights: bool, attributes: bool) -> tuple[str, ...]:
+        """Return the names of what a graph has and the layer takes no notice of.
+
+        Parameters
+        ----------
+        weights, attributes : bool
+            Whether the edges of the graph have them.
+        """
+        lost = {"edge_weight": weights and not self.weightable, "edge_attr": attributes and not self.edge_inputs}
+        return tuple(name for name, is_lost in lost.items() if is_lost)
 
     def looped(self, adjacency: Any) -> Any:
         """Return the rows of the adjacency matrix, with ones on the diagonal where the layer has self loops.
@@ -166,7 +208,9 @@ def summed(batch: Batch, layer: int, states: Sequence[Tensor | Sparse], weights:
     Parameters
     ----------
     batch : Batch
+        Graphs, features and targets.
     layer : int
+        Number of the layer.
     states : sequence of Tensor or Sparse
         One per term.
     weights : sequence of Tensor
@@ -212,6 +256,7 @@ def check_kind(kind: str, field: str = "kind", others: Sequence[str] = ()) -> No
     Raises
     ------
     ValueError
+        An unknown name.
     """
     known = [*_table(), *others]
     if kind not in known and ":" not in kind:

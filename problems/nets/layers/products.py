@@ -16,7 +16,15 @@ _TALL = 2**17  # entries of a state from which oneDNN saves more than its call c
 
 
 def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
-    """Return H W for one graph, or block by block for weights of shape (p, in, out)."""
+    """Return H W for one graph, or block by block for weights of shape (p, in, out).
+
+    Parameters
+    ----------
+    state : Tensor or Sparse, shape (p r, ..., in)
+        H.
+    weight : Tensor, shape (in, out) or (p, in, out)
+        W.
+    """
     if isinstance(state, Sparse):
         return state @ weight.reshape(-1, weight.shape[-1])
     if weight.dim() == 2:
@@ -43,21 +51,45 @@ class _Linear(torch.autograd.Function):
 
 
 def shifted(state: Tensor, bias: Tensor) -> Tensor:
-    """Return H + b, for biases of shape (p, H) block by block."""
+    """Return H + b, block by block for biases of their own.
+
+    Parameters
+    ----------
+    state : Tensor, shape (p r, ..., H)
+        H.
+    bias : Tensor, shape (H,) or (p, H)
+        b.
+    """
     if bias.dim() == 1:
         return state + bias
     return (state.reshape(len(bias), -1, bias.shape[1]) + bias[:, None]).view(state.shape)
 
 
 def scaled(state: Tensor, factor: Tensor) -> Tensor:
-    """Return H times one factor, shape (1,), or one per block, shape (p, 1)."""
+    """Return H times a factor, block by block for factors of their own.
+
+    Parameters
+    ----------
+    state : Tensor, shape (p r, ..., H)
+        H.
+    factor : Tensor, shape (1,) or (p, 1)
+        One number per block.
+    """
     if factor.dim() == 1:
         return state * factor
     return (state.reshape(len(factor), -1) * factor).view(state.shape)
 
 
 def applied(operator: Operator, state: Tensor) -> Tensor:
-    """Return A H, for all samples at once."""
+    """Return A H, for all samples at once.
+
+    Parameters
+    ----------
+    operator : Operator
+        A.
+    state : Tensor, shape (n, F) or (n, S, F)
+        H.
+    """
     out = operator @ state.flatten(1)
     return out if state.dim() == 2 else out.view(len(out), *state.shape[1:])
 
@@ -66,6 +98,17 @@ def sparse_first(operator: Operator, inner: int, outer: int, features: bool = Fa
     """Whether (A H) W takes fewer multiplications than A (H W), with the derivatives in W, and in H if no `features`.
 
     The same on all ranks that share the operator.
+
+    Parameters
+    ----------
+    operator : Operator
+        A, by whose sizes all ranks decide.
+    inner : int
+        Rows of W.
+    outer : int
+        Columns of W.
+    features : bool
+        Whether H are features, for which no derivative is needed.
     """
     m, n, nnz = operator.sizes
     dense, sparse = (2, 1) if features else (3, 2)
@@ -73,7 +116,41 @@ def sparse_first(operator: Operator, inner: int, outer: int, features: bool = Fa
 
 
 def propagated(operator: Operator, state: Tensor | Sparse, weight: Tensor, features: bool = False) -> Tensor:
-    """Return A H W in the cheaper order."""
+    """Return A H W in the cheaper order.
+
+    Parameters
+    ----------
+    operator : Operator
+        A.
+    state : Tensor or Sparse
+        H.
+    weight : Tensor, shape (in, out) or (p, in, out)
+        W.
+    features : bool
+        Whether H are features, for which no derivative is needed.
+    """
     if isinstance(state, Sparse) or not sparse_first(operator, weight.shape[-2], weight.shape[-1], features):
         return applied(operator, linear(state, weight))
     return linear(applied(operator, state), weight)
+
+
+def softmax(scores: Tensor, row: Tensor, rows: int, multiplicity: Tensor) -> Tensor:
+    """Return the softmax over the entries of every row of a sparse pattern, of the shape of the scores.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (nnz, ...)
+        One per entry (and sample and head).
+    row : Tensor, shape (nnz,), int64
+        Row of every entry.
+    rows : int
+        Number of rows.
+    multiplicity : Tensor, shape (nnz,)
+        How often an entry counts.
+    """
+    index = row.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
+    with torch.no_grad():  # the softmax does not depend on what is subtracted
+        most = scores.new_zeros(rows, *scores.shape[1:]).scatter_reduce(0, index, scores, "amax", include_self=False)
+    weights = (scores - most[row]).exp() * multiplicity.view(-1, *[1] * (scores.dim() - 1))
+    sums = scores.new_zeros(rows, *scores.shape[1:]).index_add(0, row, weights)
+    return weights / sums[row]

@@ -13,7 +13,7 @@ from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, cut, joined, shares, write
 from mldd.problems.data.datasets import sbm
 from mldd.problems.data.features import to_tensor
-from mldd.problems.data.shards import MANIFEST, _checksum, read, read_manifest
+from mldd.problems.data.shard_files import MANIFEST, _checksum, read, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_one_node_per_part_isolated_nodes_weights_and_sparse_features(tmp_path):
 def test_checksums_are_those_of_the_files(folder, monkeypatch):
     import hashlib
 
-    monkeypatch.setattr("mldd.problems.data.shards._PIECE", 1000)
+    monkeypatch.setattr("mldd.problems.data.shard_files._PIECE", 1000)
     monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
     for entry in read_manifest(folder)["parts"]:
         assert entry["sha256"] == _checksum(folder / entry["file"])
@@ -239,12 +239,12 @@ def test_an_older_graph_stays_where_the_new_parts_make_no_sense(folder, data):
 
 
 def test_a_folder_is_no_graph_until_all_is_written(folder, data, monkeypatch):
-    from mldd.problems.data import shards
+    from mldd.problems.data import shard_files
 
     def fail(path):
         raise OSError("disk full")
 
-    monkeypatch.setattr(shards, "_checksum", fail)
+    monkeypatch.setattr(shard_files, "_checksum", fail)
     with pytest.raises(OSError, match="disk full"):
         write(data, partition(data.graph, 2), folder)
     assert not (folder / MANIFEST).exists()

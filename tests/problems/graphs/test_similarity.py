@@ -93,6 +93,13 @@ def test_thinning_keeps_the_largest_and_the_sums(kept):
     assert np.allclose(np.asarray(thin.sum(1)).ravel()[some], np.asarray(matrix.sum(1)).ravel()[some])
 
 
+@pytest.mark.parametrize("kept", [0.1, 0.5])
+def test_features_of_both_signs_are_truncated(kept):
+    matrix = np.random.default_rng(3).standard_normal((30, 20))
+    least = np.sort(np.abs(matrix).ravel())[-round(kept * matrix.size)]
+    assert np.array_equal(thinned(matrix, kept).toarray(), np.where(np.abs(matrix) >= least, matrix, 0.0))
+
+
 def test_the_largest_entry_stays_and_nothing_is_thinned_to_nothing():
     matrix = sp.csr_matrix(np.array([[1.0, 3.0], [0.0, 2.0]]))
     assert thinned(matrix, 1e-9).toarray().tolist() == [[0.0, 4.0], [0.0, 0.0]]

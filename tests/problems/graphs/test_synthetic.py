@@ -22,8 +22,8 @@ def test_strips_together_are_the_whole(neighbours: int, ranks: int) -> None:
     together = joined(parts, 1)
     for name in ("numbers", "labels", "features", "train", "validation", "test"):
         assert np.array_equal(getattr(together, name), getattr(whole, name)), name
-    assert (together.adjacency != whole.adjacency).nnz == 0
-    assert (whole.adjacency != grid_mesh(13, 7, neighbours)[0].scipy()).nnz == 0
+    assert (together.adjacency() != whole.adjacency).nnz == 0
+    assert (whole.adjacency() != grid_mesh(13, 7, neighbours)[0].scipy()).nnz == 0
     assert sum(part.own for part in parts) == 13 * 7 == parts[0].nodes
 
 
@@ -41,7 +41,7 @@ def test_halo_names_the_owners() -> None:
 
 def test_labels_are_those_of_the_teacher() -> None:
     shard = strip(20, 30, 8, features=16, classes=5, seed=2)
-    scores = (shard.adjacency + np.eye(600)) @ (shard.features.astype(np.float64) @ synthetic._teacher(2, 16, 5))
+    scores = (shard.adjacency() + np.eye(600)) @ (shard.features.astype(np.float64) @ synthetic._teacher(2, 16, 5))
     assert np.array_equal(np.asarray(scores).argmax(axis=1), shard.labels)
     assert np.bincount(shard.labels, minlength=5).min() > 40
 

@@ -15,6 +15,16 @@ DATA = sbm(nodes=120, classes=4, features=6)
 CPU = torch.device("cpu")
 
 
+def told():
+    """The data with two attributes of every edge."""
+    graph = DATA.graph
+    attributes = torch.randn(graph.edges, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return replace(DATA, graph=replace(graph, edge_attributes=attributes))
+
+
+DATA = told()
+
+
 def problem(**options):
     return NodeClassification(**{"name": DATA, "hidden": 12, "layers": 5, "dropout": 0.0, **options})
 
@@ -32,12 +42,14 @@ def options():
     yield {"model": "gat", "heads": 2}
     yield {"model": "gatv2", "heads": 2}
     yield {"model": "gat", "heads": 2, "residual": True, "activation": "elu"}
+    yield {"model": "transformer", "heads": 2}
+    yield {"model": "transformer", "residual": True, "activation": "tanh"}
 
 
 def deep(o):
     if o["residual"]:
         return o["activation"] != "relu"
-    return o["model"] == "sage" and o["activation"] == "relu"
+    return o["model"] in ("sage", "transformer") and o["activation"] == "relu"
 
 
 def cases():

@@ -26,7 +26,10 @@ def lifted(seed=0):
     pairs += [(block[4][a], block[4][(a + 1) % 4]) for a in range(4)]
     order = np.random.default_rng(seed).permutation(len(labels))
     edges = torch.from_numpy(np.argsort(order)[np.array(pairs)].T)
-    return Graph.from_edges(edges, len(labels)), labels[order]
+    both = torch.cat([edges, edges.flip(0)], 1)
+    ends = labels[order][both.numpy()]  # attributes depend on the clusters of both ends, and on the direction
+    attributes = torch.from_numpy(np.stack([np.sin(1.0 + ends[0] + 3 * ends[1]), np.cos(5.0 * ends[0] - ends[1])], 1))
+    return Graph.from_edges(both, len(labels), edge_attributes=attributes), labels[order]
 
 
 def evaluate(net, batch, x):
@@ -42,8 +45,10 @@ def test_a_lift_of_its_quotient_is_exact(kind, fine):
     graph, clusters = lifted()
     random = np.random.default_rng(1)
     features, targets = random.standard_normal((5, 4))[clusters], random.random((len(clusters), 3))
-    source = Source.of(kind, layer_of(kind).operator(graph), features, targets)
-    net = GraphNet(kind, (4, 6, 6, 3), heads=2 if layer_of(kind).many_heads else 1, residual=True)
+    layer = layer_of(kind)
+    source = Source.of(kind, layer.operator(graph), features, targets, layer.attributes(graph))
+    options = {"heads": 2 if layer.many_heads else 1, "edge_attributes": 2 if layer.edge_inputs else 0}
+    net = GraphNet(kind, (4, 6, 6, 3), residual=True, **options)
     x = net.initial(0) + 0.1 * torch.randn(net.layout.size, generator=torch.Generator().manual_seed(0))
     own = {"none": clusters < 0, "some": np.arange(len(clusters)) % 3 == 0, "all": clusters >= 0}[fine]
     labels = composite_labels(own, clusters)

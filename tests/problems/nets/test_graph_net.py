@@ -14,7 +14,10 @@ KIND = {"dtype": torch.float64, "device": "cpu"}
 
 
 def random_graph(n=30, m=60, seed=0):
-    return Graph.from_edges(torch.from_numpy(np.random.default_rng(seed).integers(n, size=(2, m))), n)
+    random = np.random.default_rng(seed)
+    edges = random.integers(n, size=(2, m))
+    both = torch.from_numpy(np.concatenate([edges, edges[::-1]], axis=1))
+    return Graph.from_edges(both, n, edge_attributes=torch.from_numpy(random.standard_normal((2 * m, 2))))
 
 
 def source(kind, *, n=30, features=5, classes=3, sparse=False, seed=0):
@@ -23,11 +26,13 @@ def source(kind, *, n=30, features=5, classes=3, sparse=False, seed=0):
     if sparse:
         x = sp.csr_matrix(x * (random.random(x.shape) < 0.2))
     targets = np.eye(classes)[random.integers(classes, size=n)] / n
-    return Source.of(kind, layer_of(kind).operator(random_graph(n, seed=seed)), x, targets)
+    graph, layer = random_graph(n, seed=seed), layer_of(kind)
+    return Source.of(kind, layer.operator(graph), x, targets, layer.attributes(graph))
 
 
 def network(kind, widths, **options):
-    return GraphNet(kind, widths, heads=2 if layer_of(kind).many_heads else 1, **options)
+    heads, attributes = 2 if layer_of(kind).many_heads else 1, 2 if layer_of(kind).edge_inputs else 0
+    return GraphNet(kind, widths, heads=heads, edge_attributes=attributes, **options)
 
 
 def evaluate(net, batch, x, dropout=None):
@@ -59,6 +64,12 @@ def peer(nn, kind, views, inner, outer, last):
         names = {"lin_l.weight": weight.t(), "lin_r.weight": centre.t(), "att": score.view(1, 2, -1), "bias": bias}
         names |= {"lin_l.bias": torch.zeros_like(score), "lin_r.bias": torch.zeros_like(score)}  # the paper has none
         return nn.GATv2Conv(inner, outer if last else outer // 2, heads=2, concat=not last), names
+    if kind == "transformer":
+        query, key, value, skip, edge, bias = views
+        names = {"lin_query.weight": query.t(), "lin_key.weight": key.t(), "lin_value.weight": value.t()}
+        names |= {name.replace("weight", "bias"): torch.zeros(w.shape[0]).double() for name, w in names.items()}
+        names |= {"lin_skip.weight": skip.t(), "lin_skip.bias": bias, "lin_edge.weight": edge.t()}
+        return nn.TransformerConv(inner, outer if last else outer // 2, heads=2, concat=not last, edge_dim=2), names
     weight, centre, neighbour, bias = views
     names = {"lin.weight": weight.t(), "att_dst": centre.view(1, 2, -1), "att_src": neighbour.view(1, 2, -1)}
     return nn.GATConv(inner, outer if last else outer // 2, heads=2, concat=not last), names | {"bias": bias}
@@ -81,7 +92,9 @@ def test_against_torch_geometric(kind, layers, sparse):
         last = layer + 1 == layers
         of_layer = views[layer * count : (layer + 1) * count]
         conv, weights = peer(nn, kind, of_layer, *net.widths[layer : layer + 2], last)
-        state = torch.func.functional_call(conv.double(), weights, (state, graph.edge_index))
+        # in torch_geometric the second end of an edge reads the first
+        given = (state, graph.edge_index.flip(0), *([graph.edge_attributes] if net.edge_attributes else []))
+        state = torch.func.functional_call(conv.double(), weights, given)
         state = state if last else torch.relu(state)
     expected = -(torch.from_numpy(of.targets) * torch.log_softmax(state, 1)).sum()
     assert torch.allclose(value, expected.detach(), rtol=1e-12)
@@ -89,8 +102,17 @@ def test_against_torch_geometric(kind, layers, sparse):
     assert torch.allclose(g, reference, rtol=1e-10, atol=1e-13)
 
 
-def dense_layer(kind, operator, state, views, heads, last, act):
+def dense_layer(kind, operator, state, views, heads, last, act, attributes):
     """Return a layer by its formula, with dense matrices."""
+    if kind == "transformer":
+        query, key, value, skip, edge, bias = views
+        out = []
+        each = (v.chunk(heads, -1) for v in (state @ query, state @ key, state @ value, attributes @ edge))
+        for q, k, v, e in zip(*each, strict=True):
+            score = (q[:, None] * (k + e)).sum(-1) / q.shape[1] ** 0.5
+            alpha = torch.softmax(torch.where(operator > 0, score + operator.log(), -torch.inf), 1).nan_to_num()
+            out.append((alpha[..., None] * (v + e)).sum(1))
+        return (torch.stack(out).mean(0) if last else torch.cat(out, 1)) + state @ skip + bias
     if kind == "gcn":
         return operator @ state @ views[0] + views[1]
     if kind == "sage":
@@ -125,8 +147,10 @@ def test_against_dense_formulas_with_residuals(kind, activation):
     point = x.clone().requires_grad_()
     views, state = net.layout.views(point), torch.from_numpy(of.features)
     operator, count = torch.from_numpy(of.operator.toarray()), len(views) // 5
+    dense = np.stack([e.toarray() for e in of.attributes], 2) if of.attributes else np.zeros((30, 30, 0))
     for layer in range(5):
-        new = dense_layer(kind, operator, state, views[layer * count : (layer + 1) * count], net.heads, layer == 4, act)
+        weights = views[layer * count : (layer + 1) * count]
+        new = dense_layer(kind, operator, state, weights, net.heads, layer == 4, act, torch.from_numpy(dense))
         new = new if layer == 4 else act(new)
         state = new + state if layer in (1, 3) else new
     expected = -(torch.from_numpy(of.targets) * torch.log_softmax(state, 1))[outputs].sum()
@@ -199,11 +223,11 @@ def test_start_is_glorots():
 def test_samples_are_a_loop(kind, propagated, parts):
     random, samples = np.random.default_rng(1), 4
     x, y = random.standard_normal((30, samples, 5)), random.random((30, samples, 3))
-    operator = layer_of(kind).operator(random_graph())
+    operator, attributes = layer_of(kind).operator(random_graph()), layer_of(kind).attributes(random_graph())
     chosen = [np.arange(9), np.arange(4, 21), np.array([29])][: parts or 1]
 
     def batch(features, targets, count):
-        of = Source.of(kind, operator, features.reshape(30, -1), targets.reshape(30, -1))
+        of = Source.of(kind, operator, features.reshape(30, -1), targets.reshape(30, -1), attributes)
         pieces = [of.piece(outputs, 3, propagated=propagated) for outputs in chosen]
         return stack(pieces, single=parts is None, samples=count, **KIND)
 
@@ -242,10 +266,15 @@ def test_decay_units_and_start_of_attention_and_isomorphism():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "cheb"}, "`kind` must be one of gcn, sage, gin, gat, gatv2, or file.py:Class, got 'cheb'"),
+        (
+            {"kind": "cheb"},
+            "`kind` must be one of gcn, sage, gin, gat, gatv2, .*, or file.py:Class, got 'cheb'",
+        ),
         ({"activation": "sine"}, "`activation` must be one of relu, gelu, tanh, elu, got 'sine'"),
         ({"widths": (4,)}, "`widths` must be at least two numbers"),
         ({"heads": 2}, "`heads` must be >= 1, and 1 for 'gcn'"),
+        ({"edge_attributes": 1}, "`edge_attributes` must be 0 for 'gcn', which takes none, got 1"),
+        ({"kind": "transformer", "edge_attributes": -1}, "`edge_attributes` must be >= 0, got -1"),
         ({"kind": "gat", "heads": 3}, r"`heads` must divide every hidden width of \(5, 4, 3\), got 3"),
     ],
 )

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 
 from mldd.graph import Graph
+from mldd.problems.data import GraphData, write
 from mldd.problems.data.datasets import sbm
-from mldd.problems.graphs import NodeClassification, NodeLoss
+from mldd.problems.graphs import NodeClassification, NodeLoss, ShardedClassification
 from mldd.problems.nets import GraphNet, Source, stack
 from mldd.problems.nets.layers import GCN, SAGE, Layer, layer_kinds, layer_of
 from tests.small_graphs import dense, few, graphs
@@ -21,9 +22,15 @@ KIND = {"dtype": torch.float64, "device": "cpu"}
 
 
 def graph(n=24, seed=0):
-    """A random graph whose last node is isolated."""
-    edges = np.random.default_rng(seed).integers(n - 1, size=(2, 2 * n))
-    return Graph.from_edges(torch.from_numpy(edges), n)
+    """A random graph whose last node is isolated; its edges have two attributes, others in each direction."""
+    random = np.random.default_rng(seed)
+    edges = random.integers(n - 1, size=(2, 2 * n))
+    both = torch.from_numpy(np.concatenate([edges, edges[::-1]], axis=1))
+    return Graph.from_edges(both, n, edge_attributes=torch.from_numpy(random.standard_normal((4 * n, 2))))
+
+
+def attributes(kind):
+    return len(layer_of(kind).attributes(graph()))
 
 
 def rows_of_a_shard_are_those_of_the_whole(layer: Layer) -> None:
@@ -59,9 +66,10 @@ def test_operators_with_weights():
 
 def loss(kind: str, batch_of) -> tuple[GraphNet, NodeLoss]:
     random = np.random.default_rng(1)
-    source = Source.of(kind, layer_of(kind).operator(graph()), random.standard_normal((24, 4)), random.random((24, 3)))
+    x, y, layer = random.standard_normal((24, 4)), random.random((24, 3)), layer_of(kind)
+    source = Source.of(kind, layer.operator(graph()), x, y, layer.attributes(graph()))
     heads = 2 if layer_of(kind).many_heads else 1
-    net = GraphNet(kind, (4, 6, 6, 3), heads=heads, activation="tanh")
+    net = GraphNet(kind, (4, 6, 6, 3), heads=heads, activation="tanh", edge_attributes=attributes(kind))
     return net, NodeLoss(net, stack([batch_of(source)], single=True, **KIND), 0.1)
 
 
@@ -90,18 +98,50 @@ def gradients_are_differences(kind: str) -> None:
 
 def parameters_are_declared(kind: str) -> None:
     layer, net = layer_of(kind), loss(kind, lambda source: source.piece(np.arange(24), 3))[0]
-    named = layer.tensors(4, 6)
-    assert set(layer.inputs) | set(layer.scores) | set(layer.inner) <= set(named)
+    named = layer.tensors(4, 6, attributes=net.edge_attributes)
+    assert set(layer.inputs) | set(layer.scores) | set(layer.inner) | set(layer.edge_inputs) <= set(named)
     assert all(named[name][0] == 4 for name in layer.inputs)
+    assert all(named[name][0] == 2 for name in layer.edge_inputs)
+    assert not set(layer.edge_inputs) & set(layer.tensors(4, 6))
     assert net.layout.size == len(net.initial(0)) == len(net.units)
 
 
+def data(seed=0):
+    """A graph of three classes with an isolated node and attributes of edges."""
+    random, labels = np.random.default_rng(seed), torch.arange(24) % 3
+    masks = [torch.arange(24) % 4 == k for k in (0, 1, 2)]
+    return GraphData("small", graph(), torch.from_numpy(random.standard_normal((24, 5))), labels, *masks, classes=3)
+
+
+def shards_are_the_whole(kind: str, tmp_path) -> None:
+    heads = 2 if layer_of(kind).many_heads else 1
+    options = {"model": kind, "hidden": 6, "layers": 3, "heads": heads, "clusters": 5}
+    for dropout in (0.0, 0.4):
+        whole = NodeClassification(data(), dropout=dropout, **options)
+        x = whole.initial(1) + 0.05
+        for parts in (1, 2, 3):
+            write(data(), torch.arange(24) % parts, tmp_path / str(parts))
+            shards = ShardedClassification(tmp_path / str(parts), dropout=dropout, **options)
+            for f, g in ((whole.objective(), shards.objective()), (whole.objective(3), shards.objective(3))):
+                torch.testing.assert_close(g.value(x), f.value(x), rtol=1e-12, atol=0)
+                torch.testing.assert_close(g.gradient(x), f.gradient(x), rtol=1e-10, atol=1e-13)
+            torch.testing.assert_close(shards.logits(x), whole.logits(x)[shards.shard.numbers], rtol=1e-11, atol=1e-12)
+
+
+def isolated_nodes_see_themselves(kind: str) -> None:
+    net, f = loss(kind, lambda source: source.piece(np.array([23]), 3))
+    assert f.batch.rows == (1, 1, 1, 1)
+    assert f.value(net.initial(0)).isfinite() and f.gradient(net.initial(0)).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", layer_kinds())
-def test_every_kind_keeps_the_contract(kind):
+def test_every_kind_keeps_the_contract(kind, tmp_path):
     parameters_are_declared(kind)
     rows_of_a_shard_are_those_of_the_whole(layer_of(kind))
     composite_graphs_of_single_nodes_are_the_whole(kind)
     gradients_are_differences(kind)
+    shards_are_the_whole(kind, tmp_path)
+    isolated_nodes_see_themselves(kind)
 
 
 class SumElsewhere(SAGE):

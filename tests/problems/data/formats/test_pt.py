@@ -71,13 +71,13 @@ def test_nothing_is_executed(tmp_path, place):
 
 def test_what_is_not_used_is_said(tmp_path):
     tensors = user_tensors()
-    extra = {"edge_weight": torch.rand(59), "edge_attr": torch.rand(59, 3), "names": [f"node {k}" for k in range(60)]}
+    extra = {"edge_label": torch.rand(59), "pos": torch.rand(60, 3), "names": [f"node {k}" for k in range(60)]}
     torch.save({**tensors, **extra}, tmp_path / "own.pt")
-    with pytest.warns(UserWarning, match="own.pt: not used: edge_weight, edge_attr, names"):
+    with pytest.warns(UserWarning, match="own.pt: not used: edge_label, pos, names"):
         data = load_graph(tmp_path / "own.pt")
     assert data.notes == (
         "59 of 59 edges go one way only and were taken both ways",
-        "not used: edge_weight, edge_attr, names",
+        "not used: edge_label, pos, names",
     )
 
 

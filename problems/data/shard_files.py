@@ -1,0 +1,275 @@
+"""The partitioned file format: every rank reads its own parts and nothing else.
+
+A folder holds ``manifest.json`` (sizes, classes, and of every part file name, size and SHA-256) and one ``.npz`` of
+plain arrays per part. Files are written under temporary names and renamed, the manifest last, so that a folder with a
+manifest is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.loop import replacing
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
+from mldd.problems.data.datasets import GraphData
+from mldd.problems.data.shards import Shard, checked_part, cutting, joined, shares
+from mldd.ranks import Communicator
+
+Array = NDArray[Any]
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "mldd shards", 1
+_ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
+_OF_EDGES = ("weights", "edge_attributes")  # in a part file where the graph has them
+_SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
+_PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
+_PIECE = 2**20  # bytes
+_WAY = "write it anew with `mldd partition PROBLEM --write DIR`"
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write(data: GraphData, part: Tensor, folder: str | os.PathLike[str]) -> Path:
+    """Write the parts of a graph into `folder`, one after the other, and return the path of the manifest.
+
+    Parts of an older graph there are replaced. Besides the source no more than one part is held at a time.
+
+    Parameters
+    ----------
+    data : GraphData
+        The whole graph.
+    part : LongTensor, shape (n,)
+        The part of every node, 0..parts-1, each of which occurs.
+    folder : path
+        It is made where there is none.
+
+    Raises
+    ------
+    ValueError
+        As `cut`.
+    OSError
+        The folder cannot be written to.
+    """
+    place, of = Path(folder), checked_part(part, data.graph.nodes)
+    place.mkdir(parents=True, exist_ok=True)
+    manifest = place / MANIFEST
+    stale = {str(p.get("file")) for p in _parts_of(manifest)}
+    manifest.unlink(missing_ok=True)  # until all parts are there, the folder is no graph
+    listed = [_write_part(shard, place / f"part-{k:05d}.npz") for k, shard in enumerate(cutting(data, of))]
+    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "name": data.name, "metric": data.metric}
+    content |= {"nodes": data.graph.nodes, "entries": data.graph.edges, "classes": data.classes}
+    content |= {"features": data.features.shape[1], "parts": listed}
+    with replacing(manifest) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for name in stale - {entry["file"] for entry in listed}:
+        if Path(name).name == name:
+            (place / name).unlink(missing_ok=True)
+    return manifest
+
+
+def _parts_of(manifest: Path) -> list[dict[str, Any]]:
+    """Return what an older manifest lists, nothing where there is none that can be read."""
+    try:
+        return list(read_manifest(manifest.parent)["parts"]) if manifest.is_file() else []
+    except DataError:
+        return []
+
+
+def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
+    arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
+    arrays |= {name: getattr(shard, name) for name in _OF_EDGES if getattr(shard, name) is not None}
+    x = shard.features
+    keys = ("data", "indices", "indptr", "shape")
+    pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
+    arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
+    with replacing(path) as new:
+        with open(new, "wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        digest, size = _checksum(new), new.stat().st_size
+    counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
+    return {"file": path.name, "sha256": digest} | counts
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the manifest of a folder, checked.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+
+    Raises
+    ------
+    DataError
+        There is none, it is damaged, or of another version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: expected a manifest of shards, got {error.strerror or error}; {_WAY}") from None
+    except ValueError:
+        raise DataError(f"{path}: expected a manifest of shards, got no JSON; {_WAY}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path}: expected a manifest of shards (format {FORMAT!r}), got another file; {_WAY}")
+    if content.get("version") != VERSION:
+        raise DataError(f"{path}: expected version {VERSION} of the format, got {content.get('version')!r}; {_WAY}")
+    parts: Any = content.get("parts")
+    good = (
+        isinstance(parts, list)
+        and bool(parts)
+        and all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in _PART.items()) for p in parts)
+        and all(isinstance(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
+        and isinstance(content.get("name"), str)
+        and content.get("metric") in ("accuracy", "auc")
+    )
+    if not good:
+        raise DataError(f"{path}: expected sizes, classes, metric and a list of parts, got others; {_WAY}")
+    total = sum(p["nodes"] for p in parts)
+    if total != content["nodes"] or min(p["nodes"] for p in parts) < 1:
+        raise DataError(f"{path}: expected parts of {content['nodes']} nodes together, got {total}; {_WAY}")
+    return content
+
+
+def identity(folder: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the manifest of a folder, which holds those of all parts.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+
+    Raises
+    ------
+    DataError
+        There is no manifest.
+    """
+    read_manifest(folder)
+    return _checksum(Path(folder) / MANIFEST)
+
+
+def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
+    """Return the shard of a rank: its consecutive share of the parts, verified and joined.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    rank, ranks : int
+        Which rank of how many.
+
+    Raises
+    ------
+    DataError
+        More ranks than parts; a part is missing, truncated, of another graph, or makes no sense.
+    """
+    manifest = read_manifest(folder)
+    mine = shares(len(manifest["parts"]), ranks)[rank]
+    return joined([_read_part(Path(folder), manifest, k) for k in mine], ranks)
+
+
+def read_together(folder: str | os.PathLike[str], comm: Communicator) -> Shard:
+    """Return the shard of this rank; where one rank fails, all raise what it says.
+
+    Parameters
+    ----------
+    folder : path
+        Of the shards.
+    comm : Communicator
+        The ranks that share the graph.
+
+    Raises
+    ------
+    DataError
+        As `read`, on all ranks.
+    """
+    shard, problem = None, ""
+    try:
+        shard = read(folder, comm.rank, comm.ranks)
+    except DataError as error:
+        problem = str(error)
+    problems = [text for text in comm.gather_items(problem) if text]
+    if problems or shard is None:
+        raise DataError(problems[0])
+    return shard
+
+
+def _read_part(folder: Path, manifest: dict[str, Any], k: int) -> Shard:
+    entry = manifest["parts"][k]
+    path = folder / Path(entry["file"]).name
+    try:
+        found, size = _checksum(path), path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: expected part {k} of the graph, got {error.strerror or error}; {_WAY}") from None
+    if found != entry["sha256"]:
+        what = f"{size} of {entry['bytes']} bytes" if size != entry["bytes"] else f"sha256 {found[:12]}..."
+        raise DataError(
+            f"{path}: expected sha256 {entry['sha256'][:12]}..., got {what}: damaged or of another graph; {_WAY}"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return _shard(arrays, manifest, k, path)
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: expected the arrays of a shard, got {error}; {_WAY}") from None
+
+
+def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
+    """Put a shard together and see that its arrays fit together."""
+    sizes = np.array([p["nodes"] for p in manifest["parts"]])
+    if "features_dense" in arrays:
+        features: Any = arrays["features_dense"]
+    else:
+        pieces = tuple(arrays[f"features_{key}"] for key in ("data", "indices", "indptr"))
+        features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
+    m = int(sizes[k])
+    shard = Shard(
+        name=manifest["name"],
+        classes=manifest["classes"],
+        metric=manifest["metric"],
+        sizes=sizes,
+        part=np.full(m, k),
+        features=features,
+        **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
+        weights=arrays.get("weights"),
+        edge_attributes=arrays.get("edge_attributes"),
+    )
+    columns, span = shard.indices, shard.own + shard.halo
+    good = (
+        all(len(getattr(shard, name)) == m for name in ("numbers", "labels", *SPLITS))
+        and features.shape == (m, manifest["features"])
+        and shard.indptr.shape == (m + 1,)
+        and shard.indptr[-1] == len(columns)
+        and bool((np.diff(shard.indptr) >= 0).all())
+        and all(len(arrays[name]) == len(columns) for name in _OF_EDGES if name in arrays)
+        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < span))
+        and len(shard.index) == shard.halo
+        and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
+        and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
+        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
+    )
+    if not good:
+        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
+    return shard
