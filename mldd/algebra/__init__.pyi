@@ -1,5 +1,8 @@
 from .bounds import Bounds as Bounds
-from .cost import Cost as Cost
+from .calibration import calibrated_decomposition as calibrated_decomposition
+from .calibration import calibrated_hierarchy as calibrated_hierarchy
+from .calibration import unit_of as unit_of
+from .cost import Ledger as Ledger
 from .cost import Price as Price
 from .cost import count as count
 from .cost import counting as counting

@@ -10,7 +10,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from mldd.command.names import Spec, python_specs
-from mldd.loop import Problem, Solver, has
+from mldd.command.preparation import Preparation
+from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
 
 # Option -> the field of a solver that makes use of it.
@@ -76,18 +77,29 @@ class Builder:
 
     Parameters
     ----------
-    problem : Problem
     options : argparse.Namespace
         ``parts overlap levels combine local_steps petsc`` of the command line.
-    seed : int
-    comm : Communicator
+    preparation : Preparation
+        Of the problem: it makes subdomains and levels.
     """
 
-    problem: Problem
     options: argparse.Namespace
-    seed: int
-    comm: Communicator
-    _decompositions: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
+    preparation: Preparation
+    _used: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that solvers are made for."""
+        return self.preparation.problem
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.preparation.comm
+
+    def setup(self) -> Cost:
+        """Return what making the subdomains and levels of the solvers has cost; all ranks ask together."""
+        return self.preparation.cost(self._used)
 
     def solver(self, spec: Spec, prefix: str = "", *, whole: bool = True) -> Solver:
         """Make the solver of `spec` with all that is nested in it.
@@ -105,7 +117,11 @@ class Builder:
         ValueError
             A solver with subdomains or levels of its own inside of a subdomain or a level; a value it refuses.
         """
-        given: dict[str, Any] = {"comm": self.comm if whole else SERIAL, "seed": self.seed, "prefix": prefix}
+        given: dict[str, Any] = {
+            "comm": self.comm if whole else SERIAL,
+            "seed": self.preparation.seed,
+            "prefix": prefix,
+        }
         given |= self.problem.settings(spec.name)
         if whole:
             given |= self._spaces(spec)
@@ -147,18 +163,14 @@ class Builder:
         """Make the subdomains and levels that the solver has fields for."""
         made: dict[str, Any] = {}
         if spec.has("decomposition"):
-            cut = self._cut(spec)
-            if cut not in self._decompositions:
-                self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
-                self._decompositions[cut] = self.problem.decomposition(*cut, self.comm)
-            made["decomposition"] = self._decompositions[cut]
+            self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
+            made["decomposition"] = self.preparation.decomposition(*self._cut(spec))
         levels = self._levels(spec)
         if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
             self._ask(spec, "hierarchy", "hierarchy(levels)")
-            if spec.has("decomposition"):
-                made["hierarchy"] = self.problem.coarse_hierarchy(levels, self._cut(spec)[0])
-            else:
-                made["hierarchy"] = self.problem.hierarchy(levels)
+            parts = self._cut(spec)[0] if spec.has("decomposition") else None
+            made["hierarchy"] = self.preparation.hierarchy(levels, parts)
+        self._used.extend(made.values())
         return made
 
     def _ask(self, spec: Spec, name: str, method: str) -> None:

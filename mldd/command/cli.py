@@ -259,6 +259,12 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
     add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
     add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--out", type=Path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
     add(
@@ -283,6 +289,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--target", type=_number, default=-math.inf, metavar="LOSS", help="stop at this loss")
     add("--max-seconds", type=_number, default=math.inf, metavar="S", help="stop after this time")
     add("--norm", choices=("inf", "2"), default="inf", help="of the measure; default inf")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
@@ -327,6 +339,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     comm = early or _begin(options, stage)
     from mldd.command import builder
     from mldd.command import run as runs
+    from mldd.command.preparation import Preparation
     from mldd.loop import check_replaceable
 
     builder.check_options(options, [pair[1]])
@@ -336,7 +349,8 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     if options.checkpoint is not None:
         check_replaceable(options.checkpoint)
     problem = builder.build_problem(pair[0], options, options.seed, comm)
-    run = runs.prepare(problem, pair, options, options.seed, comm)
+    preparation = Preparation(problem, options.seed, comm, options.prices == "measured")
+    run = runs.prepare(pair, options, preparation)
     if options.checkpoint is not None:
         runs.fresh_state(run)
     past = runs.resumed(run, options.resume) if options.resume is not None else runs.Past(run.x)

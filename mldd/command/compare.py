@@ -8,14 +8,15 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
 from mldd.command.names import Spec
-from mldd.loop import History, Result, Stop, minimise, read_csv, write_table
+from mldd.command.preparation import Preparation
+from mldd.loop import Cost, History, Result, Stop, minimise, read_csv, write_table
 from mldd.ranks import Communicator
 
 # The metric of the table: the first of these that a problem has.
@@ -25,8 +26,12 @@ _COLUMNS = (
     ("measure", "measure", "{:.2e}"),
     ("gradient_evaluations", "gradients", "{:.6g}"),
     ("work_units", "work units", "{:.5g}"),
+    ("work_total", "of all ranks", "{:.5g}"),
     ("synchronisations", "syncs", "{:.6g}"),
+    ("scalar_synchronisations", "of scalars", "{:.6g}"),
     ("seconds", "seconds", "{:.3g}"),
+    ("setup_work", "set-up work", "{:.4g}"),
+    ("setup_seconds", "seconds", "{:.3g}"),
 )
 
 
@@ -104,7 +109,8 @@ def prepare_all(
 ) -> list[runs.Run]:
     """Build the problem of a seed and all solvers for it: all get the same start."""
     built = build_problem(problem, options, seed, comm)
-    return [runs.prepare(built, (problem, spec), options, seed, comm) for spec in solvers]
+    preparation = Preparation(built, seed, comm, options.prices == "measured")
+    return [runs.prepare((problem, spec), options, preparation) for spec in solvers]
 
 
 def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
@@ -166,8 +172,7 @@ def _statuses(rows: Sequence[Row]) -> str:
 def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
     """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
-    keys = ["status", "steps", "loss", "measure", "gradient_evaluations", "work_units", "synchronisations"]
-    keys += ["bytes_exchanged", "halo_rows", "halo_bytes", "exchanges", "seconds", "bounds_violation"]
+    keys = ["status", "steps", "loss", "measure", *(f.name for f in fields(Cost)), "bounds_violation"]
     table = []
     for row in rows:
         numbers = {key: row.content.get(key, "") for key in keys}

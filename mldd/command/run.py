@@ -7,7 +7,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mldd.algebra import Objective, sampled, uncounted
 from mldd.command import info
 from mldd.command.builder import Builder
 from mldd.command.names import Spec, described
+from mldd.command.preparation import Preparation
 from mldd.loop import CsvWriter, History, Problem, Progress, Result, Solver, Status, Stop, minimise, replacing
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
@@ -31,35 +32,51 @@ class Run:
 
     Attributes
     ----------
-    names : tuple of str
+    specs : tuple of Spec
         Problem and solver as they were given.
-    heads : tuple of str
-        Their names without keys.
-    problem : Problem
-    objective : Objective
     solver : Solver
-    x : Tensor, shape (n,)
+        The method.
     stop : Stop
-    seed : int
+        When to end.
     shape : dict
         ``parts``, ``overlap`` and ``levels`` that are in use.
     options : dict
         The other options, for the record.
     builder : Builder
-        Of the solver, and of those that PETSc's options name.
+        Of the solver, and of those that PETSc's options name; it knows the problem and its start.
     """
 
-    names: tuple[str, str]
-    heads: tuple[str, str]
-    problem: Problem
-    objective: Objective
+    specs: tuple[Spec, Spec]
     solver: Solver
-    x: Tensor
     stop: Stop
-    seed: int
     shape: dict[str, int]
     options: dict[str, Any]
     builder: Builder
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Problem and solver as they were given."""
+        return self.specs[0].text, self.specs[1].text
+
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+        return self.builder.problem
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self.builder.preparation.objective
+
+    @property
+    def x(self) -> Tensor:
+        """The start, shape (n,)."""
+        return self.builder.preparation.start
+
+    @property
+    def seed(self) -> int:
+        """Of the start, and of what is random in problem and solver."""
+        return self.builder.preparation.seed
 
     @property
     def comm(self) -> Communicator:
@@ -70,8 +87,8 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         return {
-            "problem": described(self.problem, self.heads[0]),
-            "solver": described(self.solver, self.heads[1]),
+            "problem": described(self.problem, self.specs[0].name),
+            "solver": described(self.solver, self.specs[1].name),
             "seed": self.seed,
             "size": self.objective.size,
             "dtype": str(self.x.dtype),
@@ -80,11 +97,19 @@ class Run:
         }
 
 
-def prepare(
-    problem: Problem, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator
-) -> Run:
-    """Build everything that a run of a problem and a solver needs, up to the start."""
-    builder = Builder(problem, options, seed, comm)
+def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: Preparation) -> Run:
+    """Return everything that a run of a problem and a solver needs, up to the start.
+
+    Parameters
+    ----------
+    specs : tuple of Spec
+        Problem and solver as they were given.
+    options : argparse.Namespace
+        Of the command line.
+    preparation : Preparation
+        Of the problem.
+    """
+    builder = Builder(options, preparation)
     stop = Stop(
         max_steps=options.steps,
         atol=options.atol,
@@ -93,17 +118,12 @@ def prepare(
         max_seconds=options.max_seconds,
         norm=math.inf if options.norm == "inf" else 2.0,
     )
-    kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data petsc"
+    kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
     return Run(
-        names=(names[0].text, names[1].text),
-        heads=(names[0].name, names[1].name),
-        problem=problem,
-        objective=problem.objective(),
-        solver=builder.solver(names[1]),
-        x=problem.initial(seed),
+        specs=specs,
+        solver=builder.solver(specs[1]),
         stop=stop,
-        seed=seed,
-        shape=builder.shape(names[1]),
+        shape=builder.shape(specs[1]),
         options={name: getattr(options, name) for name in kept.split()},
         builder=builder,
     )
@@ -147,12 +167,12 @@ class Keeper:
 
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
         """Write one if it is time: by rank 0's clock, so that all ranks agree."""
-        if history.records[-1].seconds - self.last >= _CHECKPOINT_SECONDS:
+        if history.records[-1].cost.seconds - self.last >= _CHECKPOINT_SECONDS:
             self.save(x, state, history)
 
     def save(self, x: Tensor, state: Any, history: History) -> None:
         """Write one."""
-        self.last = history.records[-1].seconds
+        self.last = history.records[-1].cost.seconds
         checkpoints.save(self.path, x=x, state=state, history=history, meta=self.run.meta, comm=self.run.comm)
 
 
@@ -219,6 +239,7 @@ def execute(
             state=past.state,
             comm=run.comm,
             values=True,
+            setup=run.builder.setup(),
             after_step=keeper,
             past=past.history if past.history.records else None,
         )
@@ -265,14 +286,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "loss": loss,
         "measure": good.measure,
         "metrics": metrics,
-        "gradient_evaluations": result.record.gradient_evaluations,
-        "work_units": result.record.work_units,
-        "synchronisations": result.record.synchronisations,
-        "bytes_exchanged": result.record.bytes_exchanged,
-        "halo_rows": result.record.halo_rows,
-        "halo_bytes": result.record.halo_bytes,
-        "exchanges": result.record.exchanges,
-        "seconds": result.record.seconds,
+        **asdict(result.record.cost),
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
         **({"details": details} if (details := run.problem.details()) else {}),
@@ -291,6 +305,8 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
         ("cost", cost_line(content)),
     ]
+    if content["setup_seconds"] > 0:
+        lines.append(("set-up", f"{content['setup_work']:.4g} work units, {content['setup_seconds']:.3g} s before"))
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
     if result.projected:
         lines.append(("start", "was infeasible and has been projected to the bounds"))
@@ -305,10 +321,11 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
 def cost_line(content: dict[str, Any]) -> str:
     """Return the cost of a run in words."""
     halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
+    several = f" on the busiest rank, {content['work_total']:.6g} on all" if content["ranks"] > 1 else ""
     return (
-        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units, "
-        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes{halo}, "
-        f"{content['seconds']:.3g} s"
+        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units{several}, "
+        f"{content['synchronisations']} synchronisations of vectors and {content['scalar_synchronisations']} of "
+        f"scalars, {content['bytes_exchanged']} bytes{halo}, {content['seconds']:.3g} s"
     )
 
 

@@ -26,7 +26,7 @@ from mldd.loop.monitor import FIELDS, History, Record, replacing
 from mldd.loop.solver import Status
 from mldd.ranks import SERIAL, Communicator
 
-FORMAT = "mldd checkpoint 1"
+FORMAT = "mldd checkpoint 2"
 _STATUS, _GENERATOR, _STATE_DICT = "!status", "!generator", "!state_dict"
 
 
@@ -264,7 +264,7 @@ def _unpack(content: Any) -> Checkpoint:
     if not states or not all(isinstance(state, dict) for state in states):
         raise TypeError("it has no state of a solver")
     columns = [content["history"][name].tolist() for name in FIELDS]
-    history = History([Record(*row) for row in zip(*columns, strict=True)])
+    history = History([Record.of(row) for row in zip(*columns, strict=True)])
     return Checkpoint(x, list(states), history, meta, random)
 
 

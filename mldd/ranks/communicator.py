@@ -68,7 +68,7 @@ class Communicator:
         if self.mpi is None or self.ranks == 1:
             return rows
         mine = _staged(rows)
-        lengths = self.mpi.allgather(len(mine))
+        lengths = self.gather_items(len(mine))
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
         sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
@@ -76,7 +76,8 @@ class Communicator:
         return out.to(rows.device)
 
     def sum_scalars(self, values: list[float]) -> list[float]:
-        """Return the sums over ranks of a few numbers (not a vector synchronisation)."""
+        """Return the sums over ranks of a few numbers; one scalar synchronisation."""
+        count(scalar_synchronisations=1)
         if self.mpi is None or self.ranks == 1:
             return values
         buffer = torch.tensor(values, dtype=torch.float64)
@@ -84,13 +85,12 @@ class Communicator:
         return [float(v) for v in buffer]
 
     def sum_values(self, values: Tensor) -> Tensor:
-        """Return the sums over ranks of function values, shape () or (p,) (not a vector synchronisation)."""
-        if self.mpi is None or self.ranks == 1:
-            return values
+        """Return the sums over ranks of function values, shape () or (p,); one scalar synchronisation."""
         return values.new_tensor(self.sum_scalars(values.flatten().tolist())).view_as(values)
 
     def gather_items(self, item: Any) -> list[Any]:
-        """Return the items of all ranks, in order, on every rank (for checkpoints; not a vector synchronisation)."""
+        """Return the items of all ranks, in order, on every rank; one scalar synchronisation."""
+        count(scalar_synchronisations=1)
         return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))
 
     def agree(self, failed: bool, patience: float = math.inf) -> int | None:

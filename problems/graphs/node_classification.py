@@ -208,21 +208,24 @@ class NodeClassification(Problem):
 
     @cached_property
     def _work(self) -> float:
-        batch = self._objective.batch
-        if self.comm.ranks > 1:
-            batch = self._own(self.labelled.nonzero().flatten().numpy())
+        whole = self.comm.ranks == 1
+        batch = self._batch if whole else self._own(self.labelled.nonzero().flatten().numpy())
         return batch.work(self.net.widths)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self._own(self._outputs)
 
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _objective(self) -> NodeLoss:
-        batch = self._own(self._outputs)
+        batch, price = self._batch, Price(self._share(self._batch))
         if self.dropout == 0:
-            return NodeLoss(self._net, batch, self.decay, comm=self.comm)
+            return NodeLoss(self._net, batch, self.decay, price, self.comm)
         samples = self._own(self._outputs, propagated=False) if batch.propagated else batch
         return StochasticNodeLoss(
-            self._net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
+            self._net, batch, self.decay, price, self.comm, probability=self.dropout, seed=self.seed, samples=samples
         )
 
     def objective(self, sample: int | None = None) -> Any:
@@ -311,7 +314,7 @@ class NodeClassification(Problem):
         make = self._composite if self.local == "composite" and not whole else self._own_piece
         pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
-        price = Price(self._share(batch), fine=False, local=True)
+        price = Price(self._share(batch), fine=False)
         return NodeLoss(self._net, batch, self.decay, price, mask=mask)
 
     def _grown(self, part: Tensor, number: int, overlap: int) -> Any:

@@ -172,22 +172,26 @@ class ShardedClassification(Problem):
     @cached_property
     def _work(self) -> float:
         """Cost of the fine objective on all ranks."""
-        return self.comm.sum_scalars([self._objective.batch.work(self.net.widths)])[0]
+        return self.comm.sum_scalars([self._batch.work(self.net.widths)])[0]
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self.graph.batch(self._labelled, self.layers, **self._kind)
 
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _objective(self) -> NodeLoss:
-        batch = self.graph.batch(self._labelled, self.layers, **self._kind)
+        batch, price = self._batch, Price(self._batch.work(self.net.widths) / self._work)
         if self.dropout == 0 and self.halo == "exact":
-            return NodeLoss(self.net, batch, self.decay, comm=self.comm)
+            return NodeLoss(self.net, batch, self.decay, price, self.comm)
         anew = batch.propagated and self.dropout > 0
         samples = self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else batch
         options: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": samples}
         if self.halo == "exact":
-            return StochasticNodeLoss(self.net, batch, self.decay, comm=self.comm, **options)
+            return StochasticNodeLoss(self.net, batch, self.decay, price, self.comm, **options)
         halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
-        return InexactNodeLoss(self.net, batch, self.decay, comm=self.comm, **options, halos=halos)
+        return InexactNodeLoss(self.net, batch, self.decay, price, self.comm, **options, halos=halos)
 
     def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
         """Return what stands for the halo of a layer."""
@@ -330,7 +334,7 @@ class ShardedClassification(Problem):
         @cache
         def losses(chosen: range) -> NodeLoss:
             batch = stack([pieces[k - mine.start] for k in chosen], **self._kind)
-            price = Price(batch.work(self.net.widths) / self._work, fine=False, local=True)
+            price = Price(batch.work(self.net.widths) / self._work, fine=False)
             return NodeLoss(self.net, batch, self.decay, price)
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:

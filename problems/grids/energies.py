@@ -88,15 +88,15 @@ class LocalPrice(Price):
 
     def of_gradient(self, times: int = 1) -> None:
         """Count the gradients of the batch."""
-        count(local_work=times * self.gradient)
+        count(work=times * self.gradient)
 
     def of_value(self, times: int = 1) -> None:
         """Count the values of the batch."""
-        count(local_work=times * self.gradient * self.value)
+        count(work=times * self.gradient * self.value)
 
     def of_product(self, times: int = 1) -> None:
         """Count the Hessian products of the batch."""
-        count(local_work=times * self.gradient * self.product)
+        count(work=times * self.gradient * self.product)
 
 
 def members(bounds: Bounds, x: Tensor) -> int:

@@ -22,7 +22,7 @@ SCRIPT = """
         hierarchy = problem.coarse_hierarchy(2, parts) if two_level else None
         solver = method(problem.decomposition(parts, 3, comm), hierarchy, rtol=1e-8, comm=comm, **settings)
         result = minimise(problem.objective(), problem.initial(), solver, stop=Stop(3), comm=comm)
-        return result.x, (result.state.krylov, result.record.synchronisations), result.record.work_units
+        return result.x, (result.state.krylov, result.record.cost.synchronisations), result.record.cost.work_total
     # 3 parts: a rank without a subdomain
     for case in ((Raspen, 8, False), (Raspen, 3, True), (Aspin, 8, True)):
         for settings in ({}, {"globalisation": "line-search", "dense": 0}) if case[0] is Raspen else ({},):

@@ -25,7 +25,7 @@ SCRIPT = """
                 decomposition = obstacle.decomposition(16, 2, comm)
                 solver = SchwarzAdaGrad(decomposition, hierarchy, combine=combine, comm=comm)
                 result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(8), comm=comm)
-                return result.x, result.record.work_units, result.record.synchronisations
+                return result.x, result.record.cost.work_total, result.record.cost.synchronisations
             alone = run(SERIAL)
             for comm in communicators:
                 x, work, synchronisations = run(comm)
@@ -39,7 +39,7 @@ SCRIPT = """
             hierarchy = obstacle.hierarchy(levels)
             solver = NonlinearSchwarz(obstacle.decomposition(8, 2, comm), hierarchy, comm=comm, **given)
             result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(4), comm=comm)
-            return result.x, result.record.work_units, result.record.synchronisations
+            return result.x, result.record.cost.work_total, result.record.cost.synchronisations
         alone = fixed_point(SERIAL, **given)
         for comm in communicators:
             x, work, synchronisations = fixed_point(comm, **given)
