@@ -139,7 +139,8 @@ def sizes(numbers: list[int], max_seconds: float, repeats: int) -> list[Row]:
                 reference = reference or cpu
                 print(
                     f"{n:>5} {test:<9} {name:<21} {record.step:>5} {record.cost.gradient_evaluations:>10} "
-                    f"{record.cost.work_units:>11.1f} {record.cost.work_units / record.step:>9.2f} {cpu:>7.2f} {clock:>7.2f} "
+                    f"{record.cost.work_units:>11.1f} {record.cost.work_units / record.step:>9.2f} {cpu:>7.2f} "
+                    f"{clock:>7.2f} "
                     f"{1e6 * cpu / n**2:>8.2f} {'>' if found[0] is None else ' '}{cpu / reference:>6.1f}"
                     + (f"  not reached in {clock:.0f} s: {record.measure:.1e}" if found[0] is None else ""),
                     flush=True,

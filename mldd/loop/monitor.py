@@ -18,18 +18,12 @@ class Cost:
 
     Attributes
     ----------
-    seconds : float
-        Wall time of the run, without set-up, monitors and values computed for the user.
-    setup_seconds : float
-        Wall time of making subdomains, levels and solver before it.
     gradient_evaluations : int
         Gradients of the fine objective.
     work_units : float
         Work of the busiest rank, in fine gradients of a single process: what bounds the time.
     work_total : float
         Work summed over ranks, in the same unit: what is done twice counts twice.
-    setup_work : float
-        CPU time of the set-up on the busiest rank over that of a fine gradient of a single process.
     synchronisations, scalar_synchronisations : int
         Collectives on vectors, and on a few numbers.
     bytes_exchanged : int
@@ -38,20 +32,26 @@ class Cost:
         Rows of halos that all ranks sent to their neighbours, and their bytes.
     exchanges : int
         Exchanges with neighbours in which they were sent.
+    seconds : float
+        Wall time of the run, without set-up, monitors and values computed for the user.
+    setup_seconds : float
+        Wall time of making subdomains and levels before it.
+    setup_work : float
+        CPU time of the set-up on the busiest rank over that of a fine gradient of a single process.
     """
 
-    seconds: float = 0.0
-    setup_seconds: float = 0.0
     gradient_evaluations: int = 0
     work_units: float = 0.0
     work_total: float = 0.0
-    setup_work: float = 0.0
     synchronisations: int = 0
     scalar_synchronisations: int = 0
     bytes_exchanged: int = 0
     halo_rows: int = 0
     halo_bytes: int = 0
     exchanges: int = 0
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    setup_work: float = 0.0
 
     def after(self, past: Cost) -> Cost:
         """Return the cost of a run that is resumed after `past`, whose set-up was done once more.

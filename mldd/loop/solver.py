@@ -103,7 +103,7 @@ class Solver(Protocol):
         ...
 
     def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Do one outer step; return the iterate and the state. The loop has evaluated ``objective.gradient(x)`` already.
+        """Do one outer step; return the iterate and the state.
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ from mldd.loop import Cost, History, Record
 def history(steps=20, rate=0.1, floor=0.1, work=1.0, syncs=0, values=True):
     def record(k):
         value = floor + math.exp(-rate * k) if values else math.nan
-        cost = Cost(0.01 * k, 0.0, k + 1, 1 + work * k, 1 + work * k, 0.0, syncs * k)
+        cost = Cost(k + 1, 1 + work * k, 1 + work * k, syncs * k, seconds=0.01 * k)
         return Record(k, 0, math.exp(-rate * k), value, 0, 0, cost)
 
     return History([record(k) for k in range(steps)])

@@ -18,7 +18,7 @@ from mldd.solvers import LBFGS, AdaGrad, Adam, Sgd, TorchAdaGrad
 from tests.helpers import quadratic
 
 META = {"problem": "bowl:n=3", "solver": "adam:lr=0.1", "seed": 0, "size": 3, "levels": [1, 2], "mldd": "0.1.0"}
-HISTORY = History([Record(0, 0, 1 / 3, math.nan, 3, 4, Cost(0.1, 0.0, 1, 1.5, 1.5, 0.0, 2, 3, 2**40))])
+HISTORY = History([Record(0, 0, 1 / 3, math.nan, 3, 4, Cost(1, 1.5, 1.5, 2, 3, 2**40, seconds=0.1))])
 
 
 @dataclass
@@ -287,7 +287,9 @@ def test_ranks_with_the_same_state_can_be_resumed_by_any_number(tmp_path):
 
 
 def test_the_file_holds_all_records(tmp_path):
-    records = [Record(k, 0, 1.0 / (k + 1), -k * 1e-300, 0, 0, Cost(k * 0.1, work_units=k / 3)) for k in range(5)]
+    records = [
+        Record(k, 0, 1.0 / (k + 1), -k * 1e-300, 0, 0, Cost(seconds=k * 0.1, work_units=k / 3)) for k in range(5)
+    ]
     back = load(write(tmp_path / "c.pt", history=History(records))).history
     assert back.records == records
     for name in FIELDS:

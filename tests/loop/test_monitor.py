@@ -10,7 +10,7 @@ import pytest
 from mldd.loop import Cost, CsvWriter, History, Progress, Record, read_csv, replacing, write_table
 from mldd.loop.monitor import FIELDS
 
-RECORD = Record(0, 1, 1 / 3, math.nan, 3, 4, Cost(0.1, 1.25, 1, 1.5, 2.5, 7.0, 2, 5, 16, 6, 48, 1))
+RECORD = Record(0, 1, 1 / 3, math.nan, 3, 4, Cost(1, 1.5, 2.5, 2, 5, 16, 6, 48, 1, 0.1, 1.25, 7.0))
 RECORDS = [RECORD, replace(RECORD, step=1, measure=5e-324, value=-1e300), replace(RECORD, step=2, measure=math.inf)]
 
 

@@ -313,7 +313,7 @@ def test_the_record_has_all_columns_of_the_ledger():
     record = minimise(bowl(), ZERO, Local(), stop=Stop(max_steps=2), setup=setup).record
     nan = pytest.approx(math.nan, nan_ok=True)
     scalars = 2 * 3 + 3  # those of the steps, and one per record
-    cost = Cost(record.cost.seconds, 7.0, 3, 3.5, 3.5, 8.0, 2, scalars, 48, 10, 80, 4)
+    cost = Cost(3, 3.5, 3.5, 2, scalars, 48, 10, 80, 4, record.cost.seconds, 7.0, 8.0)
     assert record == Record(2, 2, 1.0, nan, 2, 0, cost)
 
 
