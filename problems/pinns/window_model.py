@@ -278,7 +278,7 @@ class WindowModel:
         ]
         known = points.new_zeros((whole.frozen.shape[0], *index.shape))
         curved = None if self.equation.linear or not mine else points[index]
-        evaluated = sum(len(member.rows) for kind in members.values() for member in kind)
+        evaluated = sum(len(member.points) for kind in members.values() for member in kind)
         share = evaluated / max(len(mine), 1) / self.evaluations(points)  # of one of the models
         price = Price(whole.price.gradient * share, fine=False, product=whole.price.product)
         batch = WindowLoss(
