@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
 
 _LEAST, _MOST = 3, 50  # evaluations that are timed
 _ENOUGH = 0.05  # seconds of CPU time that they take together
+_LONG = 1.0  # seconds of the first one, which then is the only one
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def calibrated(f: Objective, factors: Factors) -> Calibrated:
 
 
 def measured(evaluate: Callable[[], Any], agree: Callable[[float], float]) -> tuple[float, float]:
-    """Return CPU seconds and counted work of one evaluation on this rank: the fastest of several, after a first one.
+    """Return CPU seconds and counted work of one evaluation on this rank: the median of several, after a first one.
 
     Parameters
     ----------
@@ -113,13 +116,13 @@ def measured(evaluate: Callable[[], Any], agree: Callable[[float], float]) -> tu
     with counting() as cost:
         evaluate()
     first = agree(time.process_time() - begin)
-    least = first
+    times: list[float] = []
     with uncounted():
-        for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < 1.0 else 0):
+        for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
             begin = time.process_time()
             evaluate()
-            least = min(least, time.process_time() - begin)
-    return max(least, 1e-9), cost.work
+            times.append(time.process_time() - begin)
+    return max(statistics.median(times or [first]), 1e-9), cost.work
 
 
 def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Callable[[float], float]) -> float:
@@ -134,8 +137,8 @@ def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Cal
     total, agree : callable
         Return the sum and the mean over ranks of a number.
     """
-    fine = sampled(f, 0)
-    seconds, work = measured(lambda: fine.gradient(x), agree)
+    steps = itertools.count()  # a stochastic objective draws a sample per step, which belongs to its cost
+    seconds, work = measured(lambda: sampled(f, next(steps)).gradient(x), agree)
     return total(seconds) / max(total(work), 1e-9)
 
 

@@ -18,7 +18,7 @@ SCRIPT = """
     assert [comm.ranks for comm in communicators] == [2, 4]
 
     def check_works(one, two, four):
-        """Every rank evaluates the grid and its coarse levels: each of them adds the same to the work of subdomains."""
+        # every rank evaluates the grid and its coarse levels: each adds the same to the work of subdomains
         assert two - one > 1 and abs((four - two) - 2 * (two - one)) < 1e-9 * one, (one, two, four)
 
     obstacle = Obstacle(n=31)
