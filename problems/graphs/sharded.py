@@ -172,21 +172,30 @@ class ShardedClassification(Problem):
     @cached_property
     def _work(self) -> float:
         """Cost of the fine objective on all ranks."""
-        return self.comm.sum_scalars([self._batch.work(self.net.widths)])[0]
+        return self.comm.sum_scalars([self._own_work])[0]
+
+    @property
+    def _own_work(self) -> float:
+        return self._samples.work(self.net.widths, self.dropout > 0)
 
     @cached_property
     def _batch(self) -> Batch:
         return self.graph.batch(self._labelled, self.layers, **self._kind)
 
+    @cached_property
+    def _samples(self) -> Batch:
+        """What a run evaluates: features with dropout cannot be propagated beforehand."""
+        anew = self._batch.propagated and self.dropout > 0
+        return self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else self._batch
+
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _objective(self) -> NodeLoss:
-        batch, price = self._batch, Price(self._batch.work(self.net.widths) / self._work)
+        batch, price = self._batch, Price(self._own_work / self._work)
         if self.dropout == 0 and self.halo == "exact":
             return NodeLoss(self.net, batch, self.decay, price, self.comm)
-        anew = batch.propagated and self.dropout > 0
-        samples = self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else batch
+        samples = self._samples
         options: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": samples}
         if self.halo == "exact":
             return StochasticNodeLoss(self.net, batch, self.decay, price, self.comm, **options)
