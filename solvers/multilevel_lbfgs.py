@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class MultilevelLBFGS:
     scaling: Scaling = "auto"
     then: Solver | None = None
     comm: Communicator = SERIAL
+
+    needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""

@@ -117,6 +117,11 @@ class NonlinearSchwarz:
             comm=self.comm,
         )
 
+    @property
+    def needs_value(self) -> bool:
+        """Whether steps are searched along."""
+        return self.search
+
     def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:
         """Return the states of the local solvers, where they are kept."""
         return NonlinearSchwarzState(sweep=self._sweep(objective).init(objective, x))

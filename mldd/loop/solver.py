@@ -85,9 +85,10 @@ class State:
 class Solver(Protocol):
     """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached.
 
-    Two class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    Three class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
     ``needs_gradient = False``: it never asks for the gradient of the whole, which `minimise` then evaluates for the
-    user's eyes only.
+    user's eyes only. ``needs_value = True``: it asks for the value where it asks for a gradient, so that both are
+    evaluated together.
     """
 
     def init(self, objective: Objective, x: Tensor) -> Any:
@@ -337,11 +338,12 @@ def minimise(
     values = values or stop.target > -math.inf
     good, clock, status = x.clone(), Clock(), None
     needed = getattr(solver, "needs_gradient", True)
-    f = Remembered(objective)
+    together = getattr(solver, "needs_value", False)
+    f = Remembered(objective, together)
     with counting() as cost, _interrupts() as interrupt:
         while status is None:
             if hasattr(objective, "sample"):
-                f = Remembered(sampled(objective, 0 if state is None else state.step))
+                f = Remembered(sampled(objective, 0 if state is None else state.step), together)
             with nullcontext() if needed else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:

@@ -62,13 +62,22 @@ class Communicator:
                 vector.copy_(staged)
         return vector
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the `rows` of all ranks (of equal width), in their order, on every rank; one synchronisation."""
+    def gather(self, rows: Tensor, total: int | None = None) -> Tensor:
+        """Return the `rows` of all ranks, one rank's after the other's, on every rank; one synchronisation.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m, ...)
+            Those of this rank; they have the same trailing axes on all ranks.
+        total : int, optional
+            Where every rank has those of its ``share(total)``, their number is known. It is asked for otherwise, which
+            is a scalar synchronisation.
+        """
         count(synchronisations=1, sent=0 if self.ranks == 1 else rows.numel() * rows.element_size())
         if self.mpi is None or self.ranks == 1:
             return rows
         mine = _staged(rows)
-        lengths = self.gather_items(len(mine))
+        lengths = self.gather_items(len(mine)) if total is None else [len(part) for part in self._shares(total)]
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
         sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
@@ -113,7 +122,11 @@ class Communicator:
 
     def share(self, parts: int) -> range:
         """Return the contiguous range of `parts` that this rank holds (sizes differ by at most one)."""
-        return range(self.rank * parts // self.ranks, (self.rank + 1) * parts // self.ranks)
+        return self._shares(parts)[self.rank]
+
+    def _shares(self, parts: int) -> list[range]:
+        ends = [k * parts // self.ranks for k in range(self.ranks + 1)]
+        return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
 
     def abort(self, code: int = 1) -> None:
         """End all ranks at once, so that an error on one does not leave the others waiting."""
