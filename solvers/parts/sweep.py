@@ -147,7 +147,7 @@ class Sweep:
     def _summed(self, s: Tensor, state: SweepState) -> Tensor:
         """Return the sum over ranks of `s`, shape (n,); the number of failed local solves travels with it."""
         together = self.comm.sum(torch.cat([s, s.new_tensor([state.failed])]))
-        state.failures = together[-1]
+        state.failures = int(together[-1])
         return together[:-1]
 
     def judge(self, state: SweepState, outer: State) -> int:
@@ -155,7 +155,7 @@ class Sweep:
 
         When all of them have since the last call, there is nothing to go on with.
         """
-        failed, state.failed = int(state.failures), 0
+        failed, state.failed = state.failures, 0
         outer.rejected += failed
         outer.note("local solves that were not finite", failed)
         if failed == self.decomposition.parts:
@@ -257,7 +257,7 @@ class SweepState(State):
     failed : int
         Local solves on this rank, since `Sweep.judge`, that ended in something that is not finite; their corrections
         were dropped.
-    failures : Tensor, shape ()
+    failures : int
         Those of all ranks, when corrections were summed last.
     averaged : list of str
         Vectors of the local states that are averaged, once that is known.
@@ -268,6 +268,6 @@ class SweepState(State):
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     local: list[Any] = field(default_factory=list)
     failed: int = 0
-    failures: Tensor = field(default_factory=lambda: torch.zeros(()))
+    failures: int = 0
     averaged: list[str] = field(default_factory=list)
     quantum: float = 0.0

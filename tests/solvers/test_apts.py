@@ -312,8 +312,8 @@ def test_a_local_step_costs_no_more_than_it_must() -> None:
         solver.step(g, x, state)
     assert state.local.rejected == before
     # Per subdomain, at half a fine gradient each: the correction, two trials with gradient, and the values at the start
-    # and of the last trial.
-    assert cost.work == pytest.approx(2 * 0.5 * (1 + 2 + 2 / 3))
+    # and of the last trial; then value and gradient of the sum of the steps.
+    assert cost.work == pytest.approx(2 * 0.5 * (1 + 2 + 2 / 3) + 1 / 3 + 1)
     assert cost.gradients == 1
 
 
