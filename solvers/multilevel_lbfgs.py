@@ -159,7 +159,7 @@ class MultilevelLBFGS:
         self, plain: Objective, y: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Do the steps of one coarse level; return the iterate and the newest pair."""
-        f = Remembered(plain)
+        f = Remembered(plain, True)
         mine = self.single.init(f, y)
         if pair is not None:
             self.single.begin(mine, *pair)
