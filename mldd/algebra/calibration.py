@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from mldd.algebra.cost import counting, rescaled, uncounted
@@ -20,6 +21,7 @@ Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
 
 _LEAST, _MOST = 3, 50  # evaluations that are timed
 _ENOUGH = 0.05  # seconds of CPU time that they take together
+_CACHE = 2**22  # numbers that fill the caches
 _LONG = 1.0  # seconds of the first one, which then is the only one
 
 
@@ -117,8 +119,10 @@ def measured(evaluate: Callable[[], Any], agree: Callable[[float], float]) -> tu
         evaluate()
     first = agree(time.process_time() - begin)
     times: list[float] = []
+    others = torch.zeros(_CACHE)  # in a run, other vectors have gone through the caches in the meantime
     with uncounted():
         for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
+            others.add_(1.0)
             begin = time.process_time()
             evaluate()
             times.append(time.process_time() - begin)

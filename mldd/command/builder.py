@@ -27,7 +27,18 @@ _current: ContextVar[Builder] = ContextVar("builder")
 
 
 def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Problem:
-    """Make the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
+    """Return the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
+
+    Parameters
+    ----------
+    spec : Spec
+        Of the problem.
+    options : argparse.Namespace
+        ``dtype``, ``data`` and ``device`` of the command line.
+    seed : int
+        Of what is random in it.
+    comm : Communicator
+        The ranks.
 
     Raises
     ------
@@ -51,9 +62,17 @@ def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Comm
 def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
     """Refuse an option that none of the solvers, nor one nested in them, has a use for.
 
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+    solvers : sequence of Spec
+        Those of the run.
+
     Raises
     ------
     ValueError
+        It names the option.
     """
     all_specs = [nested for spec in (*solvers, *python_specs(options.petsc)) for nested in spec.tree]
     for option, wanted in _WANTED_BY.items():
@@ -107,6 +126,7 @@ class Builder:
         Parameters
         ----------
         spec : Spec
+            Of the solver, with those nested in it.
         prefix : str
             Of its options in PETSc's database.
         whole : bool
@@ -141,7 +161,13 @@ class Builder:
         return solver
 
     def shape(self, spec: Spec) -> dict[str, int]:
-        """Say which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name."""
+        """Return which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name.
+
+        Parameters
+        ----------
+        spec : Spec
+            Of the solver.
+        """
         shape = {"parts": 1, "overlap": 0, "levels": 1}
         for one in (*spec.tree, *(nested for named in python_specs(self.options.petsc) for nested in named.tree)):
             if one.has("decomposition"):
@@ -183,7 +209,7 @@ class Builder:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let solvers that PETSc's options name be built by this builder inside the block."""
+        """Yield nothing; inside the block, solvers that PETSc's options name are built by this builder."""
         token = _current.set(self)
         try:
             yield

@@ -51,7 +51,17 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass
 class Stage:
-    """How far a run has come: before its first record, what the user asked for is at fault; later, the run."""
+    """How far a run has come: before its first record, what the user asked for is at fault; later, the run.
+
+    Attributes
+    ----------
+    comm : Communicator or None
+        The ranks, once they are known.
+    running : bool
+        Whether the first record was made.
+    debug : bool
+        Whether tracebacks are shown.
+    """
 
     comm: Communicator | None = None
     running: bool = False
@@ -90,7 +100,13 @@ class _ElsewhereError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line and return the exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Words of the command line, by default those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     stage = Stage(debug="--debug" in words)
     try:
@@ -139,7 +155,12 @@ def _one_line(error: Exception, expected: bool) -> str:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; ``petsc`` gets the one-dash options, which go to PETSc.
+    """Return what the command line says; ``petsc`` gets the one-dash options, which go to PETSc.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The command line without the program's name.
 
     Raises
     ------
@@ -376,7 +397,13 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
 
 
 def exit_status(status: Status) -> int:
-    """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C."""
+    """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    status : Status
+        Why the run ended.
+    """
     return 130 if status.name == "interrupted" else int(status.failed)
 
 

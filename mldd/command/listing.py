@@ -24,7 +24,7 @@ _FILES = {
 
 
 def listing() -> Iterator[str]:
-    """Give the names of all problems and solvers with a sentence each; nothing is imported for it."""
+    """Yield the names of all problems and solvers with a sentence each; nothing is imported for it."""
     for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS)):
         yield f"{title}:"
         groups: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def sentence(target: str) -> str:
 
 
 def keys(name: str) -> Iterator[str]:
-    """Give the keys of a problem or solver: name, type, default and meaning, and an example.
+    """Yield the keys of a problem or solver: name, type, default and meaning, and an example.
 
     Parameters
     ----------
@@ -136,6 +136,7 @@ def parameters(kind: type) -> dict[str, str]:
     Parameters
     ----------
     kind : type
+        A class with a docstring.
     """
     meanings: dict[str, str] = {}
     for base in kind.__mro__:

@@ -132,6 +132,13 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
 def check_folder(folder: Path, comm: Communicator) -> None:
     """Make `folder` and see that files can be written there, before any work is done (on rank 0).
 
+    Parameters
+    ----------
+    folder : Path
+        It is made where it is missing.
+    comm : Communicator
+        The ranks.
+
     Raises
     ------
     OSError
@@ -156,7 +163,9 @@ class Keeper:
     Parameters
     ----------
     path : Path
+        Of the checkpoint.
     run : Run
+        The run that it is of.
     last : float
         Second of the last one.
     """
@@ -171,13 +180,28 @@ class Keeper:
             self.save(x, state, history)
 
     def save(self, x: Tensor, state: Any, history: History) -> None:
-        """Write one."""
+        """Write one.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        history : History
+            All records so far.
+        """
         self.last = history.records[-1].cost.seconds
         checkpoints.save(self.path, x=x, state=state, history=history, meta=self.run.meta, comm=self.run.comm)
 
 
 def fresh_state(run: Run) -> Any:
     """Return the state of a solver that has done nothing: the template of checkpoints.
+
+    Parameters
+    ----------
+    run : Run
+        The run that a checkpoint is of.
 
     Raises
     ------
@@ -195,7 +219,17 @@ def fresh_state(run: Run) -> Any:
 
 @dataclass
 class Past:
-    """Where a resumed run goes on from; empty for a new one."""
+    """Where a resumed run goes on from; empty for a new one.
+
+    Attributes
+    ----------
+    x : Tensor, shape (n,)
+        Where the run goes on.
+    state : State or None
+        Of the solver.
+    history : History
+        Records up to there.
+    """
 
     x: Tensor
     state: Any = None
@@ -203,13 +237,21 @@ class Past:
 
 
 def resumed(run: Run, path: Path) -> Past:
-    """Read a checkpoint of this run.
+    """Return where a checkpoint says that this run goes on.
+
+    Parameters
+    ----------
+    run : Run
+        The run that is to go on.
+    path : Path
+        Of the checkpoint.
 
     Raises
     ------
     CheckpointError
         It is of another run, or no checkpoint.
     FileNotFoundError
+        There is no such file.
     """
     saved = checkpoints.load(path)
     saved.check(run.meta)
@@ -227,7 +269,23 @@ def execute(
     shown: bool = True,
     first: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; call `first` at the start."""
+    """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; return the result.
+
+    Parameters
+    ----------
+    run : Run
+        What is minimised, and how.
+    past : Past
+        Where it begins.
+    out : Path, optional
+        The folder that gets the history.
+    checkpoint : Path, optional
+        The file that is written from time to time.
+    shown : bool
+        Whether a progress bar is shown.
+    first : callable
+        Called when the first record is made.
+    """
     keeper = None if checkpoint is None else Keeper(checkpoint, run)
     with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
         result = minimise(
@@ -268,6 +326,13 @@ def report(run: Run, result: Result) -> dict[str, Any]:
     """Return the content of ``result.json``; called by all ranks, as metrics may need them.
 
     A problem may have ``details()``: what else is to be known of the run, how it was distributed say.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
     """
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
     with uncounted():
@@ -294,7 +359,19 @@ def report(run: Run, result: Result) -> dict[str, Any]:
 
 
 def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
-    """Return the end of a run in a few lines for people."""
+    """Return the end of a run in a few lines for people.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    content : dict
+        Of ``result.json``.
+    written : sequence of Path
+        Files of the run.
+    """
     norm = "infinity norm" if run.stop.norm == math.inf else "2-norm"
     lines = [
         ("run", f"{content['problem']} by {content['solver']}, seed {run.seed}, ranks {run.comm.ranks}"),
@@ -319,7 +396,13 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
 
 
 def cost_line(content: dict[str, Any]) -> str:
-    """Return the cost of a run in words."""
+    """Return the cost of a run in words.
+
+    Parameters
+    ----------
+    content : dict
+        Of ``result.json``.
+    """
     halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
     several = f" on the busiest rank, {content['work_total']:.6g} on all" if content["ranks"] > 1 else ""
     return (
@@ -330,7 +413,17 @@ def cost_line(content: dict[str, Any]) -> str:
 
 
 def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:
-    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run."""
+    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run.
+
+    Parameters
+    ----------
+    out : Path
+        The folder.
+    content : dict
+        Of ``result.json``.
+    history : History
+        What the figure shows.
+    """
     with replacing(out / "result.json") as new:
         new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     from mldd.figures import curves as plot
@@ -341,7 +434,17 @@ def write_result(out: Path, content: dict[str, Any], history: History) -> list[P
 
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:
-    """Write the pictures that a problem has of its own: ``pictures(folder, x, parts)`` (rank 0)."""
+    """Write the pictures that a problem has of its own, ``pictures(folder, x, parts)`` (rank 0); return the files.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    out : Path
+        The folder.
+    """
     if result.status.failed:
         return []
     with uncounted():
@@ -350,6 +453,13 @@ def pictures(run: Run, result: Result, out: Path) -> list[Path]:
 
 def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:
     """Do `action`; if it fails in the same way on all ranks, return what went wrong instead of raising.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
+    action : callable
+        Returns the result of a run.
 
     Raises
     ------
@@ -367,7 +477,13 @@ def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | 
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line; the kind of error is told where it is not the user's."""
+    """Return the message of `error` on one line; the kind of error is told where it is not the user's.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
 

@@ -210,7 +210,7 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock inside the block, which yields nothing."""
+        """Yield nothing; the clock stands still inside the block."""
         begin = time.perf_counter()
         try:
             yield
@@ -219,7 +219,7 @@ class Clock:
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Stop the clock and count nothing inside the block, which only serves the user's eyes."""
+        """Yield nothing; inside the block, for the user's eyes, the clock stands still and nothing is counted."""
         with self.pause(), uncounted():
             yield
 

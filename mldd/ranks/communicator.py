@@ -35,6 +35,7 @@ class Communicator:
     Parameters
     ----------
     mpi : mpi4py.MPI.Comm or None
+        What carries the messages; None for a single process.
     reports : mpi4py.MPI.Comm or None
         A duplicate for `agree`, so that reports of failure never meet the collectives of the work.
     """
@@ -53,7 +54,13 @@ class Communicator:
         return 1 if self.mpi is None else int(self.mpi.Get_size())
 
     def sum(self, vector: Tensor) -> Tensor:
-        """Sum `vector` over ranks in place; one synchronisation."""
+        """Sum `vector` over ranks in place and return it; one synchronisation.
+
+        Parameters
+        ----------
+        vector : Tensor
+            Contiguous or not, of the same shape on all ranks; it is overwritten.
+        """
         count(synchronisations=1, sent=0 if self.ranks == 1 else vector.numel() * vector.element_size())
         if self.mpi is not None and self.ranks > 1:
             staged = _staged(vector)
@@ -85,7 +92,13 @@ class Communicator:
         return out.to(rows.device)
 
     def sum_scalars(self, values: list[float]) -> list[float]:
-        """Return the sums over ranks of a few numbers; one scalar synchronisation."""
+        """Return the sums over ranks of a few numbers; one scalar synchronisation.
+
+        Parameters
+        ----------
+        values : list of float
+            As many on all ranks.
+        """
         count(scalar_synchronisations=1)
         if self.mpi is None or self.ranks == 1:
             return values
@@ -94,11 +107,23 @@ class Communicator:
         return [float(v) for v in buffer]
 
     def sum_values(self, values: Tensor) -> Tensor:
-        """Return the sums over ranks of function values, shape () or (p,); one scalar synchronisation."""
+        """Return the sums over ranks of function values, shape () or (p,); one scalar synchronisation.
+
+        Parameters
+        ----------
+        values : Tensor, shape () or (p,)
+            Of this rank.
+        """
         return values.new_tensor(self.sum_scalars(values.flatten().tolist())).view_as(values)
 
     def gather_items(self, item: Any) -> list[Any]:
-        """Return the items of all ranks, in order, on every rank; one scalar synchronisation."""
+        """Return the items of all ranks, in order, on every rank; one scalar synchronisation.
+
+        Parameters
+        ----------
+        item : object
+            Anything that can be pickled.
+        """
         count(scalar_synchronisations=1)
         return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))
 
@@ -106,6 +131,13 @@ class Communicator:
         """Wait until all ranks have reported; return the lowest that failed, or `ranks` if none did.
 
         None after `patience` seconds means that a rank is elsewhere, perhaps waiting for this one: only `abort` helps.
+
+        Parameters
+        ----------
+        failed : bool
+            Whether this rank has failed.
+        patience : float
+            Seconds to wait.
         """
         if self.mpi is None or self.ranks == 1:
             return 0 if failed else 1
@@ -121,7 +153,13 @@ class Communicator:
         return int(report)
 
     def share(self, parts: int) -> range:
-        """Return the contiguous range of `parts` that this rank holds (sizes differ by at most one)."""
+        """Return the contiguous range of `parts` that this rank holds (sizes differ by at most one).
+
+        Parameters
+        ----------
+        parts : int
+            Number of things that ranks share.
+        """
         return self._shares(parts)[self.rank]
 
     def _shares(self, parts: int) -> list[range]:
@@ -129,7 +167,13 @@ class Communicator:
         return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
 
     def abort(self, code: int = 1) -> None:
-        """End all ranks at once, so that an error on one does not leave the others waiting."""
+        """End all ranks at once, so that an error on one does not leave the others waiting.
+
+        Parameters
+        ----------
+        code : int
+            Exit status of the run.
+        """
         if self.mpi is not None and self.ranks > 1:
             time.sleep(_LAST_WORDS)
             self.mpi.Abort(code)
@@ -183,6 +227,13 @@ def library() -> str:
 def device(name: str = "auto", comm: Communicator = SERIAL) -> torch.device:
     """Return the device of this rank: ``cuda:(local rank mod GPUs)`` where there is a GPU and `name` names no other.
 
+    Parameters
+    ----------
+    name : str
+        auto, cpu, cuda, or cuda:NUMBER.
+    comm : Communicator
+        The ranks.
+
     Raises
     ------
     ValueError
@@ -219,6 +270,11 @@ def prepare(comm: Communicator) -> None:
 
     Work on large vectors otherwise returns its temporaries to the system and gets them back page by page: keeping them
     halves the time of a stencil on 511 x 511 nodes. Where there is no glibc, malloc stays as it is.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_ranks(comm)))
