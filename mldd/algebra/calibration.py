@@ -21,7 +21,7 @@ Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
 
 _LEAST, _MOST = 3, 50  # evaluations that are timed
 _ENOUGH = 0.05  # seconds of CPU time that they take together
-_CACHE = 2**22  # numbers that fill the caches
+_VECTORS = 16  # vectors of a solver that go through the caches between evaluations
 _LONG = 1.0  # seconds of the first one, which then is the only one
 
 
@@ -31,11 +31,12 @@ class Factors:
 
     Parameters
     ----------
-    gradient, value, product : float
-        Factors on the work of a gradient, of a value on its own, and of a Hessian product.
+    gradient, both, value, product : float
+        Factors on the work of a gradient, of a gradient with its value, of a value, and of a Hessian product.
     """
 
     gradient: float
+    both: float
     value: float
     product: float
 
@@ -73,7 +74,7 @@ class Calibrated(Around):
         """Return both, in one sweep where `f` offers it."""
         if not hasattr(self.f, "value_and_gradient"):
             return self.value(x), self.gradient(x)
-        with rescaled(self.factors.gradient):
+        with rescaled(self.factors.both):
             return value_and_gradient(self.f, x)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -104,13 +105,15 @@ def calibrated(f: Objective, factors: Factors) -> Calibrated:
     return (StochasticCalibrated if hasattr(f, "sample") else Calibrated)(f, factors)
 
 
-def measured(evaluate: Callable[[], Any], agree: Callable[[float], float]) -> tuple[float, float]:
+def measured(evaluate: Callable[[], Any], size: int, agree: Callable[[float], float]) -> tuple[float, float]:
     """Return CPU seconds and counted work of one evaluation on this rank: the median of several, after a first one.
 
     Parameters
     ----------
     evaluate : callable
         Evaluates once; all ranks call it together.
+    size : int
+        Length of a vector: between evaluations some are written, as a solver does.
     agree : callable
         Returns the mean over ranks of a number, so that all evaluate equally often.
     """
@@ -119,7 +122,7 @@ def measured(evaluate: Callable[[], Any], agree: Callable[[float], float]) -> tu
         evaluate()
     first = agree(time.process_time() - begin)
     times: list[float] = []
-    others = torch.zeros(_CACHE)  # in a run, other vectors have gone through the caches in the meantime
+    others = torch.zeros(_VECTORS * size)
     with uncounted():
         for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
             others.add_(1.0)
@@ -142,7 +145,7 @@ def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Cal
         Return the sum and the mean over ranks of a number.
     """
     steps = itertools.count()  # a stochastic objective draws a sample per step, which belongs to its cost
-    seconds, work = measured(lambda: sampled(f, next(steps)).gradient(x), agree)
+    seconds, work = measured(lambda: sampled(f, next(steps)).gradient(x), x.numel(), agree)
     return total(seconds) / max(total(work), 1e-9)
 
 
@@ -162,13 +165,17 @@ def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], fl
     """
 
     def factor(evaluate: Callable[[], Any]) -> float:
-        seconds, work = measured(evaluate, agree)
+        seconds, work = measured(evaluate, x.numel(), agree)
         return seconds / unit / work if work > 0 else 1.0
 
-    f, product = sampled(f, 0), getattr(f, "hessian_product", None)
-    gradient = factor(lambda: f.gradient(x))
-    known = offers(f, "hessian_product") and product is not None
-    return Factors(gradient, factor(lambda: f.value(x)), factor(lambda: product(x, x)) if known else gradient)
+    f = sampled(f, 0)
+    product: Any = getattr(f, "hessian_product", None)
+    return Factors(
+        gradient=factor(lambda: f.gradient(x)),
+        both=factor(lambda: value_and_gradient(f, x)),
+        value=factor(lambda: f.value(x)),
+        product=factor(lambda: product(x, x)) if offers(f, "hessian_product") else 1.0,
+    )
 
 
 def calibrated_hierarchy(hierarchy: Hierarchy, x: Tensor, unit: float, agree: Callable[[float], float]) -> Hierarchy:

@@ -99,9 +99,9 @@ class Record:
         row : sequence of float, int or str
             One entry per name in `FIELDS`.
         """
-        numbers = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
+        numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
         own = len(fields(Record)) - 1
-        return Record(*numbers[:own], cost=Cost(*numbers[own:]))
+        return Record(*numbers[:own], Cost(*numbers[own:]))
 
     def row(self) -> dict[str, Any]:
         """Return the record as a row of a table: its numbers and those of its cost, by name."""
