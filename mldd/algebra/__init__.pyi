@@ -8,6 +8,7 @@ from .cost import count as count
 from .cost import counting as counting
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
+from .cost import waiting as waiting
 from .decomposition import Combine as Combine
 from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition

@@ -117,19 +117,20 @@ def measured(evaluate: Callable[[], Any], size: int, agree: Callable[[float], fl
     agree : callable
         Returns the mean over ranks of a number, so that all evaluate equally often.
     """
-    begin = time.process_time()
-    with counting() as cost:
-        evaluate()
-    first = agree(time.process_time() - begin)
-    times: list[float] = []
-    others = torch.zeros(_VECTORS * size)
-    with uncounted():
-        for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
-            others.add_(1.0)
-            begin = time.process_time()
+
+    def once() -> tuple[float, float]:
+        begin = time.process_time()
+        with counting() as cost:
             evaluate()
-            times.append(time.process_time() - begin)
-    return max(statistics.median(times or [first]), 1e-9), cost.work
+        return time.process_time() - begin - cost.waited, cost.work
+
+    mine, work = once()
+    first, times = agree(mine), [mine]
+    others = torch.zeros(_VECTORS * size)
+    for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
+        others.add_(1.0)
+        times.append(once()[0])
+    return max(statistics.median(times[1:] or times), 1e-9), work
 
 
 def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Callable[[float], float]) -> float:

@@ -7,6 +7,7 @@ is counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,6 +37,8 @@ class Ledger:
         and their bytes.
     exchanges : int
         Exchanges with neighbours in which they were sent; they are no synchronisations.
+    waited : float
+        CPU seconds inside of messages: who waits for others asks all the time, which is no work.
     """
 
     gradients: int = 0
@@ -47,6 +50,7 @@ class Ledger:
     halo_rows: int = 0
     halo_bytes: int = 0
     exchanges: int = 0
+    waited: float = 0.0
 
     def add(self, other: Ledger) -> None:
         """Add what `other` has spent.
@@ -136,6 +140,16 @@ def count(
     cost.halo_rows += halo_rows
     cost.halo_bytes += halo_bytes
     cost.exchanges += exchanges
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Yield nothing; the CPU time of the block is that of messages, no work."""
+    begin = time.process_time()
+    yield
+    cost = _ledger.get()
+    if cost is not None:
+        cost.waited += time.process_time() - begin
 
 
 @contextmanager

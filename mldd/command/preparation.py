@@ -15,8 +15,8 @@ from mldd.algebra import (
     Objective,
     calibrated_decomposition,
     calibrated_hierarchy,
+    counting,
     sampled,
-    uncounted,
     unit_of,
 )
 from mldd.loop import Cost, Problem
@@ -90,8 +90,7 @@ class Preparation:
 
         def make() -> Any:
             made = self.problem.decomposition(parts, overlap, self.comm)
-            with uncounted():
-                made.models(sampled(self.objective, 0), self.start, None)
+            made.models(sampled(self.objective, 0), self.start, None)
             return made
 
         return self._once(("decomposition", parts, overlap), make)
@@ -119,8 +118,9 @@ class Preparation:
         if key not in self._made:
             _ = self.objective, self.start  # they are no part of a method's set-up
             begin = time.perf_counter(), time.process_time()
-            thing = make()
-            spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
+            with counting() as cost:
+                thing = make()
+            spent = time.perf_counter() - begin[0], time.process_time() - begin[1] - cost.waited
             self._made[key] = Made(self._priced(thing) if self.measured else thing, *spent)
         return self._made[key].thing
 

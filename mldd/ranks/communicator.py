@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import count
+from mldd.algebra import count, waiting
 
 # One of these is set in a process started by mpiexec, mpirun or srun.
 _LAUNCHED = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID", "MLDD_MPI")
@@ -64,7 +64,8 @@ class Communicator:
         count(synchronisations=1, sent=0 if self.ranks == 1 else vector.numel() * vector.element_size())
         if self.mpi is not None and self.ranks > 1:
             staged = _staged(vector)
-            self.mpi.Allreduce(self._in_place(), staged.numpy())
+            with waiting():
+                self.mpi.Allreduce(self._in_place(), staged.numpy())
             if staged.data_ptr() != vector.data_ptr():
                 vector.copy_(staged)
         return vector
@@ -88,7 +89,8 @@ class Communicator:
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
         sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
-        self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, self._datatype(mine)])
+        with waiting():
+            self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, self._datatype(mine)])
         return out.to(rows.device)
 
     def sum_scalars(self, values: list[float]) -> list[float]:
@@ -103,7 +105,8 @@ class Communicator:
         if self.mpi is None or self.ranks == 1:
             return values
         buffer = torch.tensor(values, dtype=torch.float64)
-        self.mpi.Allreduce(self._in_place(), buffer.numpy())
+        with waiting():
+            self.mpi.Allreduce(self._in_place(), buffer.numpy())
         return [float(v) for v in buffer]
 
     def sum_values(self, values: Tensor) -> Tensor:
@@ -125,7 +128,10 @@ class Communicator:
             Anything that can be pickled.
         """
         count(scalar_synchronisations=1)
-        return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))
+        if self.mpi is None or self.ranks == 1:
+            return [item]
+        with waiting():
+            return list(self.mpi.allgather(item))
 
     def agree(self, failed: bool, patience: float = math.inf) -> int | None:
         """Wait until all ranks have reported; return the lowest that failed, or `ranks` if none did.

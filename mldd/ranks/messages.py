@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from mldd.algebra import waiting
 from mldd.ranks.communicator import Communicator
 
 Messages = Literal["auto", "mpi", "petsc"]
@@ -135,7 +136,8 @@ class Pending:
 
     def arrived(self) -> Tensor:
         """Wait, and return the received rows on their device."""
-        self.messages()
+        with waiting():
+            self.messages()
         self.kept.busy = False
         if self.kept.host is not None:
             self.kept.got.copy_(self.kept.host[1], non_blocking=True)
