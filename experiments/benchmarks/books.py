@@ -123,7 +123,7 @@ class Meter:
         self.busy = False
         self.kinds[kind].cpu += time.process_time() - begin - (self.wire.cpu - waited)
         self.kinds[kind].work += cost.work
-        counts = {key: getattr(cost, key) for key in vars(cost) if key != "bytes"}
+        counts = {key: getattr(cost, key) for key in vars(cost) if key not in ("bytes", "waited")}
         count(**counts, sent=cost.bytes)
         return out
 
