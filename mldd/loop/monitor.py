@@ -101,8 +101,8 @@ class Record:
         """
         numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
         own = len(fields(Record)) - 1
-        cost = Cost(*numbers[own:])
-        return Record(*numbers[:own], cost=cost)
+        step, level, measure, value, accepted, rejected = numbers[:own]
+        return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]))
 
     def row(self) -> dict[str, Any]:
         """Return the record as a row of a table: its numbers and those of its cost, by name."""
