@@ -16,6 +16,7 @@ pytest.importorskip("greenlet", reason="greenlet is not installed")
 
 from mldd.algebra import counting  # noqa: E402
 from mldd.command.builder import Builder  # noqa: E402
+from mldd.command.preparation import Preparation
 from mldd.loop import State, Status, Stop, minimise  # noqa: E402
 from mldd.problems.grids import Obstacle  # noqa: E402
 from mldd.ranks import (
