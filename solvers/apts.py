@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -101,6 +102,8 @@ class Apts:
     model_steps: int = 10
     keep_pairs: bool = True
     comm: Communicator = SERIAL
+
+    needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
@@ -225,7 +228,7 @@ class Apts:
             c, decrease = torch.where(column(good, c), c, 0.0), np.where(good, decrease, 0.0)
         both = torch.from_numpy(np.stack([decrease, ~good], 1)).to(c)
         if self.span:
-            rows = self.comm.gather(torch.cat([self.decomposition.spread(c), both], 1))
+            rows = self.comm.gather(torch.cat([self.decomposition.spread(c), both], 1), self.decomposition.parts)
             return rows[:, :-2], rows[:, -2:].sum(0)
         total = self.comm.sum(torch.cat([self.decomposition.scatter(c), both.sum(0)]))
         return total[:-2], total[-2:]

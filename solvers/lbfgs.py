@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -266,6 +266,8 @@ class LBFGS:
     c2: float = 0.9
     momentum: float = 1.0
     scaling: Scaling = "scalar"
+
+    needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class MultilevelLBFGS:
     scaling: Scaling = "auto"
     then: Solver | None = None
     comm: Communicator = SERIAL
+
+    needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
@@ -157,7 +159,7 @@ class MultilevelLBFGS:
         self, plain: Objective, y: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Do the steps of one coarse level; return the iterate and the newest pair."""
-        f = Remembered(plain)
+        f = Remembered(plain, True)
         mine = self.single.init(f, y)
         if pair is not None:
             self.single.begin(mine, *pair)

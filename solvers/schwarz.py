@@ -131,7 +131,8 @@ class NonlinearSchwarz:
         )
 
     @property
-    def _searches(self) -> bool:
+    def needs_value(self) -> bool:
+        """Whether steps are searched along."""
         return self._shared if self.search is None else self.search
 
     @property
@@ -222,7 +223,7 @@ class NonlinearSchwarz:
         """Add the correction `s` to `x`, as far as `search` lets it; return whether there was any."""
         if not bool(s.any()):
             return False
-        t = _decreasing(f, x, s) if self._searches else 1.0
+        t = _decreasing(f, x, s) if self.needs_value else 1.0
         state.shortened = t < 1.0
         if t > 0:
             x.add_(s, alpha=t)

@@ -181,7 +181,7 @@ class SchwarzAdaGrad:
     def _combine_in_span(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
         """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
         weighted = self.decomposition.spread(corrections * state.sweep.weights)
-        rows = torch.cat([self.comm.gather(weighted), state.previous[None]])
+        rows = torch.cat([self.comm.gather(weighted, self.decomposition.parts), state.previous[None]])
         pieces = split(rows, self.decomposition.blocks)
         norms = torch.linalg.vector_norm(pieces, dim=1)
         keep = norms > 0

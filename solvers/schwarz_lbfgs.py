@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,8 @@ class SchwarzLBFGS:
     max_evaluations: int = 25
     comm: Communicator = SERIAL
 
+    needs_value: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
         for name in ("local_steps", "global_steps", "coarse_steps", "span_steps"):
@@ -207,10 +209,10 @@ class SchwarzLBFGS:
         if self.combine == "sum":
             self._search(objective, x, sweep.total(corrections, state.sweep), state)
         elif self.combine == "search":
-            for row in self.comm.gather(d.spread(corrections * d.valid)):
+            for row in self.comm.gather(d.spread(corrections * d.valid), d.parts):
                 self._search(objective, x, row, state)
         else:
-            self._span(objective, x, self.comm.gather(d.spread(corrections * state.sweep.weights)), state)
+            self._span(objective, x, self.comm.gather(d.spread(corrections * state.sweep.weights), d.parts), state)
 
     def _add(self, objective: Objective, x: Tensor, s: Tensor, state: SpqnState) -> None:
         """Add a correction that should lower the value; search along it where it does not."""

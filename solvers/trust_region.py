@@ -91,6 +91,7 @@ class TrustRegion:
     comm: Communicator = SERIAL
 
     batched: ClassVar[bool] = True
+    needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""

@@ -18,9 +18,6 @@ BASES = {"Problem", "GridProblem", "Layer", "Around", "State", "Communicator"}
 # Rooms whose docstrings are still to be written.
 PENDING = {
     "mldd/algebra",
-    "mldd/command",
-    "mldd/loop",
-    "mldd/ranks",
     "problems/graphs",
     "problems/images",
     "problems/pinns",

@@ -116,12 +116,12 @@ COSTS = ("synchronisations", "evaluations", "work", "seconds")
 
 def cost(record: Record, nested: float, parts: int) -> dict[str, float]:
     """Return what it took to come to a record; the work of the nested iteration is not shared."""
-    fine = record.gradient_evaluations
+    fine = record.cost.gradient_evaluations
     return {
-        "synchronisations": record.synchronisations,
+        "synchronisations": record.cost.synchronisations,
         "evaluations": fine,
-        "work": nested + (record.work_units - nested) / parts,
-        "seconds": record.seconds,
+        "work": nested + (record.cost.work_units - nested) / parts,
+        "seconds": record.cost.seconds,
     }
 
 
@@ -134,8 +134,8 @@ def run(problem: Any, method: Method, seed: int, steps: int, parts: int) -> list
     )
     found = [next((r for r in result.history.records if r.value <= goal), None) for goal in goals]
     start, first = result.history.records[:2]
-    fine = first.gradient_evaluations - start.gradient_evaluations
-    nested = first.work_units - start.work_units - fine if method.nested else 0.0
+    fine = first.cost.gradient_evaluations - start.cost.gradient_evaluations
+    nested = first.cost.work_units - start.cost.work_units - fine if method.nested else 0.0
     never = dict.fromkeys(COSTS, math.inf)
     return [never if record is None else cost(record, nested, parts) for record in found]
 

@@ -85,10 +85,10 @@ def rows_of(problem: str, name: str, case: Case, history: History, status: str) 
     """Return a row per target: the first record that reaches it."""
     rows = []
     for target in case.targets:
-        reached = next((r for r in history.records if getattr(r, case.column) <= target), None)
+        reached = next((r for r in history.records if r.row()[case.column] <= target), None)
         row = {"problem": problem, "method": name, "target": target, "status": status}
         row |= {key: getattr(reached, key) if reached else math.nan for key in ("step", "work_units", "seconds")}
-        rows.append(row | {"synchronisations": reached.synchronisations if reached else math.nan})
+        rows.append(row | {"synchronisations": reached.cost.synchronisations if reached else math.nan})
     return rows
 
 

@@ -74,14 +74,14 @@ def table(seeds: list[int], steps: int) -> list[dict[str, Any]]:
         for target in TARGETS:
             found = [next((r for r in records if r.value <= target), None) for records, _ in runs]
             got = [record for record in found if record is not None]
-            costs = [statistics.median(getattr(r, cost) for r in got) if got else float("nan") for cost in COSTS]
+            costs = [statistics.median(r.row()[cost] for r in got) if got else float("nan") for cost in COSTS]
             if main:
                 numbers = "{:>6.0f} {:>10.0f} {:>8.0f} {:>6.0f} {:>8.2f}".format(*costs)
                 print(f"{label:<45} {target:>6}  {len(got)} of {len(seeds)} {numbers}", flush=True)
             label = ""
             rows += [
                 {"solver": name, "seed": seed, "target": target, "test_accuracy": accuracy}
-                | {cost: "" if record is None else getattr(record, cost) for cost in COSTS}
+                | {cost: "" if record is None else record.row()[cost] for cost in COSTS}
                 for seed, accuracy, record in zip(seeds, accuracies, found, strict=True)
             ]
         if main and name.endswith("2 levels"):

@@ -115,9 +115,9 @@ class Run:
                 tried = record.accepted + record.rejected
                 return {
                     "cpu": cpu,
-                    "seconds": record.seconds,
-                    "gradients": record.work_units,
-                    "synchronisations": record.synchronisations,
+                    "seconds": record.cost.seconds,
+                    "gradients": record.cost.work_units,
+                    "synchronisations": record.cost.synchronisations,
                     "accepted": record.accepted / tried if tried else 1.0,
                 }
         return None
@@ -133,7 +133,7 @@ def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, c
     problem = Digits(dtype=options.dtype, comm=comm, **method.problem)
     f, x, decomposition = problem.objective(), problem.initial(seed), problem.decomposition(2, comm=comm)
     solver = method.make(decomposition, comm, rate)
-    per_step = minimise(f, x, solver, stop=Stop(3), comm=comm).record.work_units / 3
+    per_step = minimise(f, x, solver, stop=Stop(3), comm=comm).record.cost.work_units / 3
     with uncounted():
         begin = time.process_time()
         for _ in range(10):

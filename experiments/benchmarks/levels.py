@@ -72,7 +72,7 @@ def nested(graph: str, kind: dict[str, Any], level: dict[str, Any], seed: int) -
         start = coarse.objective.net.initial(seed).to(x)
         result = minimise(coarse.objective, start, LBFGS(), stop=Stop(max_steps=COARSE_STEPS))
         x = coarse.transfer.lift(result.x) if hasattr(coarse.transfer, "lift") else result.x
-        spent = result.history.records[-1].work_units
+        spent = result.history.records[-1].cost.work_units
     return float(f.value(x)), descend(f, x, spent)
 
 

@@ -49,7 +49,7 @@ def train(comm: Communicator, options: argparse.Namespace, nodes: int) -> dict[s
     gc.collect()
     row["objective"] = peak()
     result = minimise(f, x, Adam(lr=0.01), stop=Stop(max_steps=options.steps), comm=comm, values=False)
-    ends = [record.seconds for record in result.history.records]
+    ends = [record.cost.seconds for record in result.history.records]
     seconds = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
     row |= {"peak": peak(), "edges": int(comm.sum_scalars([float(len(shard.indices))])[0])}
     values = [float(v) for v in (f.value(x), f.value(result.x))]

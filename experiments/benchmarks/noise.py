@@ -64,7 +64,7 @@ def solve(problem: Any, levels: int, solver: dict[str, Any], noise: float, seed:
     return {
         "success": int(success),
         "steps": end.step if success else np.inf,
-        "work_units": end.work_units if success else np.inf,
+        "work_units": end.cost.work_units if success else np.inf,
         "lowest": min(result.history.column("value")) / result.history.records[0].value,
         "violation": f.bounds.violation(result.x),
     }

@@ -64,8 +64,8 @@ def depths(n: int) -> list[Row]:
             )
             result = minimise(f, x, solver, stop=Stop(max_steps=5000, atol=ATOL))
             end, violation = result.record, f.bounds.violation(result.x)
-            single.setdefault(curvature, end.work_units)
-            gain = single[curvature] / end.work_units
+            single.setdefault(curvature, end.cost.work_units)
+            gain = single[curvature] / end.cost.work_units
             ok = result.status.name == "converged_atol" and violation == 0
             bar = ""
             if levels > 1 and name in ("kornhuber", "first order"):
@@ -73,14 +73,18 @@ def depths(n: int) -> list[Row]:
                 bar = "holds" if ok else "MISSED"
             print(
                 f"{name if levels > 1 else 'one level, ' + curvature:<15} {levels:>6} {end.step:>6} "
-                f"{end.gradient_evaluations:>10} {end.work_units:>11.1f} {gain:>7.1f} {end.measure:>9.1e} "
-                f"{violation:>10.1g} {end.seconds:>8.2f}  {bar}".rstrip(),
+                f"{end.cost.gradient_evaluations:>10} {end.cost.work_units:>11.1f} {gain:>7.1f} {end.measure:>9.1e} "
+                f"{violation:>10.1g} {end.cost.seconds:>8.2f}  {bar}".rstrip(),
                 flush=True,
             )
             rows.append(
                 {"n": n, "levels": levels, "variant": name, "status": result.status.name, "steps": end.step}
-                | {"gradients": end.gradient_evaluations, "work_units": end.work_units, "measure": end.measure}
-                | {"violation": violation, "seconds": end.seconds}
+                | {
+                    "gradients": end.cost.gradient_evaluations,
+                    "work_units": end.cost.work_units,
+                    "measure": end.measure,
+                }
+                | {"violation": violation, "seconds": end.cost.seconds}
             )
     return rows
 
@@ -131,18 +135,19 @@ def sizes(numbers: list[int], max_seconds: float, repeats: int) -> list[Row]:
                 found = [next((e for e in trace if e["record"].measure <= atol), None) for trace in traces[name]]
                 ends = [trace[-1] if e is None else e for e, trace in zip(found, traces[name], strict=True)]
                 record, cpu = ends[0]["record"], statistics.median(e["cpu"] for e in ends)
-                clock = statistics.median(e["record"].seconds for e in ends)
+                clock = statistics.median(e["record"].cost.seconds for e in ends)
                 reference = reference or cpu
                 print(
-                    f"{n:>5} {test:<9} {name:<21} {record.step:>5} {record.gradient_evaluations:>10} "
-                    f"{record.work_units:>11.1f} {record.work_units / record.step:>9.2f} {cpu:>7.2f} {clock:>7.2f} "
+                    f"{n:>5} {test:<9} {name:<21} {record.step:>5} {record.cost.gradient_evaluations:>10} "
+                    f"{record.cost.work_units:>11.1f} {record.cost.work_units / record.step:>9.2f} {cpu:>7.2f} "
+                    f"{clock:>7.2f} "
                     f"{1e6 * cpu / n**2:>8.2f} {'>' if found[0] is None else ' '}{cpu / reference:>6.1f}"
                     + (f"  not reached in {clock:.0f} s: {record.measure:.1e}" if found[0] is None else ""),
                     flush=True,
                 )
                 rows.append(
                     {"n": n, "test": test, "solver": name, "reached": found[0] is not None, "steps": record.step}
-                    | {"gradients": record.gradient_evaluations, "work_units": record.work_units, "cpu": cpu}
+                    | {"gradients": record.cost.gradient_evaluations, "work_units": record.cost.work_units, "cpu": cpu}
                     | {"seconds": clock, "measure": record.measure, "slower": cpu / reference}
                 )
     return rows

@@ -79,7 +79,7 @@ def bare(f: Classification, inputs: torch.Tensor, labels: torch.Tensor) -> Calla
 def halves(f: Classification) -> SharedDecomposition:
     """Return the two halves of the samples as subdomains that update all parameters."""
     inputs, labels = (t.unflatten(0, (2, -1)) for t in (f.inputs, f.labels))
-    both = Classification(f.net, inputs, labels, inputs.shape[1], Price(0.5, fine=False, local=True), None)
+    both = Classification(f.net, inputs, labels, inputs.shape[1], Price(0.5, fine=False), None)
 
     def build(d: SharedDecomposition, objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
         y0 = d.gather(x)
@@ -127,7 +127,7 @@ def ratios(f: Classification, gradient: Callable[[], None], solver: Any, steps: 
     def block() -> tuple[float, float, float, float]:
         alone = cpu(lambda: [gradient() for _ in range(steps)])[0] / steps
         total, result = cpu(lambda: minimise(f, x, solver, stop=Stop(steps)))
-        work = result.record.work_units
+        work = result.record.cost.work_units
         return 1e3 * alone, 1e3 * total / steps, work / steps, total / (work * alone)
 
     blocks = [block() for _ in range(repeats + 1)][1:]

@@ -107,10 +107,11 @@ class Race:
         """Take note of a step."""
         self.cpu += time.process_time() - self._begin
         over = self.cpu >= self.seconds
-        if over or not self.records or self.cpu >= self.records[-1].seconds + PAUSE:
+        if over or not self.records or self.cpu >= self.records[-1].cost.seconds + PAUSE:
             with uncounted():
                 error = self.problem.metrics(x)["relative_l2"]
-            self.records.append(replace(history.records[-1], seconds=self.cpu, value=error))
+            last = history.records[-1]
+            self.records.append(replace(last, cost=replace(last.cost, seconds=self.cpu), value=error))
             if over or error <= self.last:
                 state.status = Status.max_seconds if over else Status.target_reached
         self._begin = time.process_time()
@@ -144,12 +145,12 @@ def costs(record: Record | None, parts: int) -> dict[str, float]:
     """Return what it took to get to a record."""
     if record is None:
         return dict.fromkeys(COSTS, math.nan)
-    local = record.work_units - record.gradient_evaluations
+    local = record.cost.work_units - record.cost.gradient_evaluations
     return {
-        "cpu": record.seconds,
-        "total": record.work_units,
-        "per_rank": record.gradient_evaluations + local / parts,
-        "synchronisations": float(record.synchronisations),
+        "cpu": record.cost.seconds,
+        "total": record.cost.work_units,
+        "per_rank": record.cost.gradient_evaluations + local / parts,
+        "synchronisations": float(record.cost.synchronisations),
     }
 
 

@@ -83,9 +83,9 @@ def solve(parts: int, levels: int, combine: str, overlap: int, options: argparse
         "steps": end.step,
         "reached": result.status.name == "converged_atol",
         "violation": max(f.bounds.violation(x) for x in iterates),
-        "work_units": end.work_units,
-        "synchronisations": end.synchronisations,
-        "seconds": end.seconds,
+        "work_units": end.cost.work_units,
+        "synchronisations": end.cost.synchronisations,
+        "seconds": end.cost.seconds,
         "iterates": torch.stack(iterates),
     }
 

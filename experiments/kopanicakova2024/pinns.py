@@ -97,10 +97,16 @@ class Curve:
             with uncounted():
                 error = self.case.problem.metrics(x)["relative_l2_paper"]
                 loss = float(self.case.problem.objective().value(x))
-            cost = self.case.update_cost(self.method, record.gradient_evaluations, record.step)
+            cost = self.case.update_cost(self.method, record.cost.gradient_evaluations, record.step)
             self.rows.append(
-                {"step": record.step, "cpu": self.cpu, "update_cost": cost, "work": record.work_units, "loss": loss}
-                | {"error": error, "synchronisations": record.synchronisations}
+                {
+                    "step": record.step,
+                    "cpu": self.cpu,
+                    "update_cost": cost,
+                    "work": record.cost.work_units,
+                    "loss": loss,
+                }
+                | {"error": error, "synchronisations": record.cost.synchronisations}
             )
             if over:
                 state.status = Status.max_seconds

@@ -1,10 +1,14 @@
 from .bounds import Bounds as Bounds
-from .cost import Cost as Cost
+from .calibration import calibrated_decomposition as calibrated_decomposition
+from .calibration import calibrated_hierarchy as calibrated_hierarchy
+from .calibration import unit_of as unit_of
+from .cost import Ledger as Ledger
 from .cost import Price as Price
 from .cost import count as count
 from .cost import counting as counting
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
+from .cost import waiting as waiting
 from .decomposition import Combine as Combine
 from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition

@@ -7,15 +7,16 @@ is counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass
-class Cost:
-    """Ledger of one run.
+class Ledger:
+    """What one rank has spent in a run.
 
     Attributes
     ----------
@@ -24,37 +25,56 @@ class Cost:
     values : int
         Values of the fine objective, those that come with a gradient not counted.
     work : float
-        Work units that are the same on every rank: one is the cost of a fine gradient.
-    local_work : float
-        Work units of the subdomains of this rank; the work of a run is ``work`` plus their sum over ranks.
+        Work that this rank has done, in units of a fine gradient on a single process.
     synchronisations : int
         Collectives on vectors. One is counted on a single rank too, so that runs on any number of ranks compare.
+    scalar_synchronisations : int
+        Collectives on a few numbers: they cost a latency, and are counted on a single rank too.
     bytes : int
-        Bytes that this rank sent in them (0 on a single rank).
+        Bytes that this rank sent in collectives on vectors (0 on a single rank).
     halo_rows, halo_bytes : int
         Rows of halos, of whatever width, that this rank sent to its neighbours or their gradients back to the owners,
         and their bytes.
     exchanges : int
         Exchanges with neighbours in which they were sent; they are no synchronisations.
+    waited : float
+        CPU seconds inside of messages: who waits for others asks all the time, which is no work.
     """
 
     gradients: int = 0
     values: int = 0
     work: float = 0.0
-    local_work: float = 0.0
     synchronisations: int = 0
+    scalar_synchronisations: int = 0
     bytes: int = 0
     halo_rows: int = 0
     halo_bytes: int = 0
     exchanges: int = 0
+    waited: float = 0.0
+
+    def add(self, other: Ledger) -> None:
+        """Add what `other` has spent.
+
+        Parameters
+        ----------
+        other : Ledger
+            Of the same rank.
+        """
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
 
-_ledger: ContextVar[Cost | None] = ContextVar("mldd_cost", default=None)
+_ledger: ContextVar[Ledger | None] = ContextVar("mldd_cost", default=None)
 
 
 @contextmanager
-def counting(cost: Cost | None = None) -> Iterator[Cost]:
-    """Count into `cost` (a new ledger by default) inside the block.
+def counting(cost: Ledger | None = None) -> Iterator[Ledger]:
+    """Count into a ledger inside the block, and yield it.
+
+    Parameters
+    ----------
+    cost : Ledger, optional
+        A new one by default.
 
     Examples
     --------
@@ -63,7 +83,7 @@ def counting(cost: Cost | None = None) -> Iterator[Cost]:
     >>> cost.gradients
     1
     """
-    cost = Cost() if cost is None else cost
+    cost = Ledger() if cost is None else cost
     token = _ledger.set(cost)
     try:
         yield cost
@@ -73,7 +93,7 @@ def counting(cost: Cost | None = None) -> Iterator[Cost]:
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Evaluate for the user's eyes: nothing inside the block is counted."""
+    """Count nothing inside the block, which yields nothing: it evaluates for the user's eyes."""
     token = _ledger.set(None)
     try:
         yield
@@ -86,22 +106,36 @@ def count(
     gradients: int = 0,
     values: int = 0,
     work: float = 0.0,
-    local_work: float = 0.0,
     synchronisations: int = 0,
+    scalar_synchronisations: int = 0,
     sent: int = 0,
     halo_rows: int = 0,
     halo_bytes: int = 0,
     exchanges: int = 0,
 ) -> None:
-    """Add to the open ledger, if there is one; `sent` is in bytes."""
+    """Add to the open ledger, if there is one.
+
+    Parameters
+    ----------
+    gradients, values : int
+        Evaluations of the fine objective.
+    work : float
+        Work of this rank in fine gradients of a single process.
+    synchronisations, scalar_synchronisations : int
+        Collectives on vectors, and on a few numbers.
+    sent : int
+        Bytes that this rank sent in collectives on vectors.
+    halo_rows, halo_bytes, exchanges : int
+        Rows sent to neighbours, their bytes, and the exchanges in which they were sent.
+    """
     cost = _ledger.get()
     if cost is None:
         return
     cost.gradients += gradients
     cost.values += values
     cost.work += work
-    cost.local_work += local_work
     cost.synchronisations += synchronisations
+    cost.scalar_synchronisations += scalar_synchronisations
     cost.bytes += sent
     cost.halo_rows += halo_rows
     cost.halo_bytes += halo_bytes
@@ -109,51 +143,101 @@ def count(
 
 
 @contextmanager
+def waiting() -> Iterator[None]:
+    """Yield nothing; the CPU time of the block is that of messages, no work."""
+    begin = time.process_time()
+    yield
+    cost = _ledger.get()
+    if cost is not None:
+        cost.waited += time.process_time() - begin
+
+
+@contextmanager
 def on_this_rank() -> Iterator[None]:
-    """Count what is evaluated inside the block as work of this rank's subdomains, not as fine gradients."""
+    """Count fine evaluations inside the block, which yields nothing, as work of subdomains: not by number."""
     outer = _ledger.get()
     with counting() as inner:
         yield
     if outer is not None:
-        outer.local_work += inner.work + inner.local_work
-        outer.halo_rows += inner.halo_rows
-        outer.halo_bytes += inner.halo_bytes
-        outer.exchanges += inner.exchanges
+        inner.gradients = inner.values = 0
+        outer.add(inner)
+
+
+@contextmanager
+def rescaled(factor: float) -> Iterator[None]:
+    """Multiply the work that is counted inside the block, which yields nothing.
+
+    Parameters
+    ----------
+    factor : float
+        Measured over estimated work.
+    """
+    outer = _ledger.get()
+    if outer is None:
+        yield
+        return
+    with counting() as inner:
+        yield
+    inner.work *= factor
+    outer.add(inner)
 
 
 @dataclass(frozen=True)
 class Price:
-    """What the evaluations of one objective cost, in fine gradients.
+    """What the evaluations of one objective cost this rank, in fine gradients of a single process.
 
     Parameters
     ----------
     gradient : float
-        Cost of one gradient: 1 on the fine level, the ratio of unknowns or nodes on coarser ones.
+        Cost of one gradient. On a single process it is 1 on the fine level, and the ratio of the work on coarser ones
+        and on subdomains; where ranks share an evaluation, it is what this rank does, halo included.
     fine : bool
         Whether its gradients are the fine gradients that are counted by number.
     value, product : float
         Cost of a value and of a Hessian product in gradients of the same objective.
-    local : bool
-        Count the work as that of this rank's subdomains.
     """
 
     gradient: float = 1.0
     fine: bool = True
     value: float = 1.0 / 3.0
     product: float = 2.0
-    local: bool = False
 
-    def _work(self, units: float) -> dict[str, float]:
-        return {"local_work" if self.local else "work": units * self.gradient}
+    def scaled(self, factor: float) -> Price:
+        """Return the price of evaluations that are `factor` times as large: of a share of the samples, say.
+
+        Parameters
+        ----------
+        factor : float
+            On the cost of a gradient, and so on those of a value and a product.
+        """
+        return replace(self, gradient=self.gradient * factor)
 
     def of_gradient(self, times: int = 1) -> None:
-        """Count `times` gradients (with or without the value that comes with them)."""
-        count(gradients=times if self.fine else 0, **self._work(times))  # type: ignore[arg-type]
+        """Count gradients (with or without the value that comes with them).
+
+        Parameters
+        ----------
+        times : int
+            Their number.
+        """
+        count(gradients=times if self.fine else 0, work=times * self.gradient)
 
     def of_value(self, times: int = 1) -> None:
-        """Count `times` values on their own."""
-        count(values=times if self.fine else 0, **self._work(times * self.value))  # type: ignore[arg-type]
+        """Count values on their own.
+
+        Parameters
+        ----------
+        times : int
+            Their number.
+        """
+        count(values=times if self.fine else 0, work=times * self.gradient * self.value)
 
     def of_product(self, times: int = 1) -> None:
-        """Count `times` Hessian products."""
-        count(**self._work(times * self.product))  # type: ignore[arg-type]
+        """Count Hessian products.
+
+        Parameters
+        ----------
+        times : int
+            Their number.
+        """
+        count(work=times * self.gradient * self.product)

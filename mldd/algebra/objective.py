@@ -353,26 +353,51 @@ class Remembered(Around):
     Parameters
     ----------
     f : Objective
+        The objective that is evaluated.
+    values : bool
+        Whether gradients are evaluated together with values, which are remembered too: one evaluation and one message
+        for a solver that asks for both.
     """
 
-    _last: list[Any] = field(default_factory=lambda: [None, -1, None], repr=False, compare=False)  # x, version, g
+    values: bool = False
+    _last: list[Any] = field(default_factory=lambda: [None, -1, None, None], repr=False, compare=False)
+
+    def _known(self, x: Tensor) -> bool:
+        return x is self._last[0] and bool(x._version == self._last[1])
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient; callers may not write to it."""
-        if x is not self._last[0] or x._version != self._last[1]:
+        if not self._known(x):
+            if self.values:
+                return self.value_and_gradient(x)[1]
             self.keep(x, self.f.gradient(x))
         g: Tensor = self._last[2]
         return g
 
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value, without an evaluation where it has come with the gradient."""
+        if self._known(x) and self._last[3] is not None:
+            value: Tensor = self._last[3]
+            return value.clone()
+        return self.f.value(x)
+
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient, and remember the latter."""
+        """Return value and gradient, and remember both."""
         value, g = value_and_gradient(self.f, x)
-        self.keep(x, g)
+        self._last[:] = x, x._version, g, value.clone()
         return value, g
 
     def keep(self, x: Tensor, g: Tensor) -> None:
-        """Remember that the gradient at `x` is `g`: for a solver that knows it at the end of its step."""
-        self._last[:] = x, x._version, g
+        """Remember that the gradient at `x` is `g`: for a solver that knows it at the end of its step.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Where the solver has arrived.
+        g : Tensor, shape (n,)
+            The gradient there.
+        """
+        self._last[:] = x, x._version, g, None
 
 
 def remember(f: Objective, x: Tensor, g: Tensor) -> None:

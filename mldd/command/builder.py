@@ -10,7 +10,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from mldd.command.names import Spec, python_specs
-from mldd.loop import Problem, Solver, has
+from mldd.command.preparation import Preparation
+from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
 
 # Option -> the field of a solver that makes use of it.
@@ -26,7 +27,18 @@ _current: ContextVar[Builder] = ContextVar("builder")
 
 
 def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Communicator) -> Problem:
-    """Make the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
+    """Return the problem; what it has a field for, it gets: dtype, device, data, seed, comm.
+
+    Parameters
+    ----------
+    spec : Spec
+        Of the problem.
+    options : argparse.Namespace
+        ``dtype``, ``data`` and ``device`` of the command line.
+    seed : int
+        Of what is random in it.
+    comm : Communicator
+        The ranks.
 
     Raises
     ------
@@ -50,9 +62,17 @@ def build_problem(spec: Spec, options: argparse.Namespace, seed: int, comm: Comm
 def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
     """Refuse an option that none of the solvers, nor one nested in them, has a use for.
 
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+    solvers : sequence of Spec
+        Those of the run.
+
     Raises
     ------
     ValueError
+        It names the option.
     """
     all_specs = [nested for spec in (*solvers, *python_specs(options.petsc)) for nested in spec.tree]
     for option, wanted in _WANTED_BY.items():
@@ -76,18 +96,29 @@ class Builder:
 
     Parameters
     ----------
-    problem : Problem
     options : argparse.Namespace
         ``parts overlap levels combine local_steps petsc`` of the command line.
-    seed : int
-    comm : Communicator
+    preparation : Preparation
+        Of the problem: it makes subdomains and levels.
     """
 
-    problem: Problem
     options: argparse.Namespace
-    seed: int
-    comm: Communicator
-    _decompositions: dict[tuple[int, int], Any] = field(default_factory=dict, repr=False)
+    preparation: Preparation
+    _used: list[Any] = field(default_factory=list, repr=False)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that solvers are made for."""
+        return self.preparation.problem
+
+    @property
+    def comm(self) -> Communicator:
+        """The ranks."""
+        return self.preparation.comm
+
+    def setup(self) -> Cost:
+        """Return what making the subdomains and levels of the solvers has cost; all ranks ask together."""
+        return self.preparation.cost(self._used)
 
     def solver(self, spec: Spec, prefix: str = "", *, whole: bool = True) -> Solver:
         """Make the solver of `spec` with all that is nested in it.
@@ -95,6 +126,7 @@ class Builder:
         Parameters
         ----------
         spec : Spec
+            Of the solver, with those nested in it.
         prefix : str
             Of its options in PETSc's database.
         whole : bool
@@ -105,7 +137,11 @@ class Builder:
         ValueError
             A solver with subdomains or levels of its own inside of a subdomain or a level; a value it refuses.
         """
-        given: dict[str, Any] = {"comm": self.comm if whole else SERIAL, "seed": self.seed, "prefix": prefix}
+        given: dict[str, Any] = {
+            "comm": self.comm if whole else SERIAL,
+            "seed": self.preparation.seed,
+            "prefix": prefix,
+        }
         given |= self.problem.settings(spec.name)
         if whole:
             given |= self._spaces(spec)
@@ -125,7 +161,13 @@ class Builder:
         return solver
 
     def shape(self, spec: Spec) -> dict[str, int]:
-        """Say which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name."""
+        """Return which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name.
+
+        Parameters
+        ----------
+        spec : Spec
+            Of the solver.
+        """
         shape = {"parts": 1, "overlap": 0, "levels": 1}
         for one in (*spec.tree, *(nested for named in python_specs(self.options.petsc) for nested in named.tree)):
             if one.has("decomposition"):
@@ -147,18 +189,14 @@ class Builder:
         """Make the subdomains and levels that the solver has fields for."""
         made: dict[str, Any] = {}
         if spec.has("decomposition"):
-            cut = self._cut(spec)
-            if cut not in self._decompositions:
-                self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
-                self._decompositions[cut] = self.problem.decomposition(*cut, self.comm)
-            made["decomposition"] = self._decompositions[cut]
+            self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
+            made["decomposition"] = self.preparation.decomposition(*self._cut(spec))
         levels = self._levels(spec)
         if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
             self._ask(spec, "hierarchy", "hierarchy(levels)")
-            if spec.has("decomposition"):
-                made["hierarchy"] = self.problem.coarse_hierarchy(levels, self._cut(spec)[0])
-            else:
-                made["hierarchy"] = self.problem.hierarchy(levels)
+            parts = self._cut(spec)[0] if spec.has("decomposition") else None
+            made["hierarchy"] = self.preparation.hierarchy(levels, parts)
+        self._used.extend(made.values())
         return made
 
     def _ask(self, spec: Spec, name: str, method: str) -> None:
@@ -171,7 +209,7 @@ class Builder:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let solvers that PETSc's options name be built by this builder inside the block."""
+        """Yield nothing; inside the block, solvers that PETSc's options name are built by this builder."""
         token = _current.set(self)
         try:
             yield

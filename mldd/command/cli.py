@@ -52,7 +52,17 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass
 class Stage:
-    """How far a run has come: before its first record, what the user asked for is at fault; later, the run."""
+    """How far a run has come: before its first record, what the user asked for is at fault; later, the run.
+
+    Attributes
+    ----------
+    comm : Communicator or None
+        The ranks, once they are known.
+    running : bool
+        Whether the first record was made.
+    debug : bool
+        Whether tracebacks are shown.
+    """
 
     comm: Communicator | None = None
     running: bool = False
@@ -91,7 +101,13 @@ class _ElsewhereError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status."""
+    """Run the command line and return the exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Words of the command line, by default those of the process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     stage = Stage(debug="--debug" in words)
     try:
@@ -144,7 +160,12 @@ def _one_line(error: Exception, expected: bool) -> str:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; ``petsc`` gets the one-dash options, which go to PETSc.
+    """Return what the command line says; ``petsc`` gets the one-dash options, which go to PETSc.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The command line without the program's name.
 
     Raises
     ------
@@ -264,6 +285,12 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
     add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
     add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--out", type=Path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
     add(
@@ -288,6 +315,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--target", type=_number, default=-math.inf, metavar="LOSS", help="stop at this loss")
     add("--max-seconds", type=_number, default=math.inf, metavar="S", help="stop after this time")
     add("--norm", choices=("inf", "2"), default="inf", help="of the measure; default inf")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
@@ -332,6 +365,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     comm = early or _begin(options, stage)
     from mldd.command import builder
     from mldd.command import run as runs
+    from mldd.command.preparation import Preparation
     from mldd.loop import check_replaceable
 
     builder.check_options(options, [pair[1]])
@@ -341,7 +375,8 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     if options.checkpoint is not None:
         check_replaceable(options.checkpoint)
     problem = builder.build_problem(pair[0], options, options.seed, comm)
-    run = runs.prepare(problem, pair, options, options.seed, comm)
+    preparation = Preparation(problem, options.seed, comm, options.prices == "measured")
+    run = runs.prepare(pair, options, preparation)
     if options.checkpoint is not None:
         runs.fresh_state(run)
     past = runs.resumed(run, options.resume) if options.resume is not None else runs.Past(run.x)
@@ -367,7 +402,13 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
 
 
 def exit_status(status: Status) -> int:
-    """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C."""
+    """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C.
+
+    Parameters
+    ----------
+    status : Status
+        Why the run ended.
+    """
     return 130 if status.name == "interrupted" else int(status.failed)
 
 

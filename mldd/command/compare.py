@@ -8,14 +8,15 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
 from mldd.command.names import Spec
-from mldd.loop import History, Result, Stop, minimise, read_csv, write_table
+from mldd.command.preparation import Preparation
+from mldd.loop import Cost, History, Result, Stop, minimise, read_csv, write_table
 from mldd.ranks import Communicator
 
 # The metric of the table: the first of these that a problem has.
@@ -25,8 +26,12 @@ _COLUMNS = (
     ("measure", "measure", "{:.2e}"),
     ("gradient_evaluations", "gradients", "{:.6g}"),
     ("work_units", "work units", "{:.5g}"),
+    ("work_total", "of all ranks", "{:.5g}"),
     ("synchronisations", "syncs", "{:.6g}"),
+    ("scalar_synchronisations", "of scalars", "{:.6g}"),
     ("seconds", "seconds", "{:.3g}"),
+    ("setup_work", "set-up work", "{:.4g}"),
+    ("setup_seconds", "seconds", "{:.3g}"),
 )
 
 
@@ -49,10 +54,13 @@ class Row:
     Attributes
     ----------
     solver : str
+        As it was given.
     seed : int
+        Of the start.
     content : dict
         What ``result.json`` says, empty where the run failed.
     history : History
+        As far as the run came.
     error : str
         Why it failed.
     """
@@ -70,7 +78,24 @@ class Row:
 
 
 def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, stage: Ranks) -> int:
-    """Run all solvers from all seeds, one after another; return the exit status."""
+    """Run all solvers from all seeds, one after another; return the exit status.
+
+    Parameters
+    ----------
+    problem : Spec
+        Of the problem.
+    solvers : sequence of Spec
+        Of the solvers, no two the same.
+    options : argparse.Namespace
+        Of the command line.
+    stage : Ranks
+        The ranks, which are told how far the run is.
+
+    Raises
+    ------
+    ValueError
+        A solver was given twice.
+    """
     comm = stage.comm
     assert comm is not None
     texts = [spec.text for spec in solvers]
@@ -102,13 +127,40 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
 def prepare_all(
     problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, seed: int, comm: Communicator
 ) -> list[runs.Run]:
-    """Build the problem of a seed and all solvers for it: all get the same start."""
+    """Return runs of all solvers on the problem of a seed: all get the same start.
+
+    Parameters
+    ----------
+    problem : Spec
+        Of the problem.
+    solvers : sequence of Spec
+        Of the solvers.
+    options : argparse.Namespace
+        Of the command line.
+    seed : int
+        Of the start.
+    comm : Communicator
+        The ranks.
+    """
     built = build_problem(problem, options, seed, comm)
-    return [runs.prepare(built, (problem, spec), options, seed, comm) for spec in solvers]
+    preparation = Preparation(built, seed, comm, options.prices == "measured")
+    return [runs.prepare((problem, spec), options, preparation) for spec in solvers]
 
 
 def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
-    """Run one solver from one start, after a step that is not counted (libraries load, memory is touched)."""
+    """Run one solver from one start and return its row.
+
+    Parameters
+    ----------
+    run : Run
+        What is run.
+    out : Path or None
+        Where its files go.
+    shown : bool
+        Whether a progress bar is shown.
+    warm : bool
+        Whether a step comes before that is not counted: libraries load, memory is touched.
+    """
     comm = run.comm
     error, history = "", History()
 
@@ -132,7 +184,13 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Return the table as lines: one per solver, medians over seeds with (smallest..largest)."""
+    """Return the table as lines: one per solver, medians over seeds with (smallest..largest).
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        In the order of the runs.
+    """
     metric = next((m for m in _METRICS if any(m in row.content.get("metrics", {}) for row in rows)), None)
     heads = ["solver", *([metric.replace("_", " ")] if metric else []), *(head for _, head, _ in _COLUMNS), "status"]
     lines = [heads]
@@ -164,10 +222,19 @@ def _statuses(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
-    """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``."""
+    """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``; return the files.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        In the order of the runs.
+    out : Path
+        The folder.
+    title : str
+        Of the figure.
+    """
     metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
-    keys = ["status", "steps", "loss", "measure", "gradient_evaluations", "work_units", "synchronisations"]
-    keys += ["bytes_exchanged", "halo_rows", "halo_bytes", "exchanges", "seconds", "bounds_violation"]
+    keys = ["status", "steps", "loss", "measure", *(f.name for f in fields(Cost)), "bounds_violation"]
     table = []
     for row in rows:
         numbers = {key: row.content.get(key, "") for key in keys}
@@ -193,6 +260,11 @@ def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
 
 def collect(folders: Sequence[Path]) -> dict[str, list[History]]:
     """Return the histories below `folders`, by solver (and problem, where there are several).
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        They are searched with all below them.
 
     Raises
     ------

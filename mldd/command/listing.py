@@ -67,7 +67,7 @@ def sentence(target: str) -> str:
 
 
 def keys(name: str) -> Iterator[str]:
-    """Give the keys of a problem or solver: name, type, default and meaning, and an example.
+    """Yield the keys of a problem or solver: name, type, default and meaning, and an example.
 
     Parameters
     ----------
@@ -138,6 +138,7 @@ def parameters(kind: type) -> dict[str, str]:
     Parameters
     ----------
     kind : type
+        A class with a docstring.
     """
     meanings: dict[str, str] = {}
     for base in kind.__mro__:

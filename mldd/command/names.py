@@ -64,13 +64,24 @@ class Spec:
                 yield from value.tree
 
     def has(self, name: str) -> bool:
-        """Say whether the dataclass has the field `name`."""
+        """Return whether the dataclass has the field `name`.
+
+        Parameters
+        ----------
+        name : str
+            Of a field.
+        """
         return any(f.name == name for f in fields_of(self.kind))
 
     def make(self, **given: Any) -> Any:
-        """Make the object, with those of `given` that it has fields for; what the user wrote comes first.
+        """Return the object, with those of `given` that it has fields for; what the user wrote comes first.
 
         Solvers that are nested in it have to be in `given`: only who builds them knows what they need.
+
+        Parameters
+        ----------
+        given : object
+            Values by the names of fields.
 
         Raises
         ------
@@ -86,7 +97,12 @@ class Spec:
 
 
 def problem_spec(text: str) -> Spec:
-    """Read a PROBLEM: a name, a file with a graph or a time series, or a class of the user's, with keys.
+    """Return what a PROBLEM says: a name, a file with a graph or a time series, or a class of the user's, with keys.
+
+    Parameters
+    ----------
+    text : str
+        As it was given.
 
     Raises
     ------
@@ -156,7 +172,12 @@ def _of_file(text: str, head: str, rest: str) -> Spec:
 
 
 def solver_spec(text: str) -> Spec:
-    """Read a SOLVER: a name with keys, behind a colon or in parentheses: ``lbfgs:memory=5``, ``lbfgs(memory=5)``.
+    """Return what a SOLVER says: a name with keys, as in ``lbfgs:memory=5`` or ``lbfgs(memory=5)``.
+
+    Parameters
+    ----------
+    text : str
+        As it was given.
 
     Raises
     ------
@@ -178,14 +199,26 @@ def solver_spec(text: str) -> Spec:
 
 
 def python_specs(options: Sequence[str]) -> list[Spec]:
-    """Return the solvers that PETSc options name: ``-npc_snes_python_type mldd.solvers.petsc.petsc_types.schwarz``."""
+    """Return the solvers that PETSc options name: ``-npc_snes_python_type mldd.solvers.petsc.petsc_types.schwarz``.
+
+    Parameters
+    ----------
+    options : sequence of str
+        One-dash options of the command line.
+    """
     pairs = zip(options, options[1:], strict=False)
     named = [value for option, value in pairs if option.endswith("_python_type") and value.startswith(PYTHON_TYPES)]
     return [solver_spec(value.removeprefix(PYTHON_TYPES).replace("_", "-")) for value in named]
 
 
 def name_of(thing: Any) -> str:
-    """Return the solver's name on the command line, that of its class where it has none."""
+    """Return the solver's name on the command line, that of its class where it has none.
+
+    Parameters
+    ----------
+    thing : type or object
+        A class or an instance of it.
+    """
     home = f"{type(thing).__module__}:{type(thing).__qualname__}"
     for name, target in SOLVERS.items():
         known, _, preset = target.partition("?")
@@ -219,22 +252,33 @@ def _value_text(value: Any) -> str:
 
 
 def is_solver(value: Any) -> bool:
-    """Say whether the value of a field is a solver."""
+    """Return whether the value of a field is a solver.
+
+    Parameters
+    ----------
+    value : object
+        Of a field.
+    """
     return is_dataclass(value) and not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "step")
 
 
 def split(text: str) -> list[str]:
-    """Split at the commas outside of parentheses.
+    """Return the pieces between the commas outside of parentheses.
 
-    Examples
-    --------
-    >>> split("local=lbfgs(memory=5,rate=1),combine=ras")
-    ['local=lbfgs(memory=5,rate=1)', 'combine=ras']
+    Parameters
+    ----------
+    text : str
+        Of keys.
 
     Raises
     ------
     ValueError
         A parenthesis without its partner.
+
+    Examples
+    --------
+    >>> split("local=lbfgs(memory=5,rate=1),combine=ras")
+    ['local=lbfgs(memory=5,rate=1)', 'combine=ras']
     """
     pieces, depth = [""], 0
     for letter in text:
@@ -251,7 +295,12 @@ def split(text: str) -> list[str]:
 
 
 def split_specs(text: str) -> list[str]:
-    """Split ``A:key=1,key=2,B`` into specs: what looks like ``key=value`` goes on with the spec before it.
+    """Return the specs of ``A:key=1,key=2,B``: what looks like ``key=value`` goes on with the spec before it.
+
+    Parameters
+    ----------
+    text : str
+        Of the option --solvers.
 
     Examples
     --------
@@ -269,7 +318,13 @@ def split_specs(text: str) -> list[str]:
 
 
 def exists(target: str) -> bool:
-    """Say whether the module of a target is there, without importing it."""
+    """Return whether the module of a target is there, without importing it.
+
+    Parameters
+    ----------
+    target : str
+        ``module:Class``.
+    """
     return find_spec(target.partition(":")[0]) is not None
 
 
@@ -284,7 +339,13 @@ def _look_up(name: str, table: dict[str, str], what: str) -> str:
 
 
 def fields_of(kind: type) -> tuple[Field[Any], ...]:
-    """Return the fields of a dataclass, none of another class."""
+    """Return the fields of a dataclass, none of another class.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass.
+    """
     return fields(kind) if is_dataclass(kind) else ()
 
 
@@ -324,14 +385,26 @@ def _nested(value: str, hint: Any, what: str) -> Spec | None:
 
 
 def holds_solver(hint: Any) -> bool:
-    """Say whether the annotation is that of a nested solver: ``Solver`` or ``Solver | None``."""
+    """Return whether the annotation is that of a nested solver: ``Solver`` or ``Solver | None``.
+
+    Parameters
+    ----------
+    hint : type
+        An annotation.
+    """
     from mldd.loop import Solver
 
     return hint is Solver or Solver in typing.get_args(hint)
 
 
 def keys_of(kind: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that the command line can set, with their annotations."""
+    """Return the fields of a dataclass that the command line can set, with their annotations.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass.
+    """
     try:
         hints = typing.get_type_hints(kind)
     except NameError:  # a name that is imported for type checkers only
@@ -348,17 +421,26 @@ def _leaves(hint: Any) -> bool:
 
 
 def convert(value: str, hint: Any, what: str) -> Any:
-    """Turn the text of a value into what the annotation `hint` asks for.
+    """Return what the annotation `hint` asks for, made of the text of a value.
 
-    Examples
-    --------
-    >>> convert("64:32", tuple[int, ...], "digits:hidden")
-    (64, 32)
+    Parameters
+    ----------
+    value : str
+        What the user wrote.
+    hint : type
+        Annotation of the field.
+    what : str
+        Name of the key, for the message.
 
     Raises
     ------
     ValueError
         It cannot be one.
+
+    Examples
+    --------
+    >>> convert("64:32", tuple[int, ...], "digits:hidden")
+    (64, 32)
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -389,5 +471,11 @@ def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
 
 
 def default(f: Field[Any]) -> Any:
-    """Return the default of a field, ``dataclasses.MISSING`` where it has none."""
+    """Return the default of a field, ``dataclasses.MISSING`` where it has none.
+
+    Parameters
+    ----------
+    f : dataclasses.Field
+        One of a problem or solver.
+    """
     return f.default if f.default_factory is MISSING else f.default_factory()

@@ -73,6 +73,13 @@ def run(problem: Problem, name: str, options: argparse.Namespace) -> None:
 def graph_of(problem: Problem, name: str) -> Graph:
     """Return the graph of a problem.
 
+    Parameters
+    ----------
+    problem : Problem
+        That has a graph.
+    name : str
+        As it was given, for the message.
+
     Raises
     ------
     ValueError
@@ -99,13 +106,27 @@ def _weighted(problem: Problem, graph: Graph, kind: str, name: str) -> Graph:
 
 
 def measured(graph: Graph, part: Tensor) -> dict[str, Any]:
-    """Return what the table says of a partition: `report`, and the largest of its lists."""
+    """Return what the table says of a partition: `report`, and the largest of its lists.
+
+    Parameters
+    ----------
+    graph : Graph
+        What was cut.
+    part : Tensor, shape (n,)
+        The part of every node.
+    """
     found = report(graph, part)
     return found | {"largest_halo": max(found["halo"]), "most_components": max(found["components"])}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines of the table, the fewest halo rows marked."""
+    """Return the lines of the table, the fewest halo rows marked.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        One per method.
+    """
     least = min(row["halo_rows"] for row in rows)
     wide = max(14, *(len(row["method"]) + 2 for row in rows))
     columns = [*_COLUMNS, ("weighted_cut", "weighted cut", "{:.6g}")] if "weighted_cut" in rows[0] else _COLUMNS

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mldd.algebra import Objective, sampled, uncounted
 from mldd.command import info
 from mldd.command.builder import Builder
 from mldd.command.names import Spec, described
+from mldd.command.preparation import Preparation
 from mldd.loop import CsvWriter, History, Problem, Progress, Result, Solver, Status, Stop, minimise, replacing
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
@@ -32,35 +33,51 @@ class Run:
 
     Attributes
     ----------
-    names : tuple of str
+    specs : tuple of Spec
         Problem and solver as they were given.
-    heads : tuple of str
-        Their names without keys.
-    problem : Problem
-    objective : Objective
     solver : Solver
-    x : Tensor, shape (n,)
+        The method.
     stop : Stop
-    seed : int
+        When to end.
     shape : dict
         ``parts``, ``overlap`` and ``levels`` that are in use.
     options : dict
         The other options, for the record.
     builder : Builder
-        Of the solver, and of those that PETSc's options name.
+        Of the solver, and of those that PETSc's options name; it knows the problem and its start.
     """
 
-    names: tuple[str, str]
-    heads: tuple[str, str]
-    problem: Problem
-    objective: Objective
+    specs: tuple[Spec, Spec]
     solver: Solver
-    x: Tensor
     stop: Stop
-    seed: int
     shape: dict[str, int]
     options: dict[str, Any]
     builder: Builder
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Problem and solver as they were given."""
+        return self.specs[0].text, self.specs[1].text
+
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+        return self.builder.problem
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self.builder.preparation.objective
+
+    @property
+    def x(self) -> Tensor:
+        """The start, shape (n,)."""
+        return self.builder.preparation.start
+
+    @property
+    def seed(self) -> int:
+        """Of the start, and of what is random in problem and solver."""
+        return self.builder.preparation.seed
 
     @property
     def comm(self) -> Communicator:
@@ -73,9 +90,9 @@ class Run:
         data = self.problem.identity()  # a run is known by its data, not by how their path is spelt
         places = dict.fromkeys(("name", "folder", "data", "reader"), "") if data else {}
         return {
-            "problem": described(self.problem, type(self.problem).__name__ if data else self.heads[0], places),
+            "problem": described(self.problem, type(self.problem).__name__ if data else self.specs[0].name, places),
             "data": data,
-            "solver": described(self.solver, self.heads[1]),
+            "solver": described(self.solver, self.specs[1].name),
             "seed": self.seed,
             "size": self.objective.size,
             "dtype": str(self.x.dtype),
@@ -84,11 +101,19 @@ class Run:
         }
 
 
-def prepare(
-    problem: Problem, names: tuple[Spec, Spec], options: argparse.Namespace, seed: int, comm: Communicator
-) -> Run:
-    """Build everything that a run of a problem and a solver needs, up to the start."""
-    builder = Builder(problem, options, seed, comm)
+def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: Preparation) -> Run:
+    """Return everything that a run of a problem and a solver needs, up to the start.
+
+    Parameters
+    ----------
+    specs : tuple of Spec
+        Problem and solver as they were given.
+    options : argparse.Namespace
+        Of the command line.
+    preparation : Preparation
+        Of the problem.
+    """
+    builder = Builder(options, preparation)
     stop = Stop(
         max_steps=options.steps,
         atol=options.atol,
@@ -97,17 +122,12 @@ def prepare(
         max_seconds=options.max_seconds,
         norm=math.inf if options.norm == "inf" else 2.0,
     )
-    kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data petsc"
+    kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
     return Run(
-        names=(names[0].text, names[1].text),
-        heads=(names[0].name, names[1].name),
-        problem=problem,
-        objective=problem.objective(),
-        solver=builder.solver(names[1]),
-        x=problem.initial(seed),
+        specs=specs,
+        solver=builder.solver(specs[1]),
         stop=stop,
-        seed=seed,
-        shape=builder.shape(names[1]),
+        shape=builder.shape(specs[1]),
         options={name: getattr(options, name) for name in kept.split()},
         builder=builder,
     )
@@ -115,6 +135,13 @@ def prepare(
 
 def check_folder(folder: Path, comm: Communicator) -> None:
     """Make `folder` and see that files can be written there, before any work is done (on rank 0).
+
+    Parameters
+    ----------
+    folder : Path
+        It is made where it is missing.
+    comm : Communicator
+        The ranks.
 
     Raises
     ------
@@ -140,7 +167,9 @@ class Keeper:
     Parameters
     ----------
     path : Path
+        Of the checkpoint.
     run : Run
+        The run that it is of.
     last : float
         Second of the last one.
     """
@@ -151,17 +180,32 @@ class Keeper:
 
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
         """Write one if it is time: by rank 0's clock, so that all ranks agree."""
-        if history.records[-1].seconds - self.last >= _CHECKPOINT_SECONDS:
+        if history.records[-1].cost.seconds - self.last >= _CHECKPOINT_SECONDS:
             self.save(x, state, history)
 
     def save(self, x: Tensor, state: Any, history: History) -> None:
-        """Write one."""
-        self.last = history.records[-1].seconds
+        """Write one.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        history : History
+            All records so far.
+        """
+        self.last = history.records[-1].cost.seconds
         checkpoints.save(self.path, x=x, state=state, history=history, meta=self.run.meta, comm=self.run.comm)
 
 
 def fresh_state(run: Run) -> Any:
     """Return the state of a solver that has done nothing: the template of checkpoints.
+
+    Parameters
+    ----------
+    run : Run
+        The run that a checkpoint is of.
 
     Raises
     ------
@@ -179,7 +223,17 @@ def fresh_state(run: Run) -> Any:
 
 @dataclass
 class Past:
-    """Where a resumed run goes on from; empty for a new one."""
+    """Where a resumed run goes on from; empty for a new one.
+
+    Attributes
+    ----------
+    x : Tensor, shape (n,)
+        Where the run goes on.
+    state : State or None
+        Of the solver.
+    history : History
+        Records up to there.
+    """
 
     x: Tensor
     state: Any = None
@@ -187,13 +241,21 @@ class Past:
 
 
 def resumed(run: Run, path: Path) -> Past:
-    """Read a checkpoint of this run.
+    """Return where a checkpoint says that this run goes on.
+
+    Parameters
+    ----------
+    run : Run
+        The run that is to go on.
+    path : Path
+        Of the checkpoint.
 
     Raises
     ------
     CheckpointError
         It is of another run, or no checkpoint.
     FileNotFoundError
+        There is no such file.
     """
     saved = checkpoints.load(path)
     saved.check(run.meta)
@@ -211,7 +273,23 @@ def execute(
     shown: bool = True,
     first: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; call `first` at the start."""
+    """Minimise, with the history in ``out/history.csv``, a progress bar and checkpoints; return the result.
+
+    Parameters
+    ----------
+    run : Run
+        What is minimised, and how.
+    past : Past
+        Where it begins.
+    out : Path, optional
+        The folder that gets the history.
+    checkpoint : Path, optional
+        The file that is written from time to time.
+    shown : bool
+        Whether a progress bar is shown.
+    first : callable
+        Called when the first record is made.
+    """
     keeper = None if checkpoint is None else Keeper(checkpoint, run)
     with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
         result = minimise(
@@ -223,6 +301,7 @@ def execute(
             state=past.state,
             comm=run.comm,
             values=True,
+            setup=run.builder.setup(),
             after_step=keeper,
             past=past.history if past.history.records else None,
         )
@@ -251,6 +330,13 @@ def report(run: Run, result: Result) -> dict[str, Any]:
     """Return the content of ``result.json``; called by all ranks, as metrics may need them.
 
     A problem may have ``details()``: what else is to be known of the run, how it was distributed say.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
     """
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
     with uncounted():
@@ -273,14 +359,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "loss": loss,
         "measure": good.measure,
         "metrics": metrics,
-        "gradient_evaluations": result.record.gradient_evaluations,
-        "work_units": result.record.work_units,
-        "synchronisations": result.record.synchronisations,
-        "bytes_exchanged": result.record.bytes_exchanged,
-        "halo_rows": result.record.halo_rows,
-        "halo_bytes": result.record.halo_bytes,
-        "exchanges": result.record.exchanges,
-        "seconds": result.record.seconds,
+        **asdict(result.record.cost),
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
         **({"details": details} if (details := run.problem.details()) else {}),
@@ -288,7 +367,19 @@ def report(run: Run, result: Result) -> dict[str, Any]:
 
 
 def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
-    """Return the end of a run in a few lines for people."""
+    """Return the end of a run in a few lines for people.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    content : dict
+        Of ``result.json``.
+    written : sequence of Path
+        Files of the run.
+    """
     norm = "infinity norm" if run.stop.norm == math.inf else "2-norm"
     lines = [
         ("run", f"{content['problem']} by {content['solver']}, seed {run.seed}, ranks {run.comm.ranks}"),
@@ -299,6 +390,8 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
         ("cost", cost_line(content)),
     ]
+    if content["setup_seconds"] > 0:
+        lines.append(("set-up", f"{content['setup_work']:.4g} work units, {content['setup_seconds']:.3g} s before"))
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
     lines += [("data", note) for note in content.get("details", {}).get("notes", [])]
     if result.projected:
@@ -312,17 +405,34 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
 
 
 def cost_line(content: dict[str, Any]) -> str:
-    """Return the cost of a run in words."""
+    """Return the cost of a run in words.
+
+    Parameters
+    ----------
+    content : dict
+        Of ``result.json``.
+    """
     halo = f" and {content['halo_bytes']} of halos" if content["halo_bytes"] else ""
+    several = f" on the busiest rank, {content['work_total']:.6g} on all" if content["ranks"] > 1 else ""
     return (
-        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units, "
-        f"{content['synchronisations']} synchronisations, {content['bytes_exchanged']} bytes{halo}, "
-        f"{content['seconds']:.3g} s"
+        f"{content['gradient_evaluations']} gradient evaluations, {content['work_units']:.6g} work units{several}, "
+        f"{content['synchronisations']} synchronisations of vectors and {content['scalar_synchronisations']} of "
+        f"scalars, {content['bytes_exchanged']} bytes{halo}, {content['seconds']:.3g} s"
     )
 
 
 def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:
-    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run."""
+    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run.
+
+    Parameters
+    ----------
+    out : Path
+        The folder.
+    content : dict
+        Of ``result.json``.
+    history : History
+        What the figure shows.
+    """
     title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
     with replacing(out / "result.json") as new:
         new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -354,7 +464,17 @@ def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
 
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:
-    """Write the pictures that a problem has of its own: ``pictures(folder, x, parts)`` (rank 0)."""
+    """Write the pictures that a problem has of its own, ``pictures(folder, x, parts)`` (rank 0); return the files.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    out : Path
+        The folder.
+    """
     if result.status.failed:
         return []
     with uncounted():
@@ -363,6 +483,13 @@ def pictures(run: Run, result: Result, out: Path) -> list[Path]:
 
 def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:
     """Do `action`; if it fails in the same way on all ranks, return what went wrong instead of raising.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
+    action : callable
+        Returns the result of a run.
 
     Raises
     ------
@@ -380,7 +507,13 @@ def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | 
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line; the kind of error is told where it is not the user's."""
+    """Return the message of `error` on one line; the kind of error is told where it is not the user's.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
 

@@ -24,7 +24,7 @@ _DASHES = ("-", "--", "-.", ":")
 _LABELS = {
     "step": "outer steps",
     "seconds": "wall time (s)",
-    "work_units": "work units (fine gradients)",
+    "work_units": "work units of the busiest rank",
     "gradient_evaluations": "gradient evaluations",
     "synchronisations": "synchronisations",
     "measure": "measure",

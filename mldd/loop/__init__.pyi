@@ -2,6 +2,7 @@ from . import checkpoint as checkpoint
 from .checkpoint import pack as pack
 from .checkpoint import restore as restore
 from .checkpoint import unreadable as unreadable
+from .monitor import Cost as Cost
 from .monitor import CsvWriter as CsvWriter
 from .monitor import History as History
 from .monitor import Progress as Progress

@@ -26,7 +26,7 @@ from mldd.loop.monitor import FIELDS, History, Record, replacing
 from mldd.loop.solver import Status
 from mldd.ranks import SERIAL, Communicator
 
-FORMAT = "mldd checkpoint 1"
+FORMAT = "mldd checkpoint 2"
 _STATUS, _GENERATOR, _STATE_DICT = "!status", "!generator", "!state_dict"
 
 
@@ -41,9 +41,11 @@ class Checkpoint:
     Attributes
     ----------
     x : Tensor, shape (n,)
+        The iterate.
     states : list of dict
         The solver's state: one for all ranks, or one per rank where ranks hold different ones.
     history : History
+        Records up to there.
     meta : dict
         Problem, solver, options, seed, version: what has to be the same for the run to go on.
     random : dict
@@ -59,6 +61,11 @@ class Checkpoint:
     def check(self, meta: dict[str, Any]) -> None:
         """Refuse to go on with another run than the one described by `meta` (its version may differ).
 
+        Parameters
+        ----------
+        meta : dict
+            What has to be the same, of the run that is to go on.
+
         Raises
         ------
         CheckpointError
@@ -73,6 +80,13 @@ class Checkpoint:
 
     def state(self, template: Any, comm: Communicator = SERIAL) -> Any:
         """Return this rank's state, filled into `template`.
+
+        Parameters
+        ----------
+        template : State
+            A fresh one of the same solver.
+        comm : Communicator
+            The ranks, each of which gets its own.
 
         Raises
         ------
@@ -106,6 +120,21 @@ def save(
 ) -> None:
     """Write a checkpoint whole or not at all. Called by all ranks; rank 0 writes.
 
+    Parameters
+    ----------
+    path : Path or str
+        Of the file.
+    x : Tensor, shape (n,)
+        The iterate.
+    state : State
+        Of the solver, on this rank.
+    history : History
+        All records so far.
+    meta : dict
+        What has to be the same for the checkpoint to be of a run.
+    comm : Communicator
+        The ranks.
+
     Raises
     ------
     CheckpointError
@@ -136,7 +165,12 @@ def save(
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Nothing in the file is run.
+    """Return the checkpoint in a file, on the CPU. Nothing in the file is run.
+
+    Parameters
+    ----------
+    path : Path or str
+        Of the file.
 
     Raises
     ------
@@ -165,6 +199,11 @@ def load(path: Path | str) -> Checkpoint:
 
 def unreadable(error: BaseException) -> str:
     """Return in a few words why torch could not read a file as data; its own advice is to trust the file, ours is not.
+
+    Parameters
+    ----------
+    error : BaseException
+        What torch raised.
 
     Examples
     --------
@@ -199,7 +238,13 @@ def restore(template: Any, saved: Any) -> Any:
 
 
 def is_resumable(state: Any) -> bool:
-    """Say whether a run can go on from a checkpoint of `state`: no record in it has ``resumable = False``."""
+    """Return whether a run can go on from a checkpoint of `state`: no record in it has ``resumable = False``.
+
+    Parameters
+    ----------
+    state : State
+        Of a solver.
+    """
     return all(getattr(record, "resumable", True) for record in _records(state))
 
 
@@ -228,6 +273,13 @@ def _column(values: list[Any]) -> Tensor:
 
 def pack(value: Any, where: str) -> Any:
     """Return `value` as dicts, lists, tensors, numbers and strings; `where` names it in errors.
+
+    Parameters
+    ----------
+    value : object
+        A state or a part of one.
+    where : str
+        Its name in messages.
 
     Raises
     ------
@@ -269,7 +321,7 @@ def _unpack(content: Any) -> Checkpoint:
     if not states or not all(isinstance(state, dict) for state in states):
         raise TypeError("it has no state of a solver")
     columns = [content["history"][name].tolist() for name in FIELDS]
-    history = History([Record(*row) for row in zip(*columns, strict=True)])
+    history = History([Record.of(row) for row in zip(*columns, strict=True)])
     return Checkpoint(x, list(states), history, meta, random)
 
 

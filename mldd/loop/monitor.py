@@ -7,9 +7,61 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run on all its ranks has cost so far.
+
+    Attributes
+    ----------
+    gradient_evaluations : int
+        Gradients of the fine objective.
+    work_units : float
+        Work of the busiest rank, in fine gradients of a single process: what bounds the time.
+    work_total : float
+        Work summed over ranks, in the same unit: what is done twice counts twice.
+    synchronisations, scalar_synchronisations : int
+        Collectives on vectors, and on a few numbers.
+    bytes_exchanged : int
+        Bytes sent by all ranks in collectives on vectors.
+    halo_rows, halo_bytes : int
+        Rows of halos that all ranks sent to their neighbours, and their bytes.
+    exchanges : int
+        Exchanges with neighbours in which they were sent.
+    seconds : float
+        Wall time of the run, without set-up, monitors and values computed for the user.
+    setup_seconds : float
+        Wall time of making subdomains and levels before it.
+    setup_work : float
+        CPU time of the set-up on the busiest rank over that of a fine gradient of a single process.
+    """
+
+    gradient_evaluations: int = 0
+    work_units: float = 0.0
+    work_total: float = 0.0
+    synchronisations: int = 0
+    scalar_synchronisations: int = 0
+    bytes_exchanged: int = 0
+    halo_rows: int = 0
+    halo_bytes: int = 0
+    exchanges: int = 0
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    setup_work: float = 0.0
+
+    def after(self, past: Cost) -> Cost:
+        """Return the cost of a run that is resumed after `past`, whose set-up was done once more.
+
+        Parameters
+        ----------
+        past : Cost
+            Of the last record before.
+        """
+        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(past), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -20,52 +72,61 @@ class Record:
     ----------
     step, level : int
         Outer steps done, and the coarsest level visited by the last one.
-    seconds : float
-        Wall time of the run, without monitors and values computed for the user.
     measure : float
         Norm of ``project(x - g) - x``.
     value : float
         Objective, NaN where it was not computed for the user.
-    gradient_evaluations : int
-        Gradients of the fine objective.
-    work_units : float
-        Cost of everything evaluated, on all ranks, in fine gradients.
-    synchronisations, bytes_exchanged : int
-        Collectives on vectors; bytes sent in them by all ranks.
     accepted, rejected : int
         Corrections (coarse or subdomain) accepted and rejected so far.
-    halo_rows, halo_bytes : int
-        Rows of halos that all ranks sent to their neighbours, and their bytes.
-    exchanges : int
-        Exchanges with neighbours in which they were sent.
+    cost : Cost
+        What the run has cost so far.
     """
 
     step: int
     level: int
-    seconds: float
     measure: float
     value: float
-    gradient_evaluations: int
-    work_units: float
-    synchronisations: int
-    bytes_exchanged: int
     accepted: int
     rejected: int
-    halo_rows: int = 0
-    halo_bytes: int = 0
-    exchanges: int = 0
+    cost: Cost
+
+    @staticmethod
+    def of(row: Sequence[Any]) -> Record:
+        """Return the record of a row of a table.
+
+        Parameters
+        ----------
+        row : sequence of float, int or str
+            One entry per name in `FIELDS`.
+        """
+        numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
+        own = len(fields(Record)) - 1
+        step, level, measure, value, accepted, rejected = numbers[:own]
+        return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]))
+
+    def row(self) -> dict[str, Any]:
+        """Return the record as a row of a table: its numbers and those of its cost, by name."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cost"}
+        return mine | asdict(self.cost)
 
 
 Monitor = Callable[[Record], None]
-FIELDS = tuple(f.name for f in fields(Record))
+_KINDS = {f.name: float if f.type == "float" else int for f in (*fields(Record)[:-1], *fields(Cost))}
+FIELDS = tuple(_KINDS)
 
 
 def check_replaceable(path: Path) -> None:
     """Refuse to put a file in the place of something else: a folder, or a device such as ``/dev/null``.
 
+    Parameters
+    ----------
+    path : Path
+        Of the file to be.
+
     Raises
     ------
     OSError
+        There is something that is no file.
     """
     if path.exists() and not path.is_file():
         raise OSError(
@@ -90,7 +151,12 @@ def unwritten(path: Path, error: OSError) -> OSError:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a new file beside `path`, which it replaces once the block has written it whole.
+    """Yield the name of a new file beside `path`, which it replaces once the block has written it whole.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file to be.
 
     Raises
     ------
@@ -112,7 +178,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @dataclass
 class History:
-    """A monitor that keeps every record."""
+    """A monitor that keeps every record.
+
+    Attributes
+    ----------
+    records : list of Record
+        In the order of the steps.
+    """
 
     records: list[Record] = field(default_factory=list)
 
@@ -121,12 +193,26 @@ class History:
         self.records.append(record)
 
     def column(self, name: str) -> list[float]:
-        """Return one field over all records."""
-        return [getattr(record, name) for record in self.records]
+        """Return one number of all records.
+
+        Parameters
+        ----------
+        name : str
+            A field of `Record` or `Cost`.
+        """
+        return [record.row()[name] for record in self.records]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the keys of the first one as a CSV file, whole or not at all."""
+    """Write rows with the keys of the first one as a CSV file, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file.
+    rows : sequence of dict
+        At least one; all with the same keys.
+    """
     with replacing(path) as new, open(new, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
@@ -134,7 +220,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> History:
-    """Read a history written by `CsvWriter`.
+    """Return the history that `CsvWriter` has written to a file.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file.
 
     Raises
     ------
@@ -148,9 +239,8 @@ def read_csv(path: Path) -> History:
         raise ValueError(f"{path} must be a history.csv of mldd, got a file that is no text table ({error})") from error
     if not rows or tuple(rows[0]) != FIELDS:
         raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
-    kinds: list[Any] = [float if f.type == "float" else int for f in fields(Record)]
     try:
-        return History([Record(*(k(v) for k, v in zip(kinds, row, strict=True))) for row in rows[1:]])
+        return History([Record.of(row) for row in rows[1:]])
     except ValueError as error:
         raise ValueError(f"{path} has a row that is not a record ({error}); write it again") from error
 
@@ -161,6 +251,7 @@ class CsvWriter:
     Parameters
     ----------
     path : Path
+        Of the file, which is written anew.
     past : History, optional
         Records of the run that is resumed; they are written first.
     """
@@ -176,7 +267,7 @@ class CsvWriter:
     def __call__(self, record: Record) -> None:
         """Append one row; floats keep all their digits."""
         try:
-            self._writer.writerow(repr(v) if isinstance(v, float) else v for v in astuple(record))
+            self._writer.writerow(repr(v) if isinstance(v, float) else v for v in record.row().values())
         except OSError as error:
             raise unwritten(self._path, error) from error
 
@@ -193,6 +284,7 @@ class Progress:
     steps : int
         Steps asked for.
     label : str
+        What stands before the bar.
     shown : bool
         False on all ranks but 0, and with --quiet.
     """

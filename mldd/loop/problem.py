@@ -32,7 +32,13 @@ class Problem:
     """
 
     def objective(self) -> Objective:
-        """Return what is minimised."""
+        """Return what is minimised.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it.
+        """
         raise ValueError(lacks(self, "objective()"))
 
     def initial(self, seed: int = 0) -> Tensor:
@@ -42,6 +48,11 @@ class Problem:
         ----------
         seed : int
             Of random starts; the same on all ranks.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it.
         """
         raise ValueError(lacks(self, "initial(seed)"))
 
@@ -56,6 +67,11 @@ class Problem:
             Layers that are added to every subdomain on every side.
         comm : Communicator
             The ranks that share the subdomains.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it.
         """
         raise ValueError(lacks(self, "decomposition(parts, overlap, comm)"))
 
@@ -66,6 +82,11 @@ class Problem:
         ----------
         levels : int
             Number of levels, the finest one included.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it.
         """
         raise ValueError(lacks(self, "hierarchy(levels)"))
 
@@ -135,6 +156,11 @@ class Problem:
             The part of every node of the graph.
         folder : Path
             Where the files go.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it.
         """
         raise ValueError(lacks(self, "write_shards(part, folder)"))
 
@@ -145,6 +171,7 @@ def lacks(problem: Problem, method: str) -> str:
     Parameters
     ----------
     problem : Problem
+        The one that was asked.
     method : str
         With its arguments, as in ``hierarchy(levels)``.
     """
@@ -152,11 +179,12 @@ def lacks(problem: Problem, method: str) -> str:
 
 
 def has(problem: Problem, method: str) -> bool:
-    """Say whether a problem has a method of its own, beyond the default.
+    """Return whether a problem has a method of its own, beyond the default.
 
     Parameters
     ----------
     problem : Problem
+        The one that is asked.
     method : str
         Its name, as in ``hierarchy``.
     """

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Cost, Objective, Remembered, counting, sampled, uncounted
-from mldd.loop.monitor import History, Monitor, Record
+from mldd.algebra import Ledger, Objective, Remembered, counting, sampled, uncounted
+from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.ranks import SERIAL, Communicator
 
 
@@ -72,7 +72,15 @@ class State:
         """Make no pair of gradients of two functions: called where the next one is of another sample or local model."""
 
     def note(self, what: str, times: int = 1) -> None:
-        """Add to the `notes`."""
+        """Add to the `notes`.
+
+        Parameters
+        ----------
+        what : str
+            What happened.
+        times : int
+            How often.
+        """
         if times:
             self.notes[what] = self.notes.get(what, 0) + times
 
@@ -80,17 +88,36 @@ class State:
 class Solver(Protocol):
     """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached.
 
-    Two class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    Three class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
     ``needs_gradient = False``: it never asks for the gradient of the whole, which `minimise` then evaluates for the
-    user's eyes only.
+    user's eyes only. ``needs_value = True``: it asks for the value where it asks for a gradient, so that both are
+    evaluated together.
     """
 
     def init(self, objective: Objective, x: Tensor) -> Any:
-        """Return the state to start from."""
+        """Return the state to start from.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The start.
+        """
         ...
 
     def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Do one outer step. ``objective.gradient(x)`` was evaluated by the loop and costs nothing here."""
+        """Do one outer step; return the iterate and the state.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised; asking for the gradient at `x` again costs nothing.
+        x : Tensor, shape (n,)
+            The iterate, which may be written to.
+        state : State
+            What the step before has left.
+        """
         ...
 
 
@@ -101,11 +128,13 @@ class Stop:
     Parameters
     ----------
     max_steps : int
+        Outer steps.
     atol, rtol : float
         Bounds on the measure, absolute and relative to the first one; 0 switches a test off.
     target : float
         Bound on the objective, which is then computed at every step, outside the clock.
     max_seconds : float
+        Seconds on the clock of the run.
     norm : float
         Norm of the measure, infinity by default.
     """
@@ -124,14 +153,22 @@ class Stop:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
 
     def status(self, record: Record, first: float) -> Status | None:
-        """Return why to stop after `record`, or None."""
+        """Return why to stop after `record`, or None.
+
+        Parameters
+        ----------
+        record : Record
+            The last one.
+        first : float
+            Measure at the start.
+        """
         if not math.isfinite(record.measure) or record.value in (math.inf, -math.inf):
             return Status.diverged
         tests = (
             (record.measure <= self.atol, Status.converged_atol),
             (record.measure <= self.rtol * first and self.rtol > 0, Status.converged_rtol),
             (record.value <= self.target, Status.target_reached),
-            (record.seconds >= self.max_seconds, Status.max_seconds),
+            (record.cost.seconds >= self.max_seconds, Status.max_seconds),
             (record.step >= self.max_steps, Status.max_steps),
         )
         return next((status for holds, status in tests if holds), None)
@@ -146,9 +183,11 @@ class Result:
     x : Tensor, shape (n,)
         The iterate; after `Status.diverged`, the last one with a finite gradient.
     status : Status
+        Why the run ended.
     state : State
         The solver's state, from which a run can be resumed.
     history : History
+        One record per outer step, and one of the start.
     projected : bool
         The start was infeasible and was projected.
     """
@@ -174,7 +213,7 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock inside the block."""
+        """Yield nothing; the clock stands still inside the block."""
         begin = time.perf_counter()
         try:
             yield
@@ -183,7 +222,7 @@ class Clock:
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Stop the clock and count nothing inside the block, which only serves the user's eyes."""
+        """Yield nothing; inside the block, for the user's eyes, the clock stands still and nothing is counted."""
         with self.pause(), uncounted():
             yield
 
@@ -195,6 +234,13 @@ class Clock:
 
 def check_start(objective: Objective, x: Tensor) -> None:
     """Refuse a start that does not fit the objective, in one line.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is minimised.
+    x : Tensor, shape (n,)
+        The start.
 
     Raises
     ------
@@ -244,6 +290,7 @@ def minimise(
     state: Any = None,
     comm: Communicator = SERIAL,
     values: bool = False,
+    setup: Cost = Cost(),  # noqa: B008 (frozen)
     after_step: Callable[[Tensor, Any, History], None] | None = None,
     past: History | None = None,
 ) -> Result:
@@ -255,10 +302,13 @@ def minimise(
     Parameters
     ----------
     objective : Objective
+        What is minimised.
     x : Tensor, shape (n,)
         Start; it is copied, and projected once if infeasible.
     solver : Solver
+        The method.
     stop : Stop
+        When to end.
     monitors : sequence of callables
         Each gets one `Record` per outer step, outside the clock.
     state : State, optional
@@ -267,6 +317,8 @@ def minimise(
         The ranks that run this together.
     values : bool
         Compute the objective for every record, outside the clock and uncounted. `Stop.target` implies it.
+    setup : Cost
+        What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
         Called with (x, state, history) after every step, outside the clock: checkpoints.
     past : History, optional
@@ -275,6 +327,7 @@ def minimise(
     Returns
     -------
     Result
+        The last iterate, why the run ended, and its history.
 
     Raises
     ------
@@ -288,11 +341,12 @@ def minimise(
     values = values or stop.target > -math.inf
     good, clock, status = x.clone(), Clock(), None
     needed = getattr(solver, "needs_gradient", True)
-    f = Remembered(objective)
+    together = getattr(solver, "needs_value", False)
+    f = Remembered(objective, together)
     with counting() as cost, _interrupts() as interrupt:
         while status is None:
             if hasattr(objective, "sample"):
-                f = Remembered(sampled(objective, 0 if state is None else state.step))
+                f = Remembered(sampled(objective, 0 if state is None else state.step), together)
                 if isinstance(state, State):
                     state.forget()
             with nullcontext() if needed else clock.unseen():
@@ -302,7 +356,7 @@ def minimise(
             with clock.unseen():
                 value = float(objective.value(x)) if values else math.nan
             totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
-            record = _record(state, cost, totals, before)
+            record = _record(state, cost, totals, setup if before is None else setup.after(before.cost))
             first = record.measure if math.isnan(first) else first
             lost = values and math.isnan(record.value)
             status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
@@ -331,41 +385,43 @@ def _tell(record: Record, *monitors: Monitor) -> None:
 
 
 _REASONS = tuple(Status)
-_INTERRUPTED = 7  # place in the totals: behind work, bytes, halo rows and bytes, seconds, measure and value
+_INTERRUPTED = 6  # place in the totals: behind bytes, halo rows and bytes, seconds, measure and value
 
 
 def _totals(
-    comm: Communicator, cost: Cost, decisive: tuple[float, float, float], interrupted: bool, status: Status | None
+    comm: Communicator, cost: Ledger, decisive: tuple[float, float, float], interrupted: bool, status: Status | None
 ) -> list[float]:
-    """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together."""
+    """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together.
+
+    The work of every rank has a place of its own at the end.
+    """
     spoken = decisive if comm.rank == 0 else (0.0, 0.0, 0.0)
     reasons = [float(status is reason) for reason in _REASONS]
-    spent = [cost.local_work, float(cost.bytes), float(cost.halo_rows), float(cost.halo_bytes)]
-    return comm.sum_scalars([*spent, *spoken, float(interrupted), *reasons])
+    spent = [float(cost.bytes), float(cost.halo_rows), float(cost.halo_bytes)]
+    works = [cost.work if k == comm.rank else 0.0 for k in range(comm.ranks)]
+    return comm.sum_scalars([*spent, *spoken, float(interrupted), *reasons, *works])
 
 
 def _reported(totals: list[float]) -> Status | None:
     """Return the first reason for which the solver of any rank cannot go on."""
-    counts = totals[_INTERRUPTED + 1 :]
+    counts = totals[_INTERRUPTED + 1 : _INTERRUPTED + 1 + len(_REASONS)]
     return next((reason for reason, times in zip(_REASONS, counts, strict=True) if times), None)
 
 
-def _record(state: State, cost: Cost, totals: list[float], before: Record | None) -> Record:
-    """Make the record of this step; a resumed run adds to what `before` had cost."""
-    local_work, sent, rows, row_bytes, seconds, measure, value = totals[:_INTERRUPTED]
-    return Record(
-        step=state.step,
-        level=state.level,
-        seconds=seconds + (before.seconds if before else 0.0),
-        measure=measure,
-        value=value,
-        gradient_evaluations=cost.gradients + (before.gradient_evaluations if before else 0),
-        work_units=cost.work + local_work + (before.work_units if before else 0.0),
-        synchronisations=cost.synchronisations + (before.synchronisations if before else 0),
-        bytes_exchanged=int(sent) + (before.bytes_exchanged if before else 0),
-        accepted=state.accepted,
-        rejected=state.rejected,
-        halo_rows=int(rows) + (before.halo_rows if before else 0),
-        halo_bytes=int(row_bytes) + (before.halo_bytes if before else 0),
-        exchanges=cost.exchanges + (before.exchanges if before else 0),
+def _record(state: State, cost: Ledger, totals: list[float], before: Cost) -> Record:
+    """Make the record of this step; the run adds to what was spent `before`."""
+    sent, rows, row_bytes, seconds, measure, value = totals[:_INTERRUPTED]
+    works = totals[_INTERRUPTED + 1 + len(_REASONS) :]
+    spent = Cost(
+        seconds=seconds,
+        gradient_evaluations=cost.gradients,
+        work_units=max(works),
+        work_total=sum(works),
+        synchronisations=cost.synchronisations,
+        scalar_synchronisations=cost.scalar_synchronisations,
+        bytes_exchanged=int(sent),
+        halo_rows=int(rows),
+        halo_bytes=int(row_bytes),
+        exchanges=cost.exchanges,
     )
+    return Record(state.step, state.level, measure, value, state.accepted, state.rejected, spent.after(before))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import count
+from mldd.algebra import count, waiting
 
 # One of these is set in a process started by mpiexec, mpirun or srun.
 _LAUNCHED = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID", "MLDD_MPI")
@@ -35,6 +35,7 @@ class Communicator:
     Parameters
     ----------
     mpi : mpi4py.MPI.Comm or None
+        What carries the messages; None for a single process.
     reports : mpi4py.MPI.Comm or None
         A duplicate for `agree`, so that reports of failure never meet the collectives of the work.
     """
@@ -53,50 +54,96 @@ class Communicator:
         return 1 if self.mpi is None else int(self.mpi.Get_size())
 
     def sum(self, vector: Tensor) -> Tensor:
-        """Sum `vector` over ranks in place; one synchronisation."""
+        """Sum `vector` over ranks in place and return it; one synchronisation.
+
+        Parameters
+        ----------
+        vector : Tensor
+            Contiguous or not, of the same shape on all ranks; it is overwritten.
+        """
         count(synchronisations=1, sent=0 if self.ranks == 1 else vector.numel() * vector.element_size())
         if self.mpi is not None and self.ranks > 1:
             staged = _staged(vector)
-            self.mpi.Allreduce(self._in_place(), staged.numpy())
+            with waiting():
+                self.mpi.Allreduce(self._in_place(), staged.numpy())
             if staged.data_ptr() != vector.data_ptr():
                 vector.copy_(staged)
         return vector
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the `rows` of all ranks (of equal width), in their order, on every rank; one synchronisation."""
+    def gather(self, rows: Tensor, total: int | None = None) -> Tensor:
+        """Return the `rows` of all ranks, one rank's after the other's, on every rank; one synchronisation.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m, ...)
+            Those of this rank; they have the same trailing axes on all ranks.
+        total : int, optional
+            Where every rank has those of its ``share(total)``, their number is known. It is asked for otherwise, which
+            is a scalar synchronisation.
+        """
         count(synchronisations=1, sent=0 if self.ranks == 1 else rows.numel() * rows.element_size())
         if self.mpi is None or self.ranks == 1:
             return rows
         mine = _staged(rows)
-        lengths = self.mpi.allgather(len(mine))
+        lengths = self.gather_items(len(mine)) if total is None else [len(part) for part in self._shares(total)]
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
         sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
-        self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, self._datatype(mine)])
+        with waiting():
+            self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, self._datatype(mine)])
         return out.to(rows.device)
 
     def sum_scalars(self, values: list[float]) -> list[float]:
-        """Return the sums over ranks of a few numbers (not a vector synchronisation)."""
+        """Return the sums over ranks of a few numbers; one scalar synchronisation.
+
+        Parameters
+        ----------
+        values : list of float
+            As many on all ranks.
+        """
+        count(scalar_synchronisations=1)
         if self.mpi is None or self.ranks == 1:
             return values
         buffer = torch.tensor(values, dtype=torch.float64)
-        self.mpi.Allreduce(self._in_place(), buffer.numpy())
+        with waiting():
+            self.mpi.Allreduce(self._in_place(), buffer.numpy())
         return [float(v) for v in buffer]
 
     def sum_values(self, values: Tensor) -> Tensor:
-        """Return the sums over ranks of function values, shape () or (p,) (not a vector synchronisation)."""
-        if self.mpi is None or self.ranks == 1:
-            return values
+        """Return the sums over ranks of function values, shape () or (p,); one scalar synchronisation.
+
+        Parameters
+        ----------
+        values : Tensor, shape () or (p,)
+            Of this rank.
+        """
         return values.new_tensor(self.sum_scalars(values.flatten().tolist())).view_as(values)
 
     def gather_items(self, item: Any) -> list[Any]:
-        """Return the items of all ranks, in order, on every rank (for checkpoints; not a vector synchronisation)."""
-        return [item] if self.mpi is None or self.ranks == 1 else list(self.mpi.allgather(item))
+        """Return the items of all ranks, in order, on every rank; one scalar synchronisation.
+
+        Parameters
+        ----------
+        item : object
+            Anything that can be pickled.
+        """
+        count(scalar_synchronisations=1)
+        if self.mpi is None or self.ranks == 1:
+            return [item]
+        with waiting():
+            return list(self.mpi.allgather(item))
 
     def agree(self, failed: bool, patience: float = math.inf) -> int | None:
         """Wait until all ranks have reported; return the lowest that failed, or `ranks` if none did.
 
         None after `patience` seconds means that a rank is elsewhere, perhaps waiting for this one: only `abort` helps.
+
+        Parameters
+        ----------
+        failed : bool
+            Whether this rank has failed.
+        patience : float
+            Seconds to wait.
         """
         if self.mpi is None or self.ranks == 1:
             return 0 if failed else 1
@@ -112,11 +159,27 @@ class Communicator:
         return int(report)
 
     def share(self, parts: int) -> range:
-        """Return the contiguous range of `parts` that this rank holds (sizes differ by at most one)."""
-        return range(self.rank * parts // self.ranks, (self.rank + 1) * parts // self.ranks)
+        """Return the contiguous range of `parts` that this rank holds (sizes differ by at most one).
+
+        Parameters
+        ----------
+        parts : int
+            Number of things that ranks share.
+        """
+        return self._shares(parts)[self.rank]
+
+    def _shares(self, parts: int) -> list[range]:
+        ends = [k * parts // self.ranks for k in range(self.ranks + 1)]
+        return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
 
     def abort(self, code: int = 1) -> None:
-        """End all ranks at once, so that an error on one does not leave the others waiting."""
+        """End all ranks at once, so that an error on one does not leave the others waiting.
+
+        Parameters
+        ----------
+        code : int
+            Exit status of the run.
+        """
         if self.mpi is not None and self.ranks > 1:
             time.sleep(_LAST_WORDS)
             self.mpi.Abort(code)
@@ -170,6 +233,13 @@ def library() -> str:
 def device(name: str = "auto", comm: Communicator = SERIAL) -> torch.device:
     """Return the device of this rank: ``cuda:(local rank mod GPUs)`` where there is a GPU and `name` names no other.
 
+    Parameters
+    ----------
+    name : str
+        auto, cpu, cuda, or cuda:NUMBER.
+    comm : Communicator
+        The ranks.
+
     Raises
     ------
     ValueError
@@ -206,6 +276,11 @@ def prepare(comm: Communicator) -> None:
 
     Work on large vectors otherwise returns its temporaries to the system and gets them back page by page: keeping them
     halves the time of a stencil on 511 x 511 nodes. Where there is no glibc, malloc stays as it is.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_ranks(comm)))

@@ -54,6 +54,7 @@ class Timing:
     wait : float
         Seconds spent waiting for messages, and unpacking them.
     exchanges : int
+        Number of exchanges that were waited for.
     """
 
     begin: float = 0.0
@@ -66,7 +67,7 @@ _timing: ContextVar[Timing | None] = ContextVar("mldd_halo_timing", default=None
 
 @contextmanager
 def timed() -> Iterator[Timing]:
-    """Measure the exchanges inside the block; what else its time goes to is computation."""
+    """Yield a clock of the exchanges inside the block; what else its time goes to is computation."""
     timing = Timing()
     token = _timing.set(timing)
     try:
@@ -117,23 +118,55 @@ class Exchange(Protocol):
         ...
 
     def begin(self, rows: Tensor) -> Any:
-        """Start fetching the halo of the own `rows`."""
+        """Start fetching the halo of the own `rows`; return what `end` takes.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (n, ...)
+            Own rows.
+        """
         ...
 
     def end(self, pending: Any) -> Tensor:
-        """Return the rows of the halo; they are overwritten by the next exchange of such rows."""
+        """Return the rows of the halo; they are overwritten by the next exchange of such rows.
+
+        Parameters
+        ----------
+        pending : object
+            What `begin` has returned.
+        """
         ...
 
     def begin_back(self, rows: Tensor) -> Any:
-        """Start sending gradients of the `rows` of the halo to their owners."""
+        """Start sending gradients of the `rows` of the halo to their owners; return what `end_back` takes.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (h, ...)
+            Gradients of the rows of the halo.
+        """
         ...
 
     def end_back(self, pending: Any, into: Tensor) -> Tensor:
-        """Add what others sent to `into`, the gradients of the own rows, in place, and return it."""
+        """Add what others sent to `into`, the gradients of the own rows, in place, and return it.
+
+        Parameters
+        ----------
+        pending : object
+            What `begin_back` has returned.
+        into : Tensor, shape (n, ...)
+            Gradients of the own rows.
+        """
         ...
 
     def exchange(self, rows: Tensor) -> Tensor:
-        """Return the rows of the halo, a new tensor, differentiable in the own `rows`."""
+        """Return the rows of the halo, a new tensor, differentiable in the own `rows`.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (n, ...)
+            Own rows.
+        """
         ...
 
 
@@ -144,6 +177,7 @@ class Halo:
     Parameters
     ----------
     comm : Communicator
+        The ranks.
     own : int
         Number of rows that this rank owns.
     ranks : Tensor, shape (h,), int64
@@ -188,7 +222,15 @@ class Halo:
 
     @staticmethod
     def none(own: int, comm: Communicator = SERIAL) -> Halo:
-        """Return the halo of a rank that reads nothing of others."""
+        """Return the halo of a rank that reads nothing of others.
+
+        Parameters
+        ----------
+        own : int
+            Number of rows that this rank owns.
+        comm : Communicator
+            The ranks.
+        """
         empty = torch.empty(0, dtype=torch.int64)
         return Halo(comm, own, empty, empty)
 
@@ -222,6 +264,13 @@ class Halo:
         """Return the halo of the rows with a true entry in `read`, shape (h,), on the side of the owners `sent`, (s,).
 
         Nothing is agreed upon: both must follow from what reader and owner know. MPI carries the messages.
+
+        Parameters
+        ----------
+        read : Tensor, shape (h,), bool
+            Rows of this halo that are kept.
+        sent : Tensor, shape (s,), bool
+            Rows sent that others keep.
         """
         asked = torch.bincount(self.readers[sent], minlength=self.comm.ranks)
         wanted = torch.bincount(self.ranks[read], minlength=self.comm.ranks)
@@ -250,7 +299,13 @@ class Halo:
             return self._post(kept, rows, back=False)
 
     def send(self, packed: Tensor) -> Pending:
-        """Start fetching the halo, given the rows that this rank sends, shape (s, ...)."""
+        """Start fetching the halo, given the rows that this rank sends; return what `end` takes.
+
+        Parameters
+        ----------
+        packed : Tensor, shape (s, ...)
+            Rows in the order of `index`.
+        """
         with _clock("begin"):
             return self._sent("out", packed.detach(), self.size)
 
@@ -270,7 +325,15 @@ class Halo:
             return self.add(pending.arrived(), into)
 
     def add(self, rows: Tensor, into: Tensor) -> Tensor:
-        """Add `rows`, one per row that this rank sends, shape (s, ...), to the own rows `into`, rank by rank."""
+        """Add `rows`, one per row that this rank sends, to the own rows `into`, rank by rank, and return these.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (s, ...)
+            In the order of `index`.
+        into : Tensor, shape (n, ...)
+            Own rows, which are written to.
+        """
         flat, rows, index = as_matrix(into), as_matrix(rows), self._sent_on(into.device)
         for _, part in self._plan.readers:  # one neighbour asks for no row twice: no two additions meet
             flat.index_add_(0, index[part], rows[part])
@@ -377,13 +440,28 @@ def linear(apply: Map, adjoint: Map, x: Tensor) -> Tensor:
     """Return ``apply(x)``, differentiable any number of times: the derivative of a linear map is its adjoint.
 
     Both maps return new tensors, may communicate, and are called by all ranks at the same time.
+
+    Parameters
+    ----------
+    apply, adjoint : callable
+        The map and its adjoint.
+    x : Tensor
+        Where it is applied.
     """
     out: Tensor = _Linear.apply(apply, adjoint, x)  # type: ignore[no-untyped-call]
     return out
 
 
 def differentiable(halo: Exchange, rows: Tensor) -> Tensor:
-    """Return the rows of the halo, a new tensor, as a function of the own `rows` whose derivative is the way back."""
+    """Return the rows of the halo, a new tensor, as a function of the own `rows` whose derivative is the way back.
+
+    Parameters
+    ----------
+    halo : Exchange
+        What fetches them.
+    rows : Tensor, shape (n, ...)
+        Own rows.
+    """
 
     def fetch(rows: Tensor) -> Tensor:
         return halo.end(halo.begin(rows)).clone()

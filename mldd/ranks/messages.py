@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from mldd.algebra import waiting
 from mldd.ranks.communicator import Communicator
 
 Messages = Literal["auto", "mpi", "petsc"]
@@ -25,13 +26,29 @@ Slices = tuple[tuple[int, slice], ...]
 
 
 def slices_of(counts: Tensor) -> Slices:
-    """Return the neighbours and their parts, given the rows of every rank, shape (ranks,)."""
+    """Return the neighbours and their parts, given the rows of every rank, shape (ranks,).
+
+    Parameters
+    ----------
+    counts : Tensor, shape (ranks,)
+        Rows of every rank.
+    """
     ends, sizes = counts.cumsum(0).tolist(), counts.tolist()
     return tuple((k, slice(end - size, end)) for k, (end, size) in enumerate(zip(ends, sizes, strict=True)) if size)
 
 
 def sent_to_owners(comm: Communicator, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Send so many of the int64 `rows` to each rank; return how many came from each, shape (ranks,), and these."""
+    """Send so many of the int64 `rows` to each rank; return how many came from each, shape (ranks,), and these.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
+    counts : Tensor, shape (ranks,)
+        Rows for each of them.
+    rows : Tensor, shape (m,), int64
+        They lie rank by rank.
+    """
     from mpi4py import MPI
 
     back = torch.empty_like(counts)
@@ -53,6 +70,7 @@ class Kept:
     Attributes
     ----------
     packed, got : Tensor, shapes (sent, width) and (received, width)
+        What is sent, and what arrives.
     index : Tensor, shape (s,), int64
         Own rows that others read.
     host : tuple of two Tensor, or None
@@ -69,7 +87,21 @@ class Kept:
 
     @staticmethod
     def of(like: Tensor, width: int, sent: int, received: int, index: Tensor, staged: bool) -> Kept:
-        """Allocate them."""
+        """Return newly allocated buffers.
+
+        Parameters
+        ----------
+        like : Tensor
+            Of the dtype and on the device that is needed.
+        width : int
+            Entries of a row.
+        sent, received : int
+            Rows.
+        index : Tensor, shape (s,)
+            Own rows that others read.
+        staged : bool
+            Whether rows go through memory of the host.
+        """
         pair = like.new_empty((sent, width)), like.new_empty((received, width))
         pinned = like.device.type == "cuda"
         host = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in pair) if staged else None
@@ -86,7 +118,17 @@ class Kept:
 
 @dataclass(frozen=True)
 class Pending:
-    """An exchange under way."""
+    """An exchange under way.
+
+    Attributes
+    ----------
+    kept : Kept
+        The buffers.
+    messages : callable
+        Waits for the messages.
+    trailing : tuple of int
+        Shape of a row.
+    """
 
     kept: Kept
     messages: Any
@@ -94,7 +136,8 @@ class Pending:
 
     def arrived(self) -> Tensor:
         """Wait, and return the received rows on their device."""
-        self.messages()
+        with waiting():
+            self.messages()
         self.kept.busy = False
         if self.kept.host is not None:
             self.kept.got.copy_(self.kept.host[1], non_blocking=True)
@@ -109,7 +152,15 @@ class Messenger(Protocol):
     """Sends packed rows to neighbours and receives theirs."""
 
     def start(self, send: Tensor, receive: Tensor, *, back: bool) -> Any:
-        """Post the messages, to readers or `back` to owners; calling what is returned waits for them."""
+        """Post the messages, to readers or `back` to owners; return what waits for them when it is called.
+
+        Parameters
+        ----------
+        send, receive : Tensor
+            Packed rows, and the buffer for those that arrive.
+        back : bool
+            To the owners instead of the readers.
+        """
         ...
 
 
@@ -123,7 +174,15 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Mpi:
-    """Messages by MPI: receives are posted before sends."""
+    """Messages by MPI: receives are posted before sends.
+
+    Attributes
+    ----------
+    mpi : mpi4py.MPI.Comm
+        What carries the messages.
+    readers, owners : Slices
+        Neighbours, with their parts of the packed rows.
+    """
 
     mpi: Any
     readers: Slices
@@ -141,14 +200,32 @@ class Mpi:
 
 @dataclass(frozen=True, eq=False)
 class StarForest:
-    """Messages by PetscSF: packed rows of the owners are its roots, rows of halos its leaves, one each."""
+    """Messages by PetscSF: packed rows of the owners are its roots, rows of halos its leaves, one each.
+
+    Attributes
+    ----------
+    forest : petsc4py.PETSc.SF
+        The graph of who reads what.
+    units : dict
+        MPI's type of a row, by its bytes.
+    """
 
     forest: Any
     units: dict[int, Any] = field(default_factory=dict)  # MPI's type of a row, by its bytes
 
     @staticmethod
     def of(comm: Communicator, owners: Tensor, asked: Tensor, wanted: Tensor) -> StarForest:
-        """Set it up: a leaf's root is a place among the packed rows of its owner."""
+        """Return the star forest: a leaf's root is a place among the packed rows of its owner.
+
+        Parameters
+        ----------
+        comm : Communicator
+            The ranks.
+        owners : Tensor, shape (h,)
+            Owner of every row of the halo.
+        asked, wanted : Tensor, shape (ranks,)
+            Rows that each rank reads of this one, and this one of it.
+        """
         from mpi4py import MPI
 
         from mldd.ranks.petsc import load_petsc
@@ -177,7 +254,13 @@ class StarForest:
 
 
 def as_matrix(rows: Tensor) -> Tensor:
-    """Return rows of any trailing axes as a matrix."""
+    """Return rows of any trailing axes as a matrix.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (m, ...)
+        Rows of any shape.
+    """
     return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
@@ -188,12 +271,14 @@ def _bytes(rows: Tensor) -> Any:
 
 
 def messenger(kind: Messages, comm: Communicator, owners: Tensor, asked: Tensor, wanted: Tensor) -> Messenger:
-    """Decide what carries the messages: the one place.
+    """Return what carries the messages: the one place that decides.
 
     Parameters
     ----------
     kind : {"auto", "mpi", "petsc"}
+        What is asked for.
     comm : Communicator
+        The ranks.
     owners : Tensor, shape (h,), int64
         Of the rows that this rank reads, ascending.
     asked, wanted : Tensor, shape (ranks,), int64
@@ -205,7 +290,7 @@ def messenger(kind: Messages, comm: Communicator, owners: Tensor, asked: Tensor,
 
 
 def reads_devices() -> bool:
-    """Say whether MPI can read the memory of GPUs: ``$MLDD_CUDA_AWARE`` if it is set, else what MPI says.
+    """Return whether MPI can read the memory of GPUs: ``$MLDD_CUDA_AWARE`` if it is set, else what MPI says.
 
     MPI says so by the info ``mpi_memory_alloc_kinds`` from version 4.1 on, that of Cray by its environment.
     """

@@ -24,13 +24,25 @@ from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer
 
 @dataclass
 class Copies:
-    """What was copied between tensors and Vecs because they could not share memory."""
+    """What was copied between tensors and Vecs because they could not share memory.
+
+    Attributes
+    ----------
+    vectors, bytes : int
+        Number of copies, and their size.
+    """
 
     vectors: int = 0
     bytes: int = 0
 
     def add(self, tensor: Tensor) -> None:
-        """Count one copy of `tensor`."""
+        """Count one copy of `tensor`.
+
+        Parameters
+        ----------
+        tensor : Tensor
+            What was copied.
+        """
         self.vectors += 1
         self.bytes += tensor.numel() * tensor.element_size()
 
@@ -70,6 +82,11 @@ def load_petsc() -> Any:
 def insert_options(options: Sequence[str]) -> None:
     """Put one-dash options of the command line, as in ``["-tao_view", "-tao_max_it", "10"]``, into the database.
 
+    Parameters
+    ----------
+    options : sequence of str
+        Names with one dash, each with at most one value behind it.
+
     Raises
     ------
     ValueError
@@ -98,7 +115,13 @@ def insert_options(options: Sequence[str]) -> None:
 
 
 def shares(tensor: Tensor) -> bool:
-    """Say whether a Vec can live in the memory of `tensor`: float64, contiguous, on the CPU."""
+    """Return whether a Vec can live in the memory of `tensor`: float64, contiguous, on the CPU.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any.
+    """
     fits = np.dtype(load_petsc().ScalarType) == np.float64 and tensor.dtype == torch.float64
     return fits and tensor.device.type == "cpu" and tensor.is_contiguous()
 
@@ -130,12 +153,26 @@ def as_vec(tensor: Tensor, comm: Any = None) -> Any:
 
 
 def as_tensor(vec: Any) -> Tensor:
-    """Return the entries of `vec` on this rank as a tensor in the same memory."""
+    """Return the entries of `vec` on this rank as a tensor in the same memory.
+
+    Parameters
+    ----------
+    vec : petsc4py.PETSc.Vec
+        It must outlive the tensor.
+    """
     return torch.from_numpy(vec.array)
 
 
 def read(vec: Any, out: Tensor) -> Tensor:
-    """Copy the entries of `vec` into `out`, shape (n,), of any dtype and on any device; return `out`."""
+    """Copy the entries of `vec` into `out`, shape (n,), of any dtype and on any device; return `out`.
+
+    Parameters
+    ----------
+    vec : petsc4py.PETSc.Vec
+        What is read.
+    out : Tensor, shape (n,)
+        What is written to.
+    """
     if out.device.type != "cpu":
         copies.add(out)
         return out.copy_(torch.from_numpy(vec.array_r.copy()))
@@ -147,7 +184,15 @@ def read(vec: Any, out: Tensor) -> Tensor:
 
 
 def write(tensor: Tensor, vec: Any) -> None:
-    """Copy the entries of `tensor`, of any dtype and on any device, into `vec`."""
+    """Copy the entries of `tensor`, of any dtype and on any device, into `vec`.
+
+    Parameters
+    ----------
+    tensor : Tensor, shape (n,)
+        What is read.
+    vec : petsc4py.PETSc.Vec
+        What is written to.
+    """
     if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
         copies.add(tensor)
     vec.array_w[:] = tensor.detach().cpu().numpy()
@@ -178,6 +223,7 @@ def matrix(transfer: Transfer, like: Tensor | None = None) -> Any:
     Parameters
     ----------
     transfer : Transfer
+        What the matrix stands for.
     like : Tensor, optional
         A tensor of the dtype and on the device that `transfer` works with; float64 on the CPU by default.
 

@@ -77,7 +77,7 @@ def local_batch(problem: Forecasting, part: Tensor, chosen: Sequence[int], overl
     own = [grow(problem.graph, part == k, overlap).numpy() for k in chosen]
     pieces = _composites(problem, part, own) if problem.local == "composite" else _halos(problem, own)
     batch = problem.local_graphs.stack(pieces, **problem.kind)
-    return problem.loss(batch, Price(problem.share(batch), fine=False, local=True))
+    return problem.loss(batch, Price(problem.share(batch), fine=False), stochastic=False)
 
 
 def _composites(problem: Forecasting, part: Tensor, own: Sequence[Any]) -> list[Any]:

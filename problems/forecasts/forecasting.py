@@ -327,10 +327,17 @@ class Forecasting(Problem):
 
     @cached_property
     def _work(self) -> float:
-        batch = self._objective.batch
-        if self.comm.ranks > 1:
-            batch = self._own(np.arange(self.series.nodes))
+        shared = self.comm.ranks > 1 and self.model != "epd"
+        batch = self._own(np.arange(self.series.nodes)) if shared else self._batch
         return float(batch.work(self.net.widths))
+
+    @cached_property
+    def _batch(self) -> Any:
+        """What this rank evaluates: with encode-process-decode some of the samples of it."""
+        nodes = np.arange(self.series.nodes)
+        if self.comm.ranks > 1 and self.model != "epd":
+            nodes = np.flatnonzero(partition(self.graph, self.comm.ranks, seed=self.seed).numpy() == self.comm.rank)
+        return self._own(nodes)
 
     def _own(self, outputs: Ints) -> Any:
         graphs = self.local_graphs
@@ -338,31 +345,39 @@ class Forecasting(Problem):
 
     # -------------------------------------------------------------------------------- the problem
 
-    def loss(self, batch: Any, price: Price, comm: Communicator | None = None) -> Any:
-        """Return the loss over a batch; it offers mini-batches if the problem has them.
+    def loss(
+        self, batch: Any, price: Price, comm: Communicator | None = None, *, stochastic: bool | None = None
+    ) -> Any:
+        """Return the loss over a batch.
 
         Parameters
         ----------
         batch : Batch or MeshBatch
             Graphs, inputs and targets.
         price : Price
-            Cost of an evaluation, in fine gradients.
+            What its evaluations cost this rank, in fine gradients.
         comm : Communicator, optional
             Ranks over which it is summed; none by default.
+        stochastic : bool, optional
+            Whether it offers mini-batches, by default where the problem has them.
         """
         given: dict[str, Any] = {"comm": comm, "rollout": self._rollout, "chunk": self.chunk}
         given["shared"] = self.model == "epd"  # its outputs depend on nearly all nodes: ranks share samples instead
-        if self.batch == 0 or price.local:
+        if self.batch == 0 or stochastic is False:
             return ForecastLoss(self.net, batch, self.decay, price, **given)
         batches = MiniBatches(batch.samples, min(self.batch, batch.samples), key=(self.seed % 2**64,))
         return StochasticForecastLoss(self.net, batch, self.decay, price, **given, batches=batches)
 
     @cached_property
     def _objective(self) -> Any:
-        nodes = np.arange(self.series.nodes)
-        if self.comm.ranks > 1 and self.model != "epd":
-            nodes = np.flatnonzero(partition(self.graph, self.comm.ranks, seed=self.seed).numpy() == self.comm.rank)
-        return self.loss(self._own(nodes), Price(), self.comm)
+        batch = self._batch
+        if self.comm.ranks == 1:
+            share = 1.0
+        elif self.model == "epd":
+            share = len(self.comm.share(batch.samples)) / batch.samples
+        else:
+            share = self.share(batch)
+        return self.loss(batch, Price(share), self.comm)
 
     def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with mini-batches it offers ``sample(step)``.

@@ -215,22 +215,30 @@ class NodeClassification(Problem):
 
     @cached_property
     def _work(self) -> float:
-        batch = self._objective.batch
+        batch = self._samples
         if self.comm.ranks > 1:
-            batch = self._own(self.labelled.nonzero().flatten().numpy())
-        return batch.work(self.net.widths)
+            batch = self._own(self.labelled.nonzero().flatten().numpy(), batch.propagated)
+        return batch.work(self.net.widths, self.dropout > 0)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self._own(self._outputs)
+
+    @cached_property
+    def _samples(self) -> Batch:
+        """What a run evaluates: features with dropout cannot be propagated beforehand."""
+        anew = self.dropout > 0 and self._batch.propagated
+        return self._own(self._outputs, propagated=False) if anew else self._batch
 
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _objective(self) -> NodeLoss:
-        batch = self._own(self._outputs)
+        price = Price(self._samples.work(self.net.widths, self.dropout > 0) / self._work)
         if self.dropout == 0:
-            return NodeLoss(self._net, batch, self.decay, comm=self.comm)
-        samples = self._own(self._outputs, propagated=False) if batch.propagated else batch
-        return StochasticNodeLoss(
-            self._net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
-        )
+            return NodeLoss(self._net, self._batch, self.decay, price, self.comm)
+        kind: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": self._samples}
+        return StochasticNodeLoss(self._net, self._batch, self.decay, price, self.comm, **kind)
 
     def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
@@ -318,7 +326,7 @@ class NodeClassification(Problem):
         make = self._composite if self.local == "composite" and not whole else self._own_piece
         pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
-        price = Price(self._share(batch), fine=False, local=True)
+        price = Price(self._share(batch), fine=False)
         return NodeLoss(self._net, batch, self.decay, price, mask=mask)
 
     def _grown(self, part: Tensor, number: int, overlap: int) -> Any:

@@ -185,22 +185,35 @@ class ShardedClassification(Problem):
     @cached_property
     def _work(self) -> float:
         """Cost of the fine objective on all ranks."""
-        return self.comm.sum_scalars([self._objective.batch.work(self.net.widths)])[0]
+        return self.comm.sum_scalars([self._own_work])[0]
+
+    @property
+    def _own_work(self) -> float:
+        return self._samples.work(self.net.widths, self.dropout > 0)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self.graph.batch(self._labelled, self.layers, **self._kind)
+
+    @cached_property
+    def _samples(self) -> Batch:
+        """What a run evaluates: features with dropout cannot be propagated beforehand."""
+        anew = self._batch.propagated and self.dropout > 0
+        return self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else self._batch
 
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _objective(self) -> NodeLoss:
-        batch = self.graph.batch(self._labelled, self.layers, **self._kind)
+        batch, price = self._batch, Price(self._own_work / self._work)
         if self.dropout == 0 and self.halo == "exact":
-            return NodeLoss(self.net, batch, self.decay, comm=self.comm)
-        anew = batch.propagated and self.dropout > 0
-        samples = self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else batch
+            return NodeLoss(self.net, batch, self.decay, price, self.comm)
+        samples = self._samples
         options: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": samples}
         if self.halo == "exact":
-            return StochasticNodeLoss(self.net, batch, self.decay, comm=self.comm, **options)
+            return StochasticNodeLoss(self.net, batch, self.decay, price, self.comm, **options)
         halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
-        return InexactNodeLoss(self.net, batch, self.decay, comm=self.comm, **options, halos=halos)
+        return InexactNodeLoss(self.net, batch, self.decay, price, self.comm, **options, halos=halos)
 
     def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
         """Return what stands for the halo of a layer."""
@@ -344,7 +357,7 @@ class ShardedClassification(Problem):
         @cache
         def losses(chosen: range) -> NodeLoss:
             batch = stack([pieces[k - mine.start] for k in chosen], **self._kind)
-            price = Price(batch.work(self.net.widths) / self._work, fine=False, local=True)
+            price = Price(batch.work(self.net.widths) / self._work, fine=False)
             return NodeLoss(self.net, batch, self.decay, price)
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:

@@ -238,8 +238,9 @@ class SubdomainNetworks(NodeClassification):
     def _blended(self, networks: Sequence[int], nodes: Ints, comm: Communicator | None) -> BlendedLoss:
         kind = {"dtype": self._low, "device": self._kind["device"]}
         targets = torch.from_numpy(self.source.targets[nodes]).to(**kind)
-        groups, frozen = self._groups(networks, nodes), torch.zeros_like(targets)
-        return BlendedLoss(groups, frozen, targets, (sum(self.sizes),), self.decay, comm=comm, remembers=True)
+        groups, frozen, size = self._groups(networks, nodes), torch.zeros_like(targets), (sum(self.sizes),)
+        price = Price(1.0 if comm is None or comm.ranks == 1 else _work(groups) / self._work)
+        return BlendedLoss(groups, frozen, targets, size, self.decay, price=price, comm=comm, remembers=True)
 
     @cached_property
     def _objective(self) -> BlendedLoss:  # type: ignore[override]
@@ -259,6 +260,7 @@ class SubdomainNetworks(NodeClassification):
             plain.targets,
             plain.shape,
             plain.decay,
+            price=plain.price,
             comm=plain.comm,
             remembers=True,
             probability=self.dropout,
@@ -392,7 +394,7 @@ class SubdomainNetworks(NodeClassification):
         keep = torch.from_numpy(valid).to(dtype=self._low, device=device).view(-1, 1)
         flat = torch.from_numpy(index).flatten().to(device)
         targets = self._objective.targets[flat] * keep
-        price = Price(_work(groups) / self._work, fine=False, local=True)
+        price = Price(_work(groups) / self._work, fine=False)
         local = BlendedLoss(groups, torch.zeros_like(targets), targets, (len(runs), width), self.decay, price=price)
         return LocalBlends(local, flat, keep)
 

@@ -128,7 +128,7 @@ class LocalPrice(Price):
         times : int
             How many gradients.
         """
-        count(local_work=times * self.gradient)
+        count(work=times * self.gradient)
 
     def of_value(self, times: int = 1) -> None:
         """Count the values of the batch.
@@ -138,7 +138,7 @@ class LocalPrice(Price):
         times : int
             How many values.
         """
-        count(local_work=times * self.gradient * self.value)
+        count(work=times * self.gradient * self.value)
 
     def of_product(self, times: int = 1) -> None:
         """Count the Hessian products of the batch.
@@ -148,7 +148,7 @@ class LocalPrice(Price):
         times : int
             How many products.
         """
-        count(local_work=times * self.gradient * self.product)
+        count(work=times * self.gradient * self.product)
 
 
 def members(bounds: Bounds, x: Tensor) -> int:

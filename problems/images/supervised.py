@@ -159,6 +159,7 @@ class Digits(Problem):
         """Return the mean loss over the samples `rows`, divided over the ranks of `comm`."""
         mine = range(len(rows)) if comm is None else comm.share(len(rows))
         images, labels = (of_all[rows[mine.start : mine.stop].to(of_all.device)] for of_all in self._permuted)
+        price = price.scaled(len(mine) / len(rows))
         return Classification(self.net, images, labels, len(rows), price, comm, drawn=drawn)
 
     def _level(self, k: int) -> Classification:
@@ -219,7 +220,7 @@ class Digits(Problem):
         made = [Level(self.objective())]
         for k in range(1, levels):
             f = self._level(k)
-            made.append(Level(f, Identity(f.size), f.price.gradient))
+            made.append(Level(f, Identity(f.size), (self.samples >> k) / self.samples))
         return Hierarchy(tuple(made))
 
     def decomposition(
@@ -309,7 +310,7 @@ class Digits(Problem):
             images[index.to(images.device)],
             labels[index.to(images.device)],
             width,
-            Price(share, fine=False, local=True),
+            Price(share, fine=False),
             None,
             None if set(lengths) <= {width} else weights.to(images.device),
         )

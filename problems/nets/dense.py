@@ -210,6 +210,7 @@ class Classification:
         net = Dense((inputs.shape[1], *hidden, int(labels.max()) + 1), activation)
         mine = comm.share(len(inputs))
         part = slice(mine.start, mine.stop)
+        price = price.scaled(len(mine) / len(inputs))
         return Classification(net, inputs[part].contiguous(), labels[part], len(inputs), price, comm)
 
     @property

@@ -31,6 +31,8 @@ GRAPH_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,
     "elu": torch.nn.functional.elu,
 }
+_CALL = 4e5  # cost per layer of a sweep of whatever size: calls, small tensors (measured, in multiplications)
+_DRAW = 28  # cost of drawing dropout for an entry of features or states
 _TOUCH = 30  # cost of bias, ReLU, softmax and derivatives per state entry, in multiplications (measured)
 
 
@@ -92,17 +94,22 @@ class Batch:
             return state
         return state[:rows] if p == 1 else state.view(p, len(state) // p, *state.shape[1:])[:, :rows].flatten(0, 1)
 
-    def work(self, widths: tuple[int, ...]) -> float:
-        """Return the cost of a sweep: multiplications of all matrix products, and what is done per state entry.
+    def work(self, widths: tuple[int, ...], drawn: bool = False) -> float:
+        """Estimate the cost of a sweep: multiplications of all matrix products, what is done per entry, and calls.
 
         Parameters
         ----------
         widths : tuple of int
-            Features, hidden widths, classes.
+            Of features, hidden states and outputs.
+        drawn : bool
+            Whether dropout is drawn for it.
         """
         entries = [x.nnz if isinstance(x, Sparse) else x.numel() for x in self.features]
         terms, graphs = len(self.operators[0]), (self.parts or 1) * self.samples
-        total = sum(entries) * widths[1] * (1 if self.propagated else terms)
+        total = _CALL * len(self.operators) + sum(entries) * widths[1] * (1 if self.propagated else terms)
+        if drawn:
+            hidden = sum(rows * width for rows, width in zip(self.rows[1:], widths[1:-1], strict=False))
+            total += _DRAW * (sum(entries) + graphs * hidden)
         for layer, operators in enumerate(self.operators):
             total += _TOUCH * graphs * self.rows[layer + 1] * widths[layer + 1]
             narrow = widths[1] if layer == 0 else min(widths[layer : layer + 2])

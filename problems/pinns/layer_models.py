@@ -45,7 +45,7 @@ class LayerModels(LocalRestrictions):
         for layers in self._layers:
             swept = (most - layers.start) / most
             share = (2 * swept + len(layers) / most) / 3
-            made.append(Price(self.f.price.gradient * share, fine=False, value=swept / share / 3, local=True))
+            made.append(Price(self.f.price.gradient * share, fine=False, value=swept / share / 3))
         return made
 
     @cached_property
@@ -64,7 +64,7 @@ class LayerModels(LocalRestrictions):
                     Tail(piece, layers, None if state is None else type(state)(piece.streams, state.all.clone()))
                 )
             whole.release()
-        Price(self.f.price.gradient, fine=False, local=True).of_value()
+        Price(self.f.price.gradient, fine=False).of_value()
         return tails
 
     @cached_property

@@ -264,8 +264,10 @@ class PhysicsInformed(Problem):
         points, penalised = self._collocation(self._thinned(level)) if level else self.collocation
         if self.model == "network":
             return self._of_network(torch.arange(len(points)), price, self.comm, (points, penalised))
-        mine = self.comm.share(len(points))
-        return self.window_model.loss(points[mine.start : mine.stop], len(points), price, self.comm)
+        mine, model = self.comm.share(len(points)), self.window_model
+        here = points[mine.start : mine.stop]
+        price = price.scaled(model.evaluations(here) / model.evaluations(points))
+        return model.loss(here, len(points), price, self.comm)
 
     def _of_network(
         self,
@@ -280,6 +282,7 @@ class PhysicsInformed(Problem):
         mine = range(len(rows)) if comm is None else comm.share(len(rows))
         chosen = rows[mine.start : mine.stop].to(points.device)
         ends = None if penalised is None else penalised[chosen]
+        price = price.scaled(len(mine) / len(rows))
         return ResidualLoss(self.net, self.equation, points[chosen], len(rows), ends, price, comm, drawn)
 
     def _price(self, count: int, fine: bool = True) -> Price:
@@ -334,8 +337,9 @@ class PhysicsInformed(Problem):
             raise ValueError(f"`levels` must be in 1..{most} for {self._count} points, got {levels}")
         made = [Level(self.objective())]
         for k in range(1, levels):
-            f = self._loss(self._price(self._thinned(k), fine=False), k)
-            made.append(Level(f, Identity(f.size), f.price.gradient))
+            price = self._price(self._thinned(k), fine=False)
+            f = self._loss(price, k)
+            made.append(Level(f, Identity(f.size), price.gradient))
         return Hierarchy(tuple(made))
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Decomposition:

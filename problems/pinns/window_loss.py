@@ -259,6 +259,7 @@ class LocalWindows:
         """Return the local models at the iterate `x`."""
         with on_this_rank():
             self.whole.price.of_value()
+            self.local.price.of_value(len(self.index))
         fields = self.whole.fields(x)
         squares = self.whole.residuals(fields)[0].square()
         inner = squares.sum() if self.index.numel() == 0 else (squares[self.index] * self.valid).sum(-1)

@@ -223,6 +223,16 @@ class WindowModel:
             comm=comm,
         )
 
+    def evaluations(self, points: Tensor) -> int:
+        """Return at how many points the networks are evaluated, each network at the points of its own window.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Collocation points.
+        """
+        return int(self.inside(points).sum()) + (len(points) if self.coarse else 0)
+
     def values(self, points: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the function that maps unknowns to u at points of shape (m, d), shape (m,)."""
         plain = replace(self.equation, orders=(0,) * self.equation.dim, linear=False)
@@ -268,7 +278,9 @@ class WindowModel:
         ]
         known = points.new_zeros((whole.frozen.shape[0], *index.shape))
         curved = None if self.equation.linear or not mine else points[index]
-        price = Price(1.0 / len(parts), fine=False, product=whole.price.product, local=True)
+        evaluated = sum(len(member.points) for kind in members.values() for member in kind)
+        share = evaluated / max(len(mine), 1) / self.evaluations(points)  # of one of the models
+        price = Price(whole.price.gradient * share, fine=False, product=whole.price.product)
         batch = WindowLoss(
             tuple(patches), known, self.equation, (len(mine), longest), whole.total, curved, valid, None, price, None
         )

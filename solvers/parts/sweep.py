@@ -127,7 +127,7 @@ class Sweep:
             s = torch.zeros_like(x)
             if k in d.local:
                 s = d.alone(k).scatter(self._solve(objective, point, g, k - d.local.start, state))
-            point.add_(self.comm.sum(s), alpha=self.factor)
+            point.add_(self._summed(s, state), alpha=self.factor)
         self._after(state)
         return point.sub_(x)
 
@@ -152,15 +152,20 @@ class Sweep:
         weighted = corrections * state.weights
         if self._adds_up:
             weighted = _rounded(weighted, state.quantum)
-        return self.comm.sum(self.decomposition.scatter(weighted)).mul_(self.factor)
+        return self._summed(self.decomposition.scatter(weighted), state).mul_(self.factor)
+
+    def _summed(self, s: Tensor, state: SweepState) -> Tensor:
+        """Return the sum over ranks of `s`, shape (n,); the number of failed local solves travels with it."""
+        together = self.comm.sum(torch.cat([s, s.new_tensor([state.failed])]))
+        state.failures = int(together[-1])
+        return together[:-1]
 
     def judge(self, state: SweepState, outer: State) -> int:
-        """Tell the state of the outer method how many local solves have failed since the last call, on all ranks.
+        """Tell the state of the outer method how many local solves had failed, on all ranks, before the last total.
 
-        When all of them have, there is nothing to go on with.
+        When all of them have since the last call, there is nothing to go on with.
         """
-        failed = int(self.comm.sum_scalars([float(state.failed)])[0])
-        state.failed = 0
+        failed, state.failed = state.failures, 0
         outer.rejected += failed
         outer.note("local solves that were not finite", failed)
         if failed == self.decomposition.parts:
@@ -216,21 +221,25 @@ class Sweep:
         return d.square().sum(-1).sqrt_()
 
     def _after(self, state: SweepState) -> None:
-        """Average the local states over all subdomains, where `memory` says so; one synchronisation per vector.
+        """Average the local states over all subdomains, where `memory` says so; one synchronisation.
 
-        Work space is left out: fields that are not shown.
+        Work space is left out: fields that are not shown. Which they are is asked once: a rank may have no subdomain.
         """
         if self.memory != "average":
             return
-        names = sorted({f.name for s in state.local for f in fields(s) if f.repr and _is_vector(getattr(s, f.name))})
-        for name in max(self.comm.gather_items(names), key=len):
-            vectors = [getattr(s, name) for s in state.local]
-            total = state.weights.new_zeros(self.decomposition.size)
-            for v in vectors:
-                total.add_(v.view(-1, self.decomposition.size).sum(0))
-            mean = self.comm.sum(total).div_(self.decomposition.parts)
-            for v in vectors:
-                v.copy_(mean.expand_as(v))
+        if not state.averaged:
+            mine = {f.name for s in state.local for f in fields(s) if f.repr and _is_vector(getattr(s, f.name))}
+            state.averaged = max(self.comm.gather_items(sorted(mine)), key=len)
+        if not state.averaged:
+            return
+        totals = state.weights.new_zeros(len(state.averaged), self.decomposition.size)
+        for total, name in zip(totals, state.averaged, strict=True):
+            for s in state.local:
+                total.add_(getattr(s, name).view(-1, self.decomposition.size).sum(0))
+        means = self.comm.sum(totals).div_(self.decomposition.parts)
+        for mean, name in zip(means, state.averaged, strict=True):
+            for s in state.local:
+                getattr(s, name).copy_(mean.expand_as(getattr(s, name)))
 
 
 def _is_vector(value: Any) -> bool:
@@ -270,6 +279,10 @@ class SweepState(State):
     failed : int
         Local solves on this rank, since `Sweep.judge`, that ended in something that is not finite; their corrections
         were dropped.
+    failures : int
+        Those of all ranks, when corrections were summed last.
+    averaged : list of str
+        Vectors of the local states that are averaged, once that is known.
     quantum : Tensor, shape (p, m) or (n,)
         Corrections are rounded to multiples of it before they are summed; empty: not rounded.
     proximal : float
@@ -279,5 +292,7 @@ class SweepState(State):
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     local: list[Any] = field(default_factory=list)
     failed: int = 0
+    failures: int = 0
+    averaged: list[str] = field(default_factory=list)
     quantum: Tensor = field(default_factory=lambda: torch.empty(0))
     proximal: float = 0.0

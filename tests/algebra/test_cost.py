@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mldd.algebra import Cost, Price, count, counting, on_this_rank, uncounted
+from mldd.algebra import Ledger, Price, count, counting, on_this_rank, uncounted
 
 
 def test_nothing_is_counted_outside_a_block():
@@ -12,19 +12,19 @@ def test_nothing_is_counted_outside_a_block():
     with counting() as cost:
         pass
     count(gradients=1)
-    assert cost == Cost()
+    assert cost == Ledger()
 
 
 def test_all_columns():
     with counting() as cost:
-        count(gradients=1, values=2, work=3.5, local_work=4.5, synchronisations=5, sent=6)
+        count(gradients=1, values=2, work=3.5, synchronisations=5, scalar_synchronisations=4, sent=6)
         count(halo_rows=7, halo_bytes=8, exchanges=9)
         count(gradients=1)
-    assert cost == Cost(2, 2, 3.5, 4.5, 5, 6, 7, 8, 9)
+    assert cost == Ledger(2, 2, 3.5, 5, 4, 6, 7, 8, 9)
 
 
 def test_a_ledger_can_be_continued_and_inner_ones_are_apart():
-    cost = Cost(gradients=7)
+    cost = Ledger(gradients=7)
     with counting(cost):
         count(gradients=1)
         with counting() as inner:
@@ -40,7 +40,7 @@ def test_uncounted():
             with on_this_rank():
                 count(work=1.0)
         count(values=1)
-    assert cost == Cost(values=1)
+    assert cost == Ledger(values=1)
 
 
 def test_the_ledger_is_restored_after_an_error():
@@ -51,19 +51,20 @@ def test_the_ledger_is_restored_after_an_error():
     assert cost.gradients == 1
 
 
-def test_on_this_rank_turns_gradients_into_local_work():
+def test_on_this_rank_counts_no_fine_gradients():
     with counting() as cost, on_this_rank():
         Price().of_gradient(2)
         Price(gradient=0.25, fine=False).of_gradient()
         with on_this_rank():
             Price().of_gradient()
-    assert cost == Cost(local_work=3.25)
+    assert cost == Ledger(work=3.25)
 
 
-def test_what_local_work_exchanges_is_counted():
+def test_what_subdomains_send_is_counted():
     with counting() as cost, on_this_rank():
-        count(halo_rows=3, halo_bytes=24, exchanges=1)
-    assert cost == Cost(halo_rows=3, halo_bytes=24, exchanges=1)
+        count(halo_rows=3, halo_bytes=24, exchanges=1, synchronisations=2, scalar_synchronisations=4, sent=8)
+    expected = Ledger(halo_rows=3, halo_bytes=24, exchanges=1, synchronisations=2, scalar_synchronisations=4, bytes=8)
+    assert cost == expected
 
 
 def test_prices():
@@ -75,7 +76,14 @@ def test_prices():
         coarse.of_gradient(4)
         coarse.of_value()
         coarse.of_product()
-    assert cost == Cost(gradients=1, values=2, work=1 + 1 + 2 + 1 + 0.125 + 0.5)
+    assert cost == Ledger(gradients=1, values=2, work=1 + 1 + 2 + 1 + 0.125 + 0.5)
+
+
+def test_a_share_of_the_fine_objective_is_a_fine_gradient_of_less_work():
+    with counting() as cost:
+        Price().scaled(0.25).of_gradient()
+        Price(product=4.0).scaled(0.5).of_product()
+    assert cost == Ledger(gradients=1, work=0.25 + 2.0)
 
 
 def test_threads_have_ledgers_of_their_own():

@@ -27,6 +27,7 @@ from mldd.algebra import (
     without_memory,
 )
 from mldd.problems.grids import MinimalSurface, Obstacle
+from tests.helpers import Quadratic
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -195,3 +196,18 @@ def test_layers_are_those_from_the_outside_in() -> None:
     assert [layer.size for layer in layers_of(f)] == [3] * 5
     with pytest.raises(AttributeError):
         f.f = core  # type: ignore[misc]
+
+
+def test_a_value_that_came_with_the_gradient_is_remembered() -> None:
+    f = Quadratic(torch.eye(3, dtype=torch.float64), randn(3), Bounds.free(3, dtype=torch.float64))
+    x = torch.arange(3.0, dtype=torch.float64)
+    for values, expected in ((True, (1, 0)), (False, (1, 1))):
+        with counting() as cost:
+            g = Remembered(f, values)
+            slope, value = g.gradient(x), g.value(x)
+        assert (cost.gradients, cost.values) == expected
+        assert torch.equal(slope, f.gradient(x)) and torch.equal(value, f.value(x))
+        x.add_(1.0)  # another point in the same memory
+        assert torch.equal(g.value(x), f.value(x))
+        g.keep(x, f.gradient(x))  # a solver that knows the gradient alone
+        assert torch.equal(g.value(x), f.value(x))

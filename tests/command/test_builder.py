@@ -8,9 +8,9 @@ import pytest
 
 from mldd.command import current, solver_spec
 from mldd.command.builder import Builder, check_options
+from mldd.command.preparation import Preparation
 from mldd.problems.grids import Obstacle
 from mldd.problems.images import Digits
-from mldd.ranks import SERIAL
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, NonlinearSchwarz, SchwarzAdaGrad
 
 
@@ -27,7 +27,7 @@ def _with(given):
 
 
 def build(text, problem=None, **given):
-    return Builder(problem or Obstacle(n=15), options(**given), 7, SERIAL).solver(solver_spec(text))
+    return Builder(options(**given), Preparation(problem or Obstacle(n=15), 7)).solver(solver_spec(text))
 
 
 def test_subdomains_and_levels_reach_every_solver_of_the_tree():
@@ -64,7 +64,7 @@ def test_advice_of_the_problem_reaches_nested_solvers():
 
 def test_the_shape_is_that_of_the_tree():
     def shape(text, **given):
-        return Builder(Obstacle(n=15), options(**given), 0, SERIAL).shape(solver_spec(text))
+        return Builder(options(**given), Preparation(Obstacle(n=15))).shape(solver_spec(text))
 
     assert shape("adagrad") == {"parts": 1, "overlap": 0, "levels": 1}
     assert shape("tao:python,solver=ml-adagrad") == {"parts": 1, "overlap": 0, "levels": 3}
@@ -81,13 +81,13 @@ def test_options_that_nothing_in_the_tree_uses_are_refused():
 
 
 def test_the_decomposition_is_made_once():
-    builder = Builder(Obstacle(n=15), options(), 0, SERIAL)
+    builder = Builder(options(), Preparation(Obstacle(n=15)))
     first, second = (builder.solver(solver_spec("dd-adagrad")) for _ in range(2))
     assert first.decomposition is second.decomposition
 
 
 def test_a_builder_in_use_is_the_current_one():
-    builder = Builder(Obstacle(n=15), options(), 0, SERIAL)
+    builder = Builder(options(), Preparation(Obstacle(n=15)))
     assert current() is None
     with builder.in_use():
         assert current() is builder

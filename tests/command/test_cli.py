@@ -15,8 +15,8 @@ from mldd.loop.monitor import FIELDS
 from tests.helpers import MLDD, result, user_arrays
 
 KEYS = """problem solver options seed ranks parts overlap levels status notes steps loss measure metrics
-gradient_evaluations work_units synchronisations bytes_exchanged halo_rows halo_bytes exchanges seconds
-bounds_violation versions""".split()
+gradient_evaluations work_units work_total synchronisations scalar_synchronisations bytes_exchanged halo_rows halo_bytes
+exchanges seconds setup_seconds setup_work bounds_violation versions""".split()
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}
@@ -383,3 +383,37 @@ def test_ctrl_c_writes_history_and_checkpoint(tmp_path, run):
     line = f"train obstacle:n=31 --solver adam:lr=1e-9 --steps {steps} --quiet --out {tmp_path / 'more'} --resume"
     assert run(line, tmp_path / "c.pt")[0] == 0
     assert read_csv(tmp_path / "more" / "history.csv").column("step") == list(range(steps + 1))
+
+
+# set-up and prices
+
+
+def test_set_up_is_clocked_and_every_solver_is_charged_its_own(run, tmp_path):
+    line = "compare obstacle:n=31 --solvers adagrad,ml-adagrad,dd-adagrad --parts 4 --levels 3 --steps 2 --quiet --out"
+    assert run(line, tmp_path)[0] == 0
+    plain, levels, both = (result(tmp_path / name / "0") for name in ("adagrad", "ml-adagrad", "dd-adagrad"))
+    assert (plain["setup_seconds"], plain["setup_work"]) == (0.0, 0.0)
+    for content in (levels, both):
+        assert content["setup_seconds"] > 0 and content["setup_work"] > 0
+    history = read_csv(tmp_path / "dd-adagrad" / "0" / "history.csv")
+    assert set(history.column("setup_work")) == {both["setup_work"]}
+
+
+def test_two_solvers_with_the_same_subdomains_have_the_same_set_up(run, tmp_path):
+    line = "compare obstacle:n=15 --solvers dd-adagrad,schwarz --parts 4 --overlap 2 --levels 1 --steps 2 --quiet --out"
+    assert run(line, tmp_path)[0] == 0
+    first, second = (result(tmp_path / name / "0") for name in ("dd-adagrad", "schwarz"))
+    assert first["setup_seconds"] == second["setup_seconds"] > 0
+
+
+def test_measured_prices_change_the_books_and_nothing_else(run, tmp_path):
+    line = (
+        "train digits:samples=100,subdomains=data --solver dd-adagrad --parts 2 --levels 2 --steps 3 --quiet --prices"
+    )
+    assert run(f"{line} estimated --out", tmp_path / "a")[0] == 0
+    assert run(f"{line} measured --out", tmp_path / "b")[0] == 0
+    estimated, measured = result(tmp_path / "a"), result(tmp_path / "b")
+    assert measured["options"]["prices"] == "measured"
+    for key in ("loss", "gradient_evaluations", "synchronisations"):
+        assert measured[key] == estimated[key]
+    assert measured["work_units"] != estimated["work_units"] and measured["work_units"] > 0

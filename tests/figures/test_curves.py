@@ -7,13 +7,14 @@ import pytest
 
 from mldd.figures import comparison
 from mldd.figures.curves import band, convergence
-from mldd.loop import History, Record
+from mldd.loop import Cost, History, Record
 
 
 def history(steps=20, rate=0.1, floor=0.1, work=1.0, syncs=0, values=True):
     def record(k):
         value = floor + math.exp(-rate * k) if values else math.nan
-        return Record(k, 0, 0.01 * k, math.exp(-rate * k), value, k + 1, 1 + work * k, syncs * k, 0, 0, 0)
+        cost = Cost(k + 1, 1 + work * k, 1 + work * k, syncs * k, seconds=0.01 * k)
+        return Record(k, 0, math.exp(-rate * k), value, 0, 0, cost)
 
     return History([record(k) for k in range(steps)])
 
@@ -32,8 +33,8 @@ def size(path):
         history(syncs=3, floor=-2.0),
         history(steps=1),
         history(values=False),
-        History([Record(0, 0, 0.0, math.nan, math.nan, 1, 1.0, 0, 0, 0, 0)]),
-        History([Record(k, 0, 0.0, 0.0, 0.0, 1, 1.0, 0, 0, 0, 0) for k in range(2)]),
+        History([Record(0, 0, math.nan, math.nan, 0, 0, Cost())]),
+        History([Record(k, 0, 0.0, 0.0, 0, 0, Cost()) for k in range(2)]),
     ],
     ids=["positive", "negative", "one record", "no values", "nothing finite", "zero"],
 )
@@ -69,7 +70,7 @@ def test_a_failure_leaves_the_old_figure(tmp_path, monkeypatch):
 
 def test_band_is_of_quartiles_and_ended_runs_keep_their_last_value():
     def constant(steps, value):
-        return History([Record(k, 0, 0.0, value, value, k, 0.0, 0, 0, 0, 0) for k in range(steps)])
+        return History([Record(k, 0, value, value, 0, 0, Cost(gradient_evaluations=k)) for k in range(steps)])
 
     flat = [constant(3, 0.0), constant(5, 1.0), constant(5, 4.0)]
     grid, low, middle, high = band(flat, "gradient_evaluations", "value")

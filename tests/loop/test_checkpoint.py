@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.loop import History, Record, State, Status, Stop, minimise, restore
+from mldd.loop import Cost, History, Record, State, Status, Stop, minimise, restore
 from mldd.loop.checkpoint import CheckpointError, is_resumable, load, save
 from mldd.loop.monitor import FIELDS
 from mldd.ranks import Communicator
@@ -18,7 +18,7 @@ from mldd.solvers import LBFGS, AdaGrad, Adam, Sgd, TorchAdaGrad
 from tests.helpers import quadratic
 
 META = {"problem": "bowl:n=3", "solver": "adam:lr=0.1", "seed": 0, "size": 3, "levels": [1, 2], "mldd": "0.1.0"}
-HISTORY = History([Record(0, 0, 0.1, 1 / 3, math.nan, 1, 1.5, 2, 2**40, 3, 4)])
+HISTORY = History([Record(0, 0, 1 / 3, math.nan, 3, 4, Cost(1, 1.5, 1.5, 2, 3, 2**40, seconds=0.1))])
 
 
 @dataclass
@@ -205,11 +205,11 @@ def test_file_that_is_no_checkpoint(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    torch.save({"format": "mldd checkpoint 1", "x": Evil()}, tmp_path / "evil2.pt")
+    torch.save({"format": "mldd checkpoint 2", "x": Evil()}, tmp_path / "evil2.pt")
     torch.save({"weight": torch.ones(3)}, tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    torch.save({"format": "mldd checkpoint 1"}, tmp_path / "hollow.pt")
-    torch.save({"format": "mldd checkpoint 1", "x": 1, "states": 1, "meta": 1, "random": 1}, tmp_path / "types.pt")
+    torch.save({"format": "mldd checkpoint 2"}, tmp_path / "hollow.pt")
+    torch.save({"format": "mldd checkpoint 2", "x": 1, "states": 1, "meta": 1, "random": 1}, tmp_path / "types.pt")
     for name in [*files, "evil2.pt", "foreign.pt", "list.pt", "hollow.pt", "types.pt"]:
         with pytest.raises(CheckpointError, match=f"{name} must be a") as error:
             load(tmp_path / name)
@@ -287,8 +287,10 @@ def test_ranks_with_the_same_state_can_be_resumed_by_any_number(tmp_path):
 
 
 def test_the_file_holds_all_records(tmp_path):
-    records = [Record(k, 0, k * 0.1, 1.0 / (k + 1), -k * 1e-300, k, k / 3, 0, 0, 0, 0) for k in range(5)]
+    records = [
+        Record(k, 0, 1.0 / (k + 1), -k * 1e-300, 0, 0, Cost(seconds=k * 0.1, work_units=k / 3)) for k in range(5)
+    ]
     back = load(write(tmp_path / "c.pt", history=History(records))).history
     assert back.records == records
     for name in FIELDS:
-        assert type(getattr(back.records[1], name)) is type(getattr(records[1], name))
+        assert type(back.records[1].row()[name]) is type(records[1].row()[name])

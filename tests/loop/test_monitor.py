@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from mldd.loop import CsvWriter, History, Progress, Record, read_csv, replacing, write_table
+from mldd.loop import Cost, CsvWriter, History, Progress, Record, read_csv, replacing, write_table
 from mldd.loop.monitor import FIELDS
 
-RECORD = Record(0, 1, 0.1, 1 / 3, math.nan, 1, 1.5, 2, 16, 3, 4)
+RECORD = Record(0, 1, 1 / 3, math.nan, 3, 4, Cost(1, 1.5, 2.5, 2, 5, 16, 6, 48, 1, 0.1, 1.25, 7.0))
 RECORDS = [RECORD, replace(RECORD, step=1, measure=5e-324, value=-1e300), replace(RECORD, step=2, measure=math.inf)]
 
 
@@ -58,6 +58,12 @@ def test_a_file_that_is_none(tmp_path, content, message):
 
 def test_column():
     assert History(RECORDS).column("step") == [0, 1, 2]
+    assert History(RECORDS).column("scalar_synchronisations") == [5, 5, 5]
+
+
+def test_a_resumed_run_adds_its_cost_to_what_went_before():
+    past = Cost(*range(12))
+    assert Cost(*range(10, 22)).after(past) == Cost(*(10 + 2 * k for k in range(12)))
 
 
 class Terminal(io.StringIO):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mldd.algebra import Bounds, Price, count
-from mldd.loop import History, Record, State, Status, Stop, minimise
+from mldd.loop import Cost, History, Record, State, Status, Stop, minimise
 from mldd.loop.solver import check_start
 from mldd.ranks import Communicator
 
@@ -180,9 +180,9 @@ def test_the_gradient_of_the_stopping_test_is_the_one_of_the_step():
     f = bowl()
     result = minimise(f, ZERO, Momentum(), stop=Stop(max_steps=5), values=True)
     assert f.calls == {"gradient": 6, "value": 6}
-    assert [r.gradient_evaluations for r in result.history.records] == [1, 2, 3, 4, 5, 6]
-    assert result.record.work_units == 6.0, "values for the user's eyes are not counted"
-    assert result.record.synchronisations == 0
+    assert [r.cost.gradient_evaluations for r in result.history.records] == [1, 2, 3, 4, 5, 6]
+    assert result.record.cost.work_units == 6.0, "values for the user's eyes are not counted"
+    assert result.record.cost.synchronisations == 0
 
 
 def test_a_point_in_recycled_memory_is_another_point():
@@ -208,7 +208,7 @@ def test_going_on_from_a_state_is_the_uninterrupted_run(beta):
     assert torch.equal(rest.x, whole.x)
     for name in ("step", "measure", "value"):
         assert rest.history.column(name) == whole.history.column(name)
-    assert rest.record.gradient_evaluations == whole.record.gradient_evaluations + 1, "of the point of return"
+    assert rest.record.cost.gradient_evaluations == whole.record.cost.gradient_evaluations + 1, "of the point of return"
     seconds = rest.history.column("seconds")
     assert seconds == sorted(seconds)
 
@@ -278,8 +278,8 @@ def test_rank_zero_speaks_for_all():
     first, second = [], []
     minimise(bowl(), ZERO, Momentum(), comm=Fake(0, first), stop=Stop(max_steps=0))
     minimise(bowl(), ZERO, Momentum(), comm=Fake(1, second), stop=Stop(max_steps=0))
-    assert first[0][5] == 4.0
-    assert second[0][4:7] == [0.0, 0.0, 0.0]
+    assert first[0][4] == 4.0
+    assert second[0][3:6] == [0.0, 0.0, 0.0]
 
 
 def test_a_solver_that_cannot_go_on_on_one_rank_stops_all():
@@ -288,22 +288,46 @@ def test_a_solver_that_cannot_go_on_on_one_rank_stops_all():
     class Other(Communicator):
         def sum_scalars(self, values):
             stalled = list(Status).index(Status.stalled)
-            return [v + (k - len(values) + len(Status) == stalled) for k, v in enumerate(values)]
+            return [v + (k - len(values) + 1 + len(Status) == stalled) for k, v in enumerate(values)]
 
     result = minimise(bowl(), ZERO, Momentum(), comm=Other(), stop=Stop(max_steps=4))
     assert result.status is Status.stalled
 
 
-def test_cost_of_local_work_is_in_the_record():
+def test_the_record_has_all_columns_of_the_ledger():
     class Local(Momentum):
         def step(self, objective, x, state):
-            count(local_work=0.25, synchronisations=1, sent=24, halo_rows=5, halo_bytes=40, exchanges=2)
+            count(
+                work=0.25,
+                synchronisations=1,
+                scalar_synchronisations=3,
+                sent=24,
+                halo_rows=5,
+                halo_bytes=40,
+                exchanges=2,
+            )
             state.accepted, state.level = state.accepted + 1, 2
             return super().step(objective, x, state)
 
-    record = minimise(bowl(), ZERO, Local(), stop=Stop(max_steps=2)).record
+    setup = Cost(setup_seconds=7.0, setup_work=8.0)
+    record = minimise(bowl(), ZERO, Local(), stop=Stop(max_steps=2), setup=setup).record
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert record == Record(2, 2, record.seconds, 1.0, nan, 3, 3.5, 2, 48, 2, 0, 10, 80, 4)
+    scalars = 2 * 3 + 3  # those of the steps, and one per record
+    cost = Cost(3, 3.5, 3.5, 2, scalars, 48, 10, 80, 4, record.cost.seconds, 7.0, 8.0)
+    assert record == Record(2, 2, 1.0, nan, 2, 0, cost)
+
+
+def test_work_of_the_busiest_rank_and_of_all():
+    """Three ranks, of which this one has done 3 gradients and the others 5 and 2."""
+
+    class Three(Communicator):
+        ranks = 3
+
+        def sum_scalars(self, values):
+            return [*values[:-2], 5.0, 2.0]
+
+    cost = minimise(bowl(), ZERO, Momentum(), comm=Three(), stop=Stop(max_steps=2)).record.cost
+    assert (cost.work_units, cost.work_total) == (5.0, 10.0)
 
 
 def test_monitors_see_every_record_once():

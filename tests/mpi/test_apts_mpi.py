@@ -48,9 +48,10 @@ SCRIPT = """
             difference = max(abs(a.value - b.value) for a, b in zip(result.history.records, alone.history.records))
             assert difference < 1e-7, (options, comm.ranks, difference)
             assert result.state.accepted == alone.state.accepted
-            assert result.record.synchronisations == alone.record.synchronisations
+            assert result.record.cost.synchronisations == alone.record.cost.synchronisations
             if "broken" not in options:  # one that is alone on its rank ends its local steps at once
-                assert abs(result.record.work_units - alone.record.work_units) < 1e-9 * alone.record.work_units
+                works = [run.record.cost.work_total for run in (result, alone)]
+                assert abs(works[0] - works[1]) < 1e-9 * works[1]
 
     obstacle = Obstacle(n=7)
     for combine in ("ras", "wasm"):

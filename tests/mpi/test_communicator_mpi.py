@@ -23,8 +23,11 @@ def test_serial_calls_return_at_once():
     x = torch.arange(3.0)
     with counting() as cost:
         assert SERIAL.sum(x) is x and SERIAL.gather(x) is x
-    assert (cost.synchronisations, cost.bytes) == (2, 0)
-    assert SERIAL.sum_scalars([1.0]) == [1.0] and SERIAL.gather_items("a") == ["a"]
+    assert (cost.synchronisations, cost.scalar_synchronisations, cost.bytes) == (2, 0, 0)
+    with counting() as cost:
+        assert SERIAL.sum_scalars([1.0]) == [1.0] and SERIAL.gather_items("a") == ["a"]
+        assert SERIAL.sum_values(x) is not None
+    assert (cost.synchronisations, cost.scalar_synchronisations) == (0, 3)
     assert SERIAL.share(3) == range(3) and (SERIAL.rank, SERIAL.ranks) == (0, 1)
     assert SERIAL.agree(False) == 1 and SERIAL.agree(True) == 0
     SERIAL.abort()
@@ -91,8 +94,16 @@ with counting() as cost:
     comm.sum(strided[:, 0].add_(r + 1))
     assert strided[:, 0].tolist() == [10.0] * 4 and not strided[:, 1].any()
 assert cost.synchronisations == 7 and cost.bytes == 5 * 20 + 2 * r * 20 + 32, cost
-assert comm.sum_scalars([float(r), 1.0]) == [6.0, 4.0]
-assert comm.gather_items({"rank": r}) == [{"rank": k} for k in range(4)]
+assert cost.scalar_synchronisations == 3, "ranks were asked for the number of their rows"
+with counting() as cost:
+    rows = torch.arange(10.0)[comm.share(10).start : comm.share(10).stop, None]
+    assert torch.equal(comm.gather(rows, 10), torch.arange(10.0)[:, None])
+assert (cost.synchronisations, cost.scalar_synchronisations) == (1, 0), cost
+with counting() as cost:
+    assert comm.sum_scalars([float(r), 1.0]) == [6.0, 4.0]
+    assert comm.gather_items({"rank": r}) == [{"rank": k} for k in range(4)]
+    assert comm.sum_values(torch.tensor([1.0, r])).tolist() == [4.0, 6.0]
+assert (cost.synchronisations, cost.scalar_synchronisations) == (0, 3), cost
 assert comm.share(10) == (range(0, 2), range(2, 5), range(5, 7), range(7, 10))[r]
 assert comm.agree(False) == 4 and comm.agree(r in (1, 3)) == 1
 print(f"rank {r} is done\\n", end="", flush=True)

@@ -25,8 +25,8 @@ SCRIPT = """
         x, record = run(SERIAL)
         y, again = run(world())
         assert float((x - y).abs().max()) < 1e-10, (options, float((x - y).abs().max()))
-        assert abs(again.work_units - record.work_units) < 1e-9 * record.work_units
-        assert again.synchronisations == record.synchronisations
+        assert abs(again.cost.work_total - record.cost.work_total) < 1e-9 * record.cost.work_total
+        assert again.cost.synchronisations == record.cost.synchronisations
         assert (again.accepted, again.rejected) == (record.accepted, record.rejected)
 
     for memory in ("reset", "keep", "average"):

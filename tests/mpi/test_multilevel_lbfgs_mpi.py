@@ -34,8 +34,8 @@ SCRIPT = """
             result = run(comm, levels)
             difference = float((result.x - alone.x).abs().max())
             assert difference < 1e-9, (levels, difference)
-            assert result.record.gradient_evaluations == alone.record.gradient_evaluations
-            assert result.record.synchronisations == alone.record.synchronisations
+            assert result.record.cost.gradient_evaluations == alone.record.cost.gradient_evaluations
+            assert result.record.cost.synchronisations == alone.record.cost.synchronisations
             assert len({tuple(x.tolist()) for x in comm.gather(result.x[None])}) == 1
     if world().rank == 0:
         print("the same on 1, 2 and 4 ranks")

@@ -35,9 +35,9 @@ SCRIPT = """
                 # columns of a span may be nearly dependent: its iterations amplify rounding
                 assert difference < (1e-6 if "coarse_steps" in settings else 1e-9), (settings, overlap, difference)
                 assert (other.accepted, other.rejected) == (record.accepted, record.rejected)
-                assert other.gradient_evaluations == record.gradient_evaluations, settings
-                # rows of a batch wait for each other, so fewer subdomains per rank do less
-                assert other.work_units <= record.work_units + 1e-9
+                assert other.cost.gradient_evaluations == record.cost.gradient_evaluations, settings
+                # samples are divided; rows of a batch wait for each other, so fewer subdomains per rank do less
+                assert other.cost.work_total <= record.cost.work_total + 1e-9
     if world().rank == 0:
         print("the same on 1, 2 and 4 ranks")
 """

@@ -31,7 +31,8 @@ SCRIPT = """
                 f, g = [p.objective() if step is None else sampled(p.objective(), step) for p in (here, there)]
                 with counting() as cost:
                     value, gradient = f.value_and_gradient(x)
-                assert (cost.gradients, cost.work, cost.synchronisations) == (1, 1.0, 2), cost
+                assert (cost.gradients, cost.synchronisations) == (1, 2), cost
+                assert abs(comm.sum_scalars([cost.work])[0] - 1.0) < 0.1, cost  # padding differs
                 expected, of_one = g.value_and_gradient(x)
                 same(value, expected, "value")
                 same(f.value(x), expected, "value alone")

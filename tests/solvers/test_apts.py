@@ -46,7 +46,7 @@ class Fit:
     A: Tensor
     b: Tensor
     broken: tuple[int, ...] = ()
-    price: Price = field(default_factory=lambda: Price(0.5, fine=False, local=True))
+    price: Price = field(default_factory=lambda: Price(0.5, fine=False))
 
     @property
     def size(self) -> int:
@@ -312,8 +312,8 @@ def test_a_local_step_costs_no_more_than_it_must() -> None:
         solver.step(g, x, state)
     assert state.local.rejected == before
     # Per subdomain, at half a fine gradient each: the correction, two trials with gradient, and the values at the start
-    # and of the last trial.
-    assert cost.local_work == pytest.approx(2 * 0.5 * (1 + 2 + 2 / 3))
+    # and of the last trial; then value and gradient of the sum of the steps.
+    assert cost.work == pytest.approx(2 * 0.5 * (1 + 2 + 2 / 3) + 1 / 3 + 1)
     assert cost.gradients == 1
 
 
@@ -323,7 +323,9 @@ def test_the_bars_on_digits_hold() -> None:
     solver = Apts(problem.decomposition(2))
     result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(10, target=1e-2))
     assert result.status is Status.target_reached
-    assert result.record.work_units < 80  # with two halves of the samples, this is the number of gradients per rank
+    assert (
+        result.record.cost.work_units < 80
+    )  # with two halves of the samples, this is the number of gradients per rank
     assert result.state.rejected == 0
 
 

@@ -129,8 +129,8 @@ def test_cost(digits):
     )
     record = result.record
     # 4 gradients of every third of the data per step; the loop's gradients of the whole are for the user only
-    assert record.work_units == pytest.approx(5 * 4)
-    assert record.synchronisations == 5
+    assert record.cost.work_units == pytest.approx(5 * 4)
+    assert record.cost.synchronisations == 5
     assert (record.accepted, record.rejected) == (15, 0)
 
 

@@ -73,7 +73,7 @@ def test_hierarchies_need_no_value_and_beat_a_single_level(settings):
         hierarchy = hierarchy if settings.get("curvature") == "exact" else without_values(hierarchy)
         result = minimise(f, x, Mofftr(hierarchy, **settings), stop=Stop(3000, atol=1e-5))
         assert result.status is Status.converged_atol
-        steps.append(result.record.work_units)
+        steps.append(result.record.cost.work_units)
     assert steps[1] < 0.8 * steps[0]
 
 

@@ -29,7 +29,7 @@ def solve(
     result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(steps, atol=atol))
     assert result.status.name == "converged_atol"
     assert problem.objective().bounds.violation(result.x) == 0.0
-    return result.record.step, result.record.work_units
+    return result.record.step, result.record.cost.work_units
 
 
 def test_the_corrected_model_starts_from_the_restricted_noisy_gradient(obstacle: Obstacle) -> None:
@@ -103,7 +103,7 @@ def test_the_first_order_method_converges_at_every_depth_for_less_work_than_one_
     single = minimise(obstacle.objective(), obstacle.initial(0), plain, stop=Stop(4000, atol=1e-6))
     assert single.record.step == 2359  # the reference run of the same formulas
     for levels in (2, 3, 4, 5):
-        assert solve(obstacle, levels, 2000, curvature="none")[1] < single.record.work_units / 2
+        assert solve(obstacle, levels, 2000, curvature="none")[1] < single.record.cost.work_units / 2
 
 
 def test_counts_do_not_grow_with_the_mesh() -> None:

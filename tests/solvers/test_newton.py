@@ -161,7 +161,7 @@ def test_rounding_ends_in_a_reason_within_few_evaluations():
     result = minimise(f, vector(30), DENSE, stop=Stop(50))
     assert result.status is Status.stalled and result.record.step <= 6
     assert result.record.measure < 1e-8
-    assert result.record.gradient_evaluations < 15
+    assert result.record.cost.gradient_evaluations < 15
 
 
 def test_values_whose_decrease_drowns_in_rounding_do_not_end_newtons_method():

@@ -136,9 +136,9 @@ def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) ->
     result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(1))
     # a step of 5 local gradients, and the gradients at the start and at the end
     share = sum(len(s.indices) for s in decomposition.subdomains) / obstacle.objective().size
-    assert result.record.work_units == pytest.approx(2 + 5 * share)
-    assert result.record.gradient_evaluations == 2
-    assert result.record.synchronisations == 1
+    assert result.record.cost.work_units == pytest.approx(2 + 5 * share)
+    assert result.record.cost.gradient_evaluations == 2
+    assert result.record.cost.synchronisations == 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"levels": 2}, {"levels": 3, "nested": 10}])

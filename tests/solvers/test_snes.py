@@ -215,9 +215,9 @@ def test_gradients_at_iterates_and_preconditioned_points_are_evaluated_once():
     result = minimise(f, start(), Snes("ngmres", npc=Sgd(lr=0.05)), stop=Stop(10))
     # One at the start; per step the map's result and the combination; the map starts from a gradient that is known,
     # and so does the loop unless the next iterate is neither of the two.
-    assert result.record.gradient_evaluations <= 1 + 3 * 10
+    assert result.record.cost.gradient_evaluations <= 1 + 3 * 10
     result = minimise(f, start(), Snes("anderson"), stop=Stop(10))
-    assert result.record.gradient_evaluations == 11
+    assert result.record.cost.gradient_evaluations == 11
 
 
 def test_float64_shares_memory():

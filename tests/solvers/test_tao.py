@@ -110,9 +110,9 @@ def test_gradients_are_as_many_as_tao_says(type):
     fields = [f.size] if isinstance(f, Rosenbrock) else [f.A, f.b, f.bounds]
     result = minimise(Counting(*fields), x, Tao(type), stop=Stop(25, atol=1e-9), after_step=ask)
     # One gradient was evaluated by the loop at the start; all others are TAO's calls.
-    assert result.record.gradient_evaluations == calls + 1
+    assert result.record.cost.gradient_evaluations == calls + 1
     assert iterations == list(range(len(iterations)))
-    assert result.record.work_units == pytest.approx(calls + 1 + 1 / 3)
+    assert result.record.cost.work_units == pytest.approx(calls + 1 + 1 / 3)
 
 
 def test_line_search_failure_is_a_stall():
@@ -224,8 +224,8 @@ def test_costs_go_to_the_ledger_of_the_step():
         x, state = solver.step(f, x, state)
     with counting() as second, on_this_rank():
         x, state = solver.step(f, x, state)
-    assert first.gradients >= 1 and first.local_work == 0
-    assert second.gradients == 0 and second.local_work >= 1
+    assert first.gradients >= 1 and first.work >= first.gradients
+    assert second.gradients == 0 and second.work >= 1
 
 
 def test_float32():

@@ -146,8 +146,8 @@ def test_local_evaluations_are_counted_by_their_unknowns():
     with counting() as cost:
         models.value_and_gradient(d.gather(x))
         models.hessian_product(d.gather(x), d.gather(x))
-    assert cost.local_work == pytest.approx(2 * sum(len(s.indices) for s in d.subdomains) / 149)
-    assert cost.work == 0 and cost.gradients == 0
+    assert cost.work == pytest.approx(2 * sum(len(s.indices) for s in d.subdomains) / 149)
+    assert cost.gradients == 0
 
 
 def test_the_coarse_level_has_hats_at_the_interfaces():

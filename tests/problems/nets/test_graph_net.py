@@ -241,7 +241,10 @@ def test_samples_are_a_loop(kind, propagated, parts):
     assert torch.allclose(g, sum(row for _, row in single), rtol=1e-10, atol=1e-13)
     outputs = net.outputs(net.layout.views(point), joint)
     assert outputs.shape == joint.targets.shape
-    assert joint.work(net.widths) == pytest.approx(samples * batch(x[:, 0], y[:, 0], 1).work(net.widths))
+    # work grows with the samples, beyond that of the calls
+    works = [batch(x[:, :s], y[:, :s], s).work(net.widths) for s in (1, 2, samples)]
+    assert works[2] - works[0] == pytest.approx((samples - 1) * (works[1] - works[0]))
+    assert joint.work(net.widths) == works[2] < joint.work(net.widths, drawn=True)
 
 
 def test_decay_units_and_start_of_attention_and_isomorphism():

@@ -313,7 +313,7 @@ def test_layers_as_subdomains(parts, overlap):
     with counting() as cost:
         local = models.gradient(y)
     assert torch.allclose(local, d.gather(g) * d.valid, atol=1e-12)
-    assert (cost.gradients, cost.local_work) == (0, parts)
+    assert (cost.gradients, cost.work) == (0, parts)
     moved = y + 0.01 * d.valid
     for row, value in enumerate(models.value(moved)):
         full = x.clone()
@@ -341,7 +341,7 @@ def test_models_of_layers_that_begin_at_their_first(kind, parts, overlap):
         assert torch.allclose(models.value(y), expected, rtol=1e-13)
         assert torch.allclose(models.hessian_product(y, v), plain.hessian_product(y, v))
     works = {(1, 0): 1, (2, 0): (1 + 1 + 0.5) / 3 + (0.5 + 0.5 + 0.5) / 3, (4, 0): 2.0, (4, 1): 10 * 0.25 / 3 + 6.5 / 3}
-    assert (cost.gradients, cost.local_work) == (0, pytest.approx(works[parts, overlap]))
+    assert (cost.gradients, cost.work) == (0, pytest.approx(works[parts, overlap]))
 
 
 def test_single_precision():

@@ -216,12 +216,30 @@ def test_costs():
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(5)
     with counting() as cost:
         models = d.models(f, x, None)
-        assert (cost.gradients, cost.work) == (0, 0.0)
-        assert cost.local_work == pytest.approx(1 / 3)
+        assert cost.gradients == 0
+        assert cost.work == pytest.approx(2 / 3)  # the fields at x, of all windows and of those of this rank
         models.value_and_gradient(d.gather(x))
-        assert cost.local_work == pytest.approx(1 / 3 + 1)
+        assert cost.work == pytest.approx(2 / 3 + 1)
         f.gradient(x)
-    assert (cost.gradients, cost.work, cost.synchronisations) == (1, 1.0, 1)
+    assert (cost.gradients, cost.synchronisations, cost.scalar_synchronisations) == (1, 1, 0)
+    assert cost.work == pytest.approx(2 / 3 + 2)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 2])
+def test_local_models_cost_their_true_size(overlap):
+    """The networks of a run are evaluated at the points of their own windows: counted where it happens."""
+    problem = poisson(windows=8)
+    f, x, d = problem.objective(), problem.initial(0), problem.decomposition(8, overlap)
+    inside = problem.window_model.inside(problem.collocation[0]).sum(1)  # points of each network
+    n = len(problem.window_model.blocks)
+    runs = [range(max(0, k - overlap), min(n, k + 1 + overlap)) for k in range(n)]
+    evaluated = sum(int(inside[j]) if j < len(inside) else len(problem.collocation[0]) for run in runs for j in run)
+    models = d.models(f, x, None)
+    with counting() as cost:
+        models.gradient(d.gather(x))
+    whole = int(inside.sum()) + len(problem.collocation[0]) * (n - len(inside))
+    assert cost.work == pytest.approx(evaluated / whole)
+    assert overlap == 0 or cost.work > 1 + overlap
 
 
 def test_single_precision():
@@ -359,7 +377,7 @@ SCRIPT = """
             x, record = run(SERIAL, make, coarse=coarse)
             y, again = run(world(), make, coarse=coarse)
             assert float((x - y).abs().max()) < 1e-7 * float(x.abs().max()), float((x - y).abs().max())
-            assert again.synchronisations == record.synchronisations
+            assert again.cost.synchronisations == record.cost.synchronisations
     print("same")
 """
 

@@ -1,0 +1,234 @@
+"""Prices by measurement: CPU time of evaluations over that of a fine gradient of a single process."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mldd.algebra.cost import counting, rescaled, uncounted
+from mldd.algebra.decomposition import Decomposition, SharedDecomposition
+from mldd.algebra.hierarchy import Hierarchy, Level
+from mldd.algebra.objective import Around, Objective, offers, sampled, value_and_gradient
+
+Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
+
+_LEAST, _MOST = 3, 50  # evaluations that are timed
+_ENOUGH = 0.05  # seconds of CPU time that they take together
+_VECTORS = 16  # vectors of a solver that go through the caches between evaluations
+_LONG = 1.0  # seconds of the first one, which then is the only one
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Measured over estimated cost of the evaluations of an objective.
+
+    Parameters
+    ----------
+    gradient, both, value, product : float
+        Factors on the work of a gradient, of a gradient with its value, of a value, and of a Hessian product.
+    """
+
+    gradient: float
+    both: float
+    value: float
+    product: float
+
+
+@dataclass(frozen=True)
+class Calibrated(Around):
+    """`f`, whose evaluations count as what they have been measured to cost.
+
+    Parameters
+    ----------
+    f : Objective
+        A coarse level, or a batch of local models.
+    factors : Factors
+        On the work that `f` counts.
+    """
+
+    factors: Factors
+
+    @property
+    def batched(self) -> bool:
+        """Whether `f` takes a batch of vectors."""
+        return bool(getattr(self.f, "batched", False))
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the value of `f`."""
+        with rescaled(self.factors.value):
+            return self.f.value(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient of `f`."""
+        with rescaled(self.factors.gradient):
+            return self.f.gradient(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both, in one sweep where `f` offers it."""
+        if not hasattr(self.f, "value_and_gradient"):
+            return self.value(x), self.gradient(x)
+        with rescaled(self.factors.both):
+            return value_and_gradient(self.f, x)
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v`` of `f`."""
+        with rescaled(self.factors.product):
+            return super().hessian_product(x, v)
+
+
+@dataclass(frozen=True)
+class StochasticCalibrated(Calibrated):
+    """A `Calibrated` stochastic objective: its samples have the same factors."""
+
+    def sample(self, step: int) -> Calibrated:
+        """Return the objective of outer step `step`."""
+        return calibrated(sampled(self.f, step), self.factors)
+
+
+def calibrated(f: Objective, factors: Factors) -> Calibrated:
+    """Return `f` with other prices.
+
+    Parameters
+    ----------
+    f : Objective
+        Whose work is estimated.
+    factors : Factors
+        Measured over estimated work.
+    """
+    return (StochasticCalibrated if hasattr(f, "sample") else Calibrated)(f, factors)
+
+
+def measured(evaluate: Callable[[], Any], size: int, agree: Callable[[float], float]) -> tuple[float, float]:
+    """Return CPU seconds and counted work of one evaluation on this rank: the median of several, after a first one.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Evaluates once; all ranks call it together.
+    size : int
+        Length of a vector: between evaluations some are written, as a solver does.
+    agree : callable
+        Returns the mean over ranks of a number, so that all evaluate equally often.
+    """
+
+    def once() -> tuple[float, float]:
+        begin = time.process_time()
+        with counting() as cost:
+            evaluate()
+        return time.process_time() - begin - cost.waited, cost.work
+
+    mine, work = once()
+    first, times = agree(mine), [mine]
+    others = torch.zeros(_VECTORS * size)
+    for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
+        others.add_(1.0)
+        times.append(once()[0])
+    return max(statistics.median(times[1:] or times), 1e-9), work
+
+
+def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Callable[[float], float]) -> float:
+    """Return the CPU seconds of a fine gradient of a single process.
+
+    Parameters
+    ----------
+    f : Objective
+        The fine one; where ranks share it, the time of all is divided by the work of all.
+    x : Tensor, shape (n,)
+        Where it is evaluated.
+    total, agree : callable
+        Return the sum and the mean over ranks of a number.
+    """
+    steps = itertools.count()  # a stochastic objective draws a sample per step, which belongs to its cost
+    seconds, work = measured(lambda: sampled(f, next(steps)).gradient(x), x.numel(), agree)
+    return total(seconds) / max(total(work), 1e-9)
+
+
+def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], float]) -> Factors:
+    """Measure the evaluations of an objective and return the factors on its work.
+
+    Parameters
+    ----------
+    f : Objective
+        A coarse level, or a batch of local models.
+    x : Tensor, shape (n,) or (p, m)
+        Where it is evaluated.
+    unit : float
+        CPU seconds of a fine gradient of a single process.
+    agree : callable
+        Returns the mean over ranks of a number.
+    """
+
+    def factor(evaluate: Callable[[], Any]) -> float:
+        seconds, work = measured(evaluate, x.numel(), agree)
+        return seconds / unit / work if work > 0 else 1.0
+
+    f = sampled(f, 0)
+    product: Any = getattr(f, "hessian_product", None)
+    return Factors(
+        gradient=factor(lambda: f.gradient(x)),
+        both=factor(lambda: value_and_gradient(f, x)),
+        value=factor(lambda: f.value(x)),
+        product=factor(lambda: product(x, x)) if offers(f, "hessian_product") else 1.0,
+    )
+
+
+def calibrated_hierarchy(hierarchy: Hierarchy, x: Tensor, unit: float, agree: Callable[[float], float]) -> Hierarchy:
+    """Return the levels with measured prices; the fine one is the unit.
+
+    Parameters
+    ----------
+    hierarchy : Hierarchy
+        With estimated prices.
+    x : Tensor, shape (n,)
+        A point of the finest level.
+    unit : float
+        CPU seconds of a fine gradient of a single process.
+    agree : callable
+        Returns the mean over ranks of a number.
+    """
+    made: list[Level] = [hierarchy[0]]
+    for level in hierarchy.levels[1:]:
+        assert level.transfer is not None  # a hierarchy checks it
+        x = level.transfer.inject(x)
+        factors = factors_of(level.objective, x, unit, agree)
+        work = level.work * factors.gradient
+        made.append(replace(level, objective=calibrated(level.objective, factors), work=work))
+    return Hierarchy(tuple(made))
+
+
+def calibrated_decomposition(
+    decomposition: Decomposed, f: Objective, x: Tensor, unit: float, agree: Callable[[float], float]
+) -> Decomposed:
+    """Return the decomposition whose local models have measured prices.
+
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+        With estimated prices.
+    f : Objective
+        The fine one.
+    x : Tensor, shape (n,)
+        Where the local models are measured.
+    unit : float
+        CPU seconds of a fine gradient of a single process.
+    agree : callable
+        Returns the mean over ranks of a number.
+    """
+    with uncounted():
+        models = decomposition.models(sampled(f, 0), x, None)
+    factors = factors_of(models, decomposition.gather(x), unit, agree)
+    plain = decomposition.build
+
+    def build(d: Any, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        with rescaled(factors.gradient):  # of corrections
+            models = plain(d, f, x, g)
+        return calibrated(models, factors)
+
+    return replace(decomposition, build=build)
