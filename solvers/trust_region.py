@@ -28,13 +28,60 @@ _ON_THE_BOUNDARY = 0.8  # a step of this part of the radius makes it grow
 
 
 @dataclass(frozen=True)
+class Radius:
+    """The rule of the radius: where it starts, its limits, and how the ratio rho of actual to promised decrease acts.
+
+    Parameters
+    ----------
+    initial : float
+        The first radius.
+    smallest, largest : float
+        Limits of the radius.
+    shrink, grow : float
+        Factors on the radius after a poor and after a good step.
+    accept : float
+        Least rho of a step that is taken.
+    low, high : float
+        The radius shrinks where rho is below `low`, and may grow where it is above `high`.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    initial: float = 1.0
+    smallest: float = 0.0
+    largest: float = 1e3
+    shrink: float = 0.5
+    grow: float = 2.0
+    accept: float = 1e-4
+    low: float = 0.25
+    high: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuse values outside of their ranges."""
+        if not 0 <= self.smallest <= self.initial <= self.largest or not self.initial > 0:
+            raise ValueError(
+                "radii must satisfy 0 <= smallest <= initial <= largest and 0 < initial, got "
+                f"{self.smallest}, {self.initial}, {self.largest}"
+            )
+        if not 0 < self.shrink < 1 <= self.grow:
+            raise ValueError(f"`shrink` and `grow` must satisfy 0 < shrink < 1 <= grow, got {self.shrink}, {self.grow}")
+        if not 0 <= self.accept <= self.low < self.high <= 1:
+            raise ValueError(
+                f"thresholds must satisfy 0 <= accept <= low < high <= 1, got {self.accept}, {self.low}, {self.high}"
+            )
+
+
+@dataclass(frozen=True)
 class TrustRegion:
     r"""``x <- x + s``, s a minimiser of ``q(s) = g^T s + s^T B s / 2`` over ``|s| <= radius``, if f falls with q.
 
     With rho = (f(x) - f(x + s)) / -q(s): the step is taken where ``rho >= accept``; the radius shrinks where ``rho <
     low`` and grows where ``rho > high`` and the step ends near the boundary. Values that differ by less than their
     rounding error count as equal; the decrease is then ``-(g(x) + g(x + s))^T s / 2`` (trapezoidal rule), so that steps
-    are taken down to the rounding of the gradient. Where the radius falls to its floor, the larger of `min_radius` and
+    are taken down to the rounding of the gradient. Where the radius falls to its floor, the larger of `smallest` and
     the rounding error of x, and the step there is no success either, the status is `stalled`.
 
     A batch, x of shape (p, m), has a radius, a model and decisions per row; a row that is stalled, or whose value is
@@ -51,15 +98,14 @@ class TrustRegion:
     norm : {"2", "inf"}
         Of the trust region. In the 2-norm the model is minimised to rounding; in the infinity norm, where objectives
         may have bounds, by `model_steps` projected steps (exactly if B = 0).
-    radius, min_radius, max_radius : float
-        Of the start, and its limits.
-    shrink, grow : float
-    accept, low, high : float
+    radius : Radius
+        The first radius, its limits, and when it shrinks and grows.
     window : int
-        The decrease is that from the largest of so many latest values; 1 for a monotone method.
+        The decrease is that from the largest value at so many latest iterates; 1 for a monotone method.
     memory : int
         Pairs of the BFGS or SR1 model.
     model_steps : int
+        Projected steps in the infinity norm.
     comm : Communicator
         Rank 0 decides for all; only for x of shape (n,).
 
@@ -77,14 +123,7 @@ class TrustRegion:
 
     model: Model = "bfgs"
     norm: Norm = "2"
-    radius: float = 1.0
-    min_radius: float = 0.0
-    max_radius: float = 1e3
-    shrink: float = 0.5
-    grow: float = 2.0
-    accept: float = 1e-4
-    low: float = 0.25
-    high: float = 0.75
+    radius: Radius = Radius()
     window: int = 1
     memory: int = 10
     model_steps: int = 10
@@ -97,17 +136,6 @@ class TrustRegion:
         for name, known in (("model", ("first-order", "sr1", "bfgs")), ("norm", ("2", "inf"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.min_radius <= self.radius <= self.max_radius or not self.radius > 0:
-            raise ValueError(
-                "radii must satisfy 0 <= min_radius <= radius <= max_radius and 0 < radius, got "
-                f"{self.min_radius}, {self.radius}, {self.max_radius}"
-            )
-        if not 0 < self.shrink < 1 <= self.grow:
-            raise ValueError(f"`shrink` and `grow` must satisfy 0 < shrink < 1 <= grow, got {self.shrink}, {self.grow}")
-        if not 0 <= self.accept <= self.low < self.high <= 1:
-            raise ValueError(
-                f"thresholds must satisfy 0 <= accept <= low < high <= 1, got {self.accept}, {self.low}, {self.high}"
-            )
         for name in ("window", "memory", "model_steps"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
@@ -134,7 +162,7 @@ class TrustRegion:
     def fresh(self, x: Tensor) -> TrustRegionState:
         """Return a state for vectors like `x`."""
         p = x.shape[:-1].numel()
-        radius, zero = torch.full((p,), self.radius, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
+        radius, zero = torch.full((p,), self.radius.initial, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
         return TrustRegionState(
             radius=radius,
             values=torch.full((p, self.window), -torch.inf, dtype=torch.float64),
@@ -190,7 +218,7 @@ class TrustRegion:
             with np.errstate(all="ignore"):
                 best = np.where(trial.unclear, trial.gain, trial.gain + (state.highest - state.value))
                 ratio = np.where(hopeful, trial.gain / np.maximum(decrease, _TINY), 0.0)
-            taken = hopeful & (best >= self.accept * decrease) & (best > 0) & np.isfinite(trial.value)
+            taken = hopeful & (best >= self.radius.accept * decrease) & (best > 0) & np.isfinite(trial.value)
             if self.model != "first-order" and trial.g is not None and not last:
                 state.pairs.push(s, trial.g - g)
             state.descent = torch.from_numpy(state.descent.numpy() + np.where(taken, trial.gain, 0.0))
@@ -206,7 +234,7 @@ class TrustRegion:
         hopeful: Flags,
         state: TrustRegionState,
         last: bool,
-    ) -> Trial:
+    ) -> TrialPoint:
         """Evaluate f where it is needed: the value always, the gradient where it is cheaper now or the step is good."""
         g: Tensor | None = None
         if last or (point.dim() == 1 and state.share <= _WORTH_THE_GRADIENT):
@@ -218,21 +246,21 @@ class TrustRegion:
             gain, fall = state.value - value, state.highest - value
         unclear = (np.abs(gain) <= 10 * torch.finfo(point.dtype).eps * np.abs(state.value)) & hopeful
         if g is None:
-            good = np.isfinite(gain) & (fall >= self.accept * decrease)
+            good = np.isfinite(gain) & (fall >= self.radius.accept * decrease)
             if (unclear if last else unclear | good).any():
                 g = f.gradient(point)
         if g is not None and unclear.any():
             assert state.gradient is not None  # noqa: S101
             gain = np.where(unclear, self._agreed(-0.5 * inner(state.gradient + g, s))[0], gain)
-        return Trial(point, value, gain, unclear, g)
+        return TrialPoint(point, value, gain, unclear, g)
 
-    def _move(self, f: Objective, x: Tensor, trial: Trial, taken: Flags, state: TrustRegionState) -> None:
+    def _move(self, f: Objective, x: Tensor, trial: TrialPoint, taken: Flags, state: TrustRegionState) -> None:
         """Go to the trial where it was `taken`, and remember what is known there."""
         g = state.gradient
         assert g is not None  # noqa: S101
         values = state.values.numpy()
-        latest = np.where(taken, trial.value, values[:, 0])[:, None]
-        state.values = torch.from_numpy(np.concatenate([latest, values[:, :-1]], 1))
+        shifted = np.concatenate([trial.value[:, None], values[:, :-1]], 1)
+        state.values = torch.from_numpy(np.where(taken[:, None], shifted, values))  # a refusal is no new iterate
         if taken.any():
             everywhere, where = bool(taken.all()), column(taken, x)
             x.copy_(trial.point if everywhere else torch.where(where, trial.point, x))
@@ -267,7 +295,7 @@ class TrustRegion:
     def _floor(self, size: Floats, x: Tensor) -> Floats:
         """Return the least radius at x of length `size`: the rounding of x, at zero a part of the first radius."""
         eps = torch.finfo(x.dtype).eps
-        return np.maximum(4 * eps * size, max(self.min_radius, eps**1.5 * self.radius))
+        return np.maximum(4 * eps * size, max(self.radius.smallest, eps**1.5 * self.radius.initial))
 
     def _resize(
         self,
@@ -281,12 +309,12 @@ class TrustRegion:
     ) -> None:
         """Update radii, counts and statuses after steps of this `length`."""
         radius = state.radius.numpy()
-        bad = tried & ~(ratio >= self.low) & ~(taken & (self.window > 1))
-        good = taken & (ratio > self.high) & (length >= _ON_THE_BOUNDARY * radius)
-        smaller = self.shrink * np.minimum(radius, np.where(length > 0, length, radius))
+        bad = tried & ~(ratio >= self.radius.low) & ~(taken & (self.window > 1))
+        good = taken & (ratio > self.radius.high) & (length >= _ON_THE_BOUNDARY * radius)
+        smaller = self.radius.shrink * np.minimum(radius, np.where(length > 0, length, radius))
         state.frozen = torch.from_numpy(frozen | (bad & (radius <= floor)))
-        radius = np.where(bad, smaller, np.where(good, self.grow * radius, radius))
-        state.radius = torch.from_numpy(np.clip(radius, floor, np.maximum(floor, self.max_radius)))
+        radius = np.where(bad, smaller, np.where(good, self.radius.grow * radius, radius))
+        state.radius = torch.from_numpy(np.clip(radius, floor, np.maximum(floor, self.radius.largest)))
         state.length = torch.from_numpy(np.where(taken, length, 0.0))
         steps, done = int(tried.sum()), int(taken.sum())
         state.accepted += done
@@ -352,7 +380,7 @@ class TrustRegion:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialPoint:
     """What is known of a trial point.
 
     Attributes

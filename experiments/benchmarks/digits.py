@@ -34,7 +34,11 @@ from mldd.solvers import LBFGS, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, Sc
 TARGETS = (1e-2, 1e-4, 1e-6)
 COLUMNS = ("cpu", "seconds", "gradients", "synchronisations", "accepted")
 SHARE, GRADIENTS = 0.85, 1000
-FIRST_ORDER: dict[str, Any] = {"model": "first-order", "global_model": "first-order", "combine": "asm"}
+FIRST_ORDER: dict[str, Any] = {
+    "local": TrustRegion("first-order"),
+    "outer": TrustRegion("first-order"),
+    "combine": "asm",
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,9 @@ BATCHES = {"subdomains": "data", "batch": 128, "sampling": "independent"}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 METHODS: dict[str, Method] = {
     "apts": apts(),
-    "apts, sr1": apts(model="sr1", global_model="sr1"),
+    "apts, sr1": apts(local=TrustRegion("sr1"), outer=TrustRegion("sr1")),
     "apts, first order": apts(**FIRST_ORDER, local_steps=3),
-    "napts (window, span)": apts(window=5, span=3, global_steps=0),
+    "napts (window, subspace)": apts(outer=TrustRegion(window=5), subspace_steps=3, global_steps=0),
     "apts over layers": Method(lambda d, comm, rate: Apts(d, comm=comm), problem=LAYERS),
     "aspqn over data": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, memory=10, comm=comm)),
     "aspqn over layers": Method(
