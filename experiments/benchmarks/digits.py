@@ -77,10 +77,8 @@ METHODS: dict[str, Method] = {
     "apts, first order": apts(**FIRST_ORDER, local_steps=3),
     "napts (window, subspace)": apts(outer=TrustRegion(window=5), subspace_steps=3, global_steps=0),
     "apts over layers": Method(lambda d, comm, rate: Apts(d, comm=comm), problem=LAYERS),
-    "aspqn over data": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, memory=10, comm=comm)),
-    "aspqn over layers": Method(
-        lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, memory=10, comm=comm), problem=LAYERS
-    ),
+    "aspqn over data": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, comm=comm)),
+    "aspqn over layers": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, comm=comm), problem=LAYERS),
     "dd-adagrad": Method(
         lambda d, comm, rate: SchwarzAdaGrad(
             d, rate=rate, varsigma=1e-3, combine="wasm", local_steps=5, global_steps=1, comm=comm

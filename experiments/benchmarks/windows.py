@@ -47,8 +47,8 @@ def solvers(problem: PhysicsInformed) -> dict[str, Any]:
         "lbfgs": LBFGS(),
         "schwarz": NonlinearSchwarz(d, local=BatchLBFGS(), local_steps=10),
         "aspqn": SchwarzLBFGS(d, local_steps=10),
-        "aspqn-5-5": SchwarzLBFGS(d, local_steps=5, global_steps=5, memory=10),
-        "aspqn-10-10": SchwarzLBFGS(d, local_steps=10, global_steps=10, memory=10),
+        "aspqn-5-5": SchwarzLBFGS(d, local_steps=5, global_steps=5),
+        "aspqn-10-10": SchwarzLBFGS(d, local_steps=10, global_steps=10),
     }
 
 

@@ -205,7 +205,7 @@ def test_training_reduces_the_error():
     problem = poisson(windows=3, points=40, width=8)
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(3)
     assert problem.metrics(minimise(f, x, Adam(3e-2), stop=Stop(200)).x)["relative_l2"] < 0.02
-    aspqn = SchwarzLBFGS(d, local_steps=5, global_steps=5, memory=10)
+    aspqn = SchwarzLBFGS(d, local_steps=5, global_steps=5)
     assert problem.metrics(minimise(f, x, aspqn, stop=Stop(15)).x)["relative_l2"] < 0.02
     sweeps = minimise(f, x, NonlinearSchwarz(d, local=BatchLBFGS(), local_steps=10), stop=Stop(15))
     assert float(f.value(sweeps.x)) < 0.4 * float(f.value(x))
