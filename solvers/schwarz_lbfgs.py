@@ -117,14 +117,15 @@ class SchwarzLBFGS:
 
     Notes
     -----
-    Published settings are memories of 3 (outer) and 10 (local), momentum 0.9, pairs that are not kept, one subdomain per
-    layer and 10 to 100 local steps. Kept pairs save the many local steps that it takes to gather them anew: on a physics-informed
-    network with 3,001 parameters they halve the gradients to a given error, and 20 steps do.
+    Published settings are memories of 3 (outer) and 10 (local), momentum 0.9, pairs that are not kept, one subdomain
+    per layer and 10 to 100 local steps. Kept pairs save the many local steps that it takes to gather them anew: on a
+    physics-informed network with 3,001 parameters they halve the gradients to a given error, and 20 steps do.
 
     References
     ----------
     arXiv 2306.17648, algorithms for ASPQN and MSPQN; searches along each correction, overlap and the coarse step as in
-    public code of the authors of arXiv 2406.10997; the subspace after arXiv 2601.08709, of which coefficients and solver are unpublished.
+    public code of the authors of arXiv 2406.10997; the subspace after arXiv 2601.08709, of which coefficients and
+    solver are unpublished.
     """
 
     decomposition: Decomposition | SharedDecomposition
@@ -196,7 +197,7 @@ class SchwarzLBFGS:
             )
         if x.dtype != torch.float64:
             warnings.warn(
-                f"aspqn, mspqn: line searches end where values differ by less than their rounding error, got {x.dtype}; "
+                f"aspqn, mspqn: searches end where values differ by less than their rounding error, got {x.dtype}; "
                 "use float64 to go further",
                 stacklevel=2,
             )

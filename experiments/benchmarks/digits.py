@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass
-class Run:
+class CaseRun:
     """One run, and the process time at each of its records.
 
     Attributes
@@ -130,7 +130,7 @@ class Run:
         return len(TARGETS) - len(reached), reached[-1] if reached else self.result.record.value
 
 
-def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> Run:
+def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> CaseRun:
     """Run one case on all ranks."""
     problem = Digits(dtype=options.dtype, comm=comm, **method.problem)
     f, x, decomposition = problem.objective(), problem.initial(seed), problem.decomposition(2, comm=comm)
@@ -151,7 +151,7 @@ def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, c
         monitors=[lambda record: cpu.append(time.process_time() - begin - (len(cpu) + 1) * unseen)],
         comm=comm,
     )
-    return Run(result, cpu)
+    return CaseRun(result, cpu)
 
 
 def tuned(name: str, options: argparse.Namespace, comm: Communicator) -> float:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import LocalRestrictions, Price
-from mldd.problems.pinns.residual_loss import Piece, ResidualLoss
-from mldd.problems.pinns.taylor_sweeps import Evaluation, Linear, scaled, unscale
+from mldd.problems.pinns.residual_loss import PointSet, ResidualLoss
+from mldd.problems.pinns.taylor_sweeps import StreamEvaluation, Linear, scaled, unscale
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Tail:
 
     Parameters
     ----------
-    piece : Piece
+    piece : PointSet
         Of the points.
     layers : range
         Layers whose gradient is asked for.
@@ -136,7 +136,7 @@ class Tail:
         The streams of the state below the first of them, shape (1, w, S, m); None below layer 0.
     """
 
-    piece: Piece
+    piece: PointSet
     layers: range
     below: Any
 
@@ -166,7 +166,7 @@ class Tail:
         return value.detach()[0]
 
 
-class Upper(Evaluation):
+class Upper(StreamEvaluation):
     """An evaluation of the layers from the first that changes on; its sweep back ends there."""
 
     tail: Tail

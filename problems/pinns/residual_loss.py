@@ -69,10 +69,10 @@ class ResidualLoss:
         return Bounds.free(self.size, dtype=self.points.dtype, device=self.points.device)
 
     @cached_property
-    def _splits(self) -> dict[int, list[Piece]]:
+    def _splits(self) -> dict[int, list[PointSet]]:
         return {}
 
-    def pieces(self, x: Tensor) -> list[Piece]:
+    def pieces(self, x: Tensor) -> list[PointSet]:
         """Return the points in pieces that suit evaluations of one or p sets of parameters."""
         p = self._rows(x)
         if p not in self._splits:
@@ -80,7 +80,7 @@ class ResidualLoss:
             count = max(1, -(-len(self.points) * p // most))
             penalised = [None] * count if self.penalised is None else self.penalised.tensor_split(count)
             made = zip(self.points.tensor_split(count), penalised, strict=True)
-            self._splits[p] = [Piece(self.net, self.equation, points, ends) for points, ends in made]
+            self._splits[p] = [PointSet(self.net, self.equation, points, ends) for points, ends in made]
         return self._splits[p]
 
     def residuals(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class ResidualLoss:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PointSet:
     """Some of the points of a `ResidualLoss`, with what does not depend on the parameters."""
 
     net: Network

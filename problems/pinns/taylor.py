@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Layout
-from mldd.problems.pinns.taylor_sweeps import Evaluation, Propagation, scaled
+from mldd.problems.pinns.taylor_sweeps import StreamEvaluation, Propagation, scaled
 
 Kind = Literal["dense", "residual"]
 _SCALE = 0.1  # a at the start, so that n a = 1
@@ -134,7 +134,7 @@ class Network:
         return self.horizon / max(1, self.layers - 2)
 
     @cached_property
-    def _spare(self) -> dict[Hashable, list[Evaluation]]:
+    def _spare(self) -> dict[Hashable, list[StreamEvaluation]]:
         """Buffers of finished evaluations, to be used again."""
         return {}
 
@@ -230,7 +230,7 @@ class Streams:
         evaluation.release()
         return self.split(streams)
 
-    def forward(self, parameters: Sequence[Tensor]) -> Evaluation:
+    def forward(self, parameters: Sequence[Tensor]) -> StreamEvaluation:
         """Evaluate without a graph, in buffers: the way with the least overhead to values and gradients.
 
         Parameters
@@ -240,7 +240,7 @@ class Streams:
         """
         key = (len(parameters[0]) if parameters[0].dim() == 3 else 0, *self._key)
         left = self.net._spare.get(key)
-        evaluation = left.pop() if left else Evaluation(key, self)
+        evaluation = left.pop() if left else StreamEvaluation(key, self)
         with torch.no_grad():
             evaluation._forward(self, parameters)
         return evaluation

@@ -49,7 +49,7 @@ class Stack:
         self.second = whole[:, :, self.bent.stop :]
 
 
-class Evaluation:
+class StreamEvaluation:
     """One evaluation of p networks: the streams of every layer, and what the sweep back writes to.
 
     Products give the streams of 2 z, and take adjoints of those, because ``t = 2 / (1 + exp(-2 z)) - 1``.

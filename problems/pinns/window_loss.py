@@ -11,7 +11,7 @@ from torch import Tensor
 from mldd.algebra import Bounds, Decomposition, Price, on_this_rank
 from mldd.problems.pinns.equations import Equation
 from mldd.problems.pinns.taylor import Streams
-from mldd.problems.pinns.taylor_sweeps import Evaluation
+from mldd.problems.pinns.taylor_sweeps import StreamEvaluation
 from mldd.ranks import SERIAL, Communicator
 
 Unknowns = slice | Tensor
@@ -63,13 +63,13 @@ class Patch:
         """Write parameters, shape (p, n), to their places in the unknowns `x`."""
         x.view(-1)[self.unknowns] = rows.view(-1)
 
-    def forward(self, x: Tensor) -> Evaluation:
+    def forward(self, x: Tensor) -> StreamEvaluation:
         """Evaluate the networks with their parameters in `x`."""
         rows, views = self._parameters
         rows.copy_(self.of(x))
         return self.streams.forward(views)
 
-    def backward(self, evaluation: Evaluation, g: Tensor, x: Tensor) -> None:
+    def backward(self, evaluation: StreamEvaluation, g: Tensor, x: Tensor) -> None:
         """Write the gradient with respect to the parameters to `x`, given that with respect to the fields, `g`."""
         p, fields, _, points = self.coefficients.shape
         here = g.view(-1).index_select(0, self.places)
@@ -138,7 +138,7 @@ class WindowLoss:
         """No bounds."""
         return Bounds.free(*self.shape, dtype=self.frozen.dtype, device=self.frozen.device)
 
-    def _start(self, x: Tensor) -> tuple[Tensor, list[Evaluation]]:
+    def _start(self, x: Tensor) -> tuple[Tensor, list[StreamEvaluation]]:
         """Return the fields, shape (R, k, M), and the evaluations that they came from."""
         fields, evaluations = self.frozen.clone(), []
         for patch in self.patches:
@@ -207,7 +207,7 @@ class WindowLoss:
             self.comm.sum(buffer)
         return buffer[-1].clone(), buffer[:-1]
 
-    def _pulled(self, evaluations: list[Evaluation], g: Tensor, out: Tensor) -> Tensor:
+    def _pulled(self, evaluations: list[StreamEvaluation], g: Tensor, out: Tensor) -> Tensor:
         for patch, evaluation in zip(self.patches, evaluations, strict=True):
             patch.backward(evaluation, g, out)
         return out

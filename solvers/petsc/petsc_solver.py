@@ -86,7 +86,7 @@ class Session:
         self.problem.destroy()
 
 
-class Run:
+class SessionHandle:
     """What a state holds of a session: when the state goes, or Python ends, the session is ended."""
 
     def __init__(self, session: Session) -> None:
@@ -148,7 +148,7 @@ class PetscSolver(ABC):
         """
         load_petsc()
         greenlets()
-        run = Run(Session(self._problem(objective, x)))
+        run = SessionHandle(Session(self._problem(objective, x)))
         run.hand_out(x)
         return PetscState(run=run)
 
@@ -166,7 +166,7 @@ class PetscSolver(ABC):
             state.run.end()
             state.run = None
         if state.run is None:
-            state.run = Run(Session(self._problem(objective, x)))
+            state.run = SessionHandle(Session(self._problem(objective, x)))
         run = state.run
         session, problem = run.session, run.session.problem
         problem.renew(objective, x)
