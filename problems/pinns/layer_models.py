@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mldd.algebra import LocalRestrictions, Price
 from mldd.problems.pinns.residual_loss import PointSet, ResidualLoss
-from mldd.problems.pinns.taylor_sweeps import StreamEvaluation, Linear, scaled, unscale
+from mldd.problems.pinns.taylor_sweeps import Linear, StreamEvaluation, scaled, unscale
 
 
 @dataclass(frozen=True)

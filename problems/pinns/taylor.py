@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Layout
-from mldd.problems.pinns.taylor_sweeps import StreamEvaluation, Propagation, scaled
+from mldd.problems.pinns.taylor_sweeps import Propagation, StreamEvaluation, scaled
 
 Kind = Literal["dense", "residual"]
 _SCALE = 0.1  # a at the start, so that n a = 1

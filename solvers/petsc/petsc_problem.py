@@ -97,7 +97,7 @@ class PetscProblem(ABC):
             self._adopt(self.solver)
         except BaseException as error:
             self.destroy()
-            raise (self.error or error) from None
+            raise (self.error or _of_python(error)) from None
 
     @abstractmethod
     def _check_type(self, type: str, known: set[str]) -> None:  # noqa: A002
@@ -220,8 +220,9 @@ class PetscProblem(ABC):
         try:
             self._solve()
         except load_petsc().Error as error:
-            if self.error is not None:
-                raise self.error from None
+            raised = self.error or _of_python(error)
+            if raised is not error:
+                raise raised from None
             self.finite = self.finite and all(bool(torch.isfinite(known.g).all()) for known in self._known)
             if self.finite:
                 text = str(error).strip().splitlines()
@@ -246,6 +247,14 @@ class PetscProblem(ABC):
         for item in self.owned:
             item.destroy()
         self.owned, self._known = [], []
+
+
+def _of_python(error: BaseException) -> BaseException:
+    """Return the exception of Python code that PETSc reports as an error code, `error` itself where there is none."""
+    found = error
+    while isinstance(found, load_petsc().Error) and found.__cause__ is not None:
+        found = found.__cause__
+    return error if isinstance(found, load_petsc().Error) else found
 
 
 class _Guard:
