@@ -31,6 +31,7 @@ from mldd.algebra import uncounted
 from mldd.figures import comparison
 from mldd.loop import History, Record, Status, Stop, minimise, write_table
 from mldd.problems.pinns import PhysicsInformed
+from mldd.problems.pinns.pinn import Poisson
 from mldd.ranks import Communicator, prepare, world
 from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
@@ -129,7 +130,7 @@ class Race:
 
 def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> Race:
     """Run one case on all ranks."""
-    problem = PhysicsInformed("poisson1d", boundary=options.boundary, comm=comm)
+    problem = PhysicsInformed("poisson1d", poisson=Poisson(boundary=options.boundary), comm=comm)
     f, x = problem.objective(), problem.initial(seed)
     decomposition = problem.decomposition(max(method.parts, comm.ranks), method.overlap, comm)
     solver = method.make(decomposition, comm, rate)
