@@ -274,6 +274,7 @@ class AptsState(State):
     local : TrustRegionState
         One row per subdomain of this rank.
     weights : Tensor, shape (p, m)
+        Weights of the local steps.
     uniform : bool
         On every subdomain, the weights of all unknowns are the same.
     share : float
@@ -296,7 +297,13 @@ class AptsState(State):
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Return orthonormal rows that span all `rows`, shape (k, n), up to rounding."""
+    """Return orthonormal rows that span all `rows`, shape (k, n), up to rounding.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (p, n)
+        Vectors, which may depend on each other.
+    """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     U, sizes, _ = torch.linalg.svd(rows @ rows.mT / (norms * norms.mT).clamp_min(1e-300))
     keep = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.clamp_min(1e-300).max()

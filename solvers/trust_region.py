@@ -160,7 +160,13 @@ class TrustRegion:
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> TrustRegionState:
-        """Return a state for vectors like `x`."""
+        """Return a state for vectors like `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            Vectors of the shape of the iterate.
+        """
         p = x.shape[:-1].numel()
         radius, zero = torch.full((p,), self.radius.initial, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
         return TrustRegionState(
@@ -179,7 +185,19 @@ class TrustRegion:
         return x, state
 
     def advance(self, f: Objective, x: Tensor, state: TrustRegionState, *, last: bool = False) -> None:
-        """Do one step in place; after the `last` one no gradient is needed, only the value."""
+        """Do one step in place; after the `last` one no gradient is needed, only the value.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        last : bool
+            No step follows: only the value is needed at the new point.
+        """
         g = self.locate(f, x, state)
         if state.status is not None:
             return
@@ -187,7 +205,17 @@ class TrustRegion:
         self.settle(f, x, s, decrease, state, last=last)
 
     def locate(self, f: Objective, x: Tensor, state: TrustRegionState) -> Tensor:
-        """Return the gradient at `x`; at a point that is new to the state, evaluate the value too."""
+        """Return the gradient at `x`; at a point that is new to the state, evaluate the value too.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        """
         g = f.gradient(x)
         if g is not state.gradient:  # the first step, another sample, or a point that was moved from outside
             value = self._agreed(numbers(f.value(x)))[0]
@@ -201,7 +229,23 @@ class TrustRegion:
     def settle(
         self, f: Objective, x: Tensor, s: Tensor, decrease: Floats, state: TrustRegionState, *, last: bool = False
     ) -> None:
-        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs."""
+        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        decrease : array, shape (p,)
+            What the model promises.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        last : bool
+            No step follows: only the value is needed at the new point.
+        """
         g = state.gradient
         assert g is not None  # noqa: S101
         length, size, point = self.length(s), self.length(x), x + s
@@ -273,7 +317,23 @@ class TrustRegion:
     def follow(
         self, f: Objective, x: Tensor, s: Tensor, there: Tensor, coarse: TrustRegionState, state: TrustRegionState
     ) -> None:
-        """Take the step `s`, and the radius and values, that a trust-region method in a subspace ended with."""
+        """Take the step `s`, and the radius and values, that a trust-region method in a subspace ended with.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        there : Tensor, shape (n,)
+            Gradient at ``x + s``.
+        coarse : TrustRegionState
+            State of the method in the subspace after its steps.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        """
         g, length = state.gradient, self.length(s)
         moved = bool(length > 0)
         assert g is not None  # noqa: S101
@@ -329,7 +389,13 @@ class TrustRegion:
             state.status = Status.stalled if np.isfinite(state.value).any() else Status.diverged
 
     def length(self, s: Tensor) -> Floats:
-        """Return the norm of s, or of its rows, shape (p,)."""
+        """Return the norm of s, or of its rows, shape (p,).
+
+        Parameters
+        ----------
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        """
         return numbers(torch.linalg.vector_norm(s, torch.inf if self.norm == "inf" else 2, dim=-1))
 
     def _agreed(self, *arrays: Any) -> list[Any]:
@@ -386,12 +452,15 @@ class TrialPoint:
     Attributes
     ----------
     point : Tensor, shape (..., n)
+        Where it is.
     value : array, shape (p,)
+        Value there.
     gain : array, shape (p,)
         Decrease of f.
     unclear : array, shape (p,), bool
         The values differ by rounding alone, so that the gain comes from gradients.
     g : Tensor, shape (..., n), or None
+        Gradient there, if it was needed.
     """
 
     point: Tensor
@@ -408,11 +477,14 @@ class TrustRegionState(State):
     Attributes
     ----------
     radius : Tensor, shape (p,)
+        Radii of the next steps.
     values : Tensor, shape (p, window)
         Latest values, newest first, valid for the `gradient` that came with the newest; minus infinity where there are
         fewer.
     gradient : Tensor or None
+        Gradient at the iterate, None where it was not needed.
     pairs : Secant
+        Pairs of the BFGS or SR1 model.
     length : Tensor, shape (p,)
         Of the latest step, 0 where it was refused.
     frozen : Tensor, shape (p,), bool
@@ -423,6 +495,8 @@ class TrustRegionState(State):
         Sum of the decreases so far, or since `confine`: more accurate than the difference of two values.
     centre : Tensor or None
         All iterates stay within `reach` of it, a Tensor of shape (p,), in the norm of the trust region.
+    reach : Tensor, shape (p,)
+        Largest distance from `centre`.
     """
 
     radius: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -449,7 +523,15 @@ class TrustRegionState(State):
         return highest
 
     def confine(self, centre: Tensor, reach: Tensor) -> None:
-        """Start anew at `centre`, to stay within `reach` of it, shape (p,) or (1,); pairs are kept."""
+        """Start anew at `centre`, to stay within `reach` of it, shape (p,) or (1,); pairs are kept.
+
+        Parameters
+        ----------
+        centre : Tensor, shape (n,) or (p, n)
+            Middle of the ball.
+        reach : Tensor, shape (p,) or (1,)
+            Radius of the ball.
+        """
         self.centre, self.reach = centre, reach.expand_as(self.radius)
         self.radius = torch.minimum(self.radius, reach)
         self.frozen = torch.zeros_like(self.frozen)

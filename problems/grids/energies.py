@@ -27,22 +27,45 @@ class Reaction(Protocol):
     """A pointwise energy density phi(u) and its first two derivatives."""
 
     def value(self, u: Tensor) -> Tensor:
-        """Return phi(u)."""
+        """Return phi(u).
+
+        Parameters
+        ----------
+        u : Tensor
+            Values of the function at the nodes.
+        """
         ...
 
     def slope(self, u: Tensor) -> Tensor:
-        """Return phi'(u)."""
+        """Return phi'(u).
+
+        Parameters
+        ----------
+        u : Tensor
+            Values of the function at the nodes.
+        """
         ...
 
     def curvature(self, u: Tensor) -> Tensor:
-        """Return phi''(u)."""
+        """Return phi''(u).
+
+        Parameters
+        ----------
+        u : Tensor
+            Values of the function at the nodes.
+        """
         ...
 
 
 def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut contiguous tensors of one shape into flat pieces that stay in the cache (on the CPU; whole on other devices).
+    """Yield flat pieces of contiguous tensors of one shape that stay in the cache (on the CPU; whole on other devices).
 
     Temporaries of the size of a fine vector cost more than the arithmetic: each one is fresh memory.
+
+    Parameters
+    ----------
+    *vectors : Tensor
+        Tensors of one shape; those that come out can be written to.
     """
     flat = [v.reshape(-1) for v in vectors]
     if flat[0].device.type != "cpu" or len(flat[0]) <= PIECE:
@@ -53,7 +76,13 @@ def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 @dataclass(frozen=True)
 class BratuReaction:
-    """``phi(u) = -factor e^u``."""
+    """``phi(u) = -factor e^u``.
+
+    Parameters
+    ----------
+    factor : float
+        Factor on the exponential.
+    """
 
     factor: float
 
@@ -87,25 +116,59 @@ class LocalPrice(Price):
     """Cost of a batch of subdomains: work of this rank, never a fine gradient."""
 
     def of_gradient(self, times: int = 1) -> None:
-        """Count the gradients of the batch."""
+        """Count the gradients of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many.
+        """
         count(local_work=times * self.gradient)
 
     def of_value(self, times: int = 1) -> None:
-        """Count the values of the batch."""
+        """Count the values of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many.
+        """
         count(local_work=times * self.gradient * self.value)
 
     def of_product(self, times: int = 1) -> None:
-        """Count the Hessian products of the batch."""
+        """Count the Hessian products of the batch.
+
+        Parameters
+        ----------
+        times : int
+            How many.
+        """
         count(local_work=times * self.gradient * self.product)
 
 
 def members(bounds: Bounds, x: Tensor) -> int:
-    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one."""
+    """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one.
+
+    Parameters
+    ----------
+    bounds : Bounds
+        The box of the unknowns.
+    x : Tensor, shape (..., n)
+        One vector, or a batch of them.
+    """
     return len(x) if x.dim() > bounds.lower.dim() else 1
 
 
 def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
-    """Return the price of a batch: its unknowns (without padding) over all unknowns."""
+    """Return the price of a batch: its unknowns (without padding) over all unknowns.
+
+    Parameters
+    ----------
+    price : Price
+        What one evaluation costs.
+    decomposition : GridDecomposition
+        The windows.
+    """
     share = decomposition.held / decomposition.size
     return LocalPrice(price.gradient * share, False, price.value, price.product)
 
@@ -126,10 +189,13 @@ def stencil(values: Tensor, dim: int, load: Tensor | None = None, scale: float =
     Parameters
     ----------
     values : Tensor, shape (..., columns) or (..., rows, columns)
+        Of the function at the nodes.
     dim : int
         1 or 2; leading axes are a batch.
     load : Tensor, optional
         Broadcasts to `values`.
+    scale : float
+        Factor on the matrix.
     """
     columns = values.shape[-1]
     if dim == 2 and values.dim() == 2 and max(values.shape) <= DENSE:
@@ -168,7 +234,15 @@ class EdgeWeights:
     diagonal: Tensor
 
     def stencil(self, values: Tensor, load: Tensor | None = None) -> Tensor:
-        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside."""
+        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside.
+
+        Parameters
+        ----------
+        values : Tensor, shape (..., columns) or (..., rows, columns)
+            Of the function at the nodes.
+        load : Tensor, optional
+            Linear term, of a shape that broadcasts to the values.
+        """
         rows, columns = values.shape[-2:]
         out = values * self.diagonal if load is None else torch.addcmul(load, values, self.diagonal)
         out.narrow(-1, 1, columns - 1).addcmul_(values.narrow(-1, 0, columns - 1), self.across, value=-1.0)
@@ -178,7 +252,13 @@ class EdgeWeights:
         return out
 
     def windows(self, decomposition: GridDecomposition) -> EdgeWeights:
-        """Return the weights on the windows of a decomposition."""
+        """Return the weights on the windows of a decomposition.
+
+        Parameters
+        ----------
+        decomposition : GridDecomposition
+            The windows.
+        """
         shape = self.diagonal.shape
         return EdgeWeights(
             decomposition.cut(self.across.expand(shape))[..., :1].contiguous(),
@@ -196,8 +276,11 @@ class StencilEnergy:
     shape : tuple of int
         (columns,) or (rows, columns) of the grid, or of every window of a batch.
     bounds : Bounds
+        The box of the unknowns.
     load : Tensor, shape (), `shape` or (p, *shape)
+        Linear term, of a shape that broadcasts to the values.
     reaction : Reaction, optional
+        The nonlinear term phi; None for a quadratic.
     weight : float
         Cell size h^2 of the lumped reaction term.
     scale : float
@@ -206,6 +289,7 @@ class StencilEnergy:
     edges : EdgeWeights, optional
         For natural sides (two dimensions).
     price : Price
+        What one evaluation costs.
     valid : Tensor, shape (p, m), optional
         One at unknowns, zero at the padding of windows.
     """
@@ -270,7 +354,13 @@ class StencilEnergy:
         return self._curve(x, self._apply(x, self.load))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient with one stencil."""
+        """Return value and gradient with one stencil.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.price.of_gradient(members(self.bounds, x))
         linear = self._apply(x, self.load)
         value = 0.5 * (self._inner(x, linear) + self._work_of_load(x)) + self._reaction(x)
@@ -327,8 +417,11 @@ class BoundaryValueEnergy:
     shift : Tensor, shape (rows, columns)
         x + y + 1 at the nodes.
     bounds : Bounds
+        The box of the unknowns.
     h : float
+        Distance between nodes.
     price : Price
+        What one evaluation costs.
     """
 
     shift: Tensor
@@ -381,7 +474,13 @@ class BoundaryValueEnergy:
         return self._gradient(x, self._residual(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.price.of_gradient(members(self.bounds, x))
         residual = self._residual(x)
         return self._value(residual), self._gradient(x, residual)

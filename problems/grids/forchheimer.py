@@ -34,11 +34,15 @@ class FluxEnergy:
     conductivity : Tensor, shape (n + 1,) or (p, n + 1)
         k on the cells.
     load : Tensor, shape (n,) or (p, n)
+        Linear term, of a shape that broadcasts to the values.
     left, right : Tensor, shape () or (p, 1)
         Values of u at the two ends.
     h, gamma : float
+        Distance between nodes, and strength of the nonlinearity.
     bounds : Bounds
+        The box of the unknowns.
     price : Price
+        What one evaluation costs.
     valid : Tensor, shape (p, n), optional
         One at unknowns, zero at the padding of windows.
     """
@@ -102,13 +106,25 @@ class FluxEnergy:
         return self._gradient(*self._drive(x))
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.price.of_gradient(self._times(x))
         g, r = self._drive(x)
         return self._value(x, g, r), self._gradient(g, r)
 
     def stiffness(self, x: Tensor) -> Tensor:
-        """Return ``k q'(k s) / h`` on the cells, shape (..., n + 1), with ``q'(g) = 1 / r``."""
+        """Return ``k q'(k s) / h`` on the cells, shape (..., n + 1), with ``q'(g) = 1 / r``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         return self.conductivity / (self.h * self._drive(x)[1])
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
@@ -148,6 +164,8 @@ class Forchheimer(GridProblem):
     ----------
     gamma : float
         Strength of the nonlinearity, >= 0.
+    n : int
+        Interior nodes along an axis.
 
     References
     ----------
@@ -170,7 +188,15 @@ class Forchheimer(GridProblem):
         return Grid(self.n, 1)
 
     def energy(self, grid: Grid, price: Price) -> FluxEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         h = LENGTH * grid.h
         x = LENGTH * grid.axis(0)
         midpoints = (torch.arange(grid.n + 1, dtype=torch.float64) + 0.5) * h

@@ -34,6 +34,7 @@ class Grid:
     n : int
         Interior nodes per side.
     dim : int
+        Number of coordinates, 1 or 2.
     natural : tuple of bool, length 2 dim
         Whether the sides y=0, y=1, x=0, x=1 (in one dimension x=0, x=1) carry unknowns.
 
@@ -72,13 +73,31 @@ class Grid:
         return prod(self.shape)
 
     def axis(self, k: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-        """Return the coordinates of the unknowns along axis `k` (0 is y in two dimensions)."""
+        """Return the coordinates of the unknowns along axis `k` (0 is y in two dimensions).
+
+        Parameters
+        ----------
+        k : int
+            Number of the axis.
+        dtype : torch.dtype
+            Of the result.
+        device : torch.device or str
+            Where the result is.
+        """
         first = 0 if self.natural[2 * k] else 1
         # Divide in double precision on the host: the coordinates, and so the bounds, are the same on every device.
         return (torch.arange(first, first + self.shape[k], dtype=torch.float64) / (self.n + 1)).to(device, dtype)
 
     def points(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return x of shape (1, columns) and y of shape (rows, 1); they broadcast to the grid."""
+        """Return x of shape (1, columns) and y of shape (rows, 1); they broadcast to the grid.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the result.
+        device : torch.device or str
+            Where the result is.
+        """
         return self.axis(1, dtype, device)[None, :], self.axis(0, dtype, device)[:, None]
 
     def coarser(self) -> Grid:
@@ -271,6 +290,7 @@ def grid_hierarchy(grid: Grid, discretise: Discretise, levels: int, coarsen: int
     discretise : callable
         ``discretise(grid, price)`` returns the objective on a grid.
     levels : int
+        Number of levels, the finest one included.
     coarsen : int
         Ratio of mesh widths of neighbours: 2, 4, 8, ...
 

@@ -104,7 +104,13 @@ class GridDecomposition(Decomposition):
         return {}
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Return one at unknowns and zero at padding, shape (p, m); None without padding. Not to be written to."""
+        """Return one at unknowns and zero at padding, shape (p, m); None without padding. Not to be written to.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Of the result.
+        """
         if not self._is_padded:
             return None
         if dtype not in self._masks:
@@ -112,12 +118,24 @@ class GridDecomposition(Decomposition):
         return self._masks[dtype]
 
     def gather(self, x: Tensor) -> Tensor:
-        """Return the local copies of `x`, shape (p, m)."""
+        """Return the local copies of `x`, shape (p, m).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         # A quarter of the time of x[indices].
         return x.index_select(0, self.indices.view(-1)).view(self.indices.shape)
 
     def cut(self, field: Tensor) -> Tensor:
-        """Return a copy of the windows of a field on the grid (or of a constant), shape (p, *window)."""
+        """Return a copy of the windows of a field on the grid (or of a constant), shape (p, *window).
+
+        Parameters
+        ----------
+        field : Tensor
+            Values on the grid.
+        """
         if field.dim() == 0:
             return field.repeat(len(self.local), *self.window)
         return self.gather(field.reshape(-1)).view(len(self.local), *self.window)
@@ -134,13 +152,26 @@ class GridDecomposition(Decomposition):
         return (down[:, :, None] * (self.shape[1] + 2) + across[:, None, :]).to(self._device)
 
     def cut_framed(self, field: Tensor) -> Tensor:
-        """Return the windows with the ring around them of a field on the grid and its boundary, shape (p, r+2, c+2)."""
+        """Return the windows with the ring around them of a field on the grid and its boundary, shape (p, r+2, c+2).
+
+        Parameters
+        ----------
+        field : Tensor
+            Values on the grid.
+        """
         return field.reshape(-1)[self._framed_in_ring]
 
     def rings(self, load: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Yield, for every side of the windows, the part of `load` along it, the values of `x` outside, and the axis.
 
         Values outside of the grid are zero.
+
+        Parameters
+        ----------
+        load : Tensor, shape (p, *window)
+            Linear term of the windows; parts of it are views.
+        x : Tensor, shape (n,)
+            Values on the whole grid.
         """
         padded = torch.cat([x, x.new_zeros(1)])
         inner = self.framed if len(self.shape) == 1 else self.framed[:, :, 1:-1]
@@ -184,6 +215,7 @@ def grid_decomposition(
     Parameters
     ----------
     grid : Grid
+        Nodes and their spacing.
     parts : int
         Number of subdomains on all ranks.
     overlap : int
@@ -191,6 +223,7 @@ def grid_decomposition(
     comm : Communicator
         Its ranks share the subdomains.
     device : torch.device or str
+        Where the result is.
 
     Raises
     ------
@@ -225,7 +258,15 @@ class WindowedEnergy(Protocol):
     """An objective of a grid that can be evaluated on windows."""
 
     def local(self, decomposition: GridDecomposition, x: Tensor) -> Objective:
-        """Return the batch of local objectives at `x`."""
+        """Return the batch of local objectives at `x`.
+
+        Parameters
+        ----------
+        decomposition : GridDecomposition
+            The windows.
+        x : Tensor, shape (n,)
+            The point.
+        """
         ...
 
 
@@ -234,6 +275,15 @@ def local_models(f: Objective, decomposition: GridDecomposition, x: Tensor) -> O
 
     Energies of the grid have a method ``local(decomposition, x)``; a linear correction is cut out with them; anything
     else is restricted as a whole (`LocalRestrictions`).
+
+    Parameters
+    ----------
+    f : Objective
+        An objective on the whole grid.
+    decomposition : GridDecomposition
+        The windows.
+    x : Tensor, shape (n,)
+        The point.
     """
     if isinstance(f, Remembered):
         return local_models(f.f, decomposition, x)

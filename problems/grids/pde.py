@@ -70,11 +70,25 @@ class GridProblem(Problem):
         return Grid(self.n)
 
     def energy(self, grid: Grid, price: Price) -> Objective:
-        """Return the energy of the problem on `grid`."""
+        """Return the energy of the problem on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         raise NotImplementedError
 
     def objective(self, sample: int | None = None) -> Objective:
-        """Return the energy on the finest grid; `sample` is not used (nothing is random)."""
+        """Return the energy on the finest grid; `sample` is not used (nothing is random).
+
+        Parameters
+        ----------
+        sample : int, optional
+            Not used: the objective is deterministic.
+        """
         return self.energy(self.grid(), Price(value=1.0, product=1.0))
 
     def initial(self, seed: int = 0) -> Tensor:
@@ -84,6 +98,13 @@ class GridProblem(Problem):
 
     def hierarchy(self, levels: int, coarsen: int = 2) -> Hierarchy:
         """Return `levels` rediscretised energies on grids whose mesh widths have the ratio `coarsen`.
+
+        Parameters
+        ----------
+        levels : int
+            Number of levels, the finest one included.
+        coarsen : int
+            Factor between the spacings of neighbouring levels.
 
         Raises
         ------
@@ -150,13 +171,22 @@ class Obstacle(GridProblem):
     Parameters
     ----------
     load, lower : float
+        Force on the membrane, and height of the obstacle below it.
     """
 
     load: float = 10.0
     lower: float = -0.25
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         bounds = self._box(self.lower, torch.inf, grid)
         return StencilEnergy(grid.shape, bounds, self._constant(self.load * grid.h**2), price=price)
 
@@ -182,7 +212,15 @@ class Membrane(GridProblem):
         return Grid(self.n, 2, (True, True, False, True))
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         across, down = torch.ones_like(y), torch.ones_like(x)
         across[[0, -1]] = 0.5
@@ -216,7 +254,15 @@ class MinimalSurface(GridProblem):
     height: float = 0.1
 
     def energy(self, grid: Grid, price: Price) -> SurfaceEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         plate = ((x - 0.5).abs() <= 0.25) & ((y - 0.5).abs() <= 0.25)
         lower = torch.where(plate, self.height, -torch.inf)
@@ -236,6 +282,7 @@ class Bratu(GridProblem):
     Parameters
     ----------
     lam, upper : float
+        Factor on the exponential, and upper bound of the unknowns.
 
     References
     ----------
@@ -246,7 +293,15 @@ class Bratu(GridProblem):
     upper: float = 0.45
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         bounds = self._box(-torch.inf, self.upper, grid)
         return StencilEnergy(grid.shape, bounds, self._constant(0.0), BratuReaction(self.lam), grid.h**2, price=price)
 
@@ -258,6 +313,11 @@ class Ignition(GridProblem):
     ``f = (9 pi^2 + e^{(x^2 - x^3) sin 3 pi y} (x^2 - x^3) + 6 x - 2) sin 3 pi x`` and ``u >= 0.2 - 8 (x - 7/16)^2 - 8
     (y - 7/16)^2``. The energy is not convex; the bounds keep it bounded below.
 
+    Parameters
+    ----------
+    upper : float
+        Upper bound of the unknowns.
+
     References
     ----------
     arXiv 2103.14552, example IGNITION, as it stands there. (The solution of ``-Laplace u + u e^u = f`` in Briggs,
@@ -268,7 +328,15 @@ class Ignition(GridProblem):
     upper: float = 0.5
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         bump = x**2 - x**3
         f = (9.0 * pi**2 + torch.exp(bump * torch.sin(3.0 * pi * y)) * bump + 6.0 * x - 2.0) * torch.sin(3.0 * pi * x)
@@ -294,7 +362,15 @@ class MoreBV(GridProblem):
         return {"kappa": 10.0, "model_steps": 20} if solver == "ml-adagrad" else {}
 
     def energy(self, grid: Grid, price: Price) -> BoundaryValueEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         arch = torch.sin(5.0 * pi * x) * torch.sin(pi * (1.0 - x)) * torch.sin(pi * y) * torch.sin(pi * (1.0 - y))
         return BoundaryValueEnergy(x + y + 1.0, self._box(arch, torch.inf, grid), grid.h, price)

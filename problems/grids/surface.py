@@ -59,9 +59,11 @@ class SurfaceEnergy:
         Values on the ring around the unknowns: the boundary data, or what a window is fixed to. Its inner values are
         not read.
     bounds : Bounds
+        The box of the unknowns.
     h : float
         Mesh width.
     price : Price
+        What one evaluation costs.
     valid : Tensor, shape (p, m), optional
         One at unknowns, zero at the padding of windows.
     """
@@ -140,7 +142,13 @@ class SurfaceEnergy:
         return self._only_valid(out)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.price.of_gradient(members(self.bounds, x))
         out, areas = x.new_empty(x.shape), []
         for a, b in self._blocks(x):
@@ -207,6 +215,15 @@ def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.devic
 
     The surface is ``(u + u v^2 - u^3/3, -v - u^2 v + v^3/3, u^2 - v^2)``; (u, v) of a boundary point comes from
     Newton's method.
+
+    Parameters
+    ----------
+    grid_n : int
+        Interior nodes along an axis.
+    dtype : torch.dtype
+        Of the result.
+    device : torch.device or str
+        Where the result is.
 
     References
     ----------

@@ -42,6 +42,7 @@ class Preset:
     Parameters
     ----------
     network : {"dense", "residual"}
+        Kind of the network.
     depth, width : int
         Layers with parameters, the linear last one included, and neurons of the hidden ones.
     points : int
@@ -459,7 +460,15 @@ class PhysicsInformed(Problem):
     # -------------------------------------------------------------------------------- what the user sees
 
     def predict(self, x: Tensor, points: Tensor) -> Tensor:
-        """Return the approximate solution u at any points of the box, shape (m,)."""
+        """Return the approximate solution u at any points of the box, shape (m,).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         return self._values(points)(x)
 
     def _values(self, points: Tensor) -> Callable[[Tensor], Tensor]:

@@ -39,7 +39,13 @@ def greenlets() -> Any:
 
 
 class Session:
-    """One run of a PETSc solver inside a greenlet."""
+    """One run of a PETSc solver inside a greenlet.
+
+    Parameters
+    ----------
+    problem : PetscProblem
+        PETSc's solver, set up.
+    """
 
     def __init__(self, problem: PetscProblem) -> None:
         self._greenlet = greenlets()
@@ -87,7 +93,13 @@ class Session:
 
 
 class SessionHandle:
-    """What a state holds of a session: when the state goes, or Python ends, the session is ended."""
+    """What a state holds of a session: when the state goes, or Python ends, the session is ended.
+
+    Parameters
+    ----------
+    session : Session
+        The run that is held.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -96,11 +108,23 @@ class SessionHandle:
         self._version = -1
 
     def hand_out(self, x: Tensor) -> None:
-        """Note that `x` is the iterate that the caller has got."""
+        """Note that `x` is the iterate that the caller has got.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self._x, self._version = x, x._version
 
     def stands_at(self, x: Tensor) -> bool:
-        """Say whether `x` is that iterate, and not written to since."""
+        """Return whether `x` is that iterate, and not written to since.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         return x is self._x and x._version == self._version
 
     def __reduce_ex__(self, protocol: Any) -> Any:

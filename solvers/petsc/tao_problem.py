@@ -54,7 +54,13 @@ class TaoProblem(PetscProblem):
         self.solver.solve(self.solution)
 
     def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
-        """See `PetscProblem.hand_over`."""
+        """See `PetscProblem.hand_over`.
+
+        Parameters
+        ----------
+        end_of_iteration : callable
+            Gets the number of the iteration and returns whether to end.
+        """
 
         def test(tao: Any) -> None:  # TAO calls it after its own test, once or more in an iteration
             if tao.getConvergedReason() == 0 and end_of_iteration(tao.getIterationNumber()):
@@ -80,6 +86,7 @@ def tao_minimise(
     Parameters
     ----------
     objective : Objective
+        What is minimised.
     x : Tensor, shape (n,)
         Start; not written to.
     type : str
@@ -87,6 +94,7 @@ def tao_minimise(
     prefix : str
         Options ``-<prefix>tao_...`` in PETSc's database win over the arguments.
     max_steps : int
+        Most iterations.
     atol : float
         Bound on TAO's measure, the 2-norm of the projected gradient.
 
