@@ -9,6 +9,7 @@ import typing
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -348,7 +349,7 @@ def keys_of(kind: type) -> dict[str, Any]:
             continue
         if _leaves(hint):
             keys[f.name] = hint
-        elif is_dataclass(hint) and isinstance(default(f), hint):
+        elif isinstance(hint, type) and is_dataclass(hint) and isinstance(default(f), hint):
             keys |= {f"{f.name}.{key}": inner for key, inner in keys_of(hint).items() if not holds_solver(inner)}
     return keys
 
@@ -374,7 +375,7 @@ def _with_nested(written: dict[str, Any], record: Callable[[str], Any]) -> dict[
     for name in dict.fromkeys(key.partition(".")[0] for key in written if "." in key):
         old = record(name)
         changes = {key.partition(".")[2]: value for key, value in written.items() if key.startswith(f"{name}.")}
-        values[name] = replace(old, **_with_nested(changes, lambda inner, old=old: getattr(old, inner)))
+        values[name] = replace(old, **_with_nested(changes, partial(getattr, old)))
     return values
 
 

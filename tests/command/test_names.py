@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -155,3 +156,14 @@ def test_a_listing_shows_the_keys_of_nested_records() -> None:
     assert "  radius.initial : number, default 1.0" in lines
     assert lines[lines.index("  radius.initial : number, default 1.0") + 1].strip() == "The first radius."
     assert "  local : trust-region, default trust-region" in list(keys("apts"))
+
+
+def test_the_weights_of_aspqn_are_chosen_like_those_of_all_others(run, tmp_path):
+    small = "train poisson1d:network.depth=4,network.width=5,points=20 --solver aspqn --parts 3 --overlap 1 --steps 2"
+    found = []
+    for combine in ("asm", "ras", "wasm"):
+        code, _, error = run(f"{small} --combine {combine} --quiet --out", tmp_path / combine)
+        assert code == 0, error
+        found.append(json.loads((tmp_path / combine / "result.json").read_text()))
+        assert f"combine={combine}" in found[-1]["options"]["solver"]
+    assert len({one["loss"] for one in found}) == 3
