@@ -16,4 +16,5 @@ from .optim import Optimizer as Optimizer
 from .schwarz import NonlinearSchwarz as NonlinearSchwarz
 from .schwarz_adagrad import SchwarzAdaGrad as SchwarzAdaGrad
 from .schwarz_lbfgs import SchwarzLBFGS as SchwarzLBFGS
+from .trust_region import Radius as Radius
 from .trust_region import TrustRegion as TrustRegion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from mldd.algebra import (
 from mldd.loop import State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.parts import Floats, Probed, column, inner, numbers
-from mldd.solvers.trust_region import Model, Norm, TrustRegion, TrustRegionState
+from mldd.solvers.trust_region import TrustRegion, TrustRegionState
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,29 @@ class Apts:
     decomposition : Decomposition or SharedDecomposition
         Over parameters (APTS_W, APTS_P) or over data or graph parts (APTS_D); local models must be first-order
         consistent.
-    model, global_model : {"bfgs", "sr1", "first-order"}
-        Of the local and of the global trust-region steps.
-    norm : {"2", "inf"}
-        Of all trust regions. Objectives with bounds need "inf" and the weights ras or wasm.
+    local : TrustRegion
+        The trust-region method on subdomains.
+    outer : TrustRegion
+        The trust-region method on all unknowns. Its first radius is that of Schwarz and of global steps, and its rule
+        of the radius judges both; its `window` > 1 is non-monotone acceptance of both (NAPTS). Its norm must be that of
+        `local`; objectives with bounds need "inf" and the weights ras or wasm.
     combine : {"wasm", "asm", "ras"}
+        Weights of the local steps.
     local_steps, global_steps : int
-    radius, min_radius, max_radius, shrink, grow, accept, low, high, memory, model_steps
-        See `TrustRegion`.
-    window : int
-        Non-monotone acceptance of Schwarz and global steps (NAPTS): compared with the largest of so many latest values.
-    span : int
-        Coarse directions: the local steps and the last outer step, split by layer, span a small space in which f is
-        minimised from s on by a trust-region method within the same radius; so many evaluations of value and gradient,
-        of which the first is the trial of step 3. 0: none, s is all.
+        Trust-region steps on every subdomain, and on all unknowns, in an outer step.
+    subspace_steps : int
+        The local steps and the last outer step, split by layer, span a small space in which f is minimised from s on by
+        a trust-region method within the same radius; so many evaluations of value and gradient, of which the first is
+        the trial of step 3. 0: none, the step is the weighted sum s.
     keep_pairs : bool
         Local models keep their curvature pairs from one outer step to the next.
     comm : Communicator
+        Its ranks divide the subdomains.
+
+    Raises
+    ------
+    ValueError
+        Parameters out of range.
 
     References
     ----------
@@ -82,24 +88,12 @@ class Apts:
     """
 
     decomposition: Decomposition | SharedDecomposition
-    model: Model = "bfgs"
-    global_model: Model = "bfgs"
-    norm: Norm = "2"
+    local: TrustRegion = TrustRegion()
+    outer: TrustRegion = TrustRegion()
     combine: Combine = "wasm"
     local_steps: int = 5
     global_steps: int = 1
-    radius: float = 1.0
-    min_radius: float = 0.0
-    max_radius: float = 1e3
-    shrink: float = 0.5
-    grow: float = 2.0
-    accept: float = 1e-4
-    low: float = 0.25
-    high: float = 0.75
-    window: int = 1
-    span: int = 0
-    memory: int = 10
-    model_steps: int = 10
+    subspace_steps: int = 0
     keep_pairs: bool = True
     comm: Communicator = SERIAL
 
@@ -109,45 +103,27 @@ class Apts:
         """Refuse parameters outside of their ranges."""
         if not self.local_steps >= 1:
             raise ValueError(f"`local_steps` must be >= 1, got {self.local_steps}")
-        for name in ("global_steps", "span"):
+        for name in ("global_steps", "subspace_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         if self.combine not in ("asm", "ras", "wasm"):
             raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
-        _ = self.local, self.globally
-
-    def _region(self, model: Model, norm: Norm, window: int, comm: Communicator) -> TrustRegion:
-        return TrustRegion(
-            model,
-            norm,
-            self.radius,
-            self.min_radius,
-            self.max_radius,
-            self.shrink,
-            self.grow,
-            self.accept,
-            self.low,
-            self.high,
-            window,
-            self.memory,
-            self.model_steps,
-            comm,
-        )
+        if self.local.norm != self.outer.norm:
+            raise ValueError(
+                f"`local` and `outer` must have the same norm, got {self.local.norm} and {self.outer.norm}; set both"
+            )
+        if self.local.comm.ranks > 1:
+            raise ValueError(f"`local` runs on one rank, got a communicator of {self.local.comm.ranks}; leave it out")
 
     @cached_property
-    def local(self) -> TrustRegion:
-        """The trust-region method on subdomains."""
-        return self._region(self.model, self.norm, 1, SERIAL)
-
-    @cached_property
-    def globally(self) -> TrustRegion:
-        """The trust-region method on all unknowns, which also judges Schwarz steps."""
-        return self._region(self.global_model, self.norm, self.window, self.comm)
+    def whole(self) -> TrustRegion:
+        """The trust-region method on all unknowns, in which rank 0 decides; it also judges Schwarz steps."""
+        return replace(self.outer, comm=self.comm)
 
     @cached_property
     def coarse(self) -> TrustRegion:
         """The trust-region method in the small space."""
-        return self._region("bfgs", "2", self.window, self.comm)
+        return replace(self.whole, model="bfgs", norm="2")
 
     def init(self, objective: Objective, x: Tensor) -> AptsState:
         """Return the first radius, and no pairs.
@@ -157,8 +133,8 @@ class Apts:
         ValueError
             The objective has bounds, and trust region or weights do not respect them.
         """
-        if self.span and not objective.bounds.is_free:
-            raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
+        if self.subspace_steps and not objective.bounds.is_free:
+            raise ValueError("`subspace_steps` needs an objective without bounds, got one with bounds; leave it out")
         if self.combine == "asm" and not objective.bounds.is_free:
             raise ValueError("sums of corrections (asm) leave the bounds of the objective; use combine wasm or ras")
         d = self.decomposition
@@ -167,25 +143,25 @@ class Apts:
         least = torch.where(d.valid, weights, torch.inf).amin(1) if weights.numel() else largest
         total, uneven = self.comm.sum_scalars([float(largest.sum()), float((largest != least).sum())])
         m = float(d.multiplicity.max()) if self.combine == "asm" else 1.0
-        share = 1.0 / m if self.norm == "inf" else 1.0 / math.sqrt(total * m)
+        share = 1.0 / m if self.outer.norm == "inf" else 1.0 / math.sqrt(total * m)
         return AptsState(
-            globally=self.globally.init(objective, x),
+            whole=self.whole.init(objective, x),
             local=self.local.fresh(y),
             weights=weights,
             uniform=uneven == 0,
             share=share,
-            radii=[torch.tensor([self.radius], dtype=torch.float64) for _ in range(2)],
-            previous=torch.zeros_like(x) if self.span else torch.empty(0),
+            radii=[torch.tensor([self.outer.radius.initial], dtype=torch.float64) for _ in range(2)],
+            previous=torch.zeros_like(x) if self.subspace_steps else torch.empty(0),
         )
 
     def step(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, AptsState]:
         """Do one outer step, in place."""
-        whole = state.globally
-        self.globally.locate(objective, x, whole)
+        whole = state.whole
+        self.whole.locate(objective, x, whole)
         if whole.status is None:
             self._in_turn(0, lambda: self._schwarz_step(objective, x, state), state)
         for _ in range(self.global_steps):
-            self._in_turn(1, lambda: self.globally.advance(objective, x, whole), state)
+            self._in_turn(1, lambda: self.whole.advance(objective, x, whole), state)
         if whole.status is Status.diverged:
             state.status = Status.diverged
         elif all(state.stuck[: 2 if self.global_steps else 1]):
@@ -194,7 +170,7 @@ class Apts:
 
     def _in_turn(self, kind: int, step: Callable[[], None], state: AptsState) -> None:
         """Do a `step` of one kind (0: Schwarz, 1: global) with its own radius, unless it cannot go on from here."""
-        whole = state.globally
+        whole = state.whole
         if state.stuck[kind] or whole.status is Status.diverged:
             return
         whole.radius, whole.frozen, whole.status = state.radii[kind], torch.zeros_like(whole.frozen), None
@@ -205,20 +181,20 @@ class Apts:
 
     def _schwarz_step(self, objective: Objective, x: Tensor, state: AptsState) -> None:
         """Try the sum of the local steps."""
-        whole = state.globally
+        whole = state.whole
         steps, totals = self._solve_all(objective, x, state)
         promised, dropped = numbers(totals)[:, None]
         state.dropped += int(dropped[0])
         before = whole.accepted, whole.rejected
-        if self.span:
-            self._search_span(objective, x, steps, promised, state)
+        if self.subspace_steps:
+            self._search_subspace(objective, x, steps, promised, state)
         else:
-            self.globally.settle(objective, x, steps, promised, whole)
+            self.whole.settle(objective, x, steps, promised, whole)
         state.accepted += whole.accepted - before[0]
         state.rejected += whole.rejected - before[1]
 
     def _solve_all(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Tensor]:
-        """Return the weighted local steps: their sum, shape (n,), or each of them, shape (N, n), where there is a span.
+        """Return the weighted local steps: their sum, shape (n,), or with `subspace_steps` each, shape (N, n).
 
         And the sums of the decreases they promise and of those dropped, shape (2,). One collective.
         """
@@ -227,15 +203,17 @@ class Apts:
         if not good.all():
             c, decrease = torch.where(column(good, c), c, 0.0), np.where(good, decrease, 0.0)
         both = torch.from_numpy(np.stack([decrease, ~good], 1)).to(c)
-        if self.span:
+        if self.subspace_steps:
             rows = self.comm.gather(torch.cat([self.decomposition.spread(c), both], 1), self.decomposition.parts)
             return rows[:, :-2], rows[:, -2:].sum(0)
         total = self.comm.sum(torch.cat([self.decomposition.scatter(c), both.sum(0)]))
         return total[:-2], total[-2:]
 
-    def _search_span(self, objective: Objective, x: Tensor, rows: Tensor, decrease: Floats, state: AptsState) -> None:
+    def _search_subspace(
+        self, objective: Objective, x: Tensor, rows: Tensor, decrease: Floats, state: AptsState
+    ) -> None:
         """Minimise in the space of `rows` and the last step, split by layer, from the sum of the rows on; go there."""
-        whole, s = state.globally, rows.sum(0)
+        whole, s = state.whole, rows.sum(0)
         assert whole.gradient is not None  # noqa: S101
         rows = torch.cat([rows, state.previous[None]])
         pieces = split(rows, self.decomposition.blocks)
@@ -248,18 +226,18 @@ class Apts:
         f.keep(z, mine.gradient)
         self.coarse.settle(f, z, small.transfer.restrict(s), decrease, mine)
         judged = mine.radius
-        for _ in range(self.span - 1):
+        for _ in range(self.subspace_steps - 1):
             if mine.status is None:
                 self.coarse.advance(f, z, mine)
         mine.radius = torch.maximum(judged, torch.from_numpy(self.coarse.length(z)))
         moved, step = bool((z != 0).any()), small.transfer.prolong(z)
-        self.globally.follow(objective, x, step, small.whole_gradient(z) if moved else whole.gradient, mine, whole)
+        self.whole.follow(objective, x, step, small.whole_gradient(z) if moved else whole.gradient, mine, whole)
         if moved:
             state.previous.copy_(step)
 
     def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Floats]:
         """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p,)."""
-        d, local, g = self.decomposition, state.local, state.globally.gradient
+        d, local, g = self.decomposition, state.local, state.whole.gradient
         assert g is not None  # noqa: S101
         f, y0 = Remembered(d.models(objective, x, g)), d.gather(x)
         if not len(y0):
@@ -268,7 +246,7 @@ class Apts:
         f.keep(y, g0)  # R_d g: that is what first-order consistent means
         if not self.keep_pairs:
             state.local = local = self.local.fresh(y)
-        local.confine(y0, state.globally.radius * state.share)
+        local.confine(y0, state.whole.radius * state.share)
         self.local.locate(f, y, local)
         start = local.value
         for k in range(self.local_steps):
@@ -290,26 +268,27 @@ class AptsState(State):
 
     Attributes
     ----------
-    globally : TrustRegionState
+    whole : TrustRegionState
         Latest values and global model; its own counts are those of Schwarz and global steps together.
     radii : list of Tensor, shape (1,), float64, on the CPU
-        Of Schwarz steps (delta) and of global steps; each in use is that of `globally` while the step is done.
+        Of Schwarz steps (delta) and of global steps; each in use is that of `whole` while the step is done.
     stuck : list of bool
         Which kind of step is at its floor.
     local : TrustRegionState
         One row per subdomain of this rank.
     weights : Tensor, shape (p, m)
+        Weights of the local steps.
     uniform : bool
         On every subdomain, the weights of all unknowns are the same.
     share : float
         Local radius over delta.
     previous : Tensor, shape (n,)
-        The last step taken in the span.
+        The last step taken in a subspace.
     dropped : int
         Local steps, on all ranks, that were dropped because a local model was not finite.
     """
 
-    globally: TrustRegionState = field(default_factory=TrustRegionState)
+    whole: TrustRegionState = field(default_factory=TrustRegionState)
     local: TrustRegionState = field(default_factory=TrustRegionState)
     weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     uniform: bool = False
@@ -321,7 +300,13 @@ class AptsState(State):
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Return orthonormal rows that span all `rows`, shape (k, n), up to rounding."""
+    """Return orthonormal rows that span all `rows`, shape (k, n), up to rounding.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (p, n)
+        Vectors, which may depend on each other.
+    """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     U, sizes, _ = torch.linalg.svd(rows @ rows.mT / (norms * norms.mT).clamp_min(1e-300))
     keep = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.clamp_min(1e-300).max()

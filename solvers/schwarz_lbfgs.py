@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
+    Combine,
     Decomposition,
     IndexTransfer,
     MatrixTransfer,
@@ -30,12 +31,38 @@ from mldd.solvers.parts import BatchLBFGS, Order, Probed, Sweep, SweepState
 
 
 @dataclass(frozen=True)
+class CoarseStep:
+    """A coarse step of `SchwarzLBFGS`: L-BFGS on a few unknowns of all subdomains.
+
+    Parameters
+    ----------
+    steps : int
+        L-BFGS iterations; 0: no coarse step.
+    space : Transfer, optional
+        The unknowns; by default the first layer of every subdomain (`first_layers`).
+
+    Raises
+    ------
+    ValueError
+        A negative number of steps.
+    """
+
+    steps: int = 0
+    space: Transfer | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of steps."""
+        if not self.steps >= 0:
+            raise ValueError(f"`steps` of a coarse step must be >= 0, got {self.steps}")
+
+
+@dataclass(frozen=True)
 class SchwarzLBFGS:
     r"""Right-preconditioned L-BFGS: a Schwarz sweep of local L-BFGS solves, then an L-BFGS step from where it led.
 
     One outer step does, each only if asked for,
 
-    1. a coarse step: `coarse_steps` L-BFGS iterations on a few unknowns of all subdomains, the others frozen;
+    1. a coarse step: L-BFGS iterations on a few unknowns of all subdomains, the others frozen;
     2. `local_steps` L-BFGS iterations on every subdomain, additive (ASPQN) or multiplicative (MSPQN), and a combination
        of their corrections, ``x <- G(x)``;
     3. `global_steps` L-BFGS steps on all unknowns from G(x), ``v <- (1 - momentum) v - momentum H grad f(G(x))``,
@@ -45,36 +72,43 @@ class SchwarzLBFGS:
     (counted); an L-BFGS step that finds none is repeated from steepest descent with its memory cleared; when no phase
     moves, the status is `Status.stalled`.
 
-    Combinations of additive corrections c_i, all over the multiplicity of their unknowns (a mean where subdomains
-    overlap, the direct sum where they do not):
+    Combinations of additive corrections c_i, weighted by D_i (see `combine`):
 
-    - ``sum``: one strong Wolfe search along their sum, from step length 1;
-    - ``search``: one such search after the other along each c_i as it is, not over the multiplicity;
-    - ``span``: minimise ``f(x + D z)`` over the span of the c_i, split by layer where the decomposition knows layers,
-      of the L-BFGS direction and of the previous step, by `span_steps` L-BFGS iterations. Columns are scaled by
-      ``1 / sqrt(|<g, c>|)``: were each c_i the minimiser along itself, the Hessian of z would have a unit diagonal.
+    - `search` each: one strong Wolfe search after the other along each D_i c_i, from step length 1;
+    - `search` sum: one such search along ``sum_i D_i c_i``;
+    - `subspace_steps` > 0: minimise ``f(x + D z)`` over the space of the D_i c_i, split by layer where the
+      decomposition knows layers, of the L-BFGS direction and of the previous step, by so many L-BFGS iterations.
+      Columns are scaled by ``1 / sqrt(|<g, c>|)``: were each c_i the minimiser along itself, the Hessian of z would
+      have a unit diagonal.
 
     A multiplicative sweep adds each correction as it is, and is searched along only where the value did not fall.
 
     Parameters
     ----------
     decomposition : Decomposition or SharedDecomposition
-        Overlap is its matter.
+        Subdomains of parameters, which may overlap, or of data or graph parts.
     order : {"additive", "multiplicative"}
-    combine : {"sum", "search", "span"}
-        Of an additive sweep.
-    local_steps, global_steps, span_steps, coarse_steps : int
-    memory, local_memory : int
-        Pairs of the global, and of the local, coarse and span iterations.
-    momentum : float
-        Weight of the new direction in (0, 1]; 1 for none.
+        All subdomains start from x, or each from what its predecessors have made of x.
+    combine : {"asm", "ras", "wasm"}
+        Weights of an additive sweep: each correction as it is, restricted to the unknowns it owns, or over the
+        multiplicity of its unknowns.
+    search : {"each", "sum"}
+        Whether an additive sweep without subspace steps searches along each correction or along their sum.
+    local_steps, global_steps : int
+        L-BFGS iterations on every subdomain, and L-BFGS steps on all unknowns.
+    subspace_steps : int
+        L-BFGS iterations in the space of the corrections; 0: none, see `search`.
+    local : BatchLBFGS
+        L-BFGS of the local, coarse and subspace iterations.
+    outer : LBFGS
+        L-BFGS of the global steps, whose `momentum` is that of step 3; the searches along corrections have its
+        constants.
     keep_pairs : bool
         Local pairs are kept from one outer step to the next instead of gathered anew.
-    coarse : Transfer, optional
-        Unknowns of the coarse step; by default the first layer of every subdomain (`first_layers`).
-    max_evaluations : int
-        Per line search.
+    coarse : CoarseStep
+        Length and unknowns of the coarse step.
     comm : Communicator
+        Its ranks divide the subdomains.
 
     Raises
     ------
@@ -83,72 +117,73 @@ class SchwarzLBFGS:
 
     Notes
     -----
-    Published settings are memory 3, local_memory 10, momentum 0.9, pairs that are not kept, one subdomain per layer and
-    10 to 100 local steps. Kept pairs save the many local steps that it takes to gather them anew: on a physics-informed
-    network with 3,001 parameters they halve the gradients to a given error, and 20 steps do.
+    Published settings are memories of 3 (outer) and 10 (local), momentum 0.9, pairs that are not kept, one subdomain
+    per layer and 10 to 100 local steps. Kept pairs save the many local steps that it takes to gather them anew: on a
+    physics-informed network with 3,001 parameters they halve the gradients to a given error, and 20 steps do.
 
     References
     ----------
-    arXiv 2306.17648, algorithms for ASPQN and MSPQN; ``search``, overlap and the coarse step as in public code of the
-    authors of arXiv 2406.10997; ``span`` after arXiv 2601.08709, of which coefficients and solver are unpublished.
+    arXiv 2306.17648, algorithms for ASPQN and MSPQN; searches along each correction, overlap and the coarse step as in
+    public code of the authors of arXiv 2406.10997; the subspace after arXiv 2601.08709, of which coefficients and
+    solver are unpublished.
     """
 
     decomposition: Decomposition | SharedDecomposition
     order: Order = "additive"
-    combine: Literal["sum", "search", "span"] = "search"
+    combine: Combine = "asm"
+    search: Literal["each", "sum"] = "each"
     local_steps: int = 20
     global_steps: int = 1
-    span_steps: int = 5
-    coarse_steps: int = 0
-    memory: int = 10
-    local_memory: int = 20
-    momentum: float = 1.0
+    subspace_steps: int = 0
+    local: BatchLBFGS = BatchLBFGS(memory=20)
+    outer: LBFGS = LBFGS()
     keep_pairs: bool = True
-    coarse: Transfer | None = None
-    max_evaluations: int = 25
+    coarse: CoarseStep = CoarseStep()
     comm: Communicator = SERIAL
 
     needs_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        for name in ("local_steps", "global_steps", "coarse_steps", "span_steps"):
+        for name in ("local_steps", "global_steps", "subspace_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
-        if not (self.local_steps or self.global_steps or self.coarse_steps):
-            raise ValueError("one of `local_steps`, `global_steps`, `coarse_steps` must be >= 1, got 0 for all")
-        if self.combine not in ("sum", "search", "span"):
-            raise ValueError(f"`combine` must be one of sum, search, span, got {self.combine!r}")
-        if self.combine == "span" and self.span_steps == 0:
-            raise ValueError("`span_steps` must be >= 1 where `combine` is span, got 0; or use combine=sum")
-        _ = self.sweep, self.outer, self._inner, self._coarse if self.coarse_steps else None
+        if not (self.local_steps or self.global_steps or self.coarse.steps):
+            raise ValueError("one of `local_steps`, `global_steps`, `coarse.steps` must be >= 1, got 0 for all")
+        if self.search not in ("each", "sum"):
+            raise ValueError(f"`search` must be one of each, sum, got {self.search!r}")
+        if self.order == "multiplicative":
+            for name, only in (("combine", "asm"), ("search", "each"), ("subspace_steps", 0)):
+                if getattr(self, name) != only:
+                    raise ValueError(
+                        f"`{name}` is for additive sweeps, a multiplicative one adds each correction as it is, got "
+                        f"{getattr(self, name)!r}; leave it out or use `order` additive (aspqn)"
+                    )
+        _ = self.sweep, self._space if self.coarse.steps else None
 
     @cached_property
     def sweep(self) -> Sweep:
         """The local phase; where subdomains come one after the other, single searches have the least overhead."""
-        solver = BatchLBFGS if self.order == "additive" else LBFGS
         return Sweep(
             self.decomposition,
-            solver(self.local_memory, self.max_evaluations),
+            self.local if self.order == "additive" else self._inner,
             self.local_steps,
-            combine="wasm",
+            combine=self.combine,
+            damping=1.0,  # steps are searched along
             order=self.order,
             memory="keep" if self.keep_pairs else "reset",
             comm=self.comm,
         )
 
     @cached_property
-    def outer(self) -> LBFGS:
-        """The global step."""
-        return LBFGS(self.memory, self.max_evaluations, momentum=self.momentum)
-
-    @cached_property
     def _inner(self) -> LBFGS:
-        return LBFGS(self.local_memory, self.max_evaluations)
+        """The same as `local` for a single vector."""
+        return LBFGS(self.local.memory, self.local.max_evaluations, self.local.c1, self.local.c2)
 
     @cached_property
-    def _coarse(self) -> Transfer:
-        return first_layers(self.decomposition) if self.coarse is None else self.coarse
+    def _space(self) -> Transfer:
+        """The unknowns of the coarse step."""
+        return first_layers(self.decomposition) if self.coarse.space is None else self.coarse.space
 
     def init(self, objective: Objective, x: Tensor) -> SpqnState:
         """Return empty memories.
@@ -159,17 +194,19 @@ class SchwarzLBFGS:
             The objective has bounds.
         """
         if not objective.bounds.is_free:
-            raise ValueError("spqn needs an objective without bounds, got one with bounds; use dd-adagrad or tao:blmvm")
+            raise ValueError(
+                "aspqn and mspqn need an objective without bounds, got one with bounds; use dd-adagrad or tao:blmvm"
+            )
         if x.dtype != torch.float64:
             warnings.warn(
-                f"spqn: line searches end where values differ by less than their rounding error, got {x.dtype}; "
+                f"aspqn, mspqn: searches end where values differ by less than their rounding error, got {x.dtype}; "
                 "use float64 to go further",
                 stacklevel=2,
             )
         return SpqnState(
             outer=self.outer.init(objective, x),
             sweep=self.sweep.init(objective, x) if self.local_steps else SweepState(),
-            previous=torch.zeros_like(x) if self.combine == "span" else x.new_empty(0),
+            previous=torch.zeros_like(x) if self.subspace_steps else x.new_empty(0),
         )
 
     def step(self, objective: Objective, x: Tensor, state: SpqnState) -> tuple[Tensor, SpqnState]:
@@ -181,8 +218,8 @@ class SchwarzLBFGS:
             state.status = Status.diverged
             return x, state
         before = state.accepted
-        if self.coarse_steps:
-            self._minimise_in(self._coarse, objective, x, state, self.coarse_steps)
+        if self.coarse.steps:
+            self._minimise_in(self._space, objective, x, state, self.coarse.steps)
         if self.local_steps:
             self._sweep(objective, x, state)
         moved = state.accepted > before
@@ -206,13 +243,15 @@ class SchwarzLBFGS:
             self._add(objective, x, sweep.correction(objective, x, state.sweep), state)
             return
         corrections = sweep.corrections(objective, x, state.sweep)
-        if self.combine == "sum":
+        if self.subspace_steps:
+            self._search_subspace(
+                objective, x, self.comm.gather(d.spread(corrections * state.sweep.weights), d.parts), state
+            )
+        elif self.search == "sum":
             self._search(objective, x, sweep.total(corrections, state.sweep), state)
-        elif self.combine == "search":
-            for row in self.comm.gather(d.spread(corrections * d.valid), d.parts):
-                self._search(objective, x, row, state)
         else:
-            self._span(objective, x, self.comm.gather(d.spread(corrections * state.sweep.weights), d.parts), state)
+            for row in self.comm.gather(d.spread(corrections * state.sweep.weights), d.parts):
+                self._search(objective, x, row, state)
 
     def _add(self, objective: Objective, x: Tensor, s: Tensor, state: SpqnState) -> None:
         """Add a correction that should lower the value; search along it where it does not."""
@@ -230,14 +269,14 @@ class SchwarzLBFGS:
         if slope < 0:
             start = Trial(0.0, outer.value, slope, g)
             ray = along(objective, x, d, outer.trial)
-            found = WolfeSearch(ray, start, self.outer.c1, self.outer.c2, self.max_evaluations).run(1.0)
+            found = WolfeSearch(ray, start, self.outer.c1, self.outer.c2, self.outer.max_evaluations).run(1.0)
         if found is None:
             state.rejected += bool(d.any())
             return
         _move(objective, x, d * found.t, found.value, found.g, state)
 
-    def _span(self, objective: Objective, x: Tensor, rows: Tensor, state: SpqnState) -> None:
-        """Minimise over the span of the rows, split by layer, the L-BFGS direction and the previous step."""
+    def _search_subspace(self, objective: Objective, x: Tensor, rows: Tensor, state: SpqnState) -> None:
+        """Minimise in the space of the rows, split by layer, the L-BFGS direction and the previous step."""
         outer, g = state.outer, objective.gradient(x)
         pieces = split(rows, self.decomposition.blocks)
         extra = [state.previous[None]] + ([lbfgs_direction(outer, g)[None]] if outer.pairs else [])
@@ -253,7 +292,7 @@ class SchwarzLBFGS:
         factor = curvature.rsqrt()
         before = x.clone()
         space = MatrixTransfer((columns * factor[:, None]).t())
-        self._minimise_in(space, objective, x, state, self.span_steps, start / factor)
+        self._minimise_in(space, objective, x, state, self.subspace_steps, start / factor)
         torch.sub(x, before, out=state.previous)
 
     def _minimise_in(
@@ -300,13 +339,20 @@ def _move(objective: Objective, x: Tensor, s: Tensor, value: float, g: Tensor, s
 def first_layers(decomposition: Decomposition | SharedDecomposition) -> IndexTransfer:
     """Return the first layer that every subdomain owns, as a coarse set of unknowns.
 
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+        Runs of layers.
+
     Raises
     ------
     ValueError
         A decomposition without layers.
     """
     if len(decomposition.blocks) < 2 or not isinstance(decomposition, Decomposition):
-        raise ValueError("`coarse_steps` needs a decomposition that knows layers (`blocks`), got none; give `coarse`")
+        raise ValueError(
+            "`coarse.steps` needs a decomposition that knows layers (`blocks`), got none; give `coarse.space`"
+        )
     spans = [range(*block.indices(decomposition.size)) for block in decomposition.blocks]
     starts = [int(s.indices[s.owned].min()) for s in decomposition.subdomains]
     chosen = {next(k for k, span in enumerate(spans) if start in span) for start in starts}
@@ -323,8 +369,9 @@ class SpqnState(State):
     outer : LbfgsState
         Of the global steps; its value and gradient are those at the iterate.
     sweep : SweepState
+        Of the local phase.
     previous : Tensor, shape (n,)
-        The step of the last combination in a span.
+        The step of the last search in a subspace.
     """
 
     outer: LbfgsState = field(default_factory=LbfgsState)

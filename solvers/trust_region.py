@@ -28,13 +28,60 @@ _ON_THE_BOUNDARY = 0.8  # a step of this part of the radius makes it grow
 
 
 @dataclass(frozen=True)
+class Radius:
+    """The rule of the radius: where it starts, its limits, and how the ratio rho of actual to promised decrease acts.
+
+    Parameters
+    ----------
+    initial : float
+        The first radius.
+    smallest, largest : float
+        Limits of the radius.
+    shrink, grow : float
+        Factors on the radius after a poor and after a good step.
+    accept : float
+        Least rho of a step that is taken.
+    low, high : float
+        The radius shrinks where rho is below `low`, and may grow where it is above `high`.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    initial: float = 1.0
+    smallest: float = 0.0
+    largest: float = 1e3
+    shrink: float = 0.5
+    grow: float = 2.0
+    accept: float = 1e-4
+    low: float = 0.25
+    high: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuse values outside of their ranges."""
+        if not 0 <= self.smallest <= self.initial <= self.largest or not self.initial > 0:
+            raise ValueError(
+                "radii must satisfy 0 <= smallest <= initial <= largest and 0 < initial, got "
+                f"{self.smallest}, {self.initial}, {self.largest}"
+            )
+        if not 0 < self.shrink < 1 <= self.grow:
+            raise ValueError(f"`shrink` and `grow` must satisfy 0 < shrink < 1 <= grow, got {self.shrink}, {self.grow}")
+        if not 0 <= self.accept <= self.low < self.high <= 1:
+            raise ValueError(
+                f"thresholds must satisfy 0 <= accept <= low < high <= 1, got {self.accept}, {self.low}, {self.high}"
+            )
+
+
+@dataclass(frozen=True)
 class TrustRegion:
     r"""``x <- x + s``, s a minimiser of ``q(s) = g^T s + s^T B s / 2`` over ``|s| <= radius``, if f falls with q.
 
     With rho = (f(x) - f(x + s)) / -q(s): the step is taken where ``rho >= accept``; the radius shrinks where ``rho <
     low`` and grows where ``rho > high`` and the step ends near the boundary. Values that differ by less than their
     rounding error count as equal; the decrease is then ``-(g(x) + g(x + s))^T s / 2`` (trapezoidal rule), so that steps
-    are taken down to the rounding of the gradient. Where the radius falls to its floor, the larger of `min_radius` and
+    are taken down to the rounding of the gradient. Where the radius falls to its floor, the larger of `smallest` and
     the rounding error of x, and the step there is no success either, the status is `stalled`.
 
     A batch, x of shape (p, m), has a radius, a model and decisions per row; a row that is stalled, or whose value is
@@ -51,15 +98,14 @@ class TrustRegion:
     norm : {"2", "inf"}
         Of the trust region. In the 2-norm the model is minimised to rounding; in the infinity norm, where objectives
         may have bounds, by `model_steps` projected steps (exactly if B = 0).
-    radius, min_radius, max_radius : float
-        Of the start, and its limits.
-    shrink, grow : float
-    accept, low, high : float
+    radius : Radius
+        The first radius, its limits, and when it shrinks and grows.
     window : int
-        The decrease is that from the largest of so many latest values; 1 for a monotone method.
+        The decrease is that from the largest value at so many latest iterates; 1 for a monotone method.
     memory : int
         Pairs of the BFGS or SR1 model.
     model_steps : int
+        Projected steps in the infinity norm.
     comm : Communicator
         Rank 0 decides for all; only for x of shape (n,).
 
@@ -77,14 +123,7 @@ class TrustRegion:
 
     model: Model = "bfgs"
     norm: Norm = "2"
-    radius: float = 1.0
-    min_radius: float = 0.0
-    max_radius: float = 1e3
-    shrink: float = 0.5
-    grow: float = 2.0
-    accept: float = 1e-4
-    low: float = 0.25
-    high: float = 0.75
+    radius: Radius = Radius()
     window: int = 1
     memory: int = 10
     model_steps: int = 10
@@ -98,17 +137,6 @@ class TrustRegion:
         for name, known in (("model", ("first-order", "sr1", "bfgs")), ("norm", ("2", "inf"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.min_radius <= self.radius <= self.max_radius or not self.radius > 0:
-            raise ValueError(
-                "radii must satisfy 0 <= min_radius <= radius <= max_radius and 0 < radius, got "
-                f"{self.min_radius}, {self.radius}, {self.max_radius}"
-            )
-        if not 0 < self.shrink < 1 <= self.grow:
-            raise ValueError(f"`shrink` and `grow` must satisfy 0 < shrink < 1 <= grow, got {self.shrink}, {self.grow}")
-        if not 0 <= self.accept <= self.low < self.high <= 1:
-            raise ValueError(
-                f"thresholds must satisfy 0 <= accept <= low < high <= 1, got {self.accept}, {self.low}, {self.high}"
-            )
         for name in ("window", "memory", "model_steps"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
@@ -133,9 +161,15 @@ class TrustRegion:
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> TrustRegionState:
-        """Return a state for vectors like `x`."""
+        """Return a state for vectors like `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            Vectors of the shape of the iterate.
+        """
         p = x.shape[:-1].numel()
-        radius, zero = torch.full((p,), self.radius, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
+        radius, zero = torch.full((p,), self.radius.initial, dtype=torch.float64), torch.zeros(p, dtype=torch.float64)
         return TrustRegionState(
             radius=radius,
             values=torch.full((p, self.window), -torch.inf, dtype=torch.float64),
@@ -152,7 +186,19 @@ class TrustRegion:
         return x, state
 
     def advance(self, f: Objective, x: Tensor, state: TrustRegionState, *, last: bool = False) -> None:
-        """Do one step in place; after the `last` one no gradient is needed, only the value."""
+        """Do one step in place; after the `last` one no gradient is needed, only the value.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        last : bool
+            No step follows: only the value is needed at the new point.
+        """
         g = self.locate(f, x, state)
         if state.status is not None:
             return
@@ -160,7 +206,17 @@ class TrustRegion:
         self.settle(f, x, s, decrease, state, last=last)
 
     def locate(self, f: Objective, x: Tensor, state: TrustRegionState) -> Tensor:
-        """Return the gradient at `x`; at a point that is new to the state, evaluate the value too."""
+        """Return the gradient at `x`; at a point that is new to the state, evaluate the value too.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        """
         g = f.gradient(x)
         if g is not state.gradient:  # the first step, another sample, or a point that was moved from outside
             value = self._agreed(numbers(f.value(x)))[0]
@@ -174,7 +230,23 @@ class TrustRegion:
     def settle(
         self, f: Objective, x: Tensor, s: Tensor, decrease: Floats, state: TrustRegionState, *, last: bool = False
     ) -> None:
-        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs."""
+        """Try the step `s`, for which a model promises `decrease`; go there or not, and update radius and pairs.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        decrease : array, shape (p,)
+            What the model promises.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        last : bool
+            No step follows: only the value is needed at the new point.
+        """
         g = state.gradient
         assert g is not None  # noqa: S101
         length, size, point = self.length(s), self.length(x), x + s
@@ -191,7 +263,7 @@ class TrustRegion:
             with np.errstate(all="ignore"):
                 best = np.where(trial.unclear, trial.gain, trial.gain + (state.highest - state.value))
                 ratio = np.where(hopeful, trial.gain / np.maximum(decrease, _TINY), 0.0)
-            taken = hopeful & (best >= self.accept * decrease) & (best > 0) & np.isfinite(trial.value)
+            taken = hopeful & (best >= self.radius.accept * decrease) & (best > 0) & np.isfinite(trial.value)
             if self.model != "first-order" and trial.g is not None and not last:
                 state.pairs.push(s, trial.g - g)
             state.descent = torch.from_numpy(state.descent.numpy() + np.where(taken, trial.gain, 0.0))
@@ -207,7 +279,7 @@ class TrustRegion:
         hopeful: Flags,
         state: TrustRegionState,
         last: bool,
-    ) -> Trial:
+    ) -> TrialPoint:
         """Evaluate f where it is needed: the value always, the gradient where it is cheaper now or the step is good."""
         g: Tensor | None = None
         if last or (point.dim() == 1 and state.share <= _WORTH_THE_GRADIENT):
@@ -219,21 +291,21 @@ class TrustRegion:
             gain, fall = state.value - value, state.highest - value
         unclear = (np.abs(gain) <= 10 * torch.finfo(point.dtype).eps * np.abs(state.value)) & hopeful
         if g is None:
-            good = np.isfinite(gain) & (fall >= self.accept * decrease)
+            good = np.isfinite(gain) & (fall >= self.radius.accept * decrease)
             if (unclear if last else unclear | good).any():
                 g = f.gradient(point)
         if g is not None and unclear.any():
             assert state.gradient is not None  # noqa: S101
             gain = np.where(unclear, self._agreed(-0.5 * inner(state.gradient + g, s))[0], gain)
-        return Trial(point, value, gain, unclear, g)
+        return TrialPoint(point, value, gain, unclear, g)
 
-    def _move(self, f: Objective, x: Tensor, trial: Trial, taken: Flags, state: TrustRegionState) -> None:
+    def _move(self, f: Objective, x: Tensor, trial: TrialPoint, taken: Flags, state: TrustRegionState) -> None:
         """Go to the trial where it was `taken`, and remember what is known there."""
         g = state.gradient
         assert g is not None  # noqa: S101
         values = state.values.numpy()
-        latest = np.where(taken, trial.value, values[:, 0])[:, None]
-        state.values = torch.from_numpy(np.concatenate([latest, values[:, :-1]], 1))
+        shifted = np.concatenate([trial.value[:, None], values[:, :-1]], 1)
+        state.values = torch.from_numpy(np.where(taken[:, None], shifted, values))  # a refusal is no new iterate
         if taken.any():
             everywhere, where = bool(taken.all()), column(taken, x)
             x.copy_(trial.point if everywhere else torch.where(where, trial.point, x))
@@ -246,7 +318,23 @@ class TrustRegion:
     def follow(
         self, f: Objective, x: Tensor, s: Tensor, there: Tensor, coarse: TrustRegionState, state: TrustRegionState
     ) -> None:
-        """Take the step `s`, and the radius and values, that a trust-region method in a subspace ended with."""
+        """Take the step `s`, and the radius and values, that a trust-region method in a subspace ended with.
+
+        Parameters
+        ----------
+        f : Objective
+            One that remembers its latest gradient.
+        x : Tensor, shape (n,) or (p, n)
+            The iterate, written to where a step is taken.
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        there : Tensor, shape (n,)
+            Gradient at ``x + s``.
+        coarse : TrustRegionState
+            State of the method in the subspace after its steps.
+        state : TrustRegionState
+            Radius, values and pairs, written to.
+        """
         g, length = state.gradient, self.length(s)
         moved = bool(length > 0)
         assert g is not None  # noqa: S101
@@ -268,7 +356,7 @@ class TrustRegion:
     def _floor(self, size: Floats, x: Tensor) -> Floats:
         """Return the least radius at x of length `size`: the rounding of x, at zero a part of the first radius."""
         eps = torch.finfo(x.dtype).eps
-        return np.maximum(4 * eps * size, max(self.min_radius, eps**1.5 * self.radius))
+        return np.maximum(4 * eps * size, max(self.radius.smallest, eps**1.5 * self.radius.initial))
 
     def _resize(
         self,
@@ -282,12 +370,12 @@ class TrustRegion:
     ) -> None:
         """Update radii, counts and statuses after steps of this `length`."""
         radius = state.radius.numpy()
-        bad = tried & ~(ratio >= self.low) & ~(taken & (self.window > 1))
-        good = taken & (ratio > self.high) & (length >= _ON_THE_BOUNDARY * radius)
-        smaller = self.shrink * np.minimum(radius, np.where(length > 0, length, radius))
+        bad = tried & ~(ratio >= self.radius.low) & ~(taken & (self.window > 1))
+        good = taken & (ratio > self.radius.high) & (length >= _ON_THE_BOUNDARY * radius)
+        smaller = self.radius.shrink * np.minimum(radius, np.where(length > 0, length, radius))
         state.frozen = torch.from_numpy(frozen | (bad & (radius <= floor)))
-        radius = np.where(bad, smaller, np.where(good, self.grow * radius, radius))
-        state.radius = torch.from_numpy(np.clip(radius, floor, np.maximum(floor, self.max_radius)))
+        radius = np.where(bad, smaller, np.where(good, self.radius.grow * radius, radius))
+        state.radius = torch.from_numpy(np.clip(radius, floor, np.maximum(floor, self.radius.largest)))
         state.length = torch.from_numpy(np.where(taken, length, 0.0))
         steps, done = int(tried.sum()), int(taken.sum())
         state.accepted += done
@@ -302,7 +390,13 @@ class TrustRegion:
             state.status = Status.stalled if np.isfinite(state.value).any() else Status.diverged
 
     def length(self, s: Tensor) -> Floats:
-        """Return the norm of s, or of its rows, shape (p,)."""
+        """Return the norm of s, or of its rows, shape (p,).
+
+        Parameters
+        ----------
+        s : Tensor, shape (n,) or (p, n)
+            A step.
+        """
         return numbers(torch.linalg.vector_norm(s, torch.inf if self.norm == "inf" else 2, dim=-1))
 
     def _agreed(self, *arrays: Any) -> list[Any]:
@@ -353,18 +447,21 @@ class TrustRegion:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialPoint:
     """What is known of a trial point.
 
     Attributes
     ----------
     point : Tensor, shape (..., n)
+        Where it is.
     value : array, shape (p,)
+        Value there.
     gain : array, shape (p,)
         Decrease of f.
     unclear : array, shape (p,), bool
         The values differ by rounding alone, so that the gain comes from gradients.
     g : Tensor, shape (..., n), or None
+        Gradient there, if it was needed.
     """
 
     point: Tensor
@@ -381,11 +478,14 @@ class TrustRegionState(State):
     Attributes
     ----------
     radius : Tensor, shape (p,)
+        Radii of the next steps.
     values : Tensor, shape (p, window)
         Latest values, newest first, valid for the `gradient` that came with the newest; minus infinity where there are
         fewer.
     gradient : Tensor or None
+        Gradient at the iterate, None where it was not needed.
     pairs : Secant
+        Pairs of the BFGS or SR1 model.
     length : Tensor, shape (p,)
         Of the latest step, 0 where it was refused.
     frozen : Tensor, shape (p,), bool
@@ -396,6 +496,8 @@ class TrustRegionState(State):
         Sum of the decreases so far, or since `confine`: more accurate than the difference of two values.
     centre : Tensor or None
         All iterates stay within `reach` of it, a Tensor of shape (p,), in the norm of the trust region.
+    reach : Tensor, shape (p,)
+        Largest distance from `centre`.
     """
 
     radius: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -422,7 +524,15 @@ class TrustRegionState(State):
         return highest
 
     def confine(self, centre: Tensor, reach: Tensor) -> None:
-        """Start anew at `centre`, to stay within `reach` of it, shape (p,) or (1,); pairs are kept."""
+        """Start anew at `centre`, to stay within `reach` of it, shape (p,) or (1,); pairs are kept.
+
+        Parameters
+        ----------
+        centre : Tensor, shape (n,) or (p, n)
+            Middle of the ball.
+        reach : Tensor, shape (p,) or (1,)
+            Radius of the ball.
+        """
         self.centre, self.reach = centre, reach.expand_as(self.radius)
         self.radius = torch.minimum(self.radius, reach)
         self.frozen = torch.zeros_like(self.frozen)

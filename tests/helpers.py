@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -275,3 +275,13 @@ def agree(ranks: int, program: str) -> None:
     done = launch(ranks, program, safe=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all the same" in done.stdout
+
+
+def pinn(name: str, model: Any = "network", **options: Any) -> Any:
+    """Return a physics-informed problem; options of its nested records are given flat."""
+    from mldd.problems.pinns.pinn import Architecture, PhysicsInformed, Poisson, Windows
+
+    for key, kind in (("network", Architecture), ("windows", Windows), ("poisson", Poisson)):
+        own = [f.name for f in fields(kind)]
+        options[key] = kind(**{k: options.pop(k) for k in own if k in options})
+    return PhysicsInformed(name, model, **options)

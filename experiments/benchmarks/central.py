@@ -95,9 +95,17 @@ def methods(problem: Any, parts: int, chosen: list[str]) -> Iterator[Method]:
                 yield Method("localsgd", f"lr={rate} steps={steps}", solver)
     if "composite" in chosen:
         composite = problem.decomposition(parts, 0, comm)
-        for combine in ("sum", "span"):
-            solver = SchwarzLBFGS(composite, combine=combine, local_steps=10, global_steps=0, comm=comm)
-            yield Method("composite", f"combine={combine}", solver)
+        for subspace_steps in (0, 5):
+            solver = SchwarzLBFGS(
+                composite,
+                combine="wasm",
+                search="sum",
+                local_steps=10,
+                global_steps=0,
+                subspace_steps=subspace_steps,
+                comm=comm,
+            )
+            yield Method("composite", f"subspace_steps={subspace_steps}", solver)
     if "ml-lbfgs" in chosen:
         begin = time.perf_counter()
         hierarchy, steps = levels(problem)

@@ -34,7 +34,11 @@ from mldd.solvers import LBFGS, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, Sc
 TARGETS = (1e-2, 1e-4, 1e-6)
 COLUMNS = ("cpu", "seconds", "gradients", "synchronisations", "accepted")
 SHARE, GRADIENTS = 0.85, 1000
-FIRST_ORDER: dict[str, Any] = {"model": "first-order", "global_model": "first-order", "combine": "asm"}
+FIRST_ORDER: dict[str, Any] = {
+    "local": TrustRegion("first-order"),
+    "outer": TrustRegion("first-order"),
+    "combine": "asm",
+}
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,12 @@ BATCHES = {"subdomains": "data", "batch": 128, "sampling": "independent"}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 METHODS: dict[str, Method] = {
     "apts": apts(),
-    "apts, sr1": apts(model="sr1", global_model="sr1"),
+    "apts, sr1": apts(local=TrustRegion("sr1"), outer=TrustRegion("sr1")),
     "apts, first order": apts(**FIRST_ORDER, local_steps=3),
-    "napts (window, span)": apts(window=5, span=3, global_steps=0),
+    "napts (window, subspace)": apts(outer=TrustRegion(window=5), subspace_steps=3, global_steps=0),
     "apts over layers": Method(lambda d, comm, rate: Apts(d, comm=comm), problem=LAYERS),
-    "aspqn over data": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, memory=10, comm=comm)),
-    "aspqn over layers": Method(
-        lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, memory=10, comm=comm), problem=LAYERS
-    ),
+    "aspqn over data": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, comm=comm)),
+    "aspqn over layers": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, comm=comm), problem=LAYERS),
     "dd-adagrad": Method(
         lambda d, comm, rate: SchwarzAdaGrad(
             d, rate=rate, varsigma=1e-3, combine="wasm", local_steps=5, global_steps=1, comm=comm
@@ -96,7 +98,7 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass
-class Run:
+class CaseRun:
     """One run, and the process time at each of its records.
 
     Attributes
@@ -128,7 +130,7 @@ class Run:
         return len(TARGETS) - len(reached), reached[-1] if reached else self.result.record.value
 
 
-def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> Run:
+def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> CaseRun:
     """Run one case on all ranks."""
     problem = Digits(dtype=options.dtype, comm=comm, **method.problem)
     f, x, decomposition = problem.objective(), problem.initial(seed), problem.decomposition(2, comm=comm)
@@ -149,7 +151,7 @@ def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, c
         monitors=[lambda record: cpu.append(time.process_time() - begin - (len(cpu) + 1) * unseen)],
         comm=comm,
     )
-    return Run(result, cpu)
+    return CaseRun(result, cpu)
 
 
 def tuned(name: str, options: argparse.Namespace, comm: Communicator) -> float:

@@ -31,8 +31,11 @@ from mldd.algebra import uncounted
 from mldd.figures import comparison
 from mldd.loop import History, Record, Status, Stop, minimise, write_table
 from mldd.problems.pinns import PhysicsInformed
+from mldd.problems.pinns.pinn import Poisson
 from mldd.ranks import Communicator, prepare, world
 from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
+from mldd.solvers.parts import BatchLBFGS
+from mldd.solvers.schwarz_lbfgs import CoarseStep
 
 TARGETS = (1e-2, 1e-3, 1e-4)
 BARS = (1e-3, 1e-4)
@@ -66,16 +69,21 @@ def spqn(parts: int, overlap: int = 0, **options: Any) -> Method:
     return Method(lambda d, comm, rate: SchwarzLBFGS(d, comm=comm, **options), parts, overlap)
 
 
-PUBLISHED: dict[str, Any] = {"local_steps": 10, "memory": 3, "local_memory": 10, "momentum": 0.9, "keep_pairs": False}
+PUBLISHED: dict[str, Any] = {
+    "local_steps": 10,
+    "local": BatchLBFGS(10),
+    "outer": LBFGS(3, momentum=0.9),
+    "keep_pairs": False,
+}
 METHODS: dict[str, Method] = {
-    "mspqn": spqn(5, order="multiplicative", memory=3),
+    "mspqn": spqn(5, order="multiplicative", outer=LBFGS(3)),
     "mspqn, published": spqn(2, order="multiplicative", **PUBLISHED),
-    "aspqn": spqn(2, combine="search"),
-    "aspqn, published": spqn(2, combine="search", **PUBLISHED),
-    "aspqn, sum": spqn(2, combine="sum"),
-    "aspqn, span": spqn(2, combine="span"),
-    "aspqn, overlap": spqn(2, 1, combine="search"),
-    "aspqn, coarse": spqn(2, combine="search", coarse_steps=5),
+    "aspqn": spqn(2),
+    "aspqn, published": spqn(2, **PUBLISHED),
+    "aspqn, sum": spqn(2, combine="wasm", search="sum"),
+    "aspqn, subspace": spqn(2, combine="wasm", subspace_steps=5),
+    "aspqn, overlap": spqn(2, 1),
+    "aspqn, coarse": spqn(2, coarse=CoarseStep(5)),
     "lbfgs": Method(lambda d, comm, rate: LBFGS(10)),
     "adam": Method(lambda d, comm, rate: Adam(rate), rates=(1e-3, 3e-3, 1e-2)),
 }
@@ -123,7 +131,7 @@ class Race:
 
 def solve(method: Method, seed: int, rate: float, options: argparse.Namespace, comm: Communicator) -> Race:
     """Run one case on all ranks."""
-    problem = PhysicsInformed("poisson1d", boundary=options.boundary, comm=comm)
+    problem = PhysicsInformed("poisson1d", poisson=Poisson(boundary=options.boundary), comm=comm)
     f, x = problem.objective(), problem.initial(seed)
     decomposition = problem.decomposition(max(method.parts, comm.ranks), method.overlap, comm)
     solver = method.make(decomposition, comm, rate)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.loop import History
 from mldd.problems.pinns import PhysicsInformed
+from mldd.problems.pinns.pinn import Poisson, Windows
 from mldd.ranks import SERIAL, prepare
 from mldd.solvers import LBFGS, Adam, NonlinearSchwarz, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
@@ -32,8 +33,8 @@ from mldd.solvers.parts import BatchLBFGS
 BAR = 0.35  # ms per step of Adam
 TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)
 PROBLEMS = {
-    1: PhysicsInformed("poisson1d", "windows", unit=True, points=200),
-    15: PhysicsInformed("poisson1d", "windows", unit=True, points=3000, frequency=15.0, windows=15, overlap_ratio=2.1),
+    1: PhysicsInformed("poisson1d", "windows", poisson=Poisson(unit=True), points=200),
+    15: PhysicsInformed("poisson1d", "windows", points=3000, poisson=Poisson(15.0, True), windows=Windows(15, 2.1)),
 }
 
 
@@ -47,8 +48,8 @@ def solvers(problem: PhysicsInformed) -> dict[str, Any]:
         "lbfgs": LBFGS(),
         "schwarz": NonlinearSchwarz(d, local=BatchLBFGS(), local_steps=10),
         "aspqn": SchwarzLBFGS(d, local_steps=10),
-        "aspqn-5-5": SchwarzLBFGS(d, local_steps=5, global_steps=5, memory=10),
-        "aspqn-10-10": SchwarzLBFGS(d, local_steps=10, global_steps=10, memory=10),
+        "aspqn-5-5": SchwarzLBFGS(d, local_steps=5, global_steps=5),
+        "aspqn-10-10": SchwarzLBFGS(d, local_steps=10, global_steps=10),
     }
 
 

@@ -33,6 +33,7 @@ from mldd.loop import Status, write_table
 from mldd.problems.pinns import PhysicsInformed
 from mldd.ranks import SERIAL, prepare
 from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
+from mldd.solvers.parts import BatchLBFGS
 
 # Ratios of the minutes that L-BFGS took and ASPQN (a GPU per subdomain), MSPQN (one GPU) took, and the target error.
 PAPER = {
@@ -40,8 +41,8 @@ PAPER = {
     "klein-gordon": {"aspqn": 34.8, "mspqn": 8.8, "target": 6.1e-4},
     "allen-cahn": {"aspqn": 12.6, "mspqn": 8.5, "target": 6.0e-4},
 }
-PUBLISHED: dict[str, Any] = {"memory": 3, "local_memory": 10, "momentum": 0.9, "keep_pairs": False}
-KEPT: dict[str, Any] = {"memory": 10, "local_memory": 50, "keep_pairs": True, "local_steps": 20}
+PUBLISHED: dict[str, Any] = {"outer": LBFGS(3, momentum=0.9), "local": BatchLBFGS(10), "keep_pairs": False}
+KEPT: dict[str, Any] = {"outer": LBFGS(10), "local": BatchLBFGS(50), "keep_pairs": True, "local_steps": 20}
 METHODS = ("lbfgs", "aspqn", "mspqn", "aspqn kept", "mspqn kept", "adam")
 PAUSE = 1.0  # CPU seconds between evaluations of the error, where steps are shorter
 

@@ -48,7 +48,7 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One solver from one start.
 
     Attributes
@@ -104,7 +104,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     prepared = prepare_all(problem, solvers, options, options.seeds[0], comm)
     stage.agree()
     stage.start()
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     folders = _folders(texts)
     stopped = False
     for seed in options.seeds:
@@ -147,7 +147,7 @@ def prepare_all(
     return [runs.prepare((problem, spec), options, preparation) for spec in solvers]
 
 
-def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
+def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow:
     """Run one solver from one start and return its row.
 
     Parameters
@@ -176,19 +176,19 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> Row:
     if result is None:
         with contextlib.suppress(OSError, ValueError):
             history = History() if out is None else read_csv(out / "history.csv")
-        return Row(run.names[1], run.seed, {}, history, error)
+        return TableRow(run.names[1], run.seed, {}, history, error)
     content = runs.report(run, result)
     if out is not None and comm.rank == 0:
         runs.write_result(out, content, result.history)
-    return Row(run.names[1], run.seed, content, result.history)
+    return TableRow(run.names[1], run.seed, content, result.history)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[TableRow]) -> list[str]:
     """Return the table as lines: one per solver, medians over seeds with (smallest..largest).
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : sequence of TableRow
         In the order of the runs.
     """
     metric = next((m for m in _METRICS if any(m in row.content.get("metrics", {}) for row in rows)), None)
@@ -215,18 +215,18 @@ def _spread(values: Sequence[float], form: str) -> str:
     return middle if low == high else f"{middle} ({low}..{high})"
 
 
-def _statuses(rows: Sequence[Row]) -> str:
+def _statuses(rows: Sequence[TableRow]) -> str:
     names = [f"failed: {row.error}" if row.error else str(row.content["status"]) for row in rows]
     counts = {name: names.count(name) for name in names}
     return ", ".join(name if len(counts) == 1 else f"{count} x {name}" for name, count in counts.items())
 
 
-def write(rows: Sequence[Row], out: Path, title: str) -> list[Path]:
+def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
     """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``; return the files.
 
     Parameters
     ----------
-    rows : sequence of Row
+    rows : sequence of TableRow
         In the order of the runs.
     out : Path
         The folder.

@@ -6,7 +6,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING
+from dataclasses import MISSING, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -24,7 +24,7 @@ _FILES = {
 
 
 def listing() -> Iterator[str]:
-    """Give the names of all problems, solvers and formats with a sentence each; nothing is imported for it."""
+    """Yield the names of all problems, solvers and formats with a sentence each; nothing is imported for it."""
     formats = {f".{suffix.lstrip('.')}": target for suffix, target in names.FORMATS.items()}
     for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS), ("formats", formats)):
         yield f"{title}:"
@@ -82,8 +82,8 @@ def keys(name: str) -> Iterator[str]:
     spec, is_problem = _found(name)
     yield f"{name}: {(spec.kind.__doc__ or '').partition(chr(10) * 2)[0]}"
     meanings = parameters(spec.kind)
-    defaults = {f.name: names.default(f) for f in names.fields_of(spec.kind)}
     shown = {key: hint for key, hint in names.keys_of(spec.kind).items() if key not in spec.fixed}
+    defaults = {key: names.default_of(spec.kind, key) for key in shown}
     for key, hint in shown.items():
         value = defaults[key]
         default = "needed" if value is MISSING else f"default {_text(value)}"
@@ -128,7 +128,7 @@ def _kind(hint: Any) -> str:
     if get_args(hint):
         return " | ".join(map(_kind, get_args(hint)))
     if names.holds_solver(hint):
-        return "solver"
+        return names.solver_wanted(hint) or "solver"
     return {bool: "true | false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))
 
 
@@ -146,6 +146,10 @@ def parameters(kind: type) -> dict[str, str]:
         for head, text in _entries(textwrap.dedent(section[1]) if section else ""):
             for name in head.partition(" : ")[0].split(","):
                 meanings.setdefault(name.strip(), text)
+    for f in names.fields_of(kind):  # nested records
+        record = names.default(f)
+        if is_dataclass(record) and not isinstance(record, type) and not names.solver_wanted(type(record)):
+            meanings |= {f"{f.name}.{key}": text for key, text in parameters(type(record)).items()}
     return meanings
 
 

@@ -6,9 +6,11 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +46,8 @@ class Spec:
     kind : type
         The dataclass behind the name.
     keys : dict
-        Fields that the user set; the value of a field that is a solver is its `Spec`.
+        Fields that the user set; the value of a field that is a solver is its `Spec`. The fields of a nested record
+        have its name in front: ``radius.initial``.
     fixed : dict
         Fields that the name sets.
     """
@@ -89,7 +92,9 @@ class Spec:
             A field without a default was not set.
         """
         written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
-        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed | written
+        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed
+        defaults = {f.name: default(f) for f in fields_of(self.kind)}
+        values |= _with_nested(written, lambda name: values.get(name, defaults[name]))
         missing = [f.name for f in fields_of(self.kind) if f.init and default(f) is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"{self.text} needs `{missing[0]}`; write {self.name}:{missing[0]}=VALUE")
@@ -242,7 +247,7 @@ def described(thing: Any, name: str = "", known: Mapping[str, str] | None = None
     """
     texts = known or {}
     listed = ",".join(
-        f"{key}={texts[key] if key in texts else _value_text(getattr(thing, key))}" for key in keys_of(type(thing))
+        f"{key}={texts[key] if key in texts else _value_text(attrgetter(key)(thing))}" for key in keys_of(type(thing))
     )
     return f"{name}:{listed}" if name else f"{name_of(thing)}({listed})"
 
@@ -379,26 +384,47 @@ def _nested(value: str, hint: Any, what: str) -> Spec | None:
     if value.lower() == "none" and type(None) in typing.get_args(hint):
         return None
     try:
-        return solver_spec(value)
+        spec = solver_spec(value)
     except ValueError as error:
         raise ValueError(f"`{what}`: {error}") from None
+    wanted = solver_wanted(hint)
+    if wanted and not issubclass(spec.kind, hint):
+        raise ValueError(f"`{what}` must be {wanted}, got {value!r}; write {wanted} or {wanted}(key=value)")
+    return spec
 
 
 def holds_solver(hint: Any) -> bool:
-    """Return whether the annotation is that of a nested solver: ``Solver`` or ``Solver | None``.
+    """Return whether the annotation is that of a nested solver: ``Solver``, ``Solver | None``, or one with a name.
 
     Parameters
     ----------
     hint : type
-        An annotation.
+        Annotation of a field.
     """
     from mldd.loop import Solver
 
-    return hint is Solver or Solver in typing.get_args(hint)
+    return hint is Solver or Solver in typing.get_args(hint) or solver_wanted(hint) != ""
+
+
+def solver_wanted(hint: Any) -> str:
+    """Return the name of the one kind of solver that a field takes, "" where it takes any solver or none.
+
+    Parameters
+    ----------
+    hint : type
+        Annotation of a field.
+    """
+    if not isinstance(hint, type):
+        return ""
+    home = f"{hint.__module__}:{hint.__qualname__}"
+    return next((name for name, target in SOLVERS.items() if target == home), "")
 
 
 def keys_of(kind: type) -> dict[str, Any]:
     """Return the fields of a dataclass that the command line can set, with their annotations.
+
+    A field that is a record, a dataclass that is no solver with a name, stands for its own fields, with its name in
+    front: ``radius.initial``.
 
     Parameters
     ----------
@@ -409,7 +435,41 @@ def keys_of(kind: type) -> dict[str, Any]:
         hints = typing.get_type_hints(kind)
     except NameError:  # a name that is imported for type checkers only
         hints = {f.name: type(f.default) for f in fields_of(kind)}
-    return {f.name: hints[f.name] for f in fields_of(kind) if f.init and f.name[0] != "_" and _leaves(hints[f.name])}
+    keys: dict[str, Any] = {}
+    for f in fields_of(kind):
+        hint = hints[f.name]
+        if not f.init or f.name[0] == "_":
+            continue
+        if _leaves(hint):
+            keys[f.name] = hint
+        elif isinstance(hint, type) and is_dataclass(hint) and isinstance(default(f), hint):
+            keys |= {f"{f.name}.{key}": inner for key, inner in keys_of(hint).items() if not holds_solver(inner)}
+    return keys
+
+
+def default_of(kind: type, key: str) -> Any:
+    """Return the default of a key, ``dataclasses.MISSING`` where it has none.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass.
+    key : str
+        A field, or one of a nested record, as in `keys_of`.
+    """
+    name, _, rest = key.partition(".")
+    found = default(next(f for f in fields_of(kind) if f.name == name))
+    return attrgetter(rest)(found) if rest else found
+
+
+def _with_nested(written: dict[str, Any], record: Callable[[str], Any]) -> dict[str, Any]:
+    """Return values by field; keys of a nested record are changes to what `record` returns for its name."""
+    values = {key: value for key, value in written.items() if "." not in key}
+    for name in dict.fromkeys(key.partition(".")[0] for key in written if "." in key):
+        old = record(name)
+        changes = {key.partition(".")[2]: value for key, value in written.items() if key.startswith(f"{name}.")}
+        values[name] = replace(old, **_with_nested(changes, partial(getattr, old)))
+    return values
 
 
 def _leaves(hint: Any) -> bool:

@@ -347,8 +347,8 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         "solver": run.names[1],
         "options": {  # with all their keys
             **run.options,
-            "problem": described(run.problem, run.heads[0]),
-            "solver": described(run.solver, run.heads[1]),
+            "problem": described(run.problem, run.specs[0].name),
+            "solver": described(run.solver, run.specs[1].name),
         },
         "seed": run.seed,
         "ranks": run.comm.ranks,

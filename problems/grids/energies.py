@@ -58,7 +58,7 @@ class Reaction(Protocol):
 
 
 def pieces(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut contiguous tensors of one shape into flat pieces that stay in the cache (on the CPU; whole on other devices).
+    """Yield flat pieces of contiguous tensors of one shape that stay in the cache (on the CPU; whole on other devices).
 
     Temporaries of the size of a fine vector cost more than the arithmetic: each one is fresh memory.
 

@@ -188,7 +188,15 @@ class Forchheimer(GridProblem):
         return Grid(self.n, 1)
 
     def energy(self, grid: Grid, price: Price) -> FluxEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         h = LENGTH * grid.h
         x = LENGTH * grid.axis(0)
         midpoints = (torch.arange(grid.n + 1, dtype=torch.float64) + 0.5) * h

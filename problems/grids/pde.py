@@ -213,7 +213,15 @@ class Obstacle(GridProblem):
     lower: float = -0.25
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         bounds = self._box(self.lower, torch.inf, grid)
         return StencilEnergy(grid.shape, bounds, self._constant(self.load * grid.h**2), price=price)
 
@@ -239,7 +247,15 @@ class Membrane(GridProblem):
         return Grid(self.n, 2, (True, True, False, True))
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         across, down = torch.ones_like(y), torch.ones_like(x)
         across[[0, -1]] = 0.5
@@ -273,7 +289,15 @@ class MinimalSurface(GridProblem):
     height: float = 0.1
 
     def energy(self, grid: Grid, price: Price) -> SurfaceEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         plate = ((x - 0.5).abs() <= 0.25) & ((y - 0.5).abs() <= 0.25)
         lower = torch.where(plate, self.height, -torch.inf)
@@ -304,7 +328,15 @@ class Bratu(GridProblem):
     upper: float = 0.45
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         bounds = self._box(-torch.inf, self.upper, grid)
         return StencilEnergy(grid.shape, bounds, self._constant(0.0), BratuReaction(self.lam), grid.h**2, price=price)
 
@@ -331,7 +363,15 @@ class Ignition(GridProblem):
     upper: float = 0.5
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         bump = x**2 - x**3
         f = (9.0 * pi**2 + torch.exp(bump * torch.sin(3.0 * pi * y)) * bump + 6.0 * x - 2.0) * torch.sin(3.0 * pi * x)
@@ -357,7 +397,15 @@ class MoreBV(GridProblem):
         return {"kappa": 10.0, "model_steps": 20} if solver == "ml-adagrad" else {}
 
     def energy(self, grid: Grid, price: Price) -> BoundaryValueEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         arch = torch.sin(5.0 * pi * x) * torch.sin(pi * (1.0 - x)) * torch.sin(pi * y) * torch.sin(pi * (1.0 - y))
         return BoundaryValueEnergy(x + y + 1.0, self._box(arch, torch.inf, grid), grid.h, price)

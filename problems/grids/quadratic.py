@@ -50,7 +50,15 @@ class Quadratic(GridProblem):
         return total.to(self.torch_device, self.torch_dtype)
 
     def energy(self, grid: Grid, price: Price) -> StencilEnergy:
-        """Return the energy on `grid`."""
+        """Return the energy on `grid`.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        price : Price
+            What one evaluation costs.
+        """
         # [-1 2 -1] is h times the stiffness matrix of linear elements: the coarser energy has to carry the finest h.
         scale = (grid.n + 1) / (self.n + 1) if self.dim == 1 else 1.0
         bounds = Bounds.free(grid.size, dtype=self.torch_dtype, device=self.torch_device)

@@ -95,7 +95,7 @@ class Batch:
         return state[:rows] if p == 1 else state.view(p, len(state) // p, *state.shape[1:])[:, :rows].flatten(0, 1)
 
     def work(self, widths: tuple[int, ...], drawn: bool = False) -> float:
-        """Estimate the cost of a sweep: multiplications of all matrix products, what is done per entry, and calls.
+        """Return an estimate of the cost of a sweep: multiplications of matrix products, work per entry, and calls.
 
         Parameters
         ----------

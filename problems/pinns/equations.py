@@ -29,6 +29,7 @@ class Equation:
     Parameters
     ----------
     name : str
+        Of the equation on the command line.
     lower, upper : tuple of float
         Corners of the box.
     orders : tuple of int
@@ -59,7 +60,13 @@ class Equation:
         return len(self.lower)
 
     def scaled(self, unit: Tensor) -> Tensor:
-        """Map points of the unit cube to the box."""
+        """Return the points of the box that belong to points of the unit cube.
+
+        Parameters
+        ----------
+        unit : Tensor, shape (m, d)
+            Points of the unit cube.
+        """
         lower, upper = (unit.new_tensor(corner) for corner in (self.lower, self.upper))
         return lower + (upper - lower) * unit
 
@@ -72,6 +79,7 @@ def jets_of(function: Function, points: Tensor, orders: tuple[int, ...]) -> Jets
     function : callable
         Of points, shape (m, d), row by row; returns shape (m, 1).
     points : Tensor, shape (m, d)
+        Points of the box, one in a row.
     orders : tuple of int
         Highest derivative along each coordinate.
     """
@@ -103,6 +111,15 @@ def composed(g: Known, factor: Known, net: Jets) -> Jets:
     """Return ``u = g + l N`` with its derivatives, by the product rule.
 
     ``u_k = g_k + l_k N + l N_k`` and ``u_kk = g_kk + l_kk N + 2 l_k N_k + l N_kk`` along each coordinate k.
+
+    Parameters
+    ----------
+    g : Jets
+        Of the function that satisfies the conditions.
+    factor : Jets
+        Of the length factor.
+    net : Jets
+        Of the network.
     """
     first: list[Tensor | None] = []
     second: list[Tensor | None] = []
@@ -122,6 +139,13 @@ def hammersley(count: int, dim: int = 2) -> Tensor:
 
     ``phi_b`` mirrors the digits of i in base b at the point (van der Corput); in one dimension, equidistant points with
     both ends.
+
+    Parameters
+    ----------
+    count : int
+        Number of points.
+    dim : int
+        Number of coordinates, at most 5.
 
     References
     ----------
@@ -211,6 +235,7 @@ def equation(name: str, frequency: float = 1.0, unit: bool = False) -> Equation:
     Parameters
     ----------
     name : str
+        Of the equation on the command line.
     frequency : float
         The w of poisson1d.
     unit : bool

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import LocalRestrictions, Price
-from mldd.problems.pinns.residual_loss import Piece, ResidualLoss
-from mldd.problems.pinns.taylor_sweeps import Evaluation, Linear, scaled, unscale
+from mldd.problems.pinns.residual_loss import PointSet, ResidualLoss
+from mldd.problems.pinns.taylor_sweeps import Linear, StreamEvaluation, scaled, unscale
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class LayerModels(LocalRestrictions):
     adjoints, and ``(b - a) / L`` of the products that make gradients of weights; these are about a third of a gradient
     each. One subdomain per layer costs ``(L + 2) / (3 L)`` gradients on average. Values and gradients are those of
     `LocalRestrictions`, which batches subdomains instead: the faster way where points are few.
+
+    Parameters
+    ----------
+    f : ResidualLoss
+        The loss over all points.
     """
 
     f: ResidualLoss
@@ -88,7 +93,13 @@ class LayerModels(LocalRestrictions):
         return scaled(self._linear[k]) if self.f.net.kind == "residual" else self._scaled[k]
 
     def value(self, y: Tensor) -> Tensor:
-        """Return the values, shape (p,)."""
+        """Return the values, shape (p,).
+
+        Parameters
+        ----------
+        y : Tensor, shape (p, m)
+            Parameters of the subdomains, one in a row.
+        """
         self._points(y)
         values = y.new_zeros(len(y))
         for k, tails in enumerate(self._tails):
@@ -99,11 +110,23 @@ class LayerModels(LocalRestrictions):
         return values.div_(self.f.total)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """Return the gradients of all local models, shape (p, m)."""
+        """Return the gradients of all local models, shape (p, m).
+
+        Parameters
+        ----------
+        y : Tensor, shape (p, m)
+            Parameters of the subdomains, one in a row.
+        """
         return self.value_and_gradient(y)[1]
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and gradients of all local models."""
+        """Return values and gradients of all local models.
+
+        Parameters
+        ----------
+        y : Tensor, shape (p, m)
+            Parameters of the subdomains, one in a row.
+        """
         self._points(y)
         net, runs, values, rows = self.f.net, self.decomposition.runs, y.new_zeros(len(y)), torch.zeros_like(y)
         (total, out), (part, out_of_part) = self._out
@@ -128,7 +151,7 @@ class Tail:
 
     Parameters
     ----------
-    piece : Piece
+    piece : PointSet
         Of the points.
     layers : range
         Layers whose gradient is asked for.
@@ -136,12 +159,18 @@ class Tail:
         The streams of the state below the first of them, shape (1, w, S, m); None below layer 0.
     """
 
-    piece: Piece
+    piece: PointSet
     layers: range
     below: Any
 
     def value(self, linear: list[Linear]) -> Tensor:
-        """Return the sum of the squared residuals for weights, biases and scales of all layers, shape ()."""
+        """Return the sum of the squared residuals for weights, biases and scales of all layers, shape ().
+
+        Parameters
+        ----------
+        linear : list
+            Weights, bias and scale of every layer, with a leading axis.
+        """
         sweep = Upper.of(self, linear)
         value = self.piece.squares(self.piece.streams.split(sweep.streams))
         sweep.release()
@@ -166,7 +195,7 @@ class Tail:
         return value.detach()[0]
 
 
-class Upper(Evaluation):
+class Upper(StreamEvaluation):
     """An evaluation of the layers from the first that changes on; its sweep back ends there."""
 
     tail: Tail
@@ -175,7 +204,15 @@ class Upper(Evaluation):
 
     @staticmethod
     def of(tail: Tail, linear: list[Linear]) -> Upper:
-        """Evaluate above ``tail.below``, in buffers that are left from such an evaluation or new ones."""
+        """Return the evaluation above ``tail.below``, in buffers that are left from such an evaluation or new ones.
+
+        Parameters
+        ----------
+        tail : Tail
+            The layers and their points.
+        linear : list
+            Weights, bias and scale of every layer, with a leading axis.
+        """
         source = tail.piece.streams
         key = (1, *source._key, Upper)
         left = source.net._spare.get(key)

@@ -42,6 +42,7 @@ class Preset:
     Parameters
     ----------
     network : {"dense", "residual"}
+        Kind of the network.
     depth, width : int
         Layers with parameters, the linear last one included, and neurons of the hidden ones.
     points : int
@@ -80,6 +81,113 @@ _IN_WINDOWS: dict[str, Any] = {"network": "dense", "depth": 3, "width": 32, "rat
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """The network of a `PhysicsInformed` problem; zeros take what suits the equation.
+
+    Parameters
+    ----------
+    kind : {"auto", "dense", "residual"}
+        A plain tanh network, or a residual one with trainable slopes; ``auto`` is dense for poisson1d and windows.
+    depth, width : int
+        Layers with parameters (the linear last one included) and neurons of a hidden layer; 0 takes those of table 1 of
+        arXiv 2306.17648, and for poisson1d 8 hidden layers of 20 neurons (3,001 parameters). Windows have 2 hidden
+        layers of 32 neurons by default.
+    horizon : float
+        The "time" T that the residual layers span.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    kind: Literal["auto", "dense", "residual"] = "auto"
+    depth: int = 0
+    width: int = 0
+    horizon: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_choices(self, {"kind": ("auto", "dense", "residual")})
+        _check_least(self, {"depth": 2, "width": 1})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a `PhysicsInformed` problem.
+
+    Parameters
+    ----------
+    count : int or str
+        Windows along the first coordinate, or along each, as in ``"2x3"``; the outermost ones are centred at the ends.
+        0 takes 4.
+    ratio : float
+        Width of the windows over the distance between their centres, > 1.
+    coarse : bool
+        Add a network of the whole domain to those of the windows; it is a subdomain of its own, the last one.
+
+    Raises
+    ------
+    ValueError
+        Windows that do not overlap.
+    """
+
+    count: int | str = 0
+    ratio: float = _RATIO
+    coarse: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse windows that do not overlap."""
+        if not 1 < self.ratio < math.inf:
+            raise ValueError(f"`ratio` must be > 1 (windows that overlap), got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """What only poisson1d can be asked for.
+
+    Parameters
+    ----------
+    frequency : float
+        The w of the right-hand side ``sin(pi w x)``.
+    unit : bool
+        Multiply the right-hand side by ``(pi w)^2``, so that the solution has amplitude 1.
+    boundary : {"hard", "soft"}
+        Conditions built into the network; or a network without, whose squared errors at the two ends count like two of
+        the residuals.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    frequency: float = 1.0
+    unit: bool = False
+    boundary: Literal["hard", "soft"] = "hard"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        _check_choices(self, {"boundary": ("hard", "soft")})
+        if not 0 < self.frequency < math.inf:
+            raise ValueError(f"`frequency` must be > 0, got {self.frequency}")
+
+
+def _check_choices(record: Any, choices: dict[str, tuple[str, ...]]) -> None:
+    """Refuse a field that is not one of its choices."""
+    for key, allowed in choices.items():
+        if getattr(record, key) not in allowed:
+            raise ValueError(f"`{key}` must be one of {', '.join(allowed)}, got {getattr(record, key)!r}")
+
+
+def _check_least(record: Any, bounds: dict[str, int]) -> None:
+    """Refuse a field that is neither 0 nor at least its bound."""
+    for key, least in bounds.items():
+        if getattr(record, key) != 0 and getattr(record, key) < least:
+            raise ValueError(f"`{key}` must be >= {least} (or 0 for the default), got {getattr(record, key)}")
+
+
+@dataclass(frozen=True)
 class PhysicsInformed(Problem):
     """Solve a differential equation by a network that minimises its residual at collocation points.
 
@@ -91,36 +199,22 @@ class PhysicsInformed(Problem):
     model : {"network", "windows"}
         One network, whose subdomains are layers; or a small network in each window of a partition of unity, see
         `mldd.problems.pinns.window_model.WindowModel`, whose subdomains are windows.
-    network : {"auto", "dense", "residual"}
-        A plain tanh network, or a residual one with trainable slopes; ``auto`` is dense for poisson1d and windows.
-    depth, width : int
-        Layers with parameters (the linear last one included) and neurons of a hidden layer; 0 takes those of table 1 of
-        arXiv 2306.17648, and for poisson1d 8 hidden layers of 20 neurons (3,001 parameters). Windows have 2 hidden
-        layers of 32 neurons by default.
-    horizon : float
-        The "time" T that the residual layers span.
+    network : Architecture
+        The network, or that of every window.
     points : int
         Collocation points: Hammersley's, or equidistant in one dimension; 0 takes 10,000, and 102 for poisson1d.
     batch : int
         Points of a mini-batch, drawn anew in every outer step from the collocation points; 0 for all of them.
-    boundary : {"hard", "soft"}
-        Conditions built into the network; or, for poisson1d, a network without, whose squared errors at the two ends
-        count like two of the `points` residuals.
-    frequency : float
-        The w of poisson1d.
-    unit : bool
-        Of poisson1d: multiply the right-hand side by ``(pi w)^2``, so that the solution has amplitude 1.
-    windows : int or str
-        Windows along the first coordinate, or along each, as in ``"2x3"``; the outermost ones are centred at the ends.
-        0 takes 4.
-    overlap_ratio : float
-        Width of the windows over the distance between their centres, > 1.
-    coarse : bool
-        Add a network of the whole domain to those of the windows; it is a subdomain of its own, the last one.
+    windows : Windows
+        The windows of model windows.
+    poisson : Poisson
+        What only poisson1d can be asked for.
     seed : int
         Of the mini-batches.
     dtype : {"float64", "float32"}
+        Of parameters and points.
     device : {"cpu", "cuda", "auto"}
+        Where the network is evaluated.
     comm : Communicator
         Its ranks divide the points.
 
@@ -138,18 +232,11 @@ class PhysicsInformed(Problem):
 
     name: str
     model: Literal["network", "windows"] = "network"
-    network: Literal["auto", "dense", "residual"] = "auto"
-    depth: int = 0
-    width: int = 0
-    horizon: float = 1.0
+    network: Architecture = Architecture()
     points: int = 0
     batch: int = 0
-    boundary: Literal["hard", "soft"] = "hard"
-    frequency: float = 1.0
-    unit: bool = False
-    windows: int | str = 0
-    overlap_ratio: float = _RATIO
-    coarse: bool = False
+    windows: Windows = Windows()
+    poisson: Poisson = Poisson()
     seed: int = 0
     dtype: Literal["float64", "float32"] = "float64"
     device: str = "cpu"
@@ -157,38 +244,18 @@ class PhysicsInformed(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        choices = {
-            "name": tuple(PRESETS),
-            "model": ("network", "windows"),
-            "network": ("auto", "dense", "residual"),
-            "boundary": ("hard", "soft"),
-            "dtype": ("float64", "float32"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"`{key}` must be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
-        for key, least in (("depth", 2), ("width", 1), ("points", 4)):
-            if getattr(self, key) != 0 and getattr(self, key) < least:
-                raise ValueError(f"`{key}` must be >= {least} (or 0 for the default), got {getattr(self, key)}")
+        _check_choices(self, {"name": tuple(PRESETS), "model": ("network", "windows"), "dtype": ("float64", "float32")})
+        _check_least(self, {"points": 4})
         if not 0 <= self.batch <= self._count:
             raise ValueError(f"`batch` must be in 0..{self._count} (0: all points), got {self.batch}")
-        if not 0 < self.frequency < math.inf:
-            raise ValueError(f"`frequency` must be > 0, got {self.frequency}")
-        if self.boundary == "soft" and self.name != "poisson1d":
-            raise ValueError(f"`boundary` must be hard for {self.name}, got 'soft'; only poisson1d can be penalised")
-        if self.unit and self.name != "poisson1d":
-            raise ValueError(f"`unit` must be false for {self.name}, got true; only poisson1d can be scaled")
-        self._check_windows()
-
-    def _check_windows(self) -> None:
-        for_windows = {"windows": 0, "overlap_ratio": _RATIO, "coarse": False}
-        for_networks: dict[str, Any] = {"batch": 0, "boundary": "hard"}
-        for key, plain in (for_windows if self.model == "network" else for_networks).items():
-            if getattr(self, key) != plain:
-                other = "windows" if self.model == "network" else "network"
-                raise ValueError(f"`{key}` needs model={other}, got {getattr(self, key)} with model={self.model}")
-        if not 1 < self.overlap_ratio < math.inf:
-            raise ValueError(f"`overlap_ratio` must be > 1 (windows that overlap), got {self.overlap_ratio}")
+        if self.poisson != Poisson() and self.name != "poisson1d":
+            raise ValueError(f"`poisson` is for poisson1d, got {self.poisson} for {self.name}; leave it out")
+        if self.model == "network" and self.windows != Windows():
+            raise ValueError(f"`windows` needs model=windows, got {self.windows} with model=network")
+        if self.model == "windows" and self.batch:
+            raise ValueError(f"`batch` needs model=network, got {self.batch} with model=windows")
+        if self.model == "windows" and self.poisson.boundary == "soft":
+            raise ValueError("`poisson.boundary` soft needs model=network, got model=windows")
         _ = self._layout
 
     # -------------------------------------------------------------------------------- what everything is made of
@@ -206,18 +273,18 @@ class PhysicsInformed(Problem):
     @cached_property
     def equation(self) -> Equation:
         """The differential equation."""
-        return equation(self.name, self.frequency, self.unit)
+        return equation(self.name, self.poisson.frequency, self.poisson.unit)
 
     @cached_property
     def net(self) -> Network:
         """The network, or that of every window."""
-        depth, width = self.depth or self.preset.depth, self.width or self.preset.width
-        kind = self.preset.network if self.network == "auto" else self.network
-        return Network((self.equation.dim, *[width] * (depth - 1), 1), kind, self.horizon)
+        depth, width = self.network.depth or self.preset.depth, self.network.width or self.preset.width
+        kind = self.preset.network if self.network.kind == "auto" else self.network.kind
+        return Network((self.equation.dim, *[width] * (depth - 1), 1), kind, self.network.horizon)
 
     @property
     def _layout(self) -> tuple[int, ...]:
-        return parse_layout(_WINDOWS if self.windows == 0 else self.windows, self.equation.dim)
+        return parse_layout(self.windows.count or _WINDOWS, self.equation.dim)
 
     @cached_property
     def window_model(self) -> WindowModel:
@@ -228,15 +295,15 @@ class PhysicsInformed(Problem):
         ValueError
             A window without collocation points.
         """
-        centres, radii = WindowModel.grid(self.equation, self._layout, self.overlap_ratio)
+        centres, radii = WindowModel.grid(self.equation, self._layout, self.windows.ratio)
         device = self._kind["device"]
-        coarse = self.net if self.coarse else None
+        coarse = self.net if self.windows.coarse else None
         model = WindowModel(self.equation, self.net, centres.to(device), radii.to(device), coarse)
         empty = int((~model.inside(self.collocation[0]).any(1)).sum())
         if empty:
             raise ValueError(
                 f"every window must have collocation points, got {empty} of {model.windows} without; use more `points`"
-                " or fewer `windows`"
+                " or fewer windows (`windows.count`)"
             )
         return model
 
@@ -246,7 +313,7 @@ class PhysicsInformed(Problem):
 
     def _collocation(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Return `count` points, and which of them penalise a boundary condition (None: none do)."""
-        e, soft = self.equation, self.boundary == "soft"
+        e, soft = self.equation, self.poisson.boundary == "soft"
         points = e.scaled(hammersley(count - 2 if soft else count, e.dim))
         if not soft:
             return points.to(**self._kind), None
@@ -397,7 +464,15 @@ class PhysicsInformed(Problem):
     # -------------------------------------------------------------------------------- what the user sees
 
     def predict(self, x: Tensor, points: Tensor) -> Tensor:
-        """Return the approximate solution u at any points of the box, shape (m,)."""
+        """Return the approximate solution u at any points of the box, shape (m,).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         return self._values(points)(x)
 
     def _values(self, points: Tensor) -> Callable[[Tensor], Tensor]:
@@ -410,7 +485,7 @@ class PhysicsInformed(Problem):
         def values(x: Tensor) -> Tensor:
             with torch.no_grad():
                 value = streams.jets(self.net.layout.views(x)).value
-                if self.boundary == "hard":
+                if self.poisson.boundary == "hard":
                     value = e.lift(points) + e.factor(points) * value
             return value[:, 0]
 

@@ -12,7 +12,14 @@ from mldd.ranks import Communicator
 
 
 def parse_layout(windows: int | str, dim: int) -> tuple[int, ...]:
-    """Read the number of windows along each of `dim` coordinates; those that are left out have one (slabs).
+    """Return the number of windows along each of `dim` coordinates; those that are left out have one (slabs).
+
+    Parameters
+    ----------
+    windows : int or str
+        As in `Windows`.
+    dim : int
+        Number of coordinates, at most 5.
 
     Examples
     --------
@@ -42,6 +49,7 @@ def by_windows(
     Parameters
     ----------
     model : WindowModel
+        The networks.
     points : Tensor, shape (m, d)
         All collocation points: ranks hold other subdomains, so each needs all of them.
     price : Price

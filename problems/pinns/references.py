@@ -25,12 +25,26 @@ _CHUNK = 4096  # points that are evaluated at once: bounds the memory
 
 
 def poisson(points: Array, frequency: float = 1.0) -> Array:
-    """Return ``u = sin(pi w x) / (pi w)^2``, which solves ``-u'' = sin(pi w x)``, shape (m,)."""
+    """Return ``u = sin(pi w x) / (pi w)^2``, which solves ``-u'' = sin(pi w x)``, shape (m,).
+
+    Parameters
+    ----------
+    points : array, shape (m, d)
+        Points of the box, one in a row.
+    frequency : float
+        The w of the right-hand side.
+    """
     return np.sin(np.pi * frequency * points[:, 0]) / (np.pi * frequency) ** 2
 
 
 def klein_gordon(points: Array) -> Array:
-    """Return ``u = x cos t`` at points (t, x), shape (m,)."""
+    """Return ``u = x cos t`` at points (t, x), shape (m,).
+
+    Parameters
+    ----------
+    points : array, shape (m, d)
+        Points of the box, one in a row.
+    """
     return points[:, 1] * np.cos(points[:, 0])
 
 
@@ -46,6 +60,7 @@ def burgers(points: Array, nodes: int = 240) -> Array:
     Parameters
     ----------
     points : ndarray, shape (m, 2)
+        Points of the box, one in a row.
     nodes : int
         Of the rule on [-12, 12]; beyond, integrands are smaller than 1e-35 of their maximum.
 
@@ -70,6 +85,15 @@ def burgers(points: Array, nodes: int = 240) -> Array:
 def chebyshev(n: int, lower: float, upper: float) -> tuple[Array, Array]:
     """Return the n + 1 Chebyshev-Lobatto points of [lower, upper], ascending, and the differentiation matrix.
 
+    Parameters
+    ----------
+    n : int
+        Degree of the polynomials.
+    lower : float
+        Left end of the interval.
+    upper : float
+        Right end of the interval.
+
     References
     ----------
     Trefethen, Spectral Methods in MATLAB (2000), program cheb; diagonal by negative row sums.
@@ -86,6 +110,13 @@ def chebyshev(n: int, lower: float, upper: float) -> tuple[Array, Array]:
 
 def barycentric(nodes: Array, at: Array) -> Array:
     """Return the matrix that interpolates from Chebyshev-Lobatto `nodes` to the points `at`, shape (len(at), n + 1).
+
+    Parameters
+    ----------
+    nodes : array, shape (n + 1,)
+        Chebyshev-Lobatto points.
+    at : array, shape (k,)
+        Points of the interval.
 
     References
     ----------
@@ -109,6 +140,7 @@ class Polynomial:
     axes : tuple of ndarray
         Grid points of the two variables, of n and m entries.
     values : ndarray, shape (n, m)
+        Of the polynomial at the grid points.
     """
 
     axes: tuple[Array, Array]

@@ -28,6 +28,7 @@ class ResidualLoss:
     net : Network
         The network N.
     equation : Equation
+        The differential equation.
     points : Tensor, shape (m, d)
         Collocation points of this rank.
     total : int
@@ -36,6 +37,7 @@ class ResidualLoss:
         Where the residual is the error of a penalised boundary condition, ``u - g``, and the network is free
         everywhere, ``u = N``. By default the conditions are built in.
     price : Price
+        What one evaluation costs.
     comm : Communicator or None
         Value and gradient are summed over its ranks in one collective; None where this rank has all points.
     drawn : Draw, optional
@@ -69,22 +71,34 @@ class ResidualLoss:
         return Bounds.free(self.size, dtype=self.points.dtype, device=self.points.device)
 
     @cached_property
-    def _splits(self) -> dict[int, list[Piece]]:
+    def _splits(self) -> dict[int, list[PointSet]]:
         return {}
 
-    def pieces(self, x: Tensor) -> list[Piece]:
-        """Return the points in pieces that suit evaluations of one or p sets of parameters."""
+    def pieces(self, x: Tensor) -> list[PointSet]:
+        """Return the points in pieces that suit evaluations of one or p sets of parameters.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         p = self._rows(x)
         if p not in self._splits:
             most = _ON_GPU if self.points.is_cuda else _IN_CACHE
             count = max(1, -(-len(self.points) * p // most))
             penalised = [None] * count if self.penalised is None else self.penalised.tensor_split(count)
             made = zip(self.points.tensor_split(count), penalised, strict=True)
-            self._splits[p] = [Piece(self.net, self.equation, points, ends) for points, ends in made]
+            self._splits[p] = [PointSet(self.net, self.equation, points, ends) for points, ends in made]
         return self._splits[p]
 
     def residuals(self, x: Tensor) -> Tensor:
-        """Return the residuals at the points of this rank, shape (m,), or (p, m) for x of shape (p, N)."""
+        """Return the residuals at the points of this rank, shape (m,), or (p, m) for x of shape (p, N).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         parameters = self.net.layout.views(x)
         with torch.no_grad():
             found = [piece.residuals(piece.streams.jets(parameters)) for piece in self.pieces(x)]
@@ -107,7 +121,13 @@ class ResidualLoss:
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep and one collective."""
+        """Return both in one sweep and one collective.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         self.price.of_gradient(self._rows(x))
         parameters = self.net.layout.views(x.detach())
         total = x.new_zeros((*x.shape[:-1], self.size + 1))
@@ -133,8 +153,20 @@ class ResidualLoss:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some of the points of a `ResidualLoss`, with what does not depend on the parameters."""
+class PointSet:
+    """Some of the points of a `ResidualLoss`, with what does not depend on the parameters.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    equation : Equation
+        The differential equation.
+    points : Tensor, shape (m, d)
+        Points of the box, one in a row.
+    penalised : Tensor, shape (m, 1), or None
+        Which points penalise a boundary condition; None: none do.
+    """
 
     net: Network
     equation: Equation
@@ -153,14 +185,26 @@ class Piece:
         return jets_of(e.lift, self.points, e.orders), jets_of(e.factor, self.points, e.orders)
 
     def residuals(self, jets: Jets) -> Tensor:
-        """Return the residuals for values and derivatives of the network, shape of its values."""
+        """Return the residuals for values and derivatives of the network, shape of its values.
+
+        Parameters
+        ----------
+        jets : Jets
+            Values and derivatives of the network.
+        """
         g, factor = self._conditions
         if self.penalised is None:
             return self.equation.residual(composed(g, factor, jets), self.points)
         return torch.where(self.penalised, jets.value - g.value, self.equation.residual(jets, self.points))
 
     def squares(self, jets: Jets) -> Tensor:
-        """Return the sum of the squares of the residuals, shape () or (p,)."""
+        """Return the sum of the squares of the residuals, shape () or (p,).
+
+        Parameters
+        ----------
+        jets : Jets
+            Values and derivatives of the network.
+        """
         return self.residuals(jets).square().sum((-2, -1))
 
 
@@ -177,5 +221,11 @@ class StochasticResidualLoss(ResidualLoss):
     draw: Callable[[int], ResidualLoss] = field(default=None)  # type: ignore[assignment]
 
     def sample(self, step: int) -> ResidualLoss:
-        """Return the objective of outer step `step`."""
+        """Return the objective of outer step `step`.
+
+        Parameters
+        ----------
+        step : int
+            Number of the outer step.
+        """
         return self.draw(step)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Layout
-from mldd.problems.pinns.taylor_sweeps import Evaluation, Propagation, scaled
+from mldd.problems.pinns.taylor_sweeps import Propagation, StreamEvaluation, scaled
 
 Kind = Literal["dense", "residual"]
 _SCALE = 0.1  # a at the start, so that n a = 1
@@ -35,6 +35,7 @@ class Jets:
     Attributes
     ----------
     value : Tensor, shape (..., m, outputs)
+        Values of the function.
     first, second : tuple of Tensor or None
         Per input coordinate the derivative of order 1 and 2, of the shape of `value`; None where not asked for.
     """
@@ -57,6 +58,7 @@ class Network:
     widths : tuple of int
         Inputs, hidden widths (all equal for ``residual``), outputs.
     kind : {"dense", "residual"}
+        A plain tanh network, or a residual one with trainable slopes.
     horizon : float
         The "time" that the residual layers span.
 
@@ -122,7 +124,13 @@ class Network:
         return x
 
     def linear(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Yield weights, bias and scale (None where the layer has none) of every layer out of the layout's tensors."""
+        """Yield weights, bias and scale (None where the layer has none) of every layer out of the layout's tensors.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor
+            Views of the layout.
+        """
         each = iter(tensors)
         for layer in range(self.layers):
             scaled = self.kind == "residual" and layer + 1 < self.layers
@@ -134,12 +142,20 @@ class Network:
         return self.horizon / max(1, self.layers - 2)
 
     @cached_property
-    def _spare(self) -> dict[Hashable, list[Evaluation]]:
+    def _spare(self) -> dict[Hashable, list[StreamEvaluation]]:
         """Buffers of finished evaluations, to be used again."""
         return {}
 
     def at(self, points: Tensor, orders: Sequence[int]) -> Streams:
-        """Return the streams of the input at fixed `points`, to be evaluated with many parameters."""
+        """Return the streams of the input at fixed `points`, to be evaluated with many parameters.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        orders : tuple of int
+            Highest derivative along each coordinate.
+        """
         return Streams(self, points, tuple(orders))
 
     def jets(self, parameters: Sequence[Tensor], points: Tensor, orders: Sequence[int]) -> Jets:
@@ -150,6 +166,7 @@ class Network:
         parameters : sequence of Tensor
             The views of `layout`, with or without a leading axis of length p.
         points : Tensor, shape (m, d) or (p, m, d)
+            Points of the box, one in a row.
         orders : sequence of int, length d
             Highest derivative along each input coordinate: 0, 1 or 2.
         """
@@ -165,8 +182,11 @@ class Streams:
     Parameters
     ----------
     net : Network
+        The network.
     points : Tensor, shape (m, d) or (p, m, d)
+        Points of the box, one in a row.
     orders : tuple of int, length d
+        Highest derivative along each coordinate.
 
     Raises
     ------
@@ -220,6 +240,11 @@ class Streams:
         """Return values and derivatives for the views of the network's layout, with or without a leading axis p.
 
         Autograd differentiates them once by a hand-written sweep, and further by torch's own operations.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Views of the layout, with or without a leading axis.
         """
         if self.points.dim() == 3 and parameters[0].dim() == 2:
             parameters = [t.expand(len(self.points), *t.shape) for t in parameters]
@@ -230,8 +255,8 @@ class Streams:
         evaluation.release()
         return self.split(streams)
 
-    def forward(self, parameters: Sequence[Tensor]) -> Evaluation:
-        """Evaluate without a graph, in buffers: the way with the least overhead to values and gradients.
+    def forward(self, parameters: Sequence[Tensor]) -> StreamEvaluation:
+        """Return an evaluation without a graph, in buffers: the way with the least overhead to values and gradients.
 
         Parameters
         ----------
@@ -240,7 +265,7 @@ class Streams:
         """
         key = (len(parameters[0]) if parameters[0].dim() == 3 else 0, *self._key)
         left = self.net._spare.get(key)
-        evaluation = left.pop() if left else Evaluation(key, self)
+        evaluation = left.pop() if left else StreamEvaluation(key, self)
         with torch.no_grad():
             evaluation._forward(self, parameters)
         return evaluation
@@ -249,6 +274,15 @@ class Streams:
         """Return ``loss(jets)``, and write the gradient of its sum to `out`, tensors shaped as `parameters`.
 
         Autograd sees no more than what `loss` does with values and derivatives.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Views of the layout, with or without a leading axis.
+        loss : callable
+            Function of values and derivatives.
+        out : sequence of Tensor
+            Gets the gradient, shaped as the parameters.
         """
         evaluation = self.forward(parameters)
         streams = evaluation.streams.clone().requires_grad_()
@@ -263,7 +297,13 @@ class Streams:
         return self.points.shape[-2], self.orders, self.points.dtype, self.points.device
 
     def split(self, streams: Tensor) -> Jets:
-        """Return the streams, shape (..., S, m, outputs), as a record of views."""
+        """Return the streams, shape (..., S, m, outputs), as a record of views.
+
+        Parameters
+        ----------
+        streams : Tensor, shape (..., S, m, outputs)
+            Values and derivatives, one kind behind the other.
+        """
         rows = streams.unbind(-3)
         begin = 1 + len(self.slopes)
         first = dict(zip(self.slopes, rows[1:begin], strict=True))
@@ -272,7 +312,13 @@ class Streams:
         return Jets(rows[0], tuple(first.get(k) for k in keys), tuple(second.get(k) for k in keys))
 
     def graph(self, parameters: Sequence[Tensor]) -> Tensor:
-        """Return the streams, shape (..., S, m, outputs), by operations that autograd differentiates repeatedly."""
+        """Return the streams, shape (..., S, m, outputs), by operations that autograd differentiates repeatedly.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Views of the layout, with or without a leading axis.
+        """
         state = self.inputs if parameters[0].dim() == 3 else self.inputs[0]
         for layer, (weight, bias, _) in enumerate(scaled(self.net.linear(parameters))):
             streams = torch.matmul(state, weight.transpose(-1, -2)[..., None, :, :])

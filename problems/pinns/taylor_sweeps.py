@@ -26,14 +26,28 @@ Linear = tuple[Tensor, Tensor, Tensor | None]
 
 
 def scaled(layers: Iterable[Linear]) -> list[Linear]:
-    """Return weights and bias of every layer, times n a where the layer has a scale, and this factor."""
+    """Return weights and bias of every layer, times n a where the layer has a scale, and this factor.
+
+    Parameters
+    ----------
+    layers : iterable
+        Weights, bias and scale of every layer.
+    """
     return [
         (w, b, None) if a is None else ((_SLOPE * a)[..., None] * w, _SLOPE * a * b, _SLOPE * a) for w, b, a in layers
     ]
 
 
 class Stack:
-    """All streams of one layer, shape (p, w, S, m), and the views of them that the sweeps work on."""
+    """All streams of one layer, shape (p, w, S, m), and the views of them that the sweeps work on.
+
+    Parameters
+    ----------
+    streams : Streams
+        The points and derivatives that are asked for.
+    whole : Tensor, shape (p, w, S, m)
+        All streams of the layer.
+    """
 
     def __init__(self, streams: Streams, whole: Tensor) -> None:
         first = 1 + len(streams.slopes) - len(streams.bends)
@@ -49,7 +63,7 @@ class Stack:
         self.second = whole[:, :, self.bent.stop :]
 
 
-class Evaluation:
+class StreamEvaluation:
     """One evaluation of p networks: the streams of every layer, and what the sweep back writes to.
 
     Products give the streams of 2 z, and take adjoints of those, because ``t = 2 / (1 + exp(-2 z)) - 1``.
@@ -58,6 +72,10 @@ class Evaluation:
     ----------
     streams : Tensor, shape (..., S, m, outputs)
         The result; it is written to again after `release`.
+    key : tuple
+        What evaluations that can share buffers have in common: networks, points, orders, dtype, device.
+    source : Streams
+        The points and derivatives that are asked for.
     """
 
     def __init__(self, key: tuple[Any, ...], source: Streams) -> None:
@@ -101,13 +119,20 @@ class Evaluation:
         g : Tensor, shape (..., S, m, outputs)
             The gradient with respect to `streams`.
         out : sequence of Tensor
+            Gets the gradient, shaped as the parameters.
         """
         with torch.no_grad():
             self._backward(g if self.batch else g[None], out if self.batch else [t[None] for t in out])
         self.release()
 
     def squash(self, layer: int) -> None:
-        """Turn 2 z into t, and write d / 2."""
+        """Turn 2 z into t, and write d / 2.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        """
         t = self.hidden[layer].value.sigmoid_()
         # 2 / (1 + exp(-2 z)) - 1 is tanh up to rounding errors relative to 1, in a quarter of its time
         torch.add(self.minus, t, alpha=2.0, out=t)
@@ -125,7 +150,13 @@ class Evaluation:
                 torch.mul(h.value, h.each[k], out=h.each[k + self.bends]).mul_(-twice)
 
     def activate(self, layer: int) -> None:
-        """Turn the streams of 2 z into those of h: ``h_k = d/2 z_k``, ``h_kk = d/2 (z_kk - t z_k^2)``."""
+        """Turn the streams of 2 z into those of h: ``h_k = d/2 z_k``, ``h_kk = d/2 (z_kk - t z_k^2)``.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        """
         self.squash(layer)
         z = self.hidden[layer]
         if self.bends:
@@ -135,7 +166,13 @@ class Evaluation:
             z.derivatives.mul_(self.slopes[layer])
 
     def pull(self, layer: int) -> Stack:
-        """Turn the adjoints of the streams of h, in `inner`, into those of 2 z."""
+        """Return the adjoints of the streams of 2 z, made from those of h in `inner`.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        """
         h, a, scratch = self.hidden[layer], self.inner[layer], self.scratch[layer]
         if self.count == 1:
             a.all.mul_(self.slopes[layer])
@@ -154,7 +191,15 @@ class Evaluation:
         return a
 
     def bind(self, source: Streams, layers: Sequence[Linear]) -> None:
-        """Make the views of points and of (scaled) weights and biases that the sweeps need."""
+        """Make the views of points and of (scaled) weights and biases that the sweeps need.
+
+        Parameters
+        ----------
+        source : Streams
+            The points and derivatives that are asked for.
+        layers : sequence
+            Weights, bias and scale of every layer.
+        """
         self.weights = [weight for weight, _, _ in layers]
         self.biases = [bias[..., None] for _, bias, _ in layers]
         self.down = [weight.transpose(1, 2) for weight in self.weights]
@@ -173,7 +218,15 @@ class Evaluation:
         self.rise(0, None)
 
     def rise(self, first: int, state: Stack | None) -> None:
-        """Propagate all streams from `state`, that below layer `first` (None for the input), to the output."""
+        """Propagate all streams from `state`, that below layer `first` (None for the input), to the output.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first layer.
+        state : Stack or None
+            The streams below the first layer, None for the input.
+        """
         for layer in range(first, self.layers):
             last = layer + 1 == self.layers
             h, alpha = (self.outputs, 1.0) if last else (self.hidden[layer], 2.0)
@@ -196,7 +249,19 @@ class Evaluation:
             unscale(self.linear, list(self.net.linear(out)))
 
     def sink(self, g: Tensor, out: Sequence[Tensor], layers: range, state: Stack | None) -> None:
-        """Write the gradient with respect to the (scaled) weights and biases of `layers`, above `state`, to `out`."""
+        """Write the gradient with respect to the (scaled) weights and biases of `layers`, above `state`, to `out`.
+
+        Parameters
+        ----------
+        g : Tensor, shape (..., S, m, outputs)
+            Gradient with respect to the streams of the output.
+        out : sequence of Tensor
+            Gets the gradient, shaped as the parameters.
+        layers : range
+            Layers whose gradient is asked for.
+        state : Stack or None
+            The streams below the first layer, None for the input.
+        """
         gradients = list(self.net.linear(out))
         a, alpha = self.outputs, 1.0
         a.all.copy_(g.permute(0, 3, 1, 2))
@@ -214,7 +279,17 @@ class Evaluation:
             a, alpha = self.pull(layer - 1), 2.0
 
     def descend(self, layer: int, a: Stack, alpha: float) -> None:
-        """Write the adjoints of the streams that `layer` multiplied."""
+        """Write the adjoints of the streams that `layer` multiplied.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        a : Stack
+            Adjoints of the streams of 2 z.
+        alpha : float
+            Factor on the product.
+        """
         down, adjoint = self.down[layer], self.adjoints[layer - 1]
         if self.residual and layer + 1 < self.layers:  # the state was added to: its adjoint is, too
             adjoint.flat.baddbmm_(down, a.flat, alpha=alpha)
@@ -227,7 +302,15 @@ class Evaluation:
 
 
 def unscale(layers: Sequence[Linear], gradients: Sequence[Linear]) -> None:
-    """Turn gradients with respect to ``n a W``, ``n a b`` into those with respect to W, b, a."""
+    """Turn gradients with respect to ``n a W``, ``n a b`` into those with respect to W, b, a.
+
+    Parameters
+    ----------
+    layers : sequence
+        Weights, bias and scale of every layer.
+    gradients : sequence
+        Gradients with respect to scaled weights and biases, changed to those of the unscaled ones.
+    """
     for (weight, bias, scale), (of_weight, of_bias, of_scale) in zip(layers, gradients, strict=True):
         if scale is None or of_scale is None:
             continue
@@ -242,7 +325,17 @@ class Propagation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, source: Streams, *parameters: Tensor) -> Tensor:
-        """Return the streams of the output, shape (..., S, m, outputs)."""
+        """Return the streams of the output, shape (..., S, m, outputs).
+
+        Parameters
+        ----------
+        ctx : object
+            Autograd's context.
+        source : Streams
+            The points and derivatives that are asked for.
+        parameters : sequence of Tensor
+            Views of the layout, with or without a leading axis.
+        """
         ctx.save_for_backward(*parameters)
         evaluation = source.forward(parameters)
         ctx.source, ctx.evaluation = source, evaluation
@@ -250,7 +343,15 @@ class Propagation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients with respect to the parameters."""
+        """Return the gradients with respect to the parameters.
+
+        Parameters
+        ----------
+        ctx : object
+            Autograd's context.
+        g : Tensor, shape (..., S, m, outputs)
+            Gradient with respect to the streams of the output.
+        """
         parameters, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             wanted = [p for p, need in zip(parameters, needed, strict=True) if need]

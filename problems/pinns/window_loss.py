@@ -11,7 +11,7 @@ from torch import Tensor
 from mldd.algebra import Bounds, Decomposition, Price, on_this_rank
 from mldd.problems.pinns.equations import Equation
 from mldd.problems.pinns.taylor import Streams
-from mldd.problems.pinns.taylor_sweeps import Evaluation
+from mldd.problems.pinns.taylor_sweeps import StreamEvaluation
 from mldd.ranks import SERIAL, Communicator
 
 Unknowns = slice | Tensor
@@ -56,21 +56,51 @@ class Patch:
         return self.coefficients[:, 0]
 
     def of(self, x: Tensor) -> Tensor:
-        """Return the parameters among the unknowns `x`, shape (p, n)."""
+        """Return the parameters among the unknowns `x`, shape (p, n).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         return x.reshape(-1)[self.unknowns].view(len(self.coefficients), -1)
 
     def store(self, rows: Tensor, x: Tensor) -> None:
-        """Write parameters, shape (p, n), to their places in the unknowns `x`."""
+        """Write parameters, shape (p, n), to their places in the unknowns `x`.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (p, n)
+            Parameters of the networks.
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         x.view(-1)[self.unknowns] = rows.view(-1)
 
-    def forward(self, x: Tensor) -> Evaluation:
-        """Evaluate the networks with their parameters in `x`."""
+    def forward(self, x: Tensor) -> StreamEvaluation:
+        """Return the evaluation of the networks with their parameters in `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         rows, views = self._parameters
         rows.copy_(self.of(x))
         return self.streams.forward(views)
 
-    def backward(self, evaluation: Evaluation, g: Tensor, x: Tensor) -> None:
-        """Write the gradient with respect to the parameters to `x`, given that with respect to the fields, `g`."""
+    def backward(self, evaluation: StreamEvaluation, g: Tensor, x: Tensor) -> None:
+        """Write the gradient with respect to the parameters to `x`, given that with respect to the fields, `g`.
+
+        Parameters
+        ----------
+        evaluation : StreamEvaluation
+            The one of `forward`.
+        g : Tensor
+            Gradient with respect to the fields.
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         p, fields, _, points = self.coefficients.shape
         here = g.view(-1).index_select(0, self.places)
         if fields == 1:
@@ -82,7 +112,13 @@ class Patch:
         self.store(rows, x)
 
     def contributions(self, streams: Tensor) -> Tensor:
-        """Return what networks with these `streams`, shape (p, S, m, 1), add to the fields, shape (p R m,)."""
+        """Return what networks with these `streams`, shape (p, S, m, 1), add to the fields, shape (p R m,).
+
+        Parameters
+        ----------
+        streams : Tensor, shape (p, S, m, 1)
+            Streams of the networks.
+        """
         streams = streams.squeeze(-1)
         if self.coefficients.shape[1] == 1:
             return (self._only * streams).sum(1).view(-1)
@@ -99,9 +135,11 @@ class WindowLoss:
     Parameters
     ----------
     patches : tuple of Patch
+        The networks of windows, and the one of the whole domain.
     frozen : Tensor, shape (R, k, M)
         What the fields are without the networks, zero at padding.
     equation : Equation
+        The differential equation.
     points : Tensor, shape (k, M, d), optional
         Points of the fields, needed where the residual is not linear.
     mask : Tensor, shape (k, M), optional
@@ -113,6 +151,7 @@ class WindowLoss:
     constant : Tensor, shape (k,), optional
         Share of the mean that does not depend on these unknowns.
     price : Price
+        What one evaluation costs.
     comm : Communicator or None
         Value and gradient are summed over its ranks in one collective; None where this rank has all points.
     """
@@ -138,7 +177,7 @@ class WindowLoss:
         """No bounds."""
         return Bounds.free(*self.shape, dtype=self.frozen.dtype, device=self.frozen.device)
 
-    def _start(self, x: Tensor) -> tuple[Tensor, list[Evaluation]]:
+    def _start(self, x: Tensor) -> tuple[Tensor, list[StreamEvaluation]]:
         """Return the fields, shape (R, k, M), and the evaluations that they came from."""
         fields, evaluations = self.frozen.clone(), []
         for patch in self.patches:
@@ -147,14 +186,26 @@ class WindowLoss:
         return fields, evaluations
 
     def fields(self, x: Tensor) -> Tensor:
-        """Return the fields, shape (R, k, M)."""
+        """Return the fields, shape (R, k, M).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         fields, evaluations = self._start(x)
         for evaluation in evaluations:
             evaluation.release()
         return fields
 
     def residuals(self, fields: Tensor) -> Tensor:
-        """Return the residuals where the fields are these, shape (k, M)."""
+        """Return the residuals where the fields are these, shape (k, M).
+
+        Parameters
+        ----------
+        fields : Tensor, shape (R, ..., m)
+            Fields of `WindowLoss.fields`.
+        """
         if self.points is None:
             return fields[0]
         u = self.patches[0].streams.split(fields.flatten(1)[..., None])
@@ -194,7 +245,13 @@ class WindowLoss:
         return out if self.comm is None else self.comm.sum(out)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep and one collective."""
+        """Return both in one sweep and one collective.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         self.price.of_gradient(self._rows())
         fields, evaluations = self._start(x)
         values, g = self._slopes(fields)
@@ -207,7 +264,7 @@ class WindowLoss:
             self.comm.sum(buffer)
         return buffer[-1].clone(), buffer[:-1]
 
-    def _pulled(self, evaluations: list[Evaluation], g: Tensor, out: Tensor) -> Tensor:
+    def _pulled(self, evaluations: list[StreamEvaluation], g: Tensor, out: Tensor) -> Tensor:
         for patch, evaluation in zip(self.patches, evaluations, strict=True):
             patch.backward(evaluation, g, out)
         return out
@@ -256,7 +313,15 @@ class LocalWindows:
     valid: Tensor
 
     def at(self, x: Tensor, decomposition: Decomposition) -> WindowLoss:
-        """Return the local models at the iterate `x`."""
+        """Return the local models at the iterate `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        decomposition : Decomposition
+            The subdomains of this rank.
+        """
         with on_this_rank():
             self.whole.price.of_value()
             self.local.price.of_value(len(self.index))

@@ -25,7 +25,17 @@ from mldd.ranks import Communicator
 
 @dataclass(frozen=True)
 class Member:
-    """One network of a patch: its window (-1 for the whole domain), its points, and where they are in the fields."""
+    """One network of a patch: its window (-1 for the whole domain), its points, and where they are in the fields.
+
+    Parameters
+    ----------
+    window : int
+        Number of the window, -1 for the whole domain.
+    points : Tensor, shape (k,), int64
+        Numbers of its points.
+    places : Tensor, shape (k,), int64
+        Where these points are in the fields.
+    """
 
     window: int
     points: Tensor
@@ -42,9 +52,11 @@ class WindowModel:
     Parameters
     ----------
     equation : Equation
+        The differential equation.
     net : Network
         Of one window.
     centres, radii : Tensor, shape (w, d), float64
+        Centres of the windows.
     coarse : Network, optional
         Of the whole domain.
 
@@ -67,6 +79,7 @@ class WindowModel:
         Parameters
         ----------
         equation : Equation
+            The differential equation.
         counts : sequence of int, length d
             Windows along each coordinate.
         ratio : float
@@ -98,11 +111,23 @@ class WindowModel:
         return torch.cat([net.initial(seed * len(nets) + k) for k, net in enumerate(nets)])
 
     def inside(self, points: Tensor) -> Tensor:
-        """Return which points, shape (m, d), every window is positive at, shape (w, m)."""
+        """Return which points, shape (m, d), every window is positive at, shape (w, m).
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         return (self._bumps(points) > 0).T
 
     def weights(self, points: Tensor) -> Tensor:
-        """Return all windows at points of shape (m, d), shape (m, w)."""
+        """Return all windows at points of shape (m, d), shape (m, w).
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         bumps = self._bumps(points)
         return bumps / bumps.sum(1, keepdim=True)
 
@@ -150,6 +175,7 @@ class WindowModel:
         points : Tensor, shape (m, d)
             Those that the members number.
         members : sequence of Member
+            Windows with their points, or the whole domain.
         extent : int
             Length of one field.
         unknowns : slice or Tensor
@@ -181,7 +207,13 @@ class WindowModel:
         return Patch(streams, table, (places[:, None] + fields[:, None]).flatten(), unknowns)
 
     def known(self, points: Tensor) -> Tensor:
-        """Return the fields without networks at points of shape (m, d), shape (R, m)."""
+        """Return the fields without networks at points of shape (m, d), shape (R, m).
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         at = points.double()
         g: Known = jets_of(self.equation.lift, at, self.equation.orders)
         if self.equation.linear:
@@ -194,6 +226,17 @@ class WindowModel:
 
     def loss(self, points: Tensor, total: int, price: Price, comm: Communicator | None) -> WindowLoss:
         """Return the mean squared residual over `points`, shape (m, d), the share of this rank of `total`.
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        total : int
+            Number of points on all ranks.
+        price : Price
+            What one evaluation costs.
+        comm : Communicator
+            Its ranks divide the points.
 
         Raises
         ------
@@ -234,7 +277,13 @@ class WindowModel:
         return int(self.inside(points).sum()) + (len(points) if self.coarse else 0)
 
     def values(self, points: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the function that maps unknowns to u at points of shape (m, d), shape (m,)."""
+        """Return the function that maps unknowns to u at points of shape (m, d), shape (m,).
+
+        Parameters
+        ----------
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        """
         plain = replace(self.equation, orders=(0,) * self.equation.dim, linear=False)
         loss = replace(self, equation=plain).loss(points, len(points), Price(), None)
         return lambda x: loss.fields(x)[0, 0]
@@ -246,6 +295,12 @@ class WindowModel:
         ----------
         whole : WindowLoss
             Over all `points`, shape (m, d).
+        points : Tensor, shape (m, d)
+            Points of the box, one in a row.
+        parts : sequence of range
+            Networks of every subdomain.
+        local : range
+            Subdomains of this rank.
         """
         mine = [parts[k] for k in local]
         inside = torch.cat([self.inside(points), torch.ones((1, len(points)), dtype=torch.bool, device=points.device)])

@@ -98,7 +98,7 @@ def _absolute(H: Tensor, raised: Tensor, negative: Tensor, root: float) -> tuple
 
 
 @dataclass(frozen=True)
-class Truncated:
+class TruncatedSolve:
     """End of `truncated_cg`, row by row.
 
     Parameters
@@ -112,7 +112,7 @@ class Truncated:
     negative: Tensor
 
 
-def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor, steps: int) -> Truncated:
+def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor, steps: int) -> TruncatedSolve:
     """Solve ``H x = b`` approximately in every active row by conjugate gradients from zero.
 
     Parameters
@@ -148,7 +148,7 @@ def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor,
         running = running & ~bad & (new.sqrt() > tolerance)
         p = torch.where(running[..., None], r + (new / rr)[..., None] * p, p)
         rr = torch.where(running, new, rr)
-    return Truncated(x, negative)
+    return TruncatedSolve(x, negative)
 
 
 class Inverse:

@@ -36,11 +36,23 @@ class Probed(Restricted):
         return self._lowest[0] if self._lowest else None
 
     def gradient(self, e: Tensor) -> Tensor:
-        """Return ``P^T g(x + P e)``."""
+        """Return ``P^T g(x + P e)``.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the small space.
+        """
         return self.value_and_gradient(e)[1]
 
     def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
+        """Return both.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the small space.
+        """
         value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
         point = e.clone(), float(value), g
         self._last[:] = [*self._last[-1:], point]
@@ -49,7 +61,13 @@ class Probed(Restricted):
         return value, self.transfer.restrict(g)
 
     def whole_gradient(self, e: Tensor) -> Tensor:
-        """Return the gradient of `f` at ``x + P e``, remembered at the last two points."""
+        """Return the gradient of `f` at ``x + P e``, remembered at the last two points.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the small space.
+        """
         known = [g for point, _, g in self._last if torch.equal(point, e)]
         return known[0] if known else self.f.gradient(self.x + self.transfer.prolong(e))
 
@@ -61,6 +79,7 @@ class Subspace:
     Parameters
     ----------
     Q : Tensor, shape (n, k)
+        Orthonormal columns, eigenvectors of the Hessian in the space.
     a, values : Tensor, shape (k,)
         Slopes and curvatures along the columns of Q.
     """
@@ -74,6 +93,17 @@ class Subspace:
         """Return the model of `f` at `x` in the span of the directions: one Hessian product for each.
 
         Directions that are zero, not finite, or in the span of those before them are left out.
+
+        Parameters
+        ----------
+        f : Objective
+            Offers ``hessian_product``.
+        x : Tensor, shape (n,)
+            The point.
+        g : Tensor, shape (n,)
+            Gradient there.
+        directions : sequence of Tensor, shape (n,)
+            They span the space.
         """
         columns: list[Tensor] = []
         for d in directions:
@@ -98,6 +128,11 @@ class Subspace:
 
     def minimise(self, radius: float) -> tuple[Tensor, float]:
         """Return the minimiser s of the model with ``||s|| <= radius``, and the decrease ``-q`` it promises.
+
+        Parameters
+        ----------
+        radius : float
+            Of the ball.
 
         References
         ----------

@@ -97,7 +97,7 @@ class PetscProblem(ABC):
             self._adopt(self.solver)
         except BaseException as error:
             self.destroy()
-            raise (self.error or error) from None
+            raise (self.error or _of_python(error)) from None
 
     @abstractmethod
     def _check_type(self, type: str, known: set[str]) -> None:  # noqa: A002
@@ -129,7 +129,15 @@ class PetscProblem(ABC):
         return f
 
     def renew(self, objective: Objective, x: Tensor) -> None:
-        """Go on with `objective` from `x`; gradients of another sample are forgotten."""
+        """Go on with `objective` from `x`; gradients of another sample are forgotten.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The point.
+        """
         before, self.objective = self.plain, objective
         if self.plain is not before:
             self._known = []
@@ -137,11 +145,21 @@ class PetscProblem(ABC):
                 self.learn(x, objective.gradient(x))
 
     def guarded(self) -> _Guard:
-        """Keep the exception that leaves the block."""
+        """Return a context that keeps the exception that leaves the block."""
         return _Guard(self)
 
     def learn(self, x: Tensor, g: Tensor, value: float = math.nan) -> None:
-        """Remember that the gradient at `x` is `g`."""
+        """Remember that the gradient at `x` is `g`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        g : Tensor, shape (n,)
+            Gradient there.
+        value : float
+            Value there, NaN where it is not known.
+        """
         self._stamp = (0, -1)
         point = self._known.pop().x.copy_(x) if len(self._known) == _REMEMBERED else x.detach().clone()
         self._known.insert(0, _Known(point, g, value))
@@ -150,23 +168,53 @@ class PetscProblem(ABC):
         return next((known for known in self._known if torch.equal(known.x, x)), None)
 
     def known_at(self, x: Tensor) -> Tensor | None:
-        """Return the gradient at `x` if it is remembered."""
+        """Return the gradient at `x` if it is remembered.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         known = self._recall(x)
         return None if known is None else known.g
 
     def known_at_solution(self, x: Tensor) -> Tensor | None:
-        """Return the gradient at the current iterate, whose entries are `x`, if it is remembered."""
+        """Return the gradient at the current iterate, whose entries are `x`, if it is remembered.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         if self._known and self._stamp == (self.solution.handle, self.solution.stateGet()):  # spares the comparison
             return self._known[0].g
         return self.known_at(x)
 
     def value(self, solver: Any, x: Any) -> float:
-        """Return the value at the Vec `x`."""
+        """Return the value at the Vec `x`.
+
+        Parameters
+        ----------
+        solver : PETSc.TAO or PETSc.SNES
+            The object that asks.
+        x : PETSc.Vec
+            The point.
+        """
         with self.guarded():
             return self._noted(float(self.plain.value(read(x, self._trial))))
 
     def gradient(self, solver: Any, x: Any, out: Any) -> None:
-        """Write the gradient at the Vec `x` to the Vec `out`."""
+        """Write the gradient at the Vec `x` to the Vec `out`.
+
+        Parameters
+        ----------
+        solver : PETSc.TAO or PETSc.SNES
+            The object that asks.
+        x : PETSc.Vec
+            The point.
+        out : PETSc.Vec
+            Gets the gradient.
+        """
         with self.guarded():
             at = read(x, self._trial)
             g = self.known_at(at)
@@ -176,7 +224,17 @@ class PetscProblem(ABC):
             write(g, out)
 
     def value_and_gradient(self, solver: Any, x: Any, out: Any) -> float:
-        """Return the value at the Vec `x`, and write the gradient to `out`."""
+        """Return the value at the Vec `x`, and write the gradient to `out`.
+
+        Parameters
+        ----------
+        solver : PETSc.TAO or PETSc.SNES
+            The object that asks.
+        x : PETSc.Vec
+            The point.
+        out : PETSc.Vec
+            Gets the gradient.
+        """
         with self.guarded():
             at = read(x, self._trial)
             known = self._recall(at)
@@ -220,8 +278,9 @@ class PetscProblem(ABC):
         try:
             self._solve()
         except load_petsc().Error as error:
-            if self.error is not None:
-                raise self.error from None
+            raised = self.error or _of_python(error)
+            if raised is not error:
+                raise raised from None
             self.finite = self.finite and all(bool(torch.isfinite(known.g).all()) for known in self._known)
             if self.finite:
                 text = str(error).strip().splitlines()
@@ -238,6 +297,11 @@ class PetscProblem(ABC):
 
         PETSc's own tolerances and limits are switched off, after its options were read; a failed line search still ends
         it.
+
+        Parameters
+        ----------
+        end_of_iteration : callable
+            Gets the number of the iteration and returns whether to end.
         """
 
     def destroy(self) -> None:
@@ -246,6 +310,14 @@ class PetscProblem(ABC):
         for item in self.owned:
             item.destroy()
         self.owned, self._known = [], []
+
+
+def _of_python(error: BaseException) -> BaseException:
+    """Return the exception of Python code that PETSc reports as an error code, `error` itself where there is none."""
+    found = error
+    while isinstance(found, load_petsc().Error) and found.__cause__ is not None:
+        found = found.__cause__
+    return error if isinstance(found, load_petsc().Error) else found
 
 
 class _Guard:

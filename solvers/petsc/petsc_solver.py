@@ -39,7 +39,13 @@ def greenlets() -> Any:
 
 
 class Session:
-    """One run of a PETSc solver inside a greenlet."""
+    """One run of a PETSc solver inside a greenlet.
+
+    Parameters
+    ----------
+    problem : PetscProblem
+        PETSc's solver, set up.
+    """
 
     def __init__(self, problem: PetscProblem) -> None:
         self._greenlet = greenlets()
@@ -86,8 +92,14 @@ class Session:
         self.problem.destroy()
 
 
-class Run:
-    """What a state holds of a session: when the state goes, or Python ends, the session is ended."""
+class SessionHandle:
+    """What a state holds of a session: when the state goes, or Python ends, the session is ended.
+
+    Parameters
+    ----------
+    session : Session
+        The run that is held.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -96,11 +108,23 @@ class Run:
         self._version = -1
 
     def hand_out(self, x: Tensor) -> None:
-        """Note that `x` is the iterate that the caller has got."""
+        """Note that `x` is the iterate that the caller has got.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self._x, self._version = x, x._version
 
     def stands_at(self, x: Tensor) -> bool:
-        """Say whether `x` is that iterate, and not written to since."""
+        """Return whether `x` is that iterate, and not written to since.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         return x is self._x and x._version == self._version
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -148,7 +172,7 @@ class PetscSolver(ABC):
         """
         load_petsc()
         greenlets()
-        run = Run(Session(self._problem(objective, x)))
+        run = SessionHandle(Session(self._problem(objective, x)))
         run.hand_out(x)
         return PetscState(run=run)
 
@@ -166,7 +190,7 @@ class PetscSolver(ABC):
             state.run.end()
             state.run = None
         if state.run is None:
-            state.run = Run(Session(self._problem(objective, x)))
+            state.run = SessionHandle(Session(self._problem(objective, x)))
         run = state.run
         session, problem = run.session, run.session.problem
         problem.renew(objective, x)

@@ -165,6 +165,7 @@ class TaoSolver(_Context):
     Parameters
     ----------
     solver : Solver
+        Does one step in each iteration of TAO.
     objective : Objective, optional
         By default the one that TAO's callbacks evaluate; solvers that need more than value and gradient (subdomains,
         levels, Hessian products) need the problem's own here.
@@ -177,12 +178,24 @@ class TaoSolver(_Context):
         self.values = values
 
     def setUp(self, tao: Any) -> None:  # noqa: N802 (PETSc's name)
-        """Give TAO a vector for its gradient, as all its types have."""
+        """Give TAO a vector for its gradient, as all its types have.
+
+        Parameters
+        ----------
+        tao : PETSc.TAO
+            The object that asks.
+        """
         if not tao.getGradient()[0]:
             tao.setGradient(None, tao.getSolution().duplicate())
 
     def solve(self, tao: Any) -> None:
-        """Iterate until TAO's test or the solver says stop."""
+        """Iterate until TAO's test or the solver says stop.
+
+        Parameters
+        ----------
+        tao : PETSc.TAO
+            The object that asks.
+        """
         with _guarded(tao):
             point = self._start(tao, tao.getSolution())
             f = _recalling(tao, self._of(tao), point.x)
@@ -225,9 +238,11 @@ class SnesSolver(_Context):
     Parameters
     ----------
     solver : Solver
+        Does the steps.
     objective : Objective, optional
         By default the one whose gradient is SNES's function; see `TaoSolver`.
     steps : int
+        Steps in one application.
     """
 
     _TESTED: ClassVar[tuple[str, ...]] = ("DEFAULT", "ALWAYS")
@@ -237,7 +252,17 @@ class SnesSolver(_Context):
         self.steps = steps
 
     def solve(self, snes: Any, b: Any, x: Any) -> None:
-        """Iterate until SNES's test or the solver says stop."""
+        """Iterate until SNES's test or the solver says stop.
+
+        Parameters
+        ----------
+        snes : PETSc.SNES
+            The object that asks.
+        b : PETSc.Vec or None
+            Right-hand side of ``F(x) = b``.
+        x : PETSc.Vec
+            The iterate, written to.
+        """
         schedules, reasons = load_petsc().SNES.NormSchedule, load_petsc().SNES.ConvergedReason
         schedule = snes.getNormSchedule()
         tested = schedule in [getattr(schedules, name) for name in self._TESTED]
@@ -301,6 +326,11 @@ class Named:
 
     def create(self, solver: Any) -> None:
         """Build the mldd solver; options of what is nested in it have the prefix of `solver`.
+
+        Parameters
+        ----------
+        solver : PETSc.TAO or PETSc.SNES
+            The object that asks.
 
         Raises
         ------

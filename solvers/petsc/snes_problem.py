@@ -104,7 +104,13 @@ class SnesProblem(PetscProblem):
         self.finite = self.finite and self.solver.getConvergedReason() not in lost
 
     def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
-        """See `PetscProblem.hand_over`."""
+        """See `PetscProblem.hand_over`.
+
+        Parameters
+        ----------
+        end_of_iteration : callable
+            Gets the number of the iteration and returns whether to end.
+        """
         reasons = load_petsc().SNES.ConvergedReason
 
         def test(snes: Any, iteration: int, norms: tuple[float, float, float]) -> int:

@@ -12,9 +12,12 @@ from mldd.algebra import Objective, offers
 from mldd.ranks import load_petsc, read
 from mldd.solvers.petsc.petsc_problem import UNLIMITED, PetscProblem
 
-# TAO types that take no notice of bounds, and those that cannot do without a Hessian.
-UNBOUNDED = frozenset({"lmvm", "nls", "ntr", "ntl", "cg", "nm", "owlqn"})
+# TAO types that take no notice of bounds, those that cannot do without a Hessian, and all that minimise an objective
+# from its value, gradient and Hessian alone. Others want residuals, constraints or a state of their own (some of them
+# crash without), or add a term to the objective (owlqn, bmrm).
+UNBOUNDED = frozenset({"lmvm", "nls", "ntr", "ntl", "cg", "nm", "snes"})
 NEWTON = frozenset({"nls", "ntr", "ntl", "bnls", "bntr", "bntl", "tron", "gpcg"})
+TYPES = UNBOUNDED | NEWTON | {"blmvm", "bncg", "bqnls", "bqnkls", "bqnktr", "bqnktl", "python"}
 
 
 class TaoProblem(PetscProblem):
@@ -24,7 +27,14 @@ class TaoProblem(PetscProblem):
 
     def _check_type(self, type: str, known: set[str]) -> None:  # noqa: A002
         if type not in known:
-            raise ValueError(f"`type` must be a TAO type of this PETSc, one of {' '.join(sorted(known))}, got {type!r}")
+            there = " ".join(sorted(TYPES & known))
+            raise ValueError(f"`type` must be a TAO type of this PETSc, one of {there}, got {type!r}")
+        if type not in TYPES:
+            there = " ".join(sorted(TYPES & known))
+            raise ValueError(
+                f"TAO type {type!r} wants residuals, constraints or a regularised objective, got an objective with "
+                f"value and gradient; use one of {there}"
+            )
         if type in UNBOUNDED and not self.objective.bounds.is_free:
             raise ValueError(f"TAO type {type!r} ignores bounds, got an objective with bounds; use blmvm or bqnktr")
         if type in NEWTON and not offers(self.objective, "hessian_product"):
@@ -44,7 +54,13 @@ class TaoProblem(PetscProblem):
         self.solver.solve(self.solution)
 
     def hand_over(self, end_of_iteration: Callable[[int], bool]) -> None:
-        """See `PetscProblem.hand_over`."""
+        """See `PetscProblem.hand_over`.
+
+        Parameters
+        ----------
+        end_of_iteration : callable
+            Gets the number of the iteration and returns whether to end.
+        """
 
         def test(tao: Any) -> None:  # TAO calls it after its own test, once or more in an iteration
             if tao.getConvergedReason() == 0 and end_of_iteration(tao.getIterationNumber()):
@@ -70,6 +86,7 @@ def tao_minimise(
     Parameters
     ----------
     objective : Objective
+        What is minimised.
     x : Tensor, shape (n,)
         Start; not written to.
     type : str
@@ -77,6 +94,7 @@ def tao_minimise(
     prefix : str
         Options ``-<prefix>tao_...`` in PETSc's database win over the arguments.
     max_steps : int
+        Most iterations.
     atol : float
         Bound on TAO's measure, the 2-norm of the projected gradient.
 

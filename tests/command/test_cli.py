@@ -138,6 +138,10 @@ def test_infeasible_start_is_said(run, monkeypatch):
         ("train obstacle --solver adagrad:curvature=some", "must be one of auto none exact diagonal lbfgs, got 'some'"),
         ("train obstacle --solver adagrad --parts 4", "--parts is of no use to solver adagrad; leave it out or"),
         ("train obstacle --solver adagrad --combine ras", "--combine is of no use to solver adagrad"),
+        (
+            "train poisson1d --solver mspqn --parts 3 --combine ras",
+            "`combine` is for additive sweeps, a multiplicative",
+        ),
         ("train obstacle --solver adagrad --data /tmp", "--data is of no use to problem obstacle"),
         ("train obstacle --solver adagrad --step 5", "unrecognized arguments: --step 5 (did you mean --steps?)"),
         ("train obstacle --solver adagrad -steps 5", "-steps with one dash goes to PETSc; did you mean --steps?"),

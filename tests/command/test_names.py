@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,8 +10,9 @@ from importlib.util import find_spec
 import pytest
 
 from mldd.command import described, name_of, names, solver_spec
+from mldd.command.listing import keys
 from mldd.command.names import python_specs, split, split_specs
-from mldd.solvers import LBFGS, AdaGrad
+from mldd.solvers import LBFGS, AdaGrad, Radius, TrustRegion
 from mldd.solvers.petsc import Snes, Tao
 
 
@@ -128,3 +130,40 @@ def test_every_name_has_its_class():
         module, _, attribute = target.partition("?")[0].partition(":")
         assert find_spec(module) is not None, target
         assert hasattr(import_module(module), attribute), target
+
+
+def test_keys_of_a_nested_record_have_its_name_in_front() -> None:
+    solver = solver_spec("trust-region:radius.initial=0.5,radius.largest=2,memory=3").make()
+    assert solver == TrustRegion(radius=Radius(initial=0.5, largest=2.0), memory=3)
+    text = described(solver, "trust-region")
+    assert "radius.initial=0.5" in text
+    assert solver_spec(text).make() == solver
+    with pytest.raises(ValueError, match=r"no key 'radius.inital' \(did you mean radius.initial"):
+        solver_spec("trust-region:radius.inital=0.5")
+    with pytest.raises(ValueError, match="`trust-region:radius.initial` must be a number"):
+        solver_spec("trust-region:radius.initial=small")
+
+
+def test_a_field_of_one_kind_of_solver_takes_no_other() -> None:
+    spec = solver_spec("apts:local=trust-region(model=sr1,radius.initial=0.5)")
+    assert spec.keys["local"].make() == TrustRegion("sr1", radius=Radius(0.5))
+    with pytest.raises(ValueError, match="`apts:local` must be trust-region, got 'lbfgs'"):
+        solver_spec("apts:local=lbfgs")
+
+
+def test_a_listing_shows_the_keys_of_nested_records() -> None:
+    lines = list(keys("trust-region"))
+    assert "  radius.initial : number, default 1.0" in lines
+    assert lines[lines.index("  radius.initial : number, default 1.0") + 1].strip() == "The first radius."
+    assert "  local : trust-region, default trust-region" in list(keys("apts"))
+
+
+def test_the_weights_of_aspqn_are_chosen_like_those_of_all_others(run, tmp_path):
+    small = "train poisson1d:network.depth=4,network.width=5,points=20 --solver aspqn --parts 3 --overlap 1 --steps 2"
+    found = []
+    for combine in ("asm", "ras", "wasm"):
+        code, _, error = run(f"{small} --combine {combine} --quiet --out", tmp_path / combine)
+        assert code == 0, error
+        found.append(json.loads((tmp_path / combine / "result.json").read_text()))
+        assert f"combine={combine}" in found[-1]["options"]["solver"]
+    assert len({one["loss"] for one in found}) == 3

@@ -12,7 +12,7 @@ SCRIPT = """
     from mldd.problems.grids import Obstacle
     from mldd.problems.images import Digits
     from mldd.loop import Status, Stop, minimise
-    from mldd.solvers import Apts
+    from mldd.solvers import Apts, TrustRegion
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]
@@ -41,7 +41,8 @@ SCRIPT = """
         assert result.state.dropped == steps * len(broken)
         return result
 
-    for options in ({"combine": "asm", "model": "sr1"}, {"span": 2, "window": 3}, {"broken": (0, 3)}):
+    sr1 = {"combine": "asm", "local": TrustRegion("sr1"), "outer": TrustRegion("bfgs")}
+    for options in (sr1, {"subspace_steps": 2, "outer": TrustRegion(window=3)}, {"broken": (0, 3)}):
         alone = digits(SERIAL, **options)
         for comm in communicators:
             result = digits(comm, **options)
@@ -56,7 +57,8 @@ SCRIPT = """
     obstacle = Obstacle(n=7)
     for combine in ("ras", "wasm"):
         def run(comm):
-            solver = Apts(obstacle.decomposition(4, 1, comm), norm="inf", combine=combine, comm=comm)
+            box = TrustRegion(norm="inf")
+            solver = Apts(obstacle.decomposition(4, 1, comm), box, box, combine, comm=comm)
             f = obstacle.objective()
             result = minimise(f, obstacle.initial(0), solver, stop=Stop(4), comm=comm)
             assert f.bounds.violation(result.x) == 0.0

@@ -8,8 +8,8 @@ SCRIPT = """
     import torch
     from mldd.algebra import counting
     from mldd.algebra import sampled
-    from mldd.ranks import world
-    from mldd.problems.pinns import PhysicsInformed
+    from mldd.ranks import SERIAL, world
+    from tests.helpers import pinn
 
     def same(a, b, what):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-13), (what, float((a - b).abs().max()))
@@ -19,7 +19,7 @@ SCRIPT = """
     cases = {"klein-gordon": {"points": 1200}, "burgers": {"batch": 15}, "poisson1d": {"boundary": "soft"}}
     for name, options in cases.items():
         options = {"depth": 4, "width": 5, "points": 51} | options
-        here, there = (PhysicsInformed(name, comm=c, **options) for c in (comm, PhysicsInformed.comm))
+        here, there = (pinn(name, comm=c, **options) for c in (comm, SERIAL))
         x = here.initial(0) + 0.1
         v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
         for step in (0, 1):

@@ -9,7 +9,8 @@ SCRIPT = """
     from mldd.ranks import SERIAL, Communicator, world
     from mldd.problems.images import Digits
     from mldd.loop import Stop, minimise
-    from mldd.solvers import SchwarzLBFGS
+    from mldd.solvers import LBFGS, SchwarzLBFGS
+    from mldd.solvers.schwarz_lbfgs import CoarseStep
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]
@@ -22,9 +23,10 @@ SCRIPT = """
 
     VARIANTS = (
         {"order": "multiplicative"},
-        {"combine": "sum", "momentum": 0.9, "keep_pairs": False},
-        {"combine": "search"},
-        {"combine": "span", "coarse_steps": 2},
+        {"combine": "wasm", "search": "sum", "outer": LBFGS(momentum=0.9), "keep_pairs": False},
+        {"combine": "ras"},
+        {},
+        {"combine": "wasm", "subspace_steps": 5, "coarse": CoarseStep(2)},
     )
     for settings in VARIANTS:
         for overlap in (0, 1):
@@ -32,8 +34,8 @@ SCRIPT = """
             for comm in communicators:
                 result, other = run(comm, 5, overlap, **settings)
                 difference = float((result.x - alone.x).abs().max())
-                # columns of a span may be nearly dependent: its iterations amplify rounding
-                assert difference < (1e-6 if "coarse_steps" in settings else 1e-9), (settings, overlap, difference)
+                # columns of a subspace may be nearly dependent: its iterations amplify rounding
+                assert difference < (1e-6 if "coarse" in settings else 1e-9), (settings, overlap, difference)
                 assert (other.accepted, other.rejected) == (record.accepted, record.rejected)
                 assert other.cost.gradient_evaluations == record.cost.gradient_evaluations, settings
                 # samples are divided; rows of a batch wait for each other, so fewer subdomains per rank do less

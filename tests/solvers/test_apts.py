@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from mldd.algebra import (
 )
 from mldd.loop import Status
 from mldd.problems.images import Digits
-from mldd.solvers import Apts, TrustRegion
+from mldd.solvers import Apts, Radius, TrustRegion
 from mldd.solvers.apts import orthonormal
 from tests.helpers import Rosenbrock, quadratic
 
@@ -113,19 +113,25 @@ def layers(parts: int = 3, overlap: int = 0, bounded: bool = False) -> tuple[Any
     return f, index_decomposition(f, contiguous([2] * 6, parts, overlap))
 
 
+def regions(model: Any = "bfgs", norm: Any = "2", window: int = 1, **radius: float) -> dict[str, TrustRegion]:
+    """Return the local and the outer trust-region method with the same model, norm and rule of the radius."""
+    rule = Radius(**radius)
+    return {"local": TrustRegion(model, norm, rule), "outer": TrustRegion(model, norm, rule, window)}
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"model": "sr1", "global_model": "sr1"},
-    {"model": "first-order", "global_model": "first-order"},
-    {"norm": "inf"},
+    regions("sr1"),
+    regions("first-order"),
+    regions(norm="inf"),
     {"combine": "asm"},
     {"combine": "ras"},
-    {"norm": "inf", "combine": "asm"},
+    {**regions(norm="inf"), "combine": "asm"},
     {"global_steps": 0},
     {"global_steps": 3, "local_steps": 1},
-    {"window": 4},
-    {"span": 3},
-    {"span": 2, "window": 3, "global_steps": 0},
+    regions(window=4),
+    {"subspace_steps": 3},
+    {"subspace_steps": 2, **regions(window=3), "global_steps": 0},
     {"keep_pairs": False},
 ]
 PROBLEMS = {
@@ -174,20 +180,21 @@ def test_local_models_of_digits_are_consistent(subdomains: str) -> None:
 @pytest.mark.parametrize("problem", ["data", "overlapping layers"])
 def test_values_fall_and_steps_obey_the_radius(problem: str, options: dict[str, Any]) -> None:
     f, d = PROBLEMS[problem]()
-    solver = Apts(d, radius=0.25, min_radius=1e-8, max_radius=2.0, **options)
-    x, norm = torch.zeros(f.size, dtype=torch.float64), solver.norm
+    rule, plain = Radius(0.25, 1e-8, 2.0), Apts(d, **options)
+    solver = replace(plain, local=replace(plain.local, radius=rule), outer=replace(plain.outer, radius=rule))
+    x, norm = torch.zeros(f.size, dtype=torch.float64), solver.outer.norm
     state, g, values = solver.init(f, x), Remembered(f), [float(f.value(x))]
     for _ in range(4):
         before, radius = x.clone(), float(state.radii[0])
-        solver.globally.locate(g, x, state.globally)
+        solver.whole.locate(g, x, state.whole)
         solver._in_turn(0, lambda: solver._schwarz_step(g, x, state), state)  # noqa: B023
         s = x - before
         assert float(s.norm() if norm == "2" else s.abs().max()) <= radius * (1 + 1e-9)
         assert all(1e-8 <= float(r) <= 2.0 for r in state.radii)
         values.append(float(f.value(x)))
         for _ in range(solver.global_steps):
-            solver._in_turn(1, lambda: solver.globally.advance(g, x, state.globally), state)
-        allowed = max(values[-2 - (solver.window - 1) * (1 + solver.global_steps) : -1] or values[:1])
+            solver._in_turn(1, lambda: solver.whole.advance(g, x, state.whole), state)
+        allowed = max(values[-2 - (solver.outer.window - 1) * (1 + solver.global_steps) : -1] or values[:1])
         assert values[-1] <= allowed + 1e-12
     assert values[-1] < values[0]
     assert state.accepted + state.rejected == 4
@@ -197,7 +204,8 @@ def test_values_fall_and_steps_obey_the_radius(problem: str, options: dict[str, 
 @pytest.mark.parametrize("problem", ["data", "overlapping layers"])
 def test_the_minimiser_is_found(problem: str, options: dict[str, Any]) -> None:
     f, d = PROBLEMS[problem]()
-    slow = "first-order" in options.values() or options.get("norm") == "inf" or options.get("global_steps") == 0
+    local = options.get("local", TrustRegion())
+    slow = local.model == "first-order" or local.norm == "inf" or options.get("global_steps") == 0
     x = torch.zeros(f.size, dtype=torch.float64)
     result = minimise(f, x, Apts(d, **options), stop=Stop(150, atol=1e-2 if slow else 1e-6))
     assert result.status is Status.converged_atol, result.record
@@ -218,9 +226,9 @@ def test_a_stationary_point_is_left_alone(problem: str, options: dict[str, Any],
 def test_one_subdomain_is_a_trust_region_method_with_inner_steps(model: str, norm: str) -> None:
     f = Rosenbrock(6)
     d = index_decomposition(f, contiguous([6], 1))
-    solver = Apts(d, model, model, norm, local_steps=4, global_steps=0, radius=0.2)
+    solver = Apts(d, **regions(model, norm, initial=0.2), local_steps=4, global_steps=0)
     x = minimise(f, f.start(), solver, stop=Stop(1)).x
-    local = TrustRegion(model, norm, radius=0.2)
+    local = TrustRegion(model, norm, Radius(0.2))
     y, g = f.start(), Remembered(f)
     state = local.init(f, y)
     state.confine(y.clone(), torch.tensor([0.2], dtype=torch.float64))
@@ -233,9 +241,9 @@ def test_one_subdomain_is_a_trust_region_method_with_inner_steps(model: str, nor
 def test_one_subdomain_and_one_local_step_is_the_trust_region_method() -> None:
     f = Rosenbrock(6)
     d = index_decomposition(f, contiguous([6], 1))
-    solver = Apts(d, "first-order", local_steps=1, global_steps=0, accept=1e-4)
+    solver = Apts(d, TrustRegion("first-order"), local_steps=1, global_steps=0)
     result = minimise(f, f.start(), solver, stop=Stop(60), values=True)
-    same = minimise(f, f.start(), TrustRegion("first-order", accept=1e-4), stop=Stop(60), values=True)
+    same = minimise(f, f.start(), TrustRegion("first-order"), stop=Stop(60), values=True)
     # The promise is the local decrease, so the outer ratio is 1, but an inner refusal is a refusal of the whole step.
     taken = [v for v in dict.fromkeys(result.history.column("value"))]
     other = [v for v in dict.fromkeys(same.history.column("value"))]
@@ -247,10 +255,10 @@ def test_one_subdomain_and_one_local_step_is_the_trust_region_method() -> None:
 def test_the_promise_is_exact_to_first_order(problem: str, combine: str) -> None:
     f, d = PROBLEMS[problem]()
     x = torch.ones(f.size, dtype=torch.float64)
-    solver = Apts(d, "first-order", combine=combine, radius=1e-5)
+    solver = Apts(d, **regions("first-order", initial=1e-5), combine=combine)
     state, g = solver.init(f, x), Remembered(f)
-    gradient = solver.globally.locate(g, x, state.globally)
-    state.globally.radius = state.radii[0]
+    gradient = solver.whole.locate(g, x, state.whole)
+    state.whole.radius = state.radii[0]
     s, totals = solver._solve_all(g, x, state)
     assert float(s.norm()) <= 1e-5 * (1 + 1e-9)
     assert float(totals[0]) == pytest.approx(-float(gradient @ s), rel=1e-3)
@@ -265,7 +273,7 @@ def test_bounds_are_kept(model: str, overlap: int, combine: str) -> None:
     result = minimise(
         f,
         f.bounds.project(torch.zeros(12, dtype=torch.float64)),
-        Apts(d, model, norm="inf", combine=combine),
+        Apts(d, **regions(model, "inf"), combine=combine),
         stop=Stop(200, atol=1e-3),
         after_step=lambda x, state, history: violations.append(f.bounds.violation(x)),
     )
@@ -273,7 +281,7 @@ def test_bounds_are_kept(model: str, overlap: int, combine: str) -> None:
     assert max(violations) <= 1e-15
 
 
-@pytest.mark.parametrize("options", [{}, {"span": 2}, {"global_steps": 0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"subspace_steps": 2}, {"global_steps": 0}], ids=str)
 def test_a_local_model_that_is_not_finite_is_dropped_and_counted(options: dict[str, Any]) -> None:
     f, d = data(3, broken=(1,))
     result = minimise(f, torch.zeros(N, dtype=torch.float64), Apts(d, **options), stop=Stop(10), values=True)
@@ -343,10 +351,9 @@ def test_orthonormal_rows_span_what_they_are_made_of() -> None:
     [
         ({"local_steps": 0}, "`local_steps` must be >= 1"),
         ({"global_steps": -1}, "`global_steps` must be >= 0"),
-        ({"span": -1}, "`span` must be >= 0"),
+        ({"subspace_steps": -1}, "`subspace_steps` must be >= 0"),
         ({"combine": "sum"}, "`combine` must be one of"),
-        ({"model": "newton"}, "`model` must be one of"),
-        ({"radius": -1.0}, "radii must satisfy"),
+        ({"outer": TrustRegion(norm="inf")}, "must have the same norm"),
     ],
 )
 def test_bad_parameters_are_refused(options: dict[str, Any], message: str) -> None:
@@ -354,8 +361,10 @@ def test_bad_parameters_are_refused(options: dict[str, Any], message: str) -> No
         Apts(layers()[1], **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "inf", "combine": "asm"}, {"norm": "inf", "span": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"combine": "asm"}, {"subspace_steps": 2}], ids=str)
 def test_what_does_not_fit_bounds_is_refused(options: dict[str, Any]) -> None:
     f, d = layers(bounded=True)
     with pytest.raises(ValueError, match="bounds"):
-        Apts(d, **options).init(f, f.bounds.project(torch.zeros(12, dtype=torch.float64)))
+        Apts(d, **(regions(norm="inf") if options else {}), **options).init(
+            f, f.bounds.project(torch.zeros(12, dtype=torch.float64))
+        )

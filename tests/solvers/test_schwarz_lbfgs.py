@@ -24,16 +24,17 @@ from mldd.algebra import (
 from mldd.loop import Status, Stop, minimise
 from mldd.solvers import LBFGS, SchwarzLBFGS
 from mldd.solvers.lbfgs import lbfgs_direction
-from mldd.solvers.schwarz_lbfgs import first_layers
+from mldd.solvers.schwarz_lbfgs import CoarseStep, first_layers
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
 N = 24
 SIZES = (6, 4, 5, 4, 5)  # layers
 VARIANTS = [
     {"order": "multiplicative"},
-    {"combine": "sum"},
-    {"combine": "search"},
-    {"combine": "span"},
+    {"combine": "wasm", "search": "sum"},
+    {},
+    {"combine": "wasm", "subspace_steps": 5},
+    {"combine": "ras"},
 ]
 
 
@@ -61,7 +62,7 @@ def _run(f, x, solver, steps):
 @pytest.mark.parametrize("momentum", [1.0, 0.9, 0.4])
 @pytest.mark.parametrize("f", [Rosenbrock(N), quadratic(N)])
 def test_without_local_steps_it_is_lbfgs(f, momentum):
-    solver = SchwarzLBFGS(_layers(f, 2), local_steps=0, memory=3, momentum=momentum)
+    solver = SchwarzLBFGS(_layers(f, 2), local_steps=0, outer=LBFGS(3, momentum=momentum))
     ours, _ = _run(f, _start(f), solver, 30)
     plain, _ = _run(f, _start(f), LBFGS(3, momentum=momentum), 30)
     torch.testing.assert_close(ours[:12], plain[:12], rtol=1e-9, atol=1e-9)  # BLAS rounds by where a vector begins
@@ -92,7 +93,7 @@ def test_with_one_subdomain_the_local_phase_is_lbfgs_on_everything(steps):
     solver = SchwarzLBFGS(_layers(f, 1), order="multiplicative", local_steps=steps, global_steps=0)
     ours, _ = _run(f, _start(f), solver, 1)
     torch.testing.assert_close(ours[-1], plain[-1], rtol=1e-10, atol=1e-10)
-    solver = SchwarzLBFGS(_layers(f, 1), combine="sum", local_steps=steps, global_steps=0)
+    solver = SchwarzLBFGS(_layers(f, 1), combine="wasm", search="sum", local_steps=steps, global_steps=0)
     sweep, x = solver.sweep, _start(f)
     torch.testing.assert_close(sweep.correction(f, x, sweep.init(f, x)), plain[-1] - x, rtol=1e-10, atol=1e-10)
 
@@ -117,7 +118,7 @@ def test_the_correction_is_the_mean_over_the_subdomains_that_cover_an_unknown(ov
             total[i] += value
             covering[i] += 1
     assert (covering.max() > 1) == (overlap > 0)
-    solver = SchwarzLBFGS(d, combine="sum", local_steps=6, global_steps=0)
+    solver = SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=6, global_steps=0)
     sweep = solver.sweep
     torch.testing.assert_close(sweep.correction(f, x, sweep.init(f, x)), total / covering, rtol=1e-8, atol=1e-8)
     moved, state = _run(f, x, solver, 1)  # a line search along it
@@ -131,7 +132,7 @@ def test_searches_one_after_the_other_go_along_each_local_correction():
     f, x = Rosenbrock(N), Rosenbrock(N).start()
     d = _layers(f, 3, 1)
     corrections = _local_solutions(f, x, d, 6)
-    moved, state = _run(f, x, SchwarzLBFGS(d, combine="search", local_steps=6, global_steps=0), 1)
+    moved, state = _run(f, x, SchwarzLBFGS(d, local_steps=6, global_steps=0), 1)
     columns = torch.stack([d.transfer(k).prolong(c) for k, c in enumerate(corrections)], 1)
     step = moved[1] - moved[0]
     t = torch.linalg.lstsq(columns, step[:, None]).solution
@@ -144,7 +145,7 @@ def test_searches_one_after_the_other_go_along_each_local_correction():
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_no_phase_ends_higher_than_it_began(variant, overlap):
     f = Rosenbrock(N)
-    for phases in ({"global_steps": 0}, {"global_steps": 1, "coarse_steps": 2}):
+    for phases in ({"global_steps": 0}, {"global_steps": 1, "coarse": CoarseStep(2)}):
         solver = SchwarzLBFGS(_layers(f, 3, overlap), local_steps=4, **phases, **variant)
         iterates, _ = _run(f, f.start(), solver, 25)
         values = torch.stack([f.value(x) for x in iterates])
@@ -167,7 +168,7 @@ def test_a_multiplicative_sweep_sees_what_came_before():
 def test_a_span_is_minimised_over():
     f, x = quadratic(N), _start(quadratic(N))
     d = _layers(f, 2, 1)
-    moved, state = _run(f, x, SchwarzLBFGS(d, combine="span", local_steps=3, global_steps=0, span_steps=60), 1)
+    moved, state = _run(f, x, SchwarzLBFGS(d, combine="wasm", local_steps=3, global_steps=0, subspace_steps=60), 1)
     pieces = []
     for k, c in enumerate(_local_solutions(f, x, d, 3)):
         full = d.transfer(k).prolong(c)
@@ -185,8 +186,8 @@ def test_a_span_is_minimised_over():
 def test_the_secant_pair_begins_where_the_sweep_ended():
     f = Rosenbrock(N)
     d = _layers(f, 2)
-    halfway, _ = _run(f, f.start(), SchwarzLBFGS(d, combine="sum", local_steps=3, global_steps=0), 1)
-    whole, state = _run(f, f.start(), SchwarzLBFGS(d, combine="sum", local_steps=3), 1)
+    halfway, _ = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3, global_steps=0), 1)
+    whole, state = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3), 1)
     outer = state.outer
     assert outer.pairs == 1
     torch.testing.assert_close(outer.steps[outer.newest], whole[1] - halfway[1], rtol=1e-9, atol=1e-12)
@@ -198,7 +199,7 @@ def test_a_coarse_step_moves_the_first_layers_alone():
     f = Rosenbrock(N)
     d = _layers(f, 2, 1)
     space = first_layers(d)
-    solver = SchwarzLBFGS(d, local_steps=0, global_steps=0, coarse_steps=4)
+    solver = SchwarzLBFGS(d, local_steps=0, global_steps=0, coarse=CoarseStep(4))
     moved, _ = _run(f, f.start(), solver, 1)
     plain, _ = _run(Restricted(f, f.start(), space), torch.zeros(space.shape[1], dtype=torch.float64), LBFGS(10), 4)
     torch.testing.assert_close(moved[1] - moved[0], space.prolong(plain[-1]), rtol=1e-10, atol=1e-10)
@@ -210,7 +211,7 @@ def test_a_coarse_step_moves_the_first_layers_alone():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "extra", [{}, {"coarse_steps": 2}, {"keep_pairs": False, "momentum": 0.9}, {"global_steps": 0}]
+    "extra", [{}, {"coarse": CoarseStep(2)}, {"keep_pairs": False, "outer": LBFGS(momentum=0.9)}, {"global_steps": 0}]
 )
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_a_stationary_point_is_a_fixed_point(variant, extra, overlap):
@@ -222,7 +223,7 @@ def test_a_stationary_point_is_a_fixed_point(variant, extra, overlap):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("extra", [{}, {"coarse_steps": 2, "keep_pairs": False, "momentum": 0.9}])
+@pytest.mark.parametrize("extra", [{}, {"coarse": CoarseStep(2), "keep_pairs": False, "outer": LBFGS(momentum=0.9)}])
 def test_every_variant_reaches_the_solution(variant, extra):
     f = quadratic(N)
     solver = SchwarzLBFGS(_layers(f, 3, 1), local_steps=4, **variant, **extra)
@@ -307,7 +308,7 @@ def test_local_solves_that_are_lost_change_nothing(variant):
     solver = SchwarzLBFGS(_misled(f, float("nan")), local_steps=2, **variant)
     ours, state = _run(f, _start(f), solver, 5)
     plain, _ = _run(f, _start(f), LBFGS(10), 5)
-    if variant.get("combine") != "span":  # which still has the direction of L-BFGS
+    if "subspace_steps" not in variant:  # which still has the direction of L-BFGS
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
     assert bool(torch.isfinite(ours).all()) and state.status is None
 
@@ -331,7 +332,7 @@ class Uphill:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("phases", [{}, {"global_steps": 0}, {"local_steps": 0, "coarse_steps": 2}])
+@pytest.mark.parametrize("phases", [{}, {"global_steps": 0}, {"local_steps": 0, "coarse": CoarseStep(2)}])
 def test_a_run_that_cannot_go_on_says_so(variant, phases):
     f = Uphill(quadratic(N))
     solver = SchwarzLBFGS(_layers(f, 2), **({"local_steps": 2} | phases | variant))
@@ -366,13 +367,13 @@ def test_float32_works_and_is_warned_about():
     "settings, name",
     [
         ({"local_steps": -1}, "local_steps"),
-        ({"coarse_steps": -1}, "coarse_steps"),
-        ({"combine": "span", "span_steps": 0}, "span_steps"),
+        ({"subspace_steps": -1}, "subspace_steps"),
         ({"combine": "product"}, "combine"),
+        ({"search": "none"}, "search"),
         ({"order": "random"}, "order"),
-        ({"momentum": 0.0}, "momentum"),
-        ({"memory": 0}, "memory"),
-        ({"local_memory": 0}, "memory"),
+        ({"order": "multiplicative", "combine": "ras"}, "combine"),
+        ({"order": "multiplicative", "search": "sum"}, "search"),
+        ({"order": "multiplicative", "subspace_steps": 3}, "subspace_steps"),
         ({"local_steps": 0, "global_steps": 0}, "local_steps"),
     ],
 )
@@ -381,13 +382,18 @@ def test_bad_input_is_one_clear_line(settings, name):
         SchwarzLBFGS(_layers(quadratic(N), 2), **settings)
 
 
+def test_a_coarse_step_of_negative_length_is_refused():
+    with pytest.raises(ValueError, match="`steps`.*got -1"):
+        CoarseStep(-1)
+
+
 def test_bounds_and_missing_layers_are_refused():
     bounded = quadratic(N, bounded=True)
     with pytest.raises(ValueError, match="without bounds"):
         SchwarzLBFGS(_layers(bounded, 2)).init(bounded, torch.zeros(N, dtype=torch.float64))
     plain = index_decomposition(quadratic(N), contiguous(SIZES, 2))
     with pytest.raises(ValueError, match="layers.*coarse"):
-        SchwarzLBFGS(plain, coarse_steps=1)
+        SchwarzLBFGS(plain, coarse=CoarseStep(1))
     f, space = quadratic(N), IndexTransfer(torch.arange(0, N, 3), N)
-    moved, _ = _run(f, _start(f), SchwarzLBFGS(plain, coarse_steps=3, coarse=space, local_steps=0, global_steps=0), 1)
+    moved, _ = _run(f, _start(f), SchwarzLBFGS(plain, coarse=CoarseStep(3, space), local_steps=0, global_steps=0), 1)
     assert (moved[1] != moved[0]).nonzero()[:, 0].tolist() == space.indices.tolist()

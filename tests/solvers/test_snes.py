@@ -349,3 +349,25 @@ def test_bounds_are_refused_by_types_that_ignore_them():
 
 def test_read_keeps_what_it_is_given():
     assert torch.equal(as_tensor(as_vec(start(3))), read(as_vec(start(3)), start(3)))
+
+
+class FailsWhenMade:
+    def create(self, snes):
+        raise ValueError("there is no such grid")
+
+
+class FailsWhenCalled:
+    def step(self, snes, x, f, y):
+        raise ValueError("there is no such step")
+
+
+@pytest.mark.parametrize(("context", "line"), [("FailsWhenMade", "such grid"), ("FailsWhenCalled", "such step")])
+def test_an_exception_in_a_context_that_an_option_names_is_raised_as_it_is(context, line):
+    options = load_petsc().Options()
+    options["npc_snes_type"], options["npc_snes_python_type"] = "python", f"{__name__}.{context}"
+    try:
+        with pytest.raises(ValueError, match=line):
+            minimise(quadratic(6), torch.zeros(6, dtype=torch.float64), Snes("ngmres"), stop=Stop(2))
+    finally:
+        options.delValue("npc_snes_type")
+        options.delValue("npc_snes_python_type")

@@ -268,3 +268,13 @@ def test_a_type_that_does_not_fit_is_refused():
             minimise(f, x, Tao(prefix="probe_"), stop=Stop(2))
     finally:
         load_petsc().Options().delValue("probe_tao_type")
+
+
+@pytest.mark.parametrize("type", ["pounders", "brgn", "asils", "almm", "bqpip", "owlqn", "bmrm"])
+def test_types_that_want_more_than_an_objective_are_refused(type):
+    f = quadratic(4)
+    with pytest.raises(ValueError, match=f"TAO type '{type}' wants .*use one of .*blmvm"):
+        Tao(type).init(f, torch.zeros(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="ignores bounds"):
+        bounded = quadratic(4, bounded=True)
+        Tao("snes").init(bounded, torch.zeros(4, dtype=torch.float64))

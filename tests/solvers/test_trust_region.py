@@ -13,7 +13,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.algebra import Bounds, Price, Remembered, counting
 from mldd.loop import Status
-from mldd.solvers import TrustRegion
+from mldd.solvers import Radius, TrustRegion
 from mldd.solvers.parts import Secant
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
@@ -141,7 +141,7 @@ def test_members_of_a_batch_do_not_see_each_other(kind: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_values_never_rise_and_steps_stay_in_the_region(model: str, norm: str) -> None:
     f = Rosenbrock(6)
-    solver = TrustRegion(model, norm, radius=0.5, min_radius=1e-6, max_radius=2.0)
+    solver = TrustRegion(model, norm, Radius(0.5, 1e-6, 2.0))
     x = f.start()
     state, g = solver.init(f, x), Remembered(f)
     for _ in range(60):
@@ -233,7 +233,7 @@ def test_a_radius_at_its_floor_is_a_status(model: str, norm: str) -> None:
     assert result.status is Status.stalled
     assert torch.equal(result.x, x)
     assert result.record.step <= 60
-    with_floor = minimise(Wrong(quadratic(8)), x, TrustRegion(model, norm, min_radius=1e-3), stop=Stop(500))
+    with_floor = minimise(Wrong(quadratic(8)), x, TrustRegion(model, norm, Radius(smallest=1e-3)), stop=Stop(500))
     assert with_floor.status is Status.stalled
     assert with_floor.record.step <= 12
     assert float(with_floor.state.radius) == pytest.approx(1e-3)
@@ -263,7 +263,7 @@ class Wall:
 @pytest.mark.parametrize("model", MODELS)
 def test_values_that_are_not_finite_are_refused(model: str) -> None:
     x = torch.ones(4, dtype=torch.float64)
-    result = minimise(Wall(), x, TrustRegion(model, radius=64.0), stop=Stop(40), values=True)
+    result = minimise(Wall(), x, TrustRegion(model, radius=Radius(64.0)), stop=Stop(40), values=True)
     assert result.record.value < 0.8
     assert bool(torch.isfinite(result.x).all())
 
@@ -305,13 +305,33 @@ def test_a_taken_step_costs_one_evaluation() -> None:
 
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("model", MODELS)
-def test_values_stay_below_the_largest_in_the_window(model: str, window: int) -> None:
+def test_an_iterate_is_below_the_largest_of_the_iterates_before_it(model: str, window: int) -> None:
     f = Rosenbrock(6)
     result = minimise(f, f.start(), TrustRegion(model, window=window), stop=Stop(100), values=True)
     values = result.history.column("value")
-    assert all(b <= max(values[max(0, k - window + 1) : k + 1]) for k, b in enumerate(values[1:]))
+    iterates = [values[0]] + [b for a, b in zip(values, values[1:], strict=False) if a != b]
+    assert all(b <= max(iterates[max(0, k - window + 1) : k + 1]) for k, b in enumerate(iterates[1:]))
     if window > 1 and model == "bfgs":
         assert any(b > a for a, b in zip(values, values[1:], strict=False))
+
+
+def test_a_refused_step_leaves_the_window_as_it_was() -> None:
+    f, x = Rosenbrock(6), Rosenbrock(6).start()
+    solver = TrustRegion(window=3)
+    state, g = solver.init(f, x), Remembered(f)
+    solver.locate(g, x, state)
+    history, refused = [float(f.value(x))], 0
+    for k in range(60):
+        s = -1e-3 * g.gradient(x) * (1.0 if k % 3 == 0 else -1.0)  # two of three go uphill
+        before = state.rejected
+        solver.settle(g, x, s, np.array([1e-3 * float(s.norm())]), state)
+        refused += state.rejected - before
+        if state.rejected == before:
+            history.append(float(f.value(x)))
+        latest = (history[::-1] + [-torch.inf] * 3)[:3]
+        assert state.values[0].tolist() == pytest.approx(latest)
+    assert refused > 10
+    assert len(history) > 10
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -362,7 +382,7 @@ def several(**options: Any) -> Several:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("model", MODELS)
 def test_rows_of_a_batch_go_their_own_way(model: str, norm: str) -> None:
-    f, solver = several(), TrustRegion(model, norm, radius=0.3)
+    f, solver = several(), TrustRegion(model, norm, radius=Radius(0.3))
     x = torch.zeros(3, 6, dtype=torch.float64)
     state, g = solver.fresh(x), Remembered(f)
     for _ in range(8):
@@ -409,10 +429,6 @@ def test_single_precision_stays_single() -> None:
     [
         ({"model": "newton"}, "`model` must be one of"),
         ({"norm": "1"}, "`norm` must be one of"),
-        ({"radius": 0.0}, "radii must satisfy"),
-        ({"radius": 2.0, "max_radius": 1.0}, "radii must satisfy"),
-        ({"shrink": 1.0}, "`shrink` and `grow`"),
-        ({"accept": 0.5}, "thresholds must satisfy"),
         ({"window": 0}, "`window` must be >= 1"),
         ({"memory": 0}, "`memory` must be >= 1"),
     ],
@@ -420,6 +436,20 @@ def test_single_precision_stays_single() -> None:
 def test_bad_parameters_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrustRegion(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initial": 0.0}, "radii must satisfy"),
+        ({"initial": 2.0, "largest": 1.0}, "radii must satisfy"),
+        ({"shrink": 1.0}, "`shrink` and `grow`"),
+        ({"accept": 0.5}, "thresholds must satisfy"),
+    ],
+)
+def test_bad_rules_of_the_radius_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Radius(**options)
 
 
 def test_a_ball_does_not_fit_bounds() -> None:

@@ -8,18 +8,19 @@ import torch
 
 from mldd.algebra import LocalRestrictions, counting, sampled
 from mldd.loop import Stop, minimise
-from mldd.problems.pinns import Jets, PhysicsInformed
+from mldd.problems.pinns import Jets
 from mldd.problems.pinns.equations import equation, hammersley, jets_of
 from mldd.problems.pinns.layer_models import LayerModels
 from mldd.problems.pinns.pinn import PRESETS
 from mldd.solvers import LBFGS, Adam
+from tests.helpers import pinn
 
 NAMES = list(PRESETS)
 IN_TIME = ["burgers", "klein-gordon", "allen-cahn"]
 
 
 def small(name="burgers", **options):
-    return PhysicsInformed(name, **({"depth": 4, "width": 6, "points": 64} | options))
+    return pinn(name, **({"depth": 4, "width": 6, "points": 64} | options))
 
 
 def start(problem, seed=0):
@@ -97,7 +98,7 @@ def test_references_have_no_residual(name):
 @pytest.mark.parametrize("kind", ["dense", "residual"])
 @pytest.mark.parametrize("name", NAMES)
 def test_residuals_against_nested_differentiation(name, kind):
-    problem = small(name, network=kind)
+    problem = small(name, kind=kind)
     f, x = problem.objective(), start(problem)
     e, leaves = f.equation, f.net.layout.leaves(x)
 
@@ -219,7 +220,7 @@ def ternary(count):
     ],
 )
 def test_published_networks(name, size, layers):
-    problem = PhysicsInformed(name)
+    problem = pinn(name)
     f = problem.objective()
     assert (f.size, len(f.sizes), f.total) == (size, layers, 102 if name == "poisson1d" else 10_000)
     assert problem.settings("adam")["lr"] == PRESETS[name].rate
@@ -228,7 +229,7 @@ def test_published_networks(name, size, layers):
 
 
 def test_penalised_ends():
-    problem = PhysicsInformed("poisson1d", boundary="soft", frequency=2.5)
+    problem = pinn("poisson1d", boundary="soft", frequency=2.5)
     f, x = problem.objective(), start(problem)
     inside = torch.linspace(0, 1, 100, dtype=torch.float64)[:, None]
     leaves, w = f.net.layout.leaves(x), 2.5 * math.pi
@@ -249,12 +250,12 @@ def test_metrics():
     found = problem.metrics(x)
     assert found["relative_l2"] == pytest.approx(float(error.norm() / exact.norm()))
     assert found["relative_l2_paper"] == pytest.approx(float(error.norm() / problem.predict(x, points).norm()))
-    assert PhysicsInformed("poisson1d").test[0].shape == (501, 1)
+    assert pinn("poisson1d").test[0].shape == (501, 1)
 
 
 @pytest.mark.parametrize("boundary", ["hard", "soft"])
 def test_training_solves_poisson(boundary):
-    problem = PhysicsInformed("poisson1d", depth=3, width=10, points=40, boundary=boundary)
+    problem = pinn("poisson1d", depth=3, width=10, points=40, boundary=boundary)
     f = problem.objective()
     done = minimise(f, problem.initial(0), LBFGS(), stop=Stop(max_steps=300))
     assert float(f.value(done.x)) < 1e-5
@@ -296,7 +297,7 @@ def test_levels_have_fewer_points():
     with counting() as cost:
         hierarchy[1].objective.gradient(x)
     assert (cost.gradients, cost.work) == (0, 0.25)
-    assert [level.objective.total for level in PhysicsInformed("poisson1d").hierarchy(3).levels] == [102, 51, 25]
+    assert [level.objective.total for level in pinn("poisson1d").hierarchy(3).levels] == [102, 51, 25]
     for levels in (0, 5):
         with pytest.raises(ValueError, match=r"`levels` must be in 1\.\.4 for 1024 points"):
             problem.hierarchy(levels)
@@ -325,7 +326,7 @@ def test_layers_as_subdomains(parts, overlap):
 @pytest.mark.parametrize("kind", ["dense", "residual"])
 @pytest.mark.parametrize(("parts", "overlap"), [(1, 0), (2, 0), (4, 0), (4, 1)])
 def test_models_of_layers_that_begin_at_their_first(kind, parts, overlap):
-    problem = small("klein-gordon", network=kind, points=1500)  # two pieces
+    problem = small("klein-gordon", kind=kind, points=1500)  # two pieces
     f, x = problem.objective(), start(problem)
     d = problem.decomposition(parts, overlap)
     plain, models = LocalRestrictions(f, d, x), d.models(f, x, None)
@@ -356,7 +357,7 @@ def test_single_precision():
 def test_refuses():
     for wrong, words in (
         ({"name": "heat"}, "`name` must be one of poisson1d, burgers"),
-        ({"network": "cnn"}, "`network` must be one of auto, dense, residual"),
+        ({"kind": "cnn"}, "`kind` must be one of auto, dense, residual"),
         ({"depth": 1}, r"`depth` must be >= 2 \(or 0"),
         ({"width": -1}, "`width` must be >= 1"),
         ({"points": 3}, "`points` must be >= 4"),
@@ -364,10 +365,10 @@ def test_refuses():
         ({"frequency": 0.0}, "`frequency` must be > 0"),
         ({"dtype": "half"}, "`dtype` must be one of"),
         ({"boundary": "weak"}, "`boundary` must be one of hard, soft"),
-        ({"name": "burgers", "boundary": "soft"}, "`boundary` must be hard for burgers"),
+        ({"name": "burgers", "boundary": "soft"}, "`poisson` is for poisson1d, got .* for burgers"),
     ):
         with pytest.raises(ValueError, match=words):
-            PhysicsInformed(**({"name": "poisson1d"} | wrong))
+            pinn(**({"name": "poisson1d"} | wrong))
     for parts in (0, 5):
         with pytest.raises(ValueError, match=r"`parts` must be in 1\.\.4 \(the layers of the network\)"):
             small().decomposition(parts)

@@ -8,20 +8,20 @@ import torch
 
 from mldd.algebra import LocalRestrictions, Objective, Price, counting
 from mldd.loop import Stop, minimise, read_csv
-from mldd.problems.pinns import Network, PhysicsInformed
+from mldd.problems.pinns import Network
 from mldd.problems.pinns.equations import equation, hammersley
 from mldd.problems.pinns.pinn_windows import parse_layout
 from mldd.problems.pinns.window_model import WindowModel
 from mldd.solvers import Adam, NonlinearSchwarz, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
-from tests.helpers import launch, needs_mpi, result
+from tests.helpers import launch, needs_mpi, pinn, result
 
 F64 = {"dtype": torch.float64}
 
 
 def poisson(frequency=1.0, **options):
-    small = {"windows": 5, "overlap_ratio": 1.6, "points": 60, "depth": 3, "width": 5}
-    return PhysicsInformed("poisson1d", "windows", frequency=frequency, unit=True, **small | options)
+    small = {"count": 5, "ratio": 1.6, "points": 60, "depth": 3, "width": 5}
+    return pinn("poisson1d", "windows", frequency=frequency, unit=True, **small | options)
 
 
 def rough(size, seed=0):
@@ -202,10 +202,10 @@ def test_the_solution_has_no_residual():
 
 
 def test_training_reduces_the_error():
-    problem = poisson(windows=3, points=40, width=8)
+    problem = poisson(count=3, points=40, width=8)
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(3)
     assert problem.metrics(minimise(f, x, Adam(3e-2), stop=Stop(200)).x)["relative_l2"] < 0.02
-    aspqn = SchwarzLBFGS(d, local_steps=5, global_steps=5, memory=10)
+    aspqn = SchwarzLBFGS(d, local_steps=5, global_steps=5)
     assert problem.metrics(minimise(f, x, aspqn, stop=Stop(15)).x)["relative_l2"] < 0.02
     sweeps = minimise(f, x, NonlinearSchwarz(d, local=BatchLBFGS(), local_steps=10), stop=Stop(15))
     assert float(f.value(sweeps.x)) < 0.4 * float(f.value(x))
@@ -257,25 +257,25 @@ def test_single_precision():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"windows": -1}, "`windows` must be a number >= 1, got -1"),
-        ({"windows": "2x2"}, "`windows` must be a number >= 1, got '2x2'"),
-        ({"name": "burgers", "windows": "2x0"}, "`windows` must be numbers >= 1 joined by 'x', at most 2, .*got '2x0'"),
-        ({"name": "burgers", "windows": "2x2x2"}, "at most 2, as in 4 or 2x3, got '2x2x2'"),
-        ({"overlap_ratio": 1.0}, r"`overlap_ratio` must be > 1 \(windows that overlap\), got 1.0"),
-        ({"overlap_ratio": math.inf}, "`overlap_ratio` must be > 1"),
+        ({"count": -1}, "`windows` must be a number >= 1, got -1"),
+        ({"count": "2x2"}, "`windows` must be a number >= 1, got '2x2'"),
+        ({"name": "burgers", "count": "2x0"}, "`windows` must be numbers >= 1 joined by 'x', at most 2, .*got '2x0'"),
+        ({"name": "burgers", "count": "2x2x2"}, "at most 2, as in 4 or 2x3, got '2x2x2'"),
+        ({"ratio": 1.0}, r"`ratio` must be > 1 \(windows that overlap\), got 1.0"),
+        ({"ratio": math.inf}, "`ratio` must be > 1"),
         ({"batch": 10}, "`batch` needs model=network, got 10 with model=windows"),
-        ({"boundary": "soft"}, "`boundary` needs model=network"),
-        ({"model": "network", "windows": 3}, "`windows` needs model=windows, got 3 with model=network"),
-        ({"model": "network", "coarse": True}, "`coarse` needs model=windows"),
-        ({"model": "network", "overlap_ratio": 2.0}, "`overlap_ratio` needs model=windows"),
+        ({"boundary": "soft"}, "`poisson.boundary` soft needs model=network"),
+        ({"model": "network", "count": 3}, "`windows` needs model=windows, got .*count=3.* with model=network"),
+        ({"model": "network", "coarse": True}, "`windows` needs model=windows"),
+        ({"model": "network", "ratio": 2.0}, "`windows` needs model=windows"),
         ({"model": "fem"}, "`model` must be one of network, windows"),
-        ({"name": "burgers", "unit": True}, "`unit` must be false for burgers"),
+        ({"name": "burgers", "unit": True}, "`poisson` is for poisson1d"),
         ({"frequency": math.inf}, "`frequency` must be > 0"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        PhysicsInformed(**{"name": "poisson1d", "model": "windows"} | options)
+        pinn(**{"name": "poisson1d", "model": "windows"} | options)
     assert "\n" not in str(caught.value)
 
 
@@ -285,7 +285,7 @@ def test_bad_decompositions():
         with pytest.raises(ValueError, match=r"`parts` must be in 1..5 \(the networks\)"):
             problem.decomposition(parts)
     with pytest.raises(ValueError, match="every window must have collocation points, got 14 of 20 without"):
-        poisson(windows=20, points=4).objective()
+        poisson(count=20, points=4).objective()
     gaps = replace(problem.window_model, radii=problem.window_model.radii / 2)
     with pytest.raises(ValueError, match="windows must cover every point"):
         gaps.loss(problem.collocation[0], 60, Price(), None)
@@ -293,10 +293,10 @@ def test_bad_decompositions():
 
 def test_layouts():
     assert parse_layout(3, 1) == (3,)
-    model = PhysicsInformed("klein-gordon", "windows", windows="2x3", points=100, overlap_ratio=1.6).window_model
+    model = pinn("klein-gordon", "windows", count="2x3", points=100, ratio=1.6).window_model
     assert model.centres.tolist() == [[t, x] for t in (0.0, 12.0) for x in (-1.0, 0.0, 1.0)]
     assert model.radii.tolist() == [[0.8 * 12, 0.8]] * 6
-    slabs = PhysicsInformed("burgers", "windows", points=100).window_model
+    slabs = pinn("burgers", "windows", points=100).window_model
     assert slabs.centres[:, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert (slabs.centres[:, 1].tolist(), slabs.radii[:, 1].tolist()) == ([0.0] * 4, [1.5] * 4)
 
@@ -311,7 +311,7 @@ def test_layouts():
     ],
 )
 def test_the_command_line_trains_windows(name, layout, coarse, networks, run, without_figures, tmp_path):
-    options = f"model=windows,windows={layout},coarse={coarse},points=150,width=8"
+    options = f"model=windows,windows.count={layout},windows.coarse={coarse},points=150,network.width=8"
     code, out, err = run(f"train {name}:{options} --solver aspqn:local_steps=5 --steps 3 --quiet --out", tmp_path)
     assert (code, err) == (0, "")
     found = result(tmp_path)
@@ -325,7 +325,7 @@ def test_the_command_line_trains_windows(name, layout, coarse, networks, run, wi
 
 @pytest.mark.parametrize("name", ["burgers", "diffusion-advection"])
 def test_problems_in_two_dimensions(name):
-    problem = PhysicsInformed(name, "windows", windows="2x2", coarse=True, points=256, width=6, network="residual")
+    problem = pinn(name, "windows", count="2x2", coarse=True, points=256, width=6, kind="residual")
     f, x = problem.objective(), rough(problem.objective().size)
     points = problem.collocation[0]
     expected = explicit_loss(problem.window_model, x.clone().requires_grad_(), points).detach()
@@ -343,7 +343,7 @@ def test_problems_in_two_dimensions(name):
 
 
 def test_advice():
-    problem = PhysicsInformed("burgers", "windows", windows=3, coarse=True, points=100)
+    problem = pinn("burgers", "windows", count=3, coarse=True, points=100)
     assert problem.settings("adam")["lr"] == 5e-3
     assert problem.settings("apts") == {"parts": 4, "overlap": 0}
     assert problem.settings("mspqn") == {"parts": 4, "overlap": 0, "local_steps": 10, "global_steps": 10}
@@ -352,7 +352,7 @@ def test_advice():
 SCRIPT = """
     import torch
     from mldd.ranks import SERIAL, world
-    from mldd.problems.pinns import PhysicsInformed
+    from tests.helpers import pinn
     from mldd.loop import Stop, minimise
     from mldd.solvers import Adam
     from mldd.solvers.parts import BatchLBFGS
@@ -360,10 +360,10 @@ SCRIPT = """
 
     assert world().ranks == 2
 
-    small = {"windows": 5, "points": 60, "depth": 3, "width": 5}
+    small = {"count": 5, "points": 60, "depth": 3, "width": 5}
 
     def run(comm, make, **options):
-        problem = PhysicsInformed("poisson1d", "windows", unit=True, comm=comm, **small, **options)
+        problem = pinn("poisson1d", "windows", unit=True, comm=comm, **small, **options)
         solver = make(problem, comm)
         result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(4), comm=comm)
         return result.x, result.record
