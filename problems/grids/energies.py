@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price, count
+from mldd.algebra import Bounds, Price
 from mldd.problems.grids.grid import DENSE
 from mldd.problems.grids.grid_windows import GridDecomposition
 
@@ -82,32 +82,23 @@ class IgnitionReaction:
         return torch.exp(u).mul_(1.0 + u).neg_()
 
 
-@dataclass(frozen=True)
-class LocalPrice(Price):
-    """Cost of a batch of subdomains: work of this rank, never a fine gradient."""
-
-    def of_gradient(self, times: int = 1) -> None:
-        """Count the gradients of the batch."""
-        count(local_work=times * self.gradient)
-
-    def of_value(self, times: int = 1) -> None:
-        """Count the values of the batch."""
-        count(local_work=times * self.gradient * self.value)
-
-    def of_product(self, times: int = 1) -> None:
-        """Count the Hessian products of the batch."""
-        count(local_work=times * self.gradient * self.product)
-
-
 def members(bounds: Bounds, x: Tensor) -> int:
     """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one."""
     return len(x) if x.dim() > bounds.lower.dim() else 1
 
 
-def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
-    """Return the price of a batch: its unknowns (without padding) over all unknowns."""
+def local_price(price: Price, decomposition: GridDecomposition) -> Price:
+    """Return the price of a batch of subdomains: its unknowns (without padding) over all unknowns.
+
+    Parameters
+    ----------
+    price : Price
+        That of the objective on the whole grid.
+    decomposition : GridDecomposition
+        Its parts on this rank are the members of the batch.
+    """
     share = decomposition.held / decomposition.size
-    return LocalPrice(price.gradient * share, False, price.value, price.product)
+    return Price(price.gradient * share, False, price.value, price.product, local=True)
 
 
 @lru_cache(maxsize=64)
