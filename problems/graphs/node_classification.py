@@ -19,7 +19,7 @@ from mldd.loop import Problem
 from mldd.problems.data import GraphData, from_tensor, load_graph, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
-from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.nets import (
     Batch,
     GraphActivation,
@@ -208,7 +208,7 @@ class NodeClassification(Problem):
 
     @cached_property
     def _work(self) -> float:
-        batch = self._objective.batch
+        batch = self._plain.batch
         if self.comm.ranks > 1:
             batch = self._own(self.labelled.nonzero().flatten().numpy())
         return batch.work(self.net.widths)
@@ -216,14 +216,17 @@ class NodeClassification(Problem):
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
-    def _objective(self) -> NodeLoss:
-        batch = self._own(self._outputs)
+    def _plain(self) -> NodeLoss:
+        """The loss without dropout."""
+        return NodeLoss(self._net, self._own(self._outputs), self.decay, comm=self.comm)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        plain, batch = self._plain, self._plain.batch
         if self.dropout == 0:
-            return NodeLoss(self._net, batch, self.decay, comm=self.comm)
+            return plain
         samples = self._own(self._outputs, propagated=False) if batch.propagated else batch
-        return StochasticNodeLoss(
-            self._net, batch, self.decay, comm=self.comm, probability=self.dropout, seed=self.seed, samples=samples
-        )
+        return with_dropout(plain, samples, self.dropout, self.seed)
 
     def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
