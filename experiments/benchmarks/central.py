@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mldd.algebra import Hierarchy
+from mldd.algebra import Hierarchy, innermost
 from mldd.graph import report
 from mldd.loop import Record, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting

@@ -91,6 +91,7 @@ class Digits(Problem):
     hidden : str
         Hidden widths joined by "-".
     activation : {"tanh", "relu", "sigmoid"}
+        Of the hidden layers.
     samples : int
         Training samples, the first ones of a seeded permutation; the others are for testing.
     seed : int
@@ -103,8 +104,11 @@ class Digits(Problem):
     growth : float
         Factor on `batch` per epoch, >= 1.
     sampling : {"nested", "shared", "independent"}
+        What coarse levels and parts see of a mini-batch, see above.
     dtype : {"float64", "float32"}
+        Of parameters, samples and evaluations.
     device : {"cpu", "cuda", "auto"}
+        Where the samples and all evaluations are.
     comm : Communicator
         Its ranks divide the samples.
 
@@ -340,7 +344,16 @@ class Digits(Problem):
 
 
 def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
-    """Cut `rows` into consecutive pieces of nearly equal length, each widened by `overlap` on both sides.
+    """Return consecutive pieces of `rows` of nearly equal length, each widened by `overlap` on both sides.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (n,)
+        What is cut.
+    parts : int
+        Number of pieces.
+    overlap : int
+        Rows that are added on either side, as far as there are any.
 
     Examples
     --------
