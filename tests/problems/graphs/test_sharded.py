@@ -200,10 +200,10 @@ def test_a_single_rank_exchanges_nothing(data, part):
 def test_dtype(data, part, dtype):
     one = ShardedClassification.of(data, part, dtype=dtype, model="sage")
     f = one.objective()
-    assert f.gradient(one.initial(0)).dtype == getattr(torch, dtype) == f.batch.targets.dtype
+    assert f.gradient(one.initial(0)).dtype == getattr(torch, dtype) == innermost(f).batch.targets.dtype
     assert (
         one.decomposition(2).models(f, one.initial(0), None).gradient(one.initial(0).expand(2, -1)).dtype
-        == f.batch.targets.dtype
+        == innermost(f).batch.targets.dtype
     )
 
 
