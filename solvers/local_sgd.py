@@ -42,10 +42,11 @@ class FreshSamples:
 
 def resampled(f: Objective, number: int) -> Objective:
     """Return `f` with sample `number` of what it is composed of; `f` itself where nothing is stochastic."""
-    *outer, core = layers_of(f)
-    changed = sampled(core, number)
-    if changed is core:
+    layers = list(layers_of(f))
+    depth = next((k for k, layer in enumerate(layers) if hasattr(layer, "sample")), None)
+    if depth is None:
         return f
+    outer, changed = layers[:depth], sampled(layers[depth], number)
     for layer in reversed(outer):
         if not isinstance(layer, Remembered):
             changed = replace(layer, f=changed)

@@ -19,7 +19,6 @@ BASES = {"Problem", "GridProblem", "Layer", "Around", "State", "Communicator"}
 PENDING = {
     "mldd/algebra",
     "problems/graphs",
-    "problems/images",
     "solvers",
     "solvers/parts",
 }

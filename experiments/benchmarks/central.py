@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mldd.algebra import Hierarchy
+from mldd.algebra import Hierarchy, innermost
 from mldd.graph import report
 from mldd.loop import Record, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting
@@ -156,7 +156,7 @@ def goals_of(problem: Any) -> tuple[float, ...]:
 def halo_bytes(problem: Any, parts: int) -> float:
     """Return the bytes of halos that one exact distributed gradient sends, forward and backward, all ranks together."""
     rows = report(problem.graph, problem.parts(parts))["halo_rows"]
-    widths, batch = problem.net.widths, problem.objective().batch
+    widths, batch = problem.net.widths, innermost(problem.objective()).batch
     # Every layer exchanges what is narrower, its input or its product with the weights; inputs may be propagated once.
     columns = sum([min(a, b) for a, b in zip(widths, widths[1:], strict=False)][batch.propagated :])
     return 2.0 * 8.0 * float(rows) * columns * batch.samples

@@ -26,6 +26,7 @@ from .objective import Proximal as Proximal
 from .objective import Remembered as Remembered
 from .objective import Restricted as Restricted
 from .objective import Row as Row
+from .objective import Stochastic as Stochastic
 from .objective import innermost as innermost
 from .objective import layers_of as layers_of
 from .objective import offers as offers

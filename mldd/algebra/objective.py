@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -91,6 +91,40 @@ class Around:
     def hessian_diagonal(self, x: Tensor) -> Tensor:
         """Return the diagonal of the Hessian of `f`."""
         return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
+
+
+@dataclass(frozen=True, eq=False)
+class Stochastic(Around):
+    """`f`, of which every outer step sees another sample: a mini-batch, a draw of dropout.
+
+    Its own value and derivatives are those of `f`, the loss over all data and without noise.
+
+    Parameters
+    ----------
+    f : Objective
+        What is asked for values, measures and pictures.
+    draw : callable
+        ``draw(step)`` returns the objective of outer step `step`; it depends on nothing else.
+    """
+
+    draw: Callable[[int], Objective]
+
+    @property
+    def batched(self) -> bool:
+        """Whether `f` takes a batch of vectors."""
+        return bool(getattr(self.f, "batched", False))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient of `f`."""
+        return self.f.gradient(x)
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient of `f`, in one sweep where it offers it."""
+        return value_and_gradient(self.f, x)
+
+    def sample(self, step: int) -> Objective:
+        """Return the objective of outer step `step`."""
+        return self.draw(step)
 
 
 def layers_of(f: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.bounds import Bounds
-from mldd.algebra.objective import Around, Objective, value_and_gradient
+from mldd.algebra.objective import Around, Objective, Stochastic, sampled, value_and_gradient
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,10 @@ class Cast(Around):
         return diagonal.to(self.high)
 
 
-@dataclass(frozen=True)
-class StochasticCast(Cast):
-    """A `Cast` of a stochastic objective: so are its samples."""
-
-    def sample(self, step: int) -> Cast:
-        """Return the objective of outer step `step`."""
-        f: Any = self.f
-        return Cast(f.sample(step), self.low, self.high)
-
-
 def cast(f: Objective, low: torch.dtype, high: torch.dtype) -> Objective:
     """Return `f` for vectors of the dtype `high`: itself where it is evaluated in `high`."""
     if low == high:
         return f
-    return (StochasticCast if hasattr(f, "sample") else Cast)(f, low, high)
+    if not hasattr(f, "sample"):
+        return Cast(f, low, high)
+    return Stochastic(Cast(f, low, high), lambda step: Cast(sampled(f, step), low, high))

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Price, Stochastic
 from mldd.problems.nets import Batch, Dropout, GraphNet, Sparse
 from mldd.ranks import Communicator
 
@@ -216,30 +216,32 @@ class BlendedLoss:
         return self._sum(out)
 
 
-@dataclass(frozen=True, eq=False)
-class StochasticBlendedLoss(BlendedLoss):
-    """The loss of networks that are trained with dropout: itself the loss without, a new objective per sample.
+def blended_with_dropout(
+    loss: BlendedLoss, samples: Sequence[Batch | None], probability: float, seed: int
+) -> Stochastic:
+    """Return the loss of networks that are trained with dropout: itself without, with a new objective per outer step.
 
     Parameters
     ----------
-    probability : float
-    seed : int
+    loss : BlendedLoss
+        The loss without dropout.
     samples : sequence of Batch or None
         Graphs for samples, one per group, their features not yet propagated; None for networks without dropout.
+    probability : float
+        With which an entry of the features or of a hidden state is dropped.
+    seed : int
+        Samples depend on this seed and the step alone.
     """
 
-    probability: float = 0.5
-    seed: int = 0
-    samples: Sequence[Batch | None] = ()
-
-    def sample(self, step: int) -> BlendedLoss:
-        """Return the objective of outer step `step`."""
-        dropout = Dropout(self.probability, self.seed, step)
+    def draw(step: int) -> BlendedLoss:
+        dropout = Dropout(probability, seed, step)
         groups = [
             group if batch is None else replace(group, batch=batch, dropout=dropout)
-            for group, batch in zip(self.groups, self.samples, strict=True)
+            for group, batch in zip(loss.groups, samples, strict=True)
         ]
-        return BlendedLoss(groups, self.frozen, self.targets, self.shape, self.decay, price=self.price, comm=self.comm)
+        return replace(loss, groups=groups, remembers=False, _last={})
+
+    return Stochastic(loss, draw)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,14 +7,15 @@ in a record of its own; without memory the exchange is a function of the step al
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.algebra import Stochastic
+from mldd.problems.graphs.node_loss import NodeLoss
 from mldd.problems.nets import Batch, Dropout, HaloOperator
 from mldd.ranks import Communicator, Exchange, Halo, Pending, differentiable
 
@@ -376,24 +377,32 @@ def decoded(code: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ the loss
 
 
-@dataclass(frozen=True)
-class InexactNodeLoss(StochasticNodeLoss):
-    """The exact loss, with samples per outer step that are evaluated with inexact halos (and dropout).
+def with_inexact_halos(
+    loss: NodeLoss, samples: Batch, halos: Sequence[Inexact | None], probability: float = 0.0, seed: int = 0
+) -> Stochastic:
+    """Return the exact loss, with samples per outer step that are evaluated with inexact halos (and dropout).
 
     Parameters
     ----------
-    halos : tuple
+    loss : NodeLoss
+        The exact loss without dropout.
+    samples : Batch
+        The graph for samples: with dropout, its features are not yet propagated.
+    halos : sequence of Inexact or None
         What stands for the halo of every layer, None where there is none.
+    probability : float
+        Of dropout.
+    seed : int
+        Of dropout.
     """
 
-    halos: tuple[Inexact | None, ...] = ()
+    def draw(step: int) -> NodeLoss:
+        dropout = Dropout(probability, seed, step) if probability else None
+        exact = replace(loss, batch=samples, dropout=dropout)
+        batch = replaced(samples, [None if h is None else h.at(step) for h in halos])
+        return _Sampled(loss.net, batch, loss.decay, loss.price, loss.comm, dropout, exact=exact)
 
-    def sample(self, step: int) -> NodeLoss:
-        """Return the objective of outer step `step`."""
-        dropout = Dropout(self.probability, self.seed, step) if self.probability else None
-        exact = NodeLoss(self.net, self.samples, self.decay, self.price, self.comm, dropout)
-        batch = replaced(self.samples, [None if h is None else h.at(step) for h in self.halos])
-        return _Sampled(self.net, batch, self.decay, self.price, self.comm, dropout, exact=exact)
+    return Stochastic(loss, draw)
 
 
 @dataclass(frozen=True)

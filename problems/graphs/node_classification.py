@@ -18,7 +18,7 @@ from mldd.loop import Problem
 from mldd.problems.data import GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
-from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.nets import (
     Batch,
     GraphActivation,
@@ -233,12 +233,14 @@ class NodeClassification(Problem):
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
-    def _objective(self) -> NodeLoss:
+    def _plain(self) -> NodeLoss:
+        """The loss without dropout, at the price of what a run evaluates."""
         price = Price(self._samples.work(self.net.widths, self.dropout > 0) / self._work)
-        if self.dropout == 0:
-            return NodeLoss(self._net, self._batch, self.decay, price, self.comm)
-        kind: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": self._samples}
-        return StochasticNodeLoss(self._net, self._batch, self.decay, price, self.comm, **kind)
+        return NodeLoss(self._net, self._batch, self.decay, price, self.comm)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        return with_dropout(self._plain, self._samples, self.dropout, self.seed) if self.dropout else self._plain
 
     def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""

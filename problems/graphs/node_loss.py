@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Price, Stochastic
 from mldd.problems.nets import Batch, Dropout, GraphNet, cross_entropy
 from mldd.ranks import Communicator
 
@@ -129,24 +129,18 @@ class NodeLoss:
         return g if self.mask is None else g.mul_(self.mask)
 
 
-@dataclass(frozen=True)
-class StochasticNodeLoss(NodeLoss):
-    """The loss of a network that is trained with dropout: itself the loss without dropout, a new objective per sample.
+def with_dropout(loss: NodeLoss, samples: Batch, probability: float, seed: int) -> Stochastic:
+    """Return the loss of a network that is trained with dropout: itself without, with a new objective per outer step.
 
     Parameters
     ----------
-    probability : float
-    seed : int
-        Samples depend on this seed and the step alone.
+    loss : NodeLoss
+        The loss without dropout.
     samples : Batch
         The graph for samples: its features not yet propagated.
+    probability : float
+        With which an entry of the features or of a hidden state is dropped.
+    seed : int
+        Samples depend on this seed and the step alone.
     """
-
-    probability: float = 0.5
-    seed: int = 0
-    samples: Batch = field(default=None)  # type: ignore[assignment]
-
-    def sample(self, step: int) -> NodeLoss:
-        """Return the objective of outer step `step`."""
-        dropout = Dropout(self.probability, self.seed, step)
-        return NodeLoss(self.net, self.samples, self.decay, self.price, self.comm, dropout)
+    return Stochastic(loss, lambda step: replace(loss, batch=samples, dropout=Dropout(probability, seed, step)))

@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Hierarchy, Identity, Level, Objective, Price, SharedDecomposition
+from mldd.algebra import (
+    Corrected,
+    Hierarchy,
+    Identity,
+    Level,
+    Objective,
+    Price,
+    SharedDecomposition,
+    Stochastic,
+    sampled,
+)
 from mldd.graph import aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import (
@@ -31,13 +41,13 @@ from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
     Inexact,
-    InexactNodeLoss,
     QuantisedHalo,
     SampledHalo,
     StaleHalo,
+    with_inexact_halos,
 )
 from mldd.problems.graphs.node_classification import area_under_curve
-from mldd.problems.graphs.node_loss import NodeLoss, StochasticNodeLoss
+from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.nets import (
     Batch,
@@ -204,16 +214,19 @@ class ShardedClassification(Problem):
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
-    def _objective(self) -> NodeLoss:
-        batch, price = self._batch, Price(self._own_work / self._work)
+    def _exact(self) -> NodeLoss:
+        """The loss without dropout, with exact halos, at the price of what a run evaluates."""
+        return NodeLoss(self.net, self._batch, self.decay, Price(self._own_work / self._work), self.comm)
+
+    @cached_property
+    def _objective(self) -> NodeLoss | Stochastic:
         if self.dropout == 0 and self.halo == "exact":
-            return NodeLoss(self.net, batch, self.decay, price, self.comm)
+            return self._exact
         samples = self._samples
-        options: dict[str, Any] = {"probability": self.dropout, "seed": self.seed, "samples": samples}
         if self.halo == "exact":
-            return StochasticNodeLoss(self.net, batch, self.decay, price, self.comm, **options)
+            return with_dropout(self._exact, samples, self.dropout, self.seed)
         halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
-        return InexactNodeLoss(self.net, batch, self.decay, price, self.comm, **options, halos=halos)
+        return with_inexact_halos(self._exact, samples, halos, self.dropout, self.seed)
 
     def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
         """Return what stands for the halo of a layer."""
@@ -228,10 +241,9 @@ class ShardedClassification(Problem):
             return SampledHalo(halo, self.keep, self.seed)
         return QuantisedHalo(halo, 8 if self.halo == "int8" else 16, self.seed, layer)
 
-    def objective(self, sample: int | None = None) -> NodeLoss:
+    def objective(self, sample: int | None = None) -> Objective:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
-        f = self._objective
-        return f if sample is None or not isinstance(f, StochasticNodeLoss) else f.sample(sample)
+        return self._objective if sample is None else sampled(self._objective, sample)
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
@@ -405,7 +417,7 @@ class ShardedClassification(Problem):
 
     def details(self) -> dict[str, Any]:
         """Return what ``result.json`` says about the distribution: shards, halos, and the memory of ranks in bytes."""
-        shard, batch = self.shard, self._objective.batch
+        shard, batch = self.shard, self._exact.batch
         here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
         ranks = self.comm.gather_items(here)
         found = {"shards": len(shard.sizes), "halo": self._told, "messages": self.messages, "ranks": ranks}

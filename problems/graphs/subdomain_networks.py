@@ -31,7 +31,7 @@ from mldd.algebra import (
     on_this_rank,
 )
 from mldd.graph import Graph, grow
-from mldd.problems.graphs.blended_loss import BlendedLoss, Group, LocalBlends, StochasticBlendedLoss
+from mldd.problems.graphs.blended_loss import BlendedLoss, Group, LocalBlends, blended_with_dropout
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.node_classification import NodeClassification
 from mldd.problems.nets import GraphNet, Ints, Piece, Sparse
@@ -243,36 +243,27 @@ class SubdomainNetworks(NodeClassification):
         return BlendedLoss(groups, frozen, targets, size, self.decay, price=price, comm=comm, remembers=True)
 
     @cached_property
-    def _objective(self) -> BlendedLoss:  # type: ignore[override]
-        nodes = self._labelled_nodes
-        plain = self._blended(self._mine, nodes, self.comm)
+    def _plain(self) -> BlendedLoss:  # type: ignore[override]
+        """The loss without dropout."""
+        return self._blended(self._mine, self._labelled_nodes, self.comm)
+
+    @cached_property
+    def _objective(self) -> Objective:
         if self.dropout == 0:
-            return plain
+            return self._plain
         whole = slice(self._start(self.networks), sum(self.sizes))
         samples = [
             # the features of an aggregated graph are propagated already: no dropout there
             None if self.coarse == "graph" and group.unknowns == whole else group.batch
-            for group in self._groups(self._mine, nodes, propagated=False)
+            for group in self._groups(self._mine, self._labelled_nodes, propagated=False)
         ]
-        return StochasticBlendedLoss(
-            plain.groups,
-            plain.frozen,
-            plain.targets,
-            plain.shape,
-            plain.decay,
-            price=plain.price,
-            comm=plain.comm,
-            remembers=True,
-            probability=self.dropout,
-            seed=self.seed,
-            samples=samples,
-        )
+        return blended_with_dropout(self._plain, samples, self.dropout, self.seed)
 
     @cached_property
     def _alone(self) -> BlendedLoss:
         """The loss with all networks on this rank."""
         if self.comm.ranks == 1:
-            return self._objective
+            return self._plain
         return self._blended(range(len(self.sizes)), self._labelled_nodes, None)
 
     @cached_property
@@ -359,7 +350,7 @@ class SubdomainNetworks(NodeClassification):
 
     def _outputs_at(self, x: Tensor) -> Tensor:
         """Return the blended outputs at `x`, of the last evaluation if that was there."""
-        known = self._objective.known(x)
+        known = self._plain.known(x)
         if known is not None:
             return known
         with on_this_rank():
@@ -372,7 +363,7 @@ class SubdomainNetworks(NodeClassification):
         squares = x[:ends].view(self.networks, -1)[:, : self.net.decayed].square().sum()
         if self.coarse_net:
             squares = squares + x[ends : ends + self.coarse_net.decayed].square().sum()
-        return self._objective.losses(z)[0] + 0.5 * self.decay * squares
+        return self._plain.losses(z)[0] + 0.5 * self.decay * squares
 
     def _locals(self, runs: Sequence[range]) -> LocalBlends:
         """Return the local models of runs of networks, without what the others add."""
@@ -393,7 +384,7 @@ class SubdomainNetworks(NodeClassification):
                 groups.append(self._group(members, [nodes[a] for a in among], length, unknowns))
         keep = torch.from_numpy(valid).to(dtype=self._low, device=device).view(-1, 1)
         flat = torch.from_numpy(index).flatten().to(device)
-        targets = self._objective.targets[flat] * keep
+        targets = self._plain.targets[flat] * keep
         price = Price(_work(groups) / self._work, fine=False)
         local = BlendedLoss(groups, torch.zeros_like(targets), targets, (len(runs), width), self.decay, price=price)
         return LocalBlends(local, flat, keep)

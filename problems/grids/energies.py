@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price, count
+from mldd.algebra import Bounds, Price
 from mldd.problems.grids.grid import DENSE
 from mldd.problems.grids.grid_windows import GridDecomposition
 
@@ -116,41 +116,6 @@ class IgnitionReaction:
         return torch.exp(u).mul_(1.0 + u).neg_()
 
 
-@dataclass(frozen=True)
-class LocalPrice(Price):
-    """Cost of a batch of subdomains: work of this rank, never a fine gradient."""
-
-    def of_gradient(self, times: int = 1) -> None:
-        """Count the gradients of the batch.
-
-        Parameters
-        ----------
-        times : int
-            How many gradients.
-        """
-        count(work=times * self.gradient)
-
-    def of_value(self, times: int = 1) -> None:
-        """Count the values of the batch.
-
-        Parameters
-        ----------
-        times : int
-            How many values.
-        """
-        count(work=times * self.gradient * self.value)
-
-    def of_product(self, times: int = 1) -> None:
-        """Count the Hessian products of the batch.
-
-        Parameters
-        ----------
-        times : int
-            How many products.
-        """
-        count(work=times * self.gradient * self.product)
-
-
 def members(bounds: Bounds, x: Tensor) -> int:
     """Return how many vectors of a whole grid `x` is; the price of windows is that of all of them, so they are one.
 
@@ -164,8 +129,8 @@ def members(bounds: Bounds, x: Tensor) -> int:
     return len(x) if x.dim() > bounds.lower.dim() else 1
 
 
-def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
-    """Return the price of a batch: its unknowns (without padding) over all unknowns.
+def local_price(price: Price, decomposition: GridDecomposition) -> Price:
+    """Return the price of a batch of subdomains: its unknowns (without padding) over all unknowns.
 
     Parameters
     ----------
@@ -175,7 +140,7 @@ def local_price(price: Price, decomposition: GridDecomposition) -> LocalPrice:
         The windows of this rank.
     """
     share = decomposition.held / decomposition.size
-    return LocalPrice(price.gradient * share, False, price.value, price.product)
+    return Price(price.gradient * share, False, price.value, price.product)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any, Literal
 
@@ -20,8 +20,10 @@ from mldd.algebra import (
     Objective,
     Price,
     SharedDecomposition,
+    Stochastic,
     contiguous,
     innermost,
+    sampled,
 )
 from mldd.loop import Problem
 from mldd.problems.data import load_digits_images
@@ -32,7 +34,6 @@ from mldd.problems.nets import (
     Dense,
     Draw,
     MiniBatches,
-    StochasticClassification,
     parse_widths,
     subset,
 )
@@ -90,6 +91,7 @@ class Digits(Problem):
     hidden : str
         Hidden widths joined by "-".
     activation : {"tanh", "relu", "sigmoid"}
+        Of the hidden layers.
     samples : int
         Training samples, the first ones of a seeded permutation; the others are for testing.
     seed : int
@@ -102,8 +104,11 @@ class Digits(Problem):
     growth : float
         Factor on `batch` per epoch, >= 1.
     sampling : {"nested", "shared", "independent"}
+        What coarse levels and parts see of a mini-batch, see above.
     dtype : {"float64", "float32"}
+        Of parameters, samples and evaluations.
     device : {"cpu", "cuda", "auto"}
+        Where the samples and all evaluations are.
     comm : Communicator
         Its ranks divide the samples.
 
@@ -162,7 +167,7 @@ class Digits(Problem):
         price = price.scaled(len(mine) / len(rows))
         return Classification(self.net, images, labels, len(rows), price, comm, drawn=drawn)
 
-    def _level(self, k: int) -> Classification:
+    def _level(self, k: int) -> Objective:
         """Return the loss of level `k`: over the first ``samples / 2^k``, with mini-batches where there are any."""
         samples = self.samples >> k
         full = self._loss(torch.arange(samples), Price(samples / self.samples, fine=k == 0), self.comm)
@@ -179,18 +184,17 @@ class Digits(Problem):
             price = Price(len(rows) / self.samples, fine=k == 0)
             return self._loss(rows, price, self.comm, Draw(step, rows))
 
-        kept = {f.name: getattr(full, f.name) for f in fields(full)}
-        return StochasticClassification(**kept, draw=draw)
+        return Stochastic(full, draw)
 
     @cached_property
     def _key(self) -> int:
         return self.seed % 2**64
 
     @cached_property
-    def _objective(self) -> Classification:
+    def _objective(self) -> Objective:
         return self._level(0)
 
-    def objective(self, sample: int | None = None) -> Classification:
+    def objective(self, sample: int | None = None) -> Objective:
         """Return the loss over all training samples; with mini-batches it offers ``sample(step)``.
 
         Parameters
@@ -198,12 +202,11 @@ class Digits(Problem):
         sample : int, optional
             Asks for the mini-batch of this outer step.
         """
-        f = self._objective
-        return f if sample is None or not isinstance(f, StochasticClassification) else f.sample(sample)
+        return self._objective if sample is None else sampled(self._objective, sample)
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
-        return self._objective.initial(seed)
+        return self.net.initial(seed).to(**self._kind)
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss over all samples, over the first half of them, over the first quarter, ...
@@ -275,7 +278,7 @@ class Digits(Problem):
             return self._losses([own[k] for k in chosen])
 
         @lru_cache(maxsize=parts)
-        def share(chosen: range, drawn: Draw) -> Classification:
+        def share(chosen: range, drawn: Draw) -> Objective:
             if self.sampling == "independent":
                 return self._drawing(own, chosen, drawn)
             widened = -(-overlap * len(drawn.rows) // self.samples)
@@ -315,15 +318,14 @@ class Digits(Problem):
             None if set(lengths) <= {width} else weights.to(images.device),
         )
 
-    def _drawing(self, own: list[Tensor], chosen: range, drawn: Draw) -> Classification:
+    def _drawing(self, own: list[Tensor], chosen: range, drawn: Draw) -> Stochastic:
         """Return losses over mini-batches of the parts' own samples, with another one for every local step h."""
         count = max(1, min(len(drawn.rows) // len(own), *map(len, own)))
 
         def draw(h: int) -> Classification:
             return self._losses([own[k][subset(len(own[k]), count, self._key, 1, drawn.step, h, k)] for k in chosen])
 
-        first = draw(0)
-        return StochasticClassification(**{f.name: getattr(first, f.name) for f in fields(first)}, draw=draw)
+        return Stochastic(draw(0), draw)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
@@ -342,7 +344,16 @@ class Digits(Problem):
 
 
 def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
-    """Cut `rows` into consecutive pieces of nearly equal length, each widened by `overlap` on both sides.
+    """Return consecutive pieces of `rows` of nearly equal length, each widened by `overlap` on both sides.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (n,)
+        What is cut.
+    parts : int
+        Number of pieces.
+    overlap : int
+        Rows that are added on either side, as far as there are any.
 
     Examples
     --------

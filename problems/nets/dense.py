@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -281,26 +281,3 @@ class Classification:
         g = torch.autograd.grad(self._loss(leaves).sum(), leaves, create_graph=True)
         slope = torch.stack([(a * b).sum() for a, b in zip(g, self.net.layout.views(v), strict=True)]).sum()
         return self._summed(self.net.layout.pack(torch.autograd.grad(slope, leaves)))
-
-
-@dataclass(frozen=True)
-class StochasticClassification(Classification):
-    """The loss over all samples, which makes a new objective for every mini-batch.
-
-    Parameters
-    ----------
-    draw : callable
-        ``draw(step)`` returns the loss over the mini-batch of outer step `step`.
-    """
-
-    draw: Callable[[int], Classification] = field(default=None)  # type: ignore[assignment]
-
-    def sample(self, step: int) -> Classification:
-        """Return the objective of outer step `step`.
-
-        Parameters
-        ----------
-        step : int
-            Number of the outer step.
-        """
-        return self.draw(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -19,15 +19,17 @@ from mldd.algebra import (
     LocalRestrictions,
     Objective,
     Price,
+    Stochastic,
     contiguous,
     innermost,
+    sampled,
 )
 from mldd.loop import Problem
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.problems.pinns.equations import Equation, equation, hammersley
 from mldd.problems.pinns.layer_models import LayerModels
 from mldd.problems.pinns.pinn_windows import by_windows, parse_layout
-from mldd.problems.pinns.residual_loss import ResidualLoss, StochasticResidualLoss
+from mldd.problems.pinns.residual_loss import ResidualLoss
 from mldd.problems.pinns.taylor import Network
 from mldd.problems.pinns.window_loss import WindowLoss
 from mldd.problems.pinns.window_model import WindowModel
@@ -361,7 +363,7 @@ class PhysicsInformed(Problem):
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
-    def _objective(self) -> ResidualLoss | WindowLoss:
+    def _objective(self) -> Objective:
         full = self._loss(self._price(self._count))
         if self.batch == 0 or isinstance(full, WindowLoss):
             return full
@@ -371,9 +373,9 @@ class PhysicsInformed(Problem):
             rows = batches.rows(step)
             return self._of_network(rows, self._price(len(rows)), self.comm, self.collocation, Draw(step, rows))
 
-        return StochasticResidualLoss(**{f.name: getattr(full, f.name) for f in fields(full)}, draw=draw)
+        return Stochastic(full, draw)
 
-    def objective(self, sample: int | None = None) -> ResidualLoss | WindowLoss:
+    def objective(self, sample: int | None = None) -> Objective:
         """Return the loss over all points; with mini-batches it offers ``sample(step)``.
 
         Parameters
@@ -381,8 +383,7 @@ class PhysicsInformed(Problem):
         sample : int, optional
             Asks for the mini-batch of this outer step.
         """
-        f = self._objective
-        return f if sample is None or not isinstance(f, StochasticResidualLoss) else f.sample(sample)
+        return self._objective if sample is None else sampled(self._objective, sample)
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, of every network, shape (N,)."""

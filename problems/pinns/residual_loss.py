@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -206,26 +205,3 @@ class PointSet:
             Values and derivatives of the network.
         """
         return self.residuals(jets).square().sum((-2, -1))
-
-
-@dataclass(frozen=True)
-class StochasticResidualLoss(ResidualLoss):
-    """The loss over all points, which makes a new objective for every mini-batch of them.
-
-    Parameters
-    ----------
-    draw : callable
-        ``draw(step)`` returns the loss over the mini-batch of outer step `step`.
-    """
-
-    draw: Callable[[int], ResidualLoss] = field(default=None)  # type: ignore[assignment]
-
-    def sample(self, step: int) -> ResidualLoss:
-        """Return the objective of outer step `step`.
-
-        Parameters
-        ----------
-        step : int
-            Number of the outer step.
-        """
-        return self.draw(step)

@@ -17,6 +17,7 @@ from mldd.algebra import (
     Objective,
     Remembered,
     Restricted,
+    Stochastic,
     counting,
     innermost,
     layers_of,
@@ -161,6 +162,30 @@ def test_only_stochastic_objectives_are_sampled() -> None:
     assert sampled(Stochastic(), 5).size == 5
     plain = Plain()
     assert sampled(plain, 5) is plain
+
+
+def test_a_stochastic_objective_is_the_loss_of_all_and_draws_samples_by_the_step() -> None:
+    a = torch.arange(12.0, dtype=torch.float64).view(4, 3)
+
+    class Rows:
+        size, batched = 3, True
+        bounds = Bounds.free(3)
+
+        def __init__(self, rows):
+            self.rows = rows
+
+        def value(self, x):
+            return 0.5 * (self.rows @ x).square().sum()
+
+        def gradient(self, x):
+            return self.rows.T @ (self.rows @ x)
+
+    f, x = Stochastic(Rows(a), lambda step: Rows(a[step : step + 1])), torch.tensor([1.0, -2.0, 0.5]).double()
+    value, g = f.value_and_gradient(x)
+    assert f.batched and torch.equal(value, Rows(a).value(x)) and torch.equal(g, f.gradient(x))
+    total = sum(sampled(f, step).gradient(x) for step in range(4))
+    assert torch.allclose(total, g)
+    assert not offers(f, "hessian_product")
 
 
 def test_objectives_are_recognised() -> None:

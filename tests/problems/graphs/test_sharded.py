@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.algebra import counting, sampled
+from mldd.algebra import counting, innermost, sampled
 from mldd.command import names
 from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, write
@@ -184,7 +184,7 @@ def test_bytes_are_told_by_kind(data, part):
     details = one.details()
     (here,) = details["ranks"]
     assert details["shards"] == 4 and details["halo"] == "exact" and (here["own_nodes"], here["halo_nodes"]) == (120, 0)
-    batch = one.objective().batch
+    batch = innermost(one.objective()).batch
     assert here["features"] == 8 * batch.features[0].numel() and here["targets"] == 8 * batch.targets.numel()
     assert here["peak"] > here["shard"] == one.shard.bytes and here["operators"] > 0
 
@@ -200,10 +200,10 @@ def test_a_single_rank_exchanges_nothing(data, part):
 def test_dtype(data, part, dtype):
     one = ShardedClassification.of(data, part, dtype=dtype, model="sage")
     f = one.objective()
-    assert f.gradient(one.initial(0)).dtype == getattr(torch, dtype) == f.batch.targets.dtype
+    assert f.gradient(one.initial(0)).dtype == getattr(torch, dtype) == innermost(f).batch.targets.dtype
     assert (
         one.decomposition(2).models(f, one.initial(0), None).gradient(one.initial(0).expand(2, -1)).dtype
-        == f.batch.targets.dtype
+        == innermost(f).batch.targets.dtype
     )
 
 

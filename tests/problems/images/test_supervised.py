@@ -202,10 +202,10 @@ def test_what_levels_and_parts_see_of_a_mini_batch(digits, sampling):
     assert torch.allclose(d.models(f, x, g).gradient(d.gather(x)), g.expand(3, -1), atol=1e-15)
     if sampling == "independent":
         other = models.sample(1)
-        assert models.inputs.shape == other.inputs.shape == (3, 13, 64)
+        assert models.f.inputs.shape == other.inputs.shape == (3, 13, 64)
         images = [{tuple(i.tolist()) for i in part} for part in torch.tensor_split(problem._permuted[0][:200], 3)]
         for k in range(3):
-            seen = [{tuple(i.tolist()) for i in m.inputs[k]} for m in (models, other)]
+            seen = [{tuple(i.tolist()) for i in m.inputs[k]} for m in (models.f, other)]
             assert seen[0] != seen[1] and seen[0] | seen[1] <= images[k]
         return
     cuts = [k * 40 // 3 for k in range(4)]

@@ -56,7 +56,7 @@ def test_bfloat16_is_near_and_rounds(model, data):
 
 def test_dense_products_are_in_bfloat16_and_sparse_ones_in_float32():
     p = problem(evaluate="bfloat16")
-    batch = p._objective.batch
+    batch = p._plain.batch
     seen = []
     for operators in batch.operators:
         for operator in operators:
