@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -291,8 +291,9 @@ def minimise(
         The ranks that run this together.
     values : bool, optional
         Whether the objective is computed for every record, outside the clock and uncounted; `Stop.target` implies it.
-        By default it is computed at the start and at the end alone, and with False never. A run that used up its steps
-        or seconds above its start has the status `diverged`, as has one that was above it and rose ten times in a row.
+        By default it is computed at the start and at the end alone, and with False never. A run that ends above its
+        start, converged or with its steps or seconds used up, has the status `diverged`, as has one that was above it
+        and rose ten times in a row.
     setup : Cost
         What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
@@ -335,7 +336,6 @@ def minimise(
                 value = float(objective.value(x)) if asked else math.nan
             totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
             record = _record(state, cost, totals, setup if before is None else setup.after(before.cost))
-            record = record if seen else replace(record, value=math.nan)
             first = record.measure if math.isnan(first) else first
             rise.see(totals[_VALUE])
             lost = asked and math.isnan(totals[_VALUE])
@@ -356,12 +356,15 @@ def minimise(
     return Result(good if status is Status.diverged and not risen else x, status, state, history, projected)
 
 
+_AS_ASKED = (Status.converged_atol, Status.converged_rtol, Status.max_steps, Status.max_seconds)
+
+
 def _has_risen(rise: Rise, status: Status | None, objective: Objective, x: Tensor | None, comm: Communicator) -> bool:
-    """Say whether a run rises for long, or has used up what it had and ends above its start; the same on all ranks.
+    """Say whether a run rises for long, or ends above its start as if all were well; the same on all ranks.
 
     Where values were not computed on the way, the last one is at `x`.
     """
-    if status not in (None, Status.max_steps, Status.max_seconds):
+    if status not in (None, *_AS_ASKED):
         return False
     if status is None:
         return rise.goes_on

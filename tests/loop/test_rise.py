@@ -31,7 +31,37 @@ def test_a_run_that_used_its_steps_above_its_start_has_diverged(values: bool | N
     result = minimise(f, _start(f), CLIMBS, stop=Stop(8), values=values)
     assert float(f.value(result.x)) > float(f.value(_start(f)))
     assert result.status is Status.diverged and result.record.step == 8
-    assert all(math.isnan(record.value) for record in result.history.records) == (values is None)
+    assert [math.isnan(record.value) for record in result.history.records] == [False] + [values is None] * 8
+
+
+@pytest.mark.parametrize("values", [None, True])
+def test_a_resumed_run_knows_where_the_first_one_started(values: bool | None) -> None:
+    f = quadratic(6, condition=10.0)
+    f = replace(f, A=10.0 * f.A / torch.linalg.eigvalsh(f.A).max())
+    first = minimise(f, _start(f), CLIMBS, stop=Stop(6), values=values)
+    rest = minimise(
+        f, first.x, Sgd(0.01), stop=Stop(7), values=values, state=replace(first.state, status=None), past=first.history
+    )
+    assert float(f.value(_start(f))) < float(f.value(rest.x)) < float(f.value(first.x))
+    assert rest.status is Status.diverged
+
+
+@pytest.mark.parametrize("values", [None, True])
+def test_a_maximum_is_no_convergence(values: bool | None) -> None:
+    class Cosine:
+        bounds = quadratic(1).bounds
+        size = 1
+
+        def value(self, x: Tensor) -> Tensor:
+            return torch.cos(x).sum()
+
+        def gradient(self, x: Tensor) -> Tensor:
+            return -torch.sin(x)
+
+    x = torch.tensor([math.pi - 0.1], dtype=torch.float64)
+    onto_the_top = Sgd((2.0 * math.pi - float(x)) / math.sin(float(x)))
+    result = minimise(Cosine(), x, onto_the_top, stop=Stop(5, atol=1e-6), values=values)
+    assert result.record.measure < 1e-6 and result.status is Status.diverged
 
 
 def test_a_run_that_rises_for_long_is_ended() -> None:
