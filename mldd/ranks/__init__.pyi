@@ -9,6 +9,8 @@ from .halo import Halo as Halo
 from .halo import differentiable as differentiable
 from .halo import linear as linear
 from .halo import timed as timed
+from .launchers import launched as launched
+from .launchers import launched_rank as launched_rank
 from .messages import Messages as Messages
 from .messages import Pending as Pending
 from .petsc import as_tensor as as_tensor
