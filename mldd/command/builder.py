@@ -155,8 +155,10 @@ class Builder:
                 given[name] = getattr(self.options, name)
         for name, nested in spec.keys.items():
             if isinstance(nested, Spec):
+                given = {key: value for key, value in given.items() if not key.startswith(f"{name}.")}
+                path = name.removesuffix(".solver").replace(".", "_")
                 # what is nested in a solver that decomposes sees a subdomain or a coarse level
-                given[name] = self.solver(nested, f"{prefix}{name}_", whole=whole and not spec.has("decomposition"))
+                given[name] = self.solver(nested, f"{prefix}{path}_", whole=whole and not spec.has("decomposition"))
         solver: Solver = spec.make(**given)
         return solver
 
