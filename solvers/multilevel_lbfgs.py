@@ -133,7 +133,7 @@ class MultilevelLBFGS:
             return
         state.accepted += 1
         if isinstance(state.fine, LbfgsState):
-            self.single.begin(state.fine, s, y)
+            state.fine.pairs.push(s, y)
             state.fine.value, state.fine.gradient = float(value), g
         x.copy_(found)
         remember(objective, x, g)
@@ -162,12 +162,12 @@ class MultilevelLBFGS:
         f = Remembered(plain, True)
         mine = self.single.init(f, y)
         if pair is not None:
-            self.single.begin(mine, *pair)
+            mine.pairs.push(*pair)
         for _ in range(self.coarse_steps):
             self.single.step(f, y, mine)
             if mine.status is not None or mine.length == 0:
                 break
-        return y, None if mine.pairs == 0 else (mine.steps[mine.newest].clone(), mine.differences[mine.newest].clone())
+        return y, mine.pairs.last
 
 
 @dataclass

@@ -255,7 +255,8 @@ def test_compare(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sgd, "step", _raise(RuntimeError("no\nluck")))
     monkeypatch.setattr("mldd.figures.curves.convergence", lambda history, path, title: path.touch())
-    line = "compare obstacle:n=15 --solvers adagrad,ml-adagrad:coarse.cap=9,coarse.steps=7,sgd --levels 3 --seeds 0,1 --steps 9"
+    named = "adagrad,ml-adagrad:coarse.cap=9,coarse.steps=7,sgd"
+    line = f"compare obstacle:n=15 --solvers {named} --levels 3 --seeds 0,1 --steps 9"
     code, out, err = run(line + " --quiet --out", tmp_path)
     assert code == 1 and err == ""
     lines = out.splitlines()

@@ -188,11 +188,11 @@ def test_the_secant_pair_begins_where_the_sweep_ended():
     d = _layers(f, 2)
     halfway, _ = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3, global_steps=0), 1)
     whole, state = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3), 1)
-    outer = state.outer
-    assert outer.pairs == 1
-    torch.testing.assert_close(outer.steps[outer.newest], whole[1] - halfway[1], rtol=1e-9, atol=1e-12)
+    outer = state.outer.pairs
+    assert outer.count == 1
+    torch.testing.assert_close(outer.last[0], whole[1] - halfway[1], rtol=1e-9, atol=1e-12)
     y = f.gradient(whole[1]) - f.gradient(halfway[1])
-    torch.testing.assert_close(outer.differences[outer.newest], y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outer.last[1], y, rtol=1e-9, atol=1e-9)
 
 
 def test_a_coarse_step_moves_the_first_layers_alone():
