@@ -279,9 +279,9 @@ class SchwarzLBFGS:
         """Minimise in the space of the rows, split by layer, the L-BFGS direction and the previous step."""
         outer, g = state.outer, objective.gradient(x)
         pieces = split(rows, self.decomposition.blocks)
-        extra = [state.previous[None]] + (
-            [outer.pairs.direction(g, outer.direction)[None]] if outer.pairs.count else []
-        )
+        extra = [state.previous[None]]
+        if outer.pairs.count:
+            extra.append(outer.pairs.direction(g, outer.direction)[None])
         columns = torch.cat([pieces, *extra])
         norms = torch.linalg.vector_norm(columns, dim=1)
         start = torch.zeros_like(norms)

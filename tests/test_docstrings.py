@@ -17,10 +17,7 @@ TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in 
 BASES = {"Problem", "GridProblem", "Layer", "Around", "State", "Communicator"}
 # Rooms whose docstrings are still to be written.
 PENDING = {
-    "mldd/algebra",
     "problems/graphs",
-    "solvers",
-    "solvers/parts",
 }
 
 

@@ -267,7 +267,7 @@ def test_compare(run, tmp_path, monkeypatch):
         "sgd",
     ]
     assert "failed: RuntimeError: no luck" in lines[3]
-    assert result(tmp_path / "ml-adagrad_varsigma=0.1_kappa=2" / "1")["levels"] == 3
+    assert result(tmp_path / "ml-adagrad_coarse.cap=9_coarse.steps=7" / "1")["levels"] == 3
     rows = (tmp_path / "compare.csv").read_text().splitlines()
     assert len(rows) == 7 and rows[0].startswith("solver,seed,status,steps,loss,measure")
     assert (tmp_path / "compare.png").exists()

@@ -23,7 +23,6 @@ from mldd.algebra import (
 )
 from mldd.loop import Status, Stop, minimise
 from mldd.solvers import LBFGS, SchwarzLBFGS
-from mldd.solvers.lbfgs import lbfgs_direction
 from mldd.solvers.schwarz_lbfgs import CoarseStep, first_layers
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
@@ -75,7 +74,7 @@ def test_momentum_is_a_mean_of_directions():
     state, begun_anew = solver.init(f, x), 0
     for _ in range(20):
         g = f.gradient(x)
-        p = lbfgs_direction(state, g).clone()
+        p = state.pairs.direction(g, state.direction).clone()
         mean = 0.3 * state.velocity + 0.7 * p
         descends = float(g @ mean) < 0
         begun_anew += not descends
