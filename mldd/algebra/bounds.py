@@ -26,7 +26,7 @@ class Bounds:
 
     @staticmethod
     def free(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
-        """No bounds on ``free(n)`` unknowns or on a batch of ``free(p, m)`` (takes no memory)."""
+        """Return no bounds on ``free(n)`` unknowns or on a batch of ``free(p, m)``, without taking memory."""
         infinity = torch.tensor([torch.inf], dtype=dtype, device=device)
         return Bounds((-infinity).expand(shape), infinity.expand(shape), is_free=True)
 
@@ -60,7 +60,7 @@ class Bounds:
         return torch.clamp(x, self.lower, self.upper, out=out)
 
     def shifted(self, x: Tensor) -> Bounds:
-        """Bounds on a correction ``e`` such that ``x + e`` stays in the box."""
+        """Return bounds on a correction ``e`` such that ``x + e`` stays in the box."""
         return self if self.is_free else Bounds(self.lower - x, self.upper - x)
 
     def criticality(self, x: Tensor, g: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def from_outside(text: str, known: Collection[str]) -> str | None:
 
 
 def loaded(target: str, what: Literal["class", "function"]) -> Any:
-    """Import the object behind ``module:Attribute``; the module may be a file.
+    """Return the object behind ``module:Attribute``, imported; the module may be a file.
 
     Parameters
     ----------

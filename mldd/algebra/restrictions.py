@@ -113,12 +113,12 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
 
 
 def local_restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> LocalRestrictions:
-    """Build the local models of any objective; their gradient is consistent without a correction."""
+    """Return the local models of any objective; their gradient is consistent without a correction."""
     return LocalRestrictions(f, decomposition, x.clone())
 
 
 def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:
-    """Split consecutive blocks of unknowns (layers) into `parts` runs, each widened by `overlap` blocks on both sides.
+    """Return `parts` runs of consecutive blocks of unknowns (layers), each widened by `overlap` blocks on both sides.
 
     Every cut is the one nearest to an even division of the unknowns that leaves a block for each part.
 

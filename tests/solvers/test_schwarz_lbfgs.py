@@ -236,7 +236,7 @@ def test_kept_pairs_are_those_of_the_last_outer_steps():
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3), 2)
     assert state.sweep.local[0].pairs.count.tolist() == [6, 6]
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3, order="multiplicative"), 2)
-    assert [mine.pairs for mine in state.sweep.local] == [6, 6]
+    assert [mine.pairs.count for mine in state.sweep.local] == [6, 6]
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3, keep_pairs=False), 2)
     assert state.sweep.local == []
 
