@@ -20,7 +20,9 @@ class Restricted:
     Parameters
     ----------
     f : Objective
+        The objective on the whole space.
     x : Tensor, shape (n,)
+        Where the subspace is attached.
     transfer : Transfer
         Its ``shape`` is (n, size of the subspace).
     """
@@ -40,20 +42,46 @@ class Restricted:
         return self.transfer.restrict_bounds(self.f.bounds.shifted(self.x))
 
     def value(self, e: Tensor) -> Tensor:
-        """Return ``f(x + P e)``."""
+        """Return ``f(x + P e)``.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the subspace.
+        """
         return self.f.value(self.x + self.transfer.prolong(e))
 
     def gradient(self, e: Tensor) -> Tensor:
-        """Return ``P^T g(x + P e)``."""
+        """Return ``P^T g(x + P e)``.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the subspace.
+        """
         return self.transfer.restrict(self.f.gradient(self.x + self.transfer.prolong(e)))
 
     def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep where `f` offers it."""
+        """Return both in one sweep where `f` offers it.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the subspace.
+        """
         value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
         return value, self.transfer.restrict(g)
 
     def hessian_product(self, e: Tensor, v: Tensor) -> Tensor:
-        """Return ``P^T H(x + P e) P v``."""
+        """Return ``P^T H(x + P e) P v``.
+
+        Parameters
+        ----------
+        e : Tensor, shape (k,)
+            Coordinates in the subspace.
+        v : Tensor, shape (k,)
+            The direction.
+        """
         at = self.x + self.transfer.prolong(e)
         return self.transfer.restrict(self.f.hessian_product(at, self.transfer.prolong(v)))  # type: ignore[attr-defined]
 
@@ -68,7 +96,9 @@ class Corrected(Around):
     Parameters
     ----------
     f : Objective
+        The coarse or local objective.
     delta, y0 : Tensor, shape (n,) or (p, m)
+        Correction of the gradient, and the point it belongs to.
     box : Bounds, optional
         Instead of those of `f`.
     """
@@ -114,25 +144,57 @@ class Proximal(Around):
     y0: Tensor
 
     def value(self, y: Tensor) -> Tensor:
-        """Return ``f(y) + mu/2 |y - y0|^2``."""
+        """Return ``f(y) + mu/2 |y - y0|^2``.
+
+        Parameters
+        ----------
+        y : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.value(y) + 0.5 * self.mu * (y - self.y0).square().sum(-1)
 
     def gradient(self, y: Tensor) -> Tensor:
-        """Return ``grad f(y) + mu (y - y0)``."""
+        """Return ``grad f(y) + mu (y - y0)``.
+
+        Parameters
+        ----------
+        y : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return torch.add(self.f.gradient(y), y - self.y0, alpha=self.mu)
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
+        """Return value and gradient in one sweep.
+
+        Parameters
+        ----------
+        y : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         value, g = value_and_gradient(self.f, y)
         step = y - self.y0
         return value + 0.5 * self.mu * step.square().sum(-1), torch.add(g, step, alpha=self.mu)
 
     def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(y) v + mu v``."""
+        """Return ``H(y) v + mu v``.
+
+        Parameters
+        ----------
+        y : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        v : Tensor, shape (n,) or (p, m)
+            The direction.
+        """
         return torch.add(super().hessian_product(y, v), v, alpha=self.mu)
 
     def hessian_diagonal(self, y: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian."""
+        """Return the diagonal of the Hessian.
+
+        Parameters
+        ----------
+        y : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return super().hessian_diagonal(y) + self.mu
 
 

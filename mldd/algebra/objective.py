@@ -34,16 +34,36 @@ class Objective(Protocol):
         ...
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient at x, a new tensor of the shape of x."""
+        """Return the gradient at x, a new tensor of the shape of x.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         ...
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the value at x, shape () or (p,)."""
+        """Return the value at x, shape () or (p,).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         ...
 
 
 def value_and_gradient(f: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return value and gradient, in one sweep where `f` offers it."""
+    """Return value and gradient, in one sweep where `f` offers it.
+
+    Parameters
+    ----------
+    f : Objective
+        What is evaluated.
+    x : Tensor, shape (n,) or (p, m)
+        Where to evaluate.
+    """
     together = getattr(f, "value_and_gradient", None)
     return together(x) if together is not None else (f.value(x), f.gradient(x))
 
@@ -52,6 +72,13 @@ def sampled(f: Objective, step: int) -> Objective:
     """Return the objective of outer step `step`: ``f.sample(step)`` for a stochastic `f`, else `f` itself.
 
     Every level and subdomain of one step asks with the same number and so sees the same sample, on every rank.
+
+    Parameters
+    ----------
+    f : Objective
+        Stochastic or not.
+    step : int
+        Number of the outer step.
     """
     sample = getattr(f, "sample", None)
     return f if sample is None else sample(step)
@@ -80,15 +107,35 @@ class Around:
         return self.f.bounds
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the value of `f`."""
+        """Return the value of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.value(x)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` of `f`."""
+        """Return ``H(x) v`` of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        v : Tensor, shape (n,) or (p, m)
+            The direction.
+        """
         return self.f.hessian_product(x, v)  # type: ignore[attr-defined, no-any-return]
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian of `f`."""
+        """Return the diagonal of the Hessian of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
 
 
@@ -114,15 +161,33 @@ class Stochastic(Around):
         return bool(getattr(self.f, "batched", False))
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient of `f`."""
+        """Return the gradient of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.gradient(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient of `f`, in one sweep where it offers it."""
+        """Return value and gradient of `f`, in one sweep where it offers it.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return value_and_gradient(self.f, x)
 
     def sample(self, step: int) -> Objective:
-        """Return the objective of outer step `step`."""
+        """Return the objective of outer step `step`.
+
+        Parameters
+        ----------
+        step : int
+            Number of the outer step.
+        """
         return self.draw(step)
 
 
@@ -132,6 +197,7 @@ def layers_of(f: Any) -> Iterator[Any]:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     while f is not None:
         yield f
@@ -144,6 +210,7 @@ def innermost(f: Any) -> Any:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     *_, core = layers_of(f)
     return core
@@ -155,17 +222,32 @@ def without_memory(f: Any) -> Any:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     return next(layer for layer in layers_of(f) if not isinstance(layer, Remembered))
 
 
 def offers(f: Objective, method: str) -> bool:
-    """Return whether `f`, and all that it is composed of, have the optional `method`."""
+    """Return whether `f`, and all that it is composed of, have the optional `method`.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    method : str
+        Its name.
+    """
     return all(hasattr(type(layer), method) for layer in layers_of(f))
 
 
 def product_price(f: Objective) -> float:
-    """Return what a Hessian product of `f` costs in its own gradients, infinity where `f` offers none."""
+    """Return what a Hessian product of `f` costs in its own gradients, infinity where `f` offers none.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    """
     if not offers(f, "hessian_product"):
         return torch.inf
     core = innermost(f)
@@ -273,6 +355,16 @@ class Remembered(Around):
 
 
 def remember(f: Objective, x: Tensor, g: Tensor) -> None:
-    """Tell `f`, if it remembers, that its gradient at `x` is `g`."""
+    """Tell `f`, if it remembers, that its gradient at `x` is `g`.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    x : Tensor, shape (n,)
+        Where the solver has arrived.
+    g : Tensor, shape (n,)
+        The gradient there.
+    """
     if isinstance(f, Remembered):
         f.keep(x, g)

@@ -21,6 +21,15 @@ class LocalRestrictions:
 
     The fallback for objectives that know no cheaper way to evaluate a subdomain; `f` that take a batch of vectors (p,
     n) say so with the attribute ``batched`` and are called once.
+
+    Parameters
+    ----------
+    f : Objective
+        The objective on all unknowns.
+    decomposition : Decomposition
+        Of its unknowns.
+    x : Tensor, shape (n,)
+        The iterate.
     """
 
     f: Objective
@@ -104,6 +113,15 @@ def _batched(f: Objective) -> bool:
 def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: range | None = None) -> Decomposition:
     """Return a decomposition of the unknowns of `f` whose local models are restrictions of `f` itself.
 
+    Parameters
+    ----------
+    f : Objective
+        The objective.
+    subdomains : Sequence of Subdomain
+        All of them, on every rank.
+    local : range, optional
+        Numbers of those that this rank holds, all by default.
+
     Examples
     --------
     A network's layers as subdomains: ``index_decomposition(f, contiguous(f.sizes, parts=2))``.
@@ -113,7 +131,19 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
 
 
 def local_restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> LocalRestrictions:
-    """Return the local models of any objective; their gradient is consistent without a correction."""
+    """Return the local models of any objective; their gradient is consistent without a correction.
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+        Of its unknowns.
+    f : Objective
+        The objective.
+    x : Tensor, shape (n,)
+        The iterate.
+    g : Tensor, shape (n,), optional
+        The gradient there, which is not needed.
+    """
     return LocalRestrictions(f, decomposition, x.clone())
 
 
@@ -127,6 +157,7 @@ def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdo
     sizes : sequence of int
         Number of unknowns of each block.
     parts, overlap : int
+        Number of runs, and of blocks by which each is widened on both sides.
 
     Raises
     ------
