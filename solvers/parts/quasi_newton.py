@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
+from mldd.solvers.parts.ball import Floats, in_ball, lengths
+
 Flags = NDArray[np.bool_]
 Kind = Literal["sr1", "bfgs"]
 
-_NEWTON_STEPS = 40
 _TINY = 1e-300
 
 
@@ -247,7 +247,7 @@ class Secant:
         if away is None or reach is None or (np.sqrt(inner(away, away)) + radius <= reach).all():
             away = reach = None
         model = self._reduced(g, away)
-        z = _secular(model.g, model.eigenvalues, radius[:, None])
+        z = in_ball(model.g, model.eigenvalues, radius[:, None])
         if away is not None and reach is not None:
             z = model.confined(z, radius[:, None], reach[:, None])
         s = self._expanded(model, z, g, away)
@@ -319,15 +319,15 @@ class Reduced:
         """
         away = self.away
         assert away is not None  # noqa: S101
-        leaves = _norm(away + z) > reach
+        leaves = lengths(away + z) > reach
         if not leaves.any():
             return z
-        inside = _secular(self.g - self.eigenvalues * away, self.eigenvalues, reach) - away
-        inside *= np.minimum(_quotient(radius, _norm(inside)), 1.0)
+        inside = in_ball(self.g - self.eigenvalues * away, self.eigenvalues, reach) - away
+        inside *= np.minimum(_quotient(radius, lengths(inside)), 1.0)
         falls = self.decrease(inside)[:, None] > 0
         if (leaves & ~falls).any():
-            linear = -self.g * _quotient(reach, _norm(self.g)) - away
-            linear *= np.minimum(_quotient(radius, _norm(linear)), 1.0)
+            linear = -self.g * _quotient(reach, lengths(self.g)) - away
+            linear *= np.minimum(_quotient(radius, lengths(linear)), 1.0)
             curvature = (linear * self.eigenvalues * linear).sum(1, keepdims=True)
             slope = (linear * self.g).sum(1, keepdims=True)
             t = np.where(curvature > 0, np.clip(-slope / curvature, 0.0, 1.0), 1.0)
@@ -340,36 +340,6 @@ def _bfgs_mask(h: int) -> Floats:
     """Return what makes of ``W W^T`` the blocks -S^T S, and -L with its transpose, of sigma M."""
     L = np.tril(np.ones((h, h)), -1)
     return np.block([[-np.ones((h, h)), -L], [-L.T, np.zeros((h, h))]])
-
-
-def _secular(a: Floats, eigenvalues: Floats, radius: Floats) -> Floats:
-    """Return z with ``(eigenvalues + t) z = -a`` for the least t >= 0 such that ``|z| <= radius`` and all are >= 0.
-
-    `a` and `eigenvalues` have shape (p, k); the last entry of `a` stands for a whole subspace. `radius` is a column.
-    """
-    least = eigenvalues.min(1, keepdims=True)
-    scale = np.maximum(_norm(a) / radius, np.abs(eigenvalues).max(1, keepdims=True))
-    scale = np.maximum(scale, 1e-290)
-    t = np.where(least > 1e-14 * scale, 0.0, 1e-12 * scale - least)
-    z = -a / (eigenvalues + t)
-    norm = _norm(z)
-    outside = norm > radius
-    hard = ~outside & (t > 0)
-    for _ in range(_NEWTON_STEPS):
-        if not (outside & (norm > radius * (1 + 1e-12))).any():
-            break
-        slope = (z * z / (eigenvalues + t)).sum(1, keepdims=True)
-        t = np.where(outside, t + norm * norm / slope * (norm - radius) / radius, t)
-        z = -a / (eigenvalues + t)
-        norm = _norm(z)
-    z = np.where(norm > radius, z * (radius / norm), z)
-    if hard.any():  # along the eigenvector of the least eigenvalue to the boundary
-        where = eigenvalues.argmin(1)[:, None]
-        at = np.take_along_axis(z, where, 1)
-        whole = np.sqrt(np.maximum(radius * radius - np.maximum(norm * norm - at * at, 0.0), 0.0))
-        sign = np.where(np.take_along_axis(a, where, 1) > 0, -1.0, 1.0)
-        np.put_along_axis(z, where, np.where(hard, sign * whole, at), 1)
-    return z
 
 
 def _inverse(matrix: Floats, tolerance: float) -> Floats:
@@ -389,11 +359,6 @@ def _inverse(matrix: Floats, tolerance: float) -> Floats:
 
 def _transposed(matrices: Floats) -> Floats:
     return matrices.transpose(0, 2, 1)
-
-
-def _norm(rows: Floats) -> Floats:
-    norm: Floats = np.sqrt((rows * rows).sum(1, keepdims=True))
-    return norm
 
 
 def _quotient(a: Floats, b: Floats) -> Floats:
