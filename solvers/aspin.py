@@ -257,7 +257,17 @@ class Raspen:
         return x, state
 
     def linearise(self, objective: Objective, x: Tensor, state: AspinState) -> Linearised:
-        """Return F and its Jacobian at `x`."""
+        """Return F and its Jacobian at `x`.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : AspinState
+            Of the sweep, for the local solvers.
+        """
         coarse = self.hierarchy[1] if self.hierarchy is not None and len(self.hierarchy) == 2 else None
         linear = Linear(self.dense, max(1e-3 * self.krylov.rtol, 1e-12), 10 * self.krylov.steps)
         return Linearised(self.sweep, coarse, self.exact, linear, objective, x, state.sweep, state.floor)
@@ -331,6 +341,13 @@ class Aspin(Raspen):
     per iteration of GMRES. At a solution it is the exact Jacobian. (Taking H_i at ``x + P_i C_i(x)`` and H at u, the
     other reading of the method, diverged in our tests without a globalisation.) Everything else is as for `Raspen`.
 
+    Parameters
+    ----------
+    combine : Combine
+        The weights, as for `Raspen`.
+    prefix : str
+        Of the Krylov solver's options in PETSc's database.
+
     References
     ----------
     Cai and Keyes, SIAM J. Sci. Comput. 24 (2002); PETSc's SNESASPIN.
@@ -350,11 +367,13 @@ class AspinState(State):
     Attributes
     ----------
     sweep : SweepState
+        What the sweep keeps.
     krylov, iterations : int
         Iterations of the Krylov solver so far, and in the last step.
     value : Tensor, shape ()
         Objective at the iterate, valid for the `gradient` that came with it.
     gradient : Tensor or None
+        The gradient at the iterate, where it is known.
     radius : float
         Of the trust region, 0 before the first step.
     floor : float

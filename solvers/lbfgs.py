@@ -40,6 +40,13 @@ class Trial:
 def cubic_minimiser(a: Trial, b: Trial) -> float:
     """Return the minimiser of the cubic that has the values and slopes of `a` and `b`, NaN where there is none.
 
+    Parameters
+    ----------
+    a : Trial
+        One point.
+    b : Trial
+        Another point.
+
     References
     ----------
     Nocedal and Wright, Numerical Optimization (2006), equation 3.59.
@@ -70,6 +77,7 @@ class WolfeSearch:
     start : Trial
         At t = 0, with a negative slope.
     c1, c2 : float
+        Constants of sufficient decrease and of curvature, ``0 < c1 < c2 < 1``.
     evaluations : int
         How many calls of `ray` are allowed.
 
@@ -91,6 +99,11 @@ class WolfeSearch:
 
     def run(self, t: float) -> Trial | None:
         """Search from the step length `t` (algorithm 3.5).
+
+        Parameters
+        ----------
+        t : float
+            First step length.
 
         Returns
         -------
@@ -162,7 +175,19 @@ class WolfeSearch:
 
 
 def along(objective: Objective, x: Tensor, d: Tensor, point: Tensor) -> Callable[[float], Trial]:
-    """Return the function that evaluates `objective` at ``x + t d``, in the work space `point`."""
+    """Return the function that evaluates `objective` at ``x + t d``, in the work space `point`.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is evaluated.
+    x : Tensor, shape (n,)
+        Where the ray begins.
+    d : Tensor, shape (n,)
+        Its direction.
+    point : Tensor, shape (n,)
+        Work space.
+    """
 
     def ray(t: float) -> Trial:
         value, g = value_and_gradient(objective, torch.add(x, d, alpha=t, out=point))
@@ -186,6 +211,7 @@ class LbfgsState(State):
     value : float
         Objective at the iterate, valid for the `gradient` that came with it.
     gradient : Tensor or None
+        The gradient at the iterate, where it is known.
     evaluations : int
         Evaluations in line searches so far.
     length : float

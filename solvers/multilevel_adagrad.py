@@ -130,7 +130,17 @@ class MultilevelAdaGrad:
         return x, state
 
     def nest(self, objective: Objective, x: Tensor, state: MultilevelState) -> None:
-        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start."""
+        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start.
+
+        Parameters
+        ----------
+        objective : Objective
+            On the finest level.
+        x : Tensor, shape (n,)
+            The start, written to.
+        state : MultilevelState
+            Its weights are not touched.
+        """
         # Fresh weights: those of a rough start would only shorten all later steps of the coarse levels.
         fresh = self.init(objective, x)
         fresh.step = state.step
@@ -153,6 +163,21 @@ class MultilevelAdaGrad:
         """Do a recursive iteration at level `k` on `x` in place; return whether `x` was moved.
 
         It is not where the recursion test does not allow it, nor by a step uphill (``g^T s > 0``).
+
+        Parameters
+        ----------
+        k : int
+            Number of the level.
+        f : Objective
+            The objective or model of the level.
+        x : Tensor, shape (n,)
+            The iterate, written to.
+        g : Tensor, shape (n,)
+            The gradient there.
+        bounds : Bounds
+            Of the iterate.
+        state : MultilevelState
+            Weights of all levels.
         """
         if k + 1 == len(self.hierarchy):
             return False
@@ -185,7 +210,23 @@ class MultilevelAdaGrad:
         return True
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
-        """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`."""
+        """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`.
+
+        Parameters
+        ----------
+        k : int
+            Number of the level.
+        f : Objective
+            The corrected model of the level.
+        y : Tensor, shape (m,)
+            The iterate, written to.
+        g : Tensor, shape (m,)
+            The gradient there.
+        bounds : Bounds
+            Of the iterate.
+        state : MultilevelState
+            Weights of all levels.
+        """
         state.levels[k].forget()
         smooth = "T" * self.coarse.smoothing
         coarsest = k + 1 == len(self.hierarchy)

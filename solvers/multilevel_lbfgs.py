@@ -46,6 +46,7 @@ class MultilevelLBFGS:
         The solver of all outer steps but the first instead of L-BFGS, as LocalSGD, which needs few synchronisations
         where parts of the graph are alike.
     comm : Communicator
+        Rank 0's result of the nested iteration is taken by all.
 
     Raises
     ------

@@ -231,7 +231,19 @@ class NonlinearSchwarz:
         state.before = x.clone()
 
     def coarse_correction(self, f: Objective, x: Tensor, state: State, k: int) -> Tensor:
-        """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x."""
+        """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x.
+
+        Parameters
+        ----------
+        f : Objective
+            The objective or model of level `k`.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            It has the number of the step.
+        k : int
+            Number of the level.
+        """
         assert self.hierarchy is not None  # noqa: S101
         level = self.hierarchy[k + 1]
         transfer = level.transfer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,3 +69,74 @@ def lengths(rows: Floats) -> Floats:
     """
     found: Floats = np.sqrt((rows * rows).sum(1, keepdims=True))
     return found
+
+
+def quotient(a: Floats, b: Floats) -> Floats:
+    """Return ``a / b``, 0 where b is 0.
+
+    Parameters
+    ----------
+    a, b : array
+        Of shapes that fit.
+    """
+    return np.where(b != 0, a / b, 0.0)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """``q(z) = g^T z + z^T diag(eigenvalues) z / 2`` in an orthonormal basis of eigenvectors of B.
+
+    Attributes
+    ----------
+    eigenvalues, g, away : array, shape (p, r + 1), or (p, r + 2) where there is an `away`
+        The basis is the rows of P, the rest of g, and the rest of `away`, a vector with which steps are confined; the
+        eigenvalue of both rests is sigma.
+    """
+
+    eigenvalues: Floats
+    g: Floats
+    away: Floats | None
+
+    def decrease(self, z: Floats) -> Floats:
+        """Return ``-q(z)``, shape (p,).
+
+        Parameters
+        ----------
+        z : Floats, shape (p, k)
+            Steps in the basis.
+        """
+        decrease: Floats = -(z * (self.g + 0.5 * self.eigenvalues * z)).sum(1)
+        return decrease
+
+    def confined(self, z: Floats, radius: Floats, reach: Floats) -> Floats:
+        """Return `z` with other steps in place of those that leave the ball of radius `reach` around ``-away``.
+
+        First choice: toward the minimiser of the model in that ball, as far as the radius allows (the way there is in
+        the ball). Where the model does not fall on it: toward the minimiser of the linear model, exactly (a Frank-Wolfe
+        step, on which the slope is not positive).
+
+        Parameters
+        ----------
+        z : Floats, shape (p, k)
+            Minimisers in the ball.
+        radius : Floats, shape (p, 1)
+            Of the ball.
+        reach : Floats, shape (p, 1)
+            Of the ball around `away`.
+        """
+        away = self.away
+        assert away is not None  # noqa: S101
+        leaves = lengths(away + z) > reach
+        if not leaves.any():
+            return z
+        inside = in_ball(self.g - self.eigenvalues * away, self.eigenvalues, reach) - away
+        inside *= np.minimum(quotient(radius, lengths(inside)), 1.0)
+        falls = self.decrease(inside)[:, None] > 0
+        if (leaves & ~falls).any():
+            linear = -self.g * quotient(reach, lengths(self.g)) - away
+            linear *= np.minimum(quotient(radius, lengths(linear)), 1.0)
+            curvature = (linear * self.eigenvalues * linear).sum(1, keepdims=True)
+            slope = (linear * self.g).sum(1, keepdims=True)
+            t = np.where(curvature > 0, np.clip(-slope / curvature, 0.0, 1.0), 1.0)
+            inside = np.where(falls, inside, t * linear)
+        return np.where(leaves, inside, z)
