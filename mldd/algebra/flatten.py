@@ -137,7 +137,7 @@ def flatten(module: nn.Module) -> Tensor:
     Parameters
     ----------
     module : nn.Module
-        Its parameters get new memory.
+        Any module; parameters that are shared between its parts are taken once.
 
     Raises
     ------
@@ -161,8 +161,8 @@ def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
 
     Parameters
     ----------
-    parameters : Sequence[nn.Parameter]
-        They get new memory.
+    parameters : list of Parameter
+        Of one dtype, on one device, each there once.
 
     Raises
     ------
@@ -240,7 +240,7 @@ class ModuleObjective:
         Parameters
         ----------
         x : Tensor, shape (n,)
-            The parameters.
+            Parameters in the order of the layout.
         """
         self.flat.copy_(x)
         return self.module
