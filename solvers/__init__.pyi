@@ -20,5 +20,5 @@ from .schwarz import NonlinearSchwarz as NonlinearSchwarz
 from .schwarz_adagrad import SchwarzAdaGrad as SchwarzAdaGrad
 from .schwarz_lbfgs import CoarseStep as CoarseStep
 from .schwarz_lbfgs import SchwarzLBFGS as SchwarzLBFGS
-from .trust_region import Radius as Radius
 from .trust_region import TrustRegion as TrustRegion
+from .trust_region_state import Radius as Radius

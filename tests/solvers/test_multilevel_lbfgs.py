@@ -203,17 +203,11 @@ def test_costs_of_coarse_levels_are_no_fine_gradients(problem: NodeClassificatio
     assert cost.synchronisations == 2  # the point that all ranks take, and the gradient there
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"coarse_steps": -1}, "`coarse_steps` must be >= 0, got -1"),
-        ({"memory": 0}, "`memory` must be > 0, got 0"),
-        ({"scaling": "diagonal"}, "`scaling` must be one of scalar, rows, auto"),
-    ],
-)
-def test_refuses_parameters_out_of_range(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MultilevelLBFGS(Hierarchy((Level(quadratic(4)),)), **change)
+def test_refuses_parameters_out_of_range() -> None:
+    with pytest.raises(ValueError, match="`coarse_steps` must be >= 0, got -1"):
+        MultilevelLBFGS(Hierarchy((Level(quadratic(4)),)), coarse_steps=-1)
+    with pytest.raises(ValueError, match="`scaling` must be one of scalar, rows, auto"):
+        LBFGS(scaling="diagonal")
 
 
 def test_refuses_bounds_and_a_hierarchy_of_something_else() -> None:
