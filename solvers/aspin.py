@@ -239,7 +239,7 @@ class Raspen:
         if F.unsolved:
             state.note("local problems not solved, a damped Schwarz step in place of a Newton step", F.unsolved)
             self._search_along(objective, x, [F.residual, _scaled(g, F.residual)], here, state)
-            remember(objective, x, state.gradient)
+            remember(objective, x, g if state.gradient is None else state.gradient)
             return x, state
         d, state.iterations, reason = self.krylov.solve(F.negative_product, F.residual, self.prefix)
         state.krylov += state.iterations

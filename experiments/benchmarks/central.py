@@ -1,7 +1,6 @@
 """The central question: what do decomposed and multilevel methods save when a graph network is trained?
 
-    python experiments/benchmarks/central.py cora [--seeds 0 1 2 3 4] [--parts 2] [--model gcn] [--layers 2] [--out DIR]
-    mpiexec -n 2 python -m mpi4py experiments/benchmarks/central.py cora [...]
+    mpiexec -n 2 python -m mpi4py experiments/benchmarks/central.py cora [--seeds 0 1 2 3 4] [--model gcn] [--out DIR]
 
 Full-batch training loss, float64: cross-entropy on all nodes outside of the test set, no dropout, weight decay 5e-4
 on the first layer; for `era5-uk` the mean of squares of 6 h forecasts, every seventh origin. Three targets: the
@@ -12,11 +11,11 @@ after the nested iteration of ML-LBFGS. Every column of a method has the configu
 target, on the seeds shown; the setting named is that of the fewest synchronisations. Medians over the seeds, quartiles
 in parentheses; a run that misses a target in `--steps` steps counts as infinitely long.
 
-Columns: synchronisations (sums of vectors over ranks); fine evaluations, in each of which a distributed graph
-exchanges its halos forward and backward, and the bytes these exchanges would take; work per rank in fine gradients:
-fine work divides by the ranks, local work is that of one rank's share, work on coarse levels is done by every rank;
-seconds of this run, meant for several ranks on a quiet machine; making parts and coarse graphs is not in them but
-printed.
+Columns: synchronisations (sums of vectors over ranks) and collectives on a few numbers; fine evaluations, in each of
+which a distributed graph exchanges its halos forward and backward, and the bytes these exchanges would take; work of
+the busiest rank and of all ranks together, in fine gradients of one process: what every rank does for itself (halos,
+coarse levels) counts for every rank; seconds of this run, meant for several ranks on a quiet machine. Making parts and
+coarse graphs is in none of these but in the last two columns, wall seconds and fine gradients' CPU time.
 
 The coarse graphs of ML-LBFGS: nodes are grouped by k-means of their propagated features (on the grid: by METIS), coarse
 features are thinned to their largest entries. No labels are used for either. Sizes and steps were chosen by hand per
@@ -28,15 +27,15 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mldd.algebra import Hierarchy, innermost
+from mldd.command.preparation import Preparation
 from mldd.graph import report
-from mldd.loop import Record, Stop, minimise, write_table
+from mldd.loop import Cost, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting
 from mldd.problems.graphs import NodeClassification
 from mldd.ranks import prepare, world
@@ -58,21 +57,23 @@ RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class Method:
-    """One configuration of a method; the first step may be a `nested` iteration, which every rank does for itself."""
+    """One configuration of a method, and what making its parts and coarse graphs has taken."""
 
     name: str
     setting: str
     solver: Any
-    nested: bool = False
+    setup: Cost = Cost()  # noqa: RUF009 (frozen)
 
 
-def levels(problem: Any) -> tuple[Hierarchy, int]:
-    """Return the loss and its models on coarse graphs, and the steps on each."""
-    if isinstance(problem, Forecasting):  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
-        return problem.hierarchy(3), 40
-    share, count, kept, steps = LEVELS.get(str(problem.name), WORDS)
-    clusters = round(share * problem.graph.nodes)
-    return replace(problem, clustering="features", clusters=clusters, kept=kept).hierarchy(count), steps
+def levels(problem: Any) -> tuple[Hierarchy, int, Cost]:
+    """Return the loss and its models on coarse graphs, the steps on each, and the set-up."""
+    count, steps = 3, 40  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
+    if not isinstance(problem, Forecasting):
+        share, count, kept, steps = LEVELS.get(str(problem.name), WORDS)
+        problem = replace(problem, clustering="features", clusters=round(share * problem.graph.nodes), kept=kept)
+    preparation = Preparation(problem, 0, problem.comm)
+    hierarchy = preparation.hierarchy(count)
+    return hierarchy, steps, preparation.cost([hierarchy])
 
 
 # ------------------------------------------------------------------------------------------------ methods and runs
@@ -88,13 +89,16 @@ def methods(problem: Any, parts: int, chosen: list[str]) -> Iterator[Method]:
     if "lbfgs rows" in chosen:
         yield Method("lbfgs rows", "memory=10", LBFGS(10, scaling="rows"))
     if "localsgd" in chosen:
-        own = replace(problem, local="own").decomposition(parts, 0, comm)
+        preparation = Preparation(replace(problem, local="own"), 0, comm)
+        own = preparation.decomposition(parts, 0)
+        setup = preparation.cost([own])
         for rate in (0.01, 0.03, 0.1):
             for steps in (5, 20, 50):
                 solver = LocalSgd(own, local=Adam(rate), local_steps=steps, memory="keep", comm=comm)
-                yield Method("localsgd", f"lr={rate} steps={steps}", solver)
+                yield Method("localsgd", f"lr={rate} steps={steps}", solver, setup)
     if "composite" in chosen:
-        composite = problem.decomposition(parts, 0, comm)
+        preparation = Preparation(problem, 0, comm)
+        composite = preparation.decomposition(parts, 0)
         for subspace_steps in (0, 5):
             solver = SchwarzLBFGS(
                 composite,
@@ -105,47 +109,45 @@ def methods(problem: Any, parts: int, chosen: list[str]) -> Iterator[Method]:
                 subspace_steps=subspace_steps,
                 comm=comm,
             )
-            yield Method("composite", f"subspace_steps={subspace_steps}", solver)
+            yield Method("composite", f"subspace_steps={subspace_steps}", solver, preparation.cost([composite]))
     if "ml-lbfgs" in chosen:
-        begin = time.perf_counter()
-        hierarchy, steps = levels(problem)
-        if comm.rank == 0:
-            print(f"coarse graphs made in {time.perf_counter() - begin:.2f} s, prices {hierarchy}", flush=True)
+        hierarchy, steps, setup = levels(problem)
         multilevel = MultilevelLBFGS(hierarchy, steps, comm=comm)
-        yield Method("ml-lbfgs", f"levels={len(hierarchy)}", multilevel, nested=True)
+        yield Method("ml-lbfgs", f"levels={len(hierarchy)}", multilevel, setup)
         if "localsgd" in chosen:
             for rate in (0.01, 0.03):
                 solver = LocalSgd(own, local=Adam(rate), local_steps=5, memory="keep", comm=comm)
-                yield Method("ml-localsgd", f"lr={rate} steps=5", replace(multilevel, then=solver), nested=True)
+                yield Method("ml-localsgd", f"lr={rate} steps=5", replace(multilevel, then=solver), setup)
 
 
-COSTS = ("synchronisations", "evaluations", "work", "seconds")
+COSTS = (
+    "synchronisations",
+    "scalar_synchronisations",
+    "gradient_evaluations",
+    "work_units",
+    "work_total",
+    "seconds",
+    "setup_seconds",
+    "setup_work",
+)
 
 
-def cost(record: Record, nested: float, parts: int) -> dict[str, float]:
-    """Return what it took to come to a record; the work of the nested iteration is not shared."""
-    fine = record.cost.gradient_evaluations
-    return {
-        "synchronisations": record.cost.synchronisations,
-        "evaluations": fine,
-        "work": nested + (record.cost.work_units - nested) / parts,
-        "seconds": record.cost.seconds,
-    }
-
-
-def run(problem: Any, method: Method, seed: int, steps: int, parts: int) -> list[dict[str, float]]:
+def run(problem: Any, method: Method, seed: int, steps: int) -> list[dict[str, float]]:
     """Train once; return the costs at the three targets, infinite ones for those that were missed."""
     goals = goals_of(problem)
     stop = Stop(max_steps=steps, target=goals[-1])
     result = minimise(
-        problem.objective(), problem.initial(seed), method.solver, stop=stop, comm=problem.comm, values=True
+        problem.objective(),
+        problem.initial(seed),
+        method.solver,
+        stop=stop,
+        comm=problem.comm,
+        values=True,
+        setup=method.setup,
     )
     found = [next((r for r in result.history.records if r.value <= goal), None) for goal in goals]
-    start, first = result.history.records[:2]
-    fine = first.cost.gradient_evaluations - start.cost.gradient_evaluations
-    nested = first.cost.work_units - start.cost.work_units - fine if method.nested else 0.0
     never = dict.fromkeys(COSTS, math.inf)
-    return [never if record is None else cost(record, nested, parts) for record in found]
+    return [never if record is None else {name: record.row()[name] for name in COSTS} for record in found]
 
 
 def goals_of(problem: Any) -> tuple[float, ...]:
@@ -175,7 +177,7 @@ def table(problem: Any, rows: list[dict[str, Any]], parts: int) -> None:
     """Print, target by target, the best configuration of every method."""
     volume = halo_bytes(problem, parts) / 1e6
     for goal in goals_of(problem):
-        print(f"\nloss {goal}: method, synchronisations, fine evaluations (halo MB), work per rank, seconds, setting")
+        print(f"\nloss {goal}: method, {', '.join(COSTS)}, halo MB, setting")
         for name in dict.fromkeys(row["method"] for row in rows):
             mine = [row for row in rows if row["method"] == name and row["target"] == goal]
             settings = dict.fromkeys(row["setting"] for row in mine)
@@ -184,8 +186,8 @@ def table(problem: Any, rows: list[dict[str, Any]], parts: int) -> None:
             cells = [min(cells[k] for cells in of.values()) for k in range(len(COSTS))]
             best = min(settings, key=lambda s: of[s][0])
             texts = ["{:.4g} ({:.4g}-{:.4g})".format(*cell) for cell in cells]
-            texts[1] += f" {cells[1][0] * volume:.3g} MB"
-            print(f"  {name:<11} {texts[0]:>20} {texts[1]:>26} {texts[2]:>20} {texts[3]:>22}  {best}", flush=True)
+            halo = f"{cells[COSTS.index('gradient_evaluations')][0] * volume:.3g}"
+            print(f"  {name:<11}", *(f"{text:>20}" for text in texts), f"{halo:>8}  {best}", flush=True)
 
 
 def problem_of(options: argparse.Namespace, model: str) -> Any:
@@ -200,7 +202,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(TARGETS), nargs="?", default="cora")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--parts", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--model", default="")
     parser.add_argument("--layers", type=int, default=2)
@@ -211,13 +212,13 @@ def main() -> None:
     options = parser.parse_args()
     comm = world()
     prepare(comm)
-    parts = max(options.parts, comm.ranks)
+    parts = comm.ranks
     model = options.model or ("sage" if options.name in ("minesweeper", "era5-uk") else "gcn")
     problem = problem_of(options, model)
     rows: list[dict[str, Any]] = []
     for method in methods(problem, parts, options.methods.split(",")):
         for seed in options.seeds:
-            for goal, costs in zip(goals_of(problem), run(problem, method, seed, options.steps, parts), strict=True):
+            for goal, costs in zip(goals_of(problem), run(problem, method, seed, options.steps), strict=True):
                 rows.append({"method": method.name, "setting": method.setting, "seed": seed, "target": goal} | costs)
         if comm.rank == 0:
             done = [row for row in rows if row["method"] == method.name and row["setting"] == method.setting]

@@ -87,8 +87,10 @@ def rows_of(problem: str, name: str, case: Case, history: History, status: str) 
     for target in case.targets:
         reached = next((r for r in history.records if r.row()[case.column] <= target), None)
         row = {"problem": problem, "method": name, "target": target, "status": status}
-        row |= {key: getattr(reached, key) if reached else math.nan for key in ("step", "work_units", "seconds")}
-        rows.append(row | {"synchronisations": reached.cost.synchronisations if reached else math.nan})
+        found = reached.row() if reached else {}
+        rows.append(
+            row | {key: found.get(key, math.nan) for key in ("step", "work_units", "seconds", "synchronisations")}
+        )
     return rows
 
 

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Ledger, Objective, Remembered, counting, sampled, uncounted
+from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
+from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Monitor, Record
+from mldd.loop.rise import Rise
 from mldd.ranks import SERIAL, Communicator
 
 
@@ -29,7 +31,7 @@ class Status(enum.Enum):
     max_steps = "all steps used; allow more steps or loosen the tolerance"
     max_seconds = "all seconds used; allow more time or loosen the tolerance"
     stalled = "the solver cannot improve the point; loosen the tolerance, use float64, or another solver"
-    diverged = "gradient or objective is not finite; the last good point is returned: use a smaller step (rate)"
+    diverged = "gradient or objective is not finite, or the objective is above its start: use a smaller step (rate)"
     interrupted = "stopped by the user; resume from the checkpoint"
 
     @property
@@ -204,34 +206,6 @@ class Result:
         return self.history.records[-1]
 
 
-@dataclass
-class Clock:
-    """Wall time without what is done for the user's eyes."""
-
-    _started: float = field(default_factory=time.perf_counter)
-    _paused: float = 0.0
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Yield nothing; the clock stands still inside the block."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - begin
-
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
-        """Yield nothing; inside the block, for the user's eyes, the clock stands still and nothing is counted."""
-        with self.pause(), uncounted():
-            yield
-
-    @property
-    def seconds(self) -> float:
-        """Seconds on the clock."""
-        return time.perf_counter() - self._started - self._paused
-
-
 def check_start(objective: Objective, x: Tensor) -> None:
     """Refuse a start that does not fit the objective, in one line.
 
@@ -289,7 +263,7 @@ def minimise(
     monitors: Sequence[Monitor] = (),
     state: Any = None,
     comm: Communicator = SERIAL,
-    values: bool = False,
+    values: bool | None = None,
     setup: Cost = Cost(),  # noqa: B008 (frozen)
     after_step: Callable[[Tensor, Any, History], None] | None = None,
     past: History | None = None,
@@ -315,8 +289,11 @@ def minimise(
         To resume from; its `step` is the number of steps already done.
     comm : Communicator
         The ranks that run this together.
-    values : bool
-        Compute the objective for every record, outside the clock and uncounted. `Stop.target` implies it.
+    values : bool, optional
+        Whether the objective is computed for every record, outside the clock and uncounted; `Stop.target` implies it.
+        By default it is computed at the start and at the end alone, and with False never. A run that ends above its
+        start, converged or with its steps or seconds used up, has the status `diverged`, as has one that was above it
+        and rose ten times in a row.
     setup : Cost
         What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
@@ -338,7 +315,8 @@ def minimise(
     x, projected = _project_start(objective, x)
     history = History(list(past.records) if past else [])
     before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
-    values = values or stop.target > -math.inf
+    seen = bool(values) or stop.target > -math.inf
+    rise = Rise.of(record.value for record in history.records)
     good, clock, status = x.clone(), Clock(), None
     needed = getattr(solver, "needs_gradient", True)
     together = getattr(solver, "needs_value", False)
@@ -353,25 +331,50 @@ def minimise(
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:
                 state = solver.init(f, x)
+            asked = seen or (values is None and math.isnan(rise.start))
             with clock.unseen():
-                value = float(objective.value(x)) if values else math.nan
+                value = float(objective.value(x)) if asked else math.nan
             totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
             record = _record(state, cost, totals, setup if before is None else setup.after(before.cost))
             first = record.measure if math.isnan(first) else first
-            lost = values and math.isnan(record.value)
+            rise.see(totals[_VALUE])
+            lost = asked and math.isnan(totals[_VALUE])
             status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
             if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
             with clock.unseen():
+                risen = _has_risen(rise, status, objective, None if seen or values is False else x, comm)
                 if before is None or record.step > before.step:
                     _tell(record, history, *monitors)
                 if after_step is not None and status is not Status.diverged:
                     after_step(x, state, history)
+            status = Status.diverged if risen else status
             if status is None:
                 good.copy_(x)
                 x, state = solver.step(f, x, state)
                 state.step += 1
-    return Result(good if status is Status.diverged else x, status, state, history, projected)
+    return Result(good if status is Status.diverged and not risen else x, status, state, history, projected)
+
+
+_AS_ASKED = (Status.converged_atol, Status.converged_rtol, Status.max_steps, Status.max_seconds)
+
+
+def _has_risen(rise: Rise, status: Status | None, objective: Objective, x: Tensor | None, comm: Communicator) -> bool:
+    """Say whether a run rises for long, or ends above its start as if all were well; the same on all ranks.
+
+    Where values were not computed on the way, the last one is at `x`.
+    """
+    if status not in (None, *_AS_ASKED):
+        return False
+    if status is None:
+        return rise.goes_on
+    if x is not None:
+        last = float(objective.value(x))
+        last = comm.sum_scalars([last if comm.rank == 0 else 0.0])[0]
+        if not math.isfinite(last):
+            return True
+        rise.see(last)
+    return rise.is_above
 
 
 def _project_start(objective: Objective, x: Tensor) -> tuple[Tensor, bool]:
@@ -385,6 +388,7 @@ def _tell(record: Record, *monitors: Monitor) -> None:
 
 
 _REASONS = tuple(Status)
+_VALUE = 5
 _INTERRUPTED = 6  # place in the totals: behind bytes, halo rows and bytes, seconds, measure and value
 
 

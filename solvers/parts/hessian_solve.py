@@ -320,7 +320,8 @@ def extreme_eigenvalues(product: Product, like: Tensor, most: int = 160) -> tupl
 
 def _normalised(v: Tensor) -> Tensor:
     """Return the rows divided by their norms, zero where they are."""
-    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    normalised: Tensor = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    return normalised
 
 
 def _ritz(diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,7 +43,8 @@ SCRIPT = """
                 everything = there.scatter(there.weights(kind) * all_models.gradient(there.gather(x) + 0.01))
                 same(comm.sum(mine), everything, kind)
             work = comm.sum_scalars([models.f.price.gradient])[0]
-            assert abs(work / all_models.f.price.gradient - 1) < 0.25  # padding differs
+            # padding differs, and every rank pays for its calls
+            assert 0.75 < work / all_models.f.price.gradient < comm.ranks, (work, all_models.f.price)
             assert made[0].metrics(x) == made[1].metrics(x)
             same(made[0].hierarchy(2)[1].objective.gradient(x), made[1].hierarchy(2)[1].objective.gradient(x), "coarse")
 

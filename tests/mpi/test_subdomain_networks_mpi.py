@@ -32,7 +32,8 @@ SCRIPT = """
                 with counting() as cost:
                     value, gradient = f.value_and_gradient(x)
                 assert (cost.gradients, cost.synchronisations) == (1, 2), cost
-                assert abs(comm.sum_scalars([cost.work])[0] - 1.0) < 0.1, cost  # padding differs
+                total = comm.sum_scalars([cost.work])[0]
+                assert 0.9 < total < comm.ranks, (cost, total)  # padding differs; every rank pays for its calls
                 expected, of_one = g.value_and_gradient(x)
                 same(value, expected, "value")
                 same(f.value(x), expected, "value alone")
@@ -46,7 +47,7 @@ SCRIPT = """
                 expected = e.scatter(e.weights("ras") * all_of_them.gradient(e.gather(y) + 0.1))
                 same(comm.sum(total), expected, "local models")
             prices = [getattr(f, "f", f).price.gradient for f in (mine, all_of_them)]
-            assert abs(comm.sum_scalars(prices[:1])[0] / prices[1] - 1) < 0.4, prices  # padding differs
+            assert 0.6 < comm.sum_scalars(prices[:1])[0] / prices[1] < comm.ranks, prices  # likewise
             assert here.metrics(x) == there.metrics(x)
             runs = []
             for p, s, c in ((here, d, comm), (there, e, SERIAL)):

@@ -126,6 +126,7 @@ def test_cost(digits):
         digits.initial(0),
         LocalSgd(digits.decomposition(3), local_steps=4),
         stop=Stop(5),
+        values=False,
     )
     record = result.record
     # 4 gradients of every third of the data per step; the loop's gradients of the whole are for the user only

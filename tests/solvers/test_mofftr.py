@@ -27,7 +27,7 @@ def without_values(hierarchy):
 def test_a_single_level_is_astr1(f, varsigma, theta):
     x = torch.randn(f.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     solver = Mofftr(single(f), AdaGrad(math.sqrt(varsigma), 1 / math.sqrt(theta), curvature="none"))
-    result = minimise(WithoutValue(f), x, solver, stop=Stop(25))
+    result = minimise(WithoutValue(f), x, solver, stop=Stop(25), values=False)
     squares = torch.zeros_like(x)
     for _ in range(25):
         g = f.gradient(x)
@@ -82,7 +82,7 @@ def test_hierarchies_need_no_value_and_beat_a_single_level(settings):
     for levels in (1, 3):
         hierarchy = problem.hierarchy(levels)
         hierarchy = hierarchy if settings is EXACT else without_values(hierarchy)
-        result = minimise(f, x, Mofftr(hierarchy, **settings), stop=Stop(3000, atol=1e-5))
+        result = minimise(f, x, Mofftr(hierarchy, **settings), stop=Stop(3000, atol=1e-5), values=False)
         assert result.status is Status.converged_atol
         steps.append(result.record.cost.work_units)
     assert steps[1] < 0.8 * steps[0]

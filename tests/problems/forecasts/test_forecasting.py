@@ -265,7 +265,7 @@ def test_training_beats_persistence(solver):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "cnn"}, "`model` must be one of gcn, sage, gin, gat, gatv2, epd, or file.py:Class"),
+        ({"model": "cnn"}, "`model` must be one of gcn, sage, gin, gat, gatv2, transformer, epd, or file.py:Class"),
         ({"horizon": 0}, "`horizon` must be >= 1"),
         ({"horizon": (6, 3)}, "several of them ascending"),
         ({"horizon": (3, 6), "rollout": 2}, "`rollout` needs one horizon"),

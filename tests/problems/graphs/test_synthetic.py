@@ -22,7 +22,7 @@ def test_strips_together_are_the_whole(neighbours: int, ranks: int) -> None:
     together = joined(parts, 1)
     for name in ("numbers", "labels", "features", "train", "validation", "test"):
         assert np.array_equal(getattr(together, name), getattr(whole, name)), name
-    assert (together.adjacency() != whole.adjacency).nnz == 0
+    assert (together.adjacency() != whole.adjacency()).nnz == 0
     assert (whole.adjacency() != grid_mesh(13, 7, neighbours)[0].scipy()).nnz == 0
     assert sum(part.own for part in parts) == 13 * 7 == parts[0].nodes
 

@@ -14,7 +14,9 @@ from mldd.problems.nets.layers import layer_kinds
 from mldd.solvers import LBFGS, NonlinearSchwarz
 
 DATA = sbm(nodes=160, classes=4, features=6)
-SPARSE = replace(DATA, features=(DATA.features * (DATA.features > 0.5)).to_sparse_csr())
+# of size one: attention to large inner products amplifies rounding
+DATA = replace(DATA, features=DATA.features / DATA.features.abs().max())
+SPARSE = replace(DATA, features=(DATA.features * (DATA.features > 0.1)).to_sparse_csr())
 
 
 def problem(**options):
@@ -49,7 +51,7 @@ def test_bfloat16_is_near_and_rounds(model, data):
         value, g = p.objective(step).value_and_gradient(x)
         expected, of_q = q.objective(step).value_and_gradient(x)
         assert g.dtype == torch.float64
-        assert 1e-6 < relative(value, expected) < 0.02
+        assert 1e-7 < relative(value, expected) < 0.02
         assert 1e-4 < relative(g, of_q) < 0.3
     assert torch.isfinite(p.objective(2).hessian_product(x, x)).all()
 

@@ -228,7 +228,7 @@ def test_costs():
 @pytest.mark.parametrize("overlap", [0, 1, 2])
 def test_local_models_cost_their_true_size(overlap):
     """The networks of a run are evaluated at the points of their own windows: counted where it happens."""
-    problem = poisson(windows=8)
+    problem = poisson(count=8)
     f, x, d = problem.objective(), problem.initial(0), problem.decomposition(8, overlap)
     inside = problem.window_model.inside(problem.collocation[0]).sum(1)  # points of each network
     n = len(problem.window_model.blocks)
