@@ -65,6 +65,16 @@ def test_advice_of_the_problem_reaches_nested_solvers():
     assert (coarse.cap, coarse.steps) == (7, problem.settings("ml-adagrad")["coarse.steps"])
 
 
+@pytest.mark.parametrize("key", ["rate", "local.lr", "coarse.rate"])
+def test_advice_that_no_field_takes_is_refused(key):
+    class Advising(Obstacle):
+        def settings(self, solver):
+            return {key: 0.1, "parts": 4, "overlap": 1}
+
+    with pytest.raises(ValueError, match=f"`settings` of problem Advising must name fields of dd-adagrad, got '{key}'"):
+        build("dd-adagrad", Advising(n=15))
+
+
 def test_the_shape_is_that_of_the_tree():
     def shape(text, **given):
         return Builder(options(**given), Preparation(Obstacle(n=15))).shape(solver_spec(text))
