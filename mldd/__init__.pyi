@@ -1,7 +1,7 @@
 from .algebra.bounds import Bounds as Bounds
-from .algebra.objective import Corrected as Corrected
+from .algebra.models import Corrected as Corrected
+from .algebra.models import Restricted as Restricted
 from .algebra.objective import Objective as Objective
-from .algebra.objective import Restricted as Restricted
 from .loop.problem import Problem as Problem
 from .loop.solver import Result as Result
 from .loop.solver import Solver as Solver

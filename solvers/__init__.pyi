@@ -1,6 +1,7 @@
 from .adagrad import AdaGrad as AdaGrad
 from .apts import Apts as Apts
 from .aspin import Aspin as Aspin
+from .aspin import Krylov as Krylov
 from .aspin import Raspen as Raspen
 from .baselines import Adam as Adam
 from .baselines import Sgd as Sgd
@@ -10,11 +11,14 @@ from .local_sgd import DiLoCo as DiLoCo
 from .local_sgd import LocalSgd as LocalSgd
 from .mofftr import Mofftr as Mofftr
 from .multilevel_adagrad import MultilevelAdaGrad as MultilevelAdaGrad
+from .multilevel_adagrad import Recursion as Recursion
 from .multilevel_lbfgs import MultilevelLBFGS as MultilevelLBFGS
 from .newton import NewtonCG as NewtonCG
 from .optim import Optimizer as Optimizer
+from .schwarz import CoarseSolve as CoarseSolve
 from .schwarz import NonlinearSchwarz as NonlinearSchwarz
 from .schwarz_adagrad import SchwarzAdaGrad as SchwarzAdaGrad
+from .schwarz_lbfgs import CoarseStep as CoarseStep
 from .schwarz_lbfgs import SchwarzLBFGS as SchwarzLBFGS
-from .trust_region import Radius as Radius
 from .trust_region import TrustRegion as TrustRegion
+from .trust_region_state import Radius as Radius

@@ -120,7 +120,15 @@ class AdaGradState(State):
     learned: int = 0
 
     def learn(self, x: Tensor, g: Tensor) -> None:
-        """Make a curvature pair of this point and the last one."""
+        """Make a curvature pair of this point and the last one.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            This point.
+        g : Tensor, shape (n,) or (p, m)
+            The gradient there.
+        """
         if self.learned:
             self.pairs.push(x - self.last_x, g - self.last_g)
         self.last_x.copy_(x)
@@ -140,7 +148,23 @@ class AdaGradState(State):
 
 
 def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: AdaGradState) -> None:
-    """Do one ADAGB2 iteration on `x` in place, from the gradient `g`; a batch has one row per member."""
+    """Do one ADAGB2 iteration on `x` in place, from the gradient `g`; a batch has one row per member.
+
+    Parameters
+    ----------
+    solver : AdaGrad
+        Its parameters.
+    f : Objective
+        The objective.
+    x : Tensor, shape (n,) or (p, m)
+        The iterate, written to.
+    g : Tensor, shape (n,) or (p, m)
+        The gradient there.
+    bounds : Bounds
+        Of the iterate.
+    state : AdaGradState
+        The weights, which grow.
+    """
     curvature = curvature_of(solver, f)
     if bounds.is_free and curvature == "none":
         state.squares.addcmul_(g, g)
@@ -203,7 +227,20 @@ def _model(
 
 
 def curvature_of(solver: AdaGrad, f: Objective) -> str:
-    """Return the curvature to use with `f`: resolves "auto" and refuses what `f` does not offer."""
+    """Return the curvature to use with `f`: resolves "auto" and refuses what `f` does not offer.
+
+    Parameters
+    ----------
+    solver : AdaGrad
+        Its parameters.
+    f : Objective
+        The objective.
+
+    Raises
+    ------
+    ValueError
+        The objective does not offer the curvature.
+    """
     if solver.curvature == "auto":
         return "exact" if product_price(f) <= 1.0 else "none"
     needs = {"exact": "hessian_product", "diagonal": "hessian_diagonal"}.get(solver.curvature)
@@ -213,7 +250,15 @@ def curvature_of(solver: AdaGrad, f: Objective) -> str:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product along the last axis, which is kept; one per member of a batch."""
+    """Return the inner product along the last axis, which is kept; one per member of a batch.
+
+    Parameters
+    ----------
+    a : Tensor, shape (n,) or (p, m)
+        One factor.
+    b : Tensor, shape (n,) or (p, m)
+        The other one.
+    """
     return torch.dot(a, b).reshape(1) if a.dim() == 1 else (a * b).sum(-1, keepdim=True)
 
 
@@ -225,10 +270,25 @@ def model_step(
     box: Bounds,
     newton: Tensor | None = None,
 ) -> Tensor:
-    """Decrease ``q(s) = g^T s + s^T B s / 2`` in the box, from the linear step on, by exact steps along projected ones.
+    """Return a step with a lower ``q(s) = g^T s + s^T B s / 2`` in the box, by exact steps along projected ones.
 
     Where a step ``-B^{-1} g`` is known, its projection takes the place of s_Q if it satisfies the condition on the
     decrease. Every further step decreases q.
+
+    Parameters
+    ----------
+    solver : AdaGrad
+        Its parameters.
+    product : Callable[[Tensor], Tensor]
+        Product with B.
+    g : Tensor, shape (n,) or (p, m)
+        The gradient.
+    s : Tensor, shape (n,) or (p, m)
+        The linear step, written to.
+    box : Bounds
+        Of feasible steps.
+    newton : Tensor, shape (n,) or (p, m), optional
+        The step ``-B^{-1} g``, where it is cheap.
     """
     Bs = product(s)
     curvature = dot(s, Bs)

@@ -24,7 +24,8 @@ from mldd.algebra import (
 from mldd.loop import State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.parts import Floats, Probed, column, inner, numbers
-from mldd.solvers.trust_region import TrustRegion, TrustRegionState
+from mldd.solvers.trust_region import TrustRegion
+from mldd.solvers.trust_region_state import TrustRegionState
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,85 @@ _SEARCH = Armijo(c1=1e-4, backtracks=30, fall=0.75)
 
 
 @dataclass(frozen=True)
+class Krylov:
+    """The Krylov solver of `Raspen` and `Aspin`, GMRES unless PETSc's options say otherwise.
+
+    Parameters
+    ----------
+    rtol : float
+        Relative tolerance of the residual in the 2-norm.
+    restart : int
+        Length of a cycle of GMRES. On networks the Jacobian is indefinite far from a minimiser, and short cycles
+        stagnate.
+    steps : int
+        Most iterations.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    rtol: float = 1e-6
+    restart: int = 300
+    steps: int = 300
+
+    def __post_init__(self) -> None:
+        """Refuse values outside of their ranges."""
+        for name in ("restart", "steps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`krylov.{name}` must be > 0, got {getattr(self, name)}")
+        if not 0 < self.rtol < 1:
+            raise ValueError(f"`krylov.rtol` must be in (0, 1), got {self.rtol}")
+
+    def solve(self, action: Callable[[Tensor], Tensor], b: Tensor, prefix: str = "") -> tuple[Tensor, int, int]:
+        """Solve ``A d = b`` with PETSc's KSP on this rank, GMRES without preconditioner unless the options differ.
+
+        Parameters
+        ----------
+        action : callable
+            Product with A.
+        b : Tensor, shape (n,)
+            Right-hand side.
+        prefix : str
+            Of the options in PETSc's database.
+
+        Returns
+        -------
+        d : Tensor, shape (n,)
+            The solution.
+        iterations : int
+            How many there were.
+        reason : int
+            PETSc's converged reason, negative where it has not converged.
+        """
+        P, shell = load_petsc(), _Shell(action, b)
+        rhs, d = as_vec(b), as_vec(torch.zeros_like(b))
+        mat = P.Mat().createPython((len(b), len(b)), shell, comm=P.COMM_SELF)
+        ksp = P.KSP().create(P.COMM_SELF)
+        try:
+            mat.setUp()
+            ksp.setOptionsPrefix(prefix)
+            ksp.setOperators(mat)
+            ksp.setType("gmres")
+            ksp.setGMRESRestart(self.restart)
+            ksp.getPC().setType("none")
+            # Single precision cannot do better than its rounding.
+            rtol = max(self.rtol, 100.0 * torch.finfo(b.dtype).eps)
+            ksp.setTolerances(rtol=rtol, atol=0.0, max_it=self.steps)
+            ksp.setFromOptions()
+            ksp.solve(rhs, d)
+            return read(d, torch.empty_like(b)), int(ksp.getIterationNumber()), int(ksp.getConvergedReason())
+        except P.Error:
+            if shell.error is not None:
+                raise shell.error from None
+            raise
+        finally:
+            for item in (ksp, mat, rhs, d):
+                item.destroy()
+
+
+@dataclass(frozen=True)
 class Raspen:
     r"""RASPEN: Newton's method for ``F(x) = G(x) - x = 0``, G being one sweep of nonlinear restricted additive Schwarz.
 
@@ -64,11 +143,8 @@ class Raspen:
         Weight of a proximal term ``mu/2 ||c||^2`` in the local problems, for networks: their local minimisers may lie
         at infinity, or be no points but valleys. The zeros of F stay the same, and ``H_i + mu`` takes the place of H_i
         in the Jacobian, which stays exact.
-    rtol : float
-        Of the Krylov solver, in the 2-norm.
-    restart, krylov_steps : int
-        Of GMRES: length of a cycle, and most iterations. On networks the Jacobian is indefinite far from a minimiser,
-        and short cycles stagnate.
+    krylov : Krylov
+        Solver of the linear systems with the Jacobian.
     globalisation : {"trust-region", "line-search", "none"}
         "none" takes all of d.
     dense : int
@@ -95,9 +171,7 @@ class Raspen:
     local_steps: int = 50
     combine: Combine = "ras"
     mu: float = 0.0
-    rtol: float = 1e-6
-    restart: int = 300
-    krylov_steps: int = 300
+    krylov: Krylov = Krylov()
     globalisation: Globalisation = "trust-region"
     dense: int = 512
     prefix: str = "raspen_"
@@ -108,11 +182,8 @@ class Raspen:
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        for name in ("local_steps", "restart", "krylov_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be > 0, got {getattr(self, name)}")
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"`rtol` must be in (0, 1), got {self.rtol}")
+        if not self.local_steps > 0:
+            raise ValueError(f"`local_steps` must be > 0, got {self.local_steps}")
         for name in ("dense", "mu"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
@@ -170,7 +241,7 @@ class Raspen:
             self._search_along(objective, x, [F.residual, _scaled(g, F.residual)], here, state)
             remember(objective, x, g if state.gradient is None else state.gradient)
             return x, state
-        d, state.iterations, reason = self.krylov(F.negative_product, F.residual)
+        d, state.iterations, reason = self.krylov.solve(F.negative_product, F.residual, self.prefix)
         state.krylov += state.iterations
         if reason < 0:
             state.note("the Krylov solver has missed its tolerance")
@@ -186,45 +257,20 @@ class Raspen:
         return x, state
 
     def linearise(self, objective: Objective, x: Tensor, state: AspinState) -> Linearised:
-        """Return F and its Jacobian at `x`."""
-        coarse = self.hierarchy[1] if self.hierarchy is not None and len(self.hierarchy) == 2 else None
-        linear = Linear(self.dense, max(1e-3 * self.rtol, 1e-12), 10 * self.krylov_steps)
-        return Linearised(self.sweep, coarse, self.exact, linear, objective, x, state.sweep, state.floor)
+        """Return F and its Jacobian at `x`.
 
-    def krylov(self, action: Callable[[Tensor], Tensor], b: Tensor) -> tuple[Tensor, int, int]:
-        """Solve ``A d = b`` with PETSc's KSP on this rank, GMRES without preconditioner unless the options differ.
-
-        Returns
-        -------
-        d : Tensor, shape (n,)
-        iterations : int
-        reason : int
-            PETSc's converged reason, negative where it has not converged.
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : AspinState
+            Of the sweep, for the local solvers.
         """
-        P, shell = load_petsc(), _Shell(action, b)
-        rhs, d = as_vec(b), as_vec(torch.zeros_like(b))
-        mat = P.Mat().createPython((len(b), len(b)), shell, comm=P.COMM_SELF)
-        ksp = P.KSP().create(P.COMM_SELF)
-        try:
-            mat.setUp()
-            ksp.setOptionsPrefix(self.prefix)
-            ksp.setOperators(mat)
-            ksp.setType("gmres")
-            ksp.setGMRESRestart(self.restart)
-            ksp.getPC().setType("none")
-            # Single precision cannot do better than its rounding.
-            rtol = max(self.rtol, 100.0 * torch.finfo(b.dtype).eps)
-            ksp.setTolerances(rtol=rtol, atol=0.0, max_it=self.krylov_steps)
-            ksp.setFromOptions()
-            ksp.solve(rhs, d)
-            return read(d, torch.empty_like(b)), int(ksp.getIterationNumber()), int(ksp.getConvergedReason())
-        except P.Error:
-            if shell.error is not None:
-                raise shell.error from None
-            raise
-        finally:
-            for item in (ksp, mat, rhs, d):
-                item.destroy()
+        coarse = self.hierarchy[1] if self.hierarchy is not None and len(self.hierarchy) == 2 else None
+        linear = Linear(self.dense, max(1e-3 * self.krylov.rtol, 1e-12), 10 * self.krylov.steps)
+        return Linearised(self.sweep, coarse, self.exact, linear, objective, x, state.sweep, state.floor)
 
     def _search_along(self, f: Objective, x: Tensor, directions: list[Tensor], here: Here, state: AspinState) -> None:
         """Go along the first of the directions on which f falls."""
@@ -295,6 +341,13 @@ class Aspin(Raspen):
     per iteration of GMRES. At a solution it is the exact Jacobian. (Taking H_i at ``x + P_i C_i(x)`` and H at u, the
     other reading of the method, diverged in our tests without a globalisation.) Everything else is as for `Raspen`.
 
+    Parameters
+    ----------
+    combine : Combine
+        The weights, as for `Raspen`.
+    prefix : str
+        Of the Krylov solver's options in PETSc's database.
+
     References
     ----------
     Cai and Keyes, SIAM J. Sci. Comput. 24 (2002); PETSc's SNESASPIN.
@@ -314,11 +367,13 @@ class AspinState(State):
     Attributes
     ----------
     sweep : SweepState
+        What the sweep keeps.
     krylov, iterations : int
         Iterations of the Krylov solver so far, and in the last step.
     value : Tensor, shape ()
         Objective at the iterate, valid for the `gradient` that came with it.
     gradient : Tensor or None
+        The gradient at the iterate, where it is known.
     radius : float
         Of the trust region, 0 before the first step.
     floor : float

@@ -38,7 +38,17 @@ def _project(objective: Objective, x: Tensor) -> Tensor:
 
 @dataclass
 class AdamState(State):
-    """State of `Adam`: running means of the gradient and of its square, shape of x, and the number of steps in them."""
+    """State of `Adam`.
+
+    Attributes
+    ----------
+    mean, square : Tensor, shape (n,) or (p, m)
+        Running means of the gradient and of its square.
+    scratch : Tensor
+        Buffer.
+    count : int
+        Steps in the means.
+    """
 
     mean: Tensor = field(default_factory=lambda: torch.empty(0))
     square: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -57,6 +67,7 @@ class Adam:
     beta1, beta2 : float
         Decay of the running means m of g and v of g^2, in [0, 1).
     eps : float
+        Added to the root of v, > 0.
 
     Raises
     ------
@@ -98,7 +109,15 @@ class Adam:
 
 @dataclass
 class SgdState(State):
-    """State of `Sgd`: the momentum, shape of x, or None without; `scratch` is there for Nesterov's."""
+    """State of `Sgd`.
+
+    Attributes
+    ----------
+    momentum : Tensor or None
+        The momentum, shape of x; None without.
+    scratch : Tensor or None
+        Buffer for Nesterov's momentum.
+    """
 
     momentum: Tensor | None = None
     scratch: Tensor | None = field(default=None, repr=False)
@@ -115,6 +134,7 @@ class Sgd:
     momentum : float
         In [0, 1); 0 is gradient descent.
     nesterov : bool
+        Take Nesterov's momentum.
 
     Raises
     ------
@@ -158,7 +178,15 @@ class Sgd:
 
 @dataclass
 class TorchAdaGradState(State):
-    """State of `TorchAdaGrad`: the sum of squared gradients, shape of x."""
+    """State of `TorchAdaGrad`.
+
+    Attributes
+    ----------
+    squares : Tensor, shape (n,) or (p, m)
+        Sum of squared gradients.
+    scratch : Tensor
+        Buffer.
+    """
 
     squares: Tensor = field(default_factory=lambda: torch.empty(0))
     scratch: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -175,6 +203,7 @@ class TorchAdaGrad:
     initial : float
         Initial value of v.
     eps : float
+        Added to the root of v, > 0.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mldd.algebra import Objective, remember, value_and_gradient
 from mldd.loop import State, Status
-from mldd.solvers.parts import Rows, layout_of
+from mldd.solvers.parts import LbfgsPairs, rows_for
 
 Scaling = Literal["scalar", "rows", "auto"]
 
@@ -39,6 +39,13 @@ class Trial:
 
 def cubic_minimiser(a: Trial, b: Trial) -> float:
     """Return the minimiser of the cubic that has the values and slopes of `a` and `b`, NaN where there is none.
+
+    Parameters
+    ----------
+    a : Trial
+        One point.
+    b : Trial
+        Another point.
 
     References
     ----------
@@ -70,6 +77,7 @@ class WolfeSearch:
     start : Trial
         At t = 0, with a negative slope.
     c1, c2 : float
+        Constants of sufficient decrease and of curvature, ``0 < c1 < c2 < 1``.
     evaluations : int
         How many calls of `ray` are allowed.
 
@@ -91,6 +99,11 @@ class WolfeSearch:
 
     def run(self, t: float) -> Trial | None:
         """Search from the step length `t` (algorithm 3.5).
+
+        Parameters
+        ----------
+        t : float
+            First step length.
 
         Returns
         -------
@@ -162,7 +175,19 @@ class WolfeSearch:
 
 
 def along(objective: Objective, x: Tensor, d: Tensor, point: Tensor) -> Callable[[float], Trial]:
-    """Return the function that evaluates `objective` at ``x + t d``, in the work space `point`."""
+    """Return the function that evaluates `objective` at ``x + t d``, in the work space `point`.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is evaluated.
+    x : Tensor, shape (n,)
+        Where the ray begins.
+    d : Tensor, shape (n,)
+        Its direction.
+    point : Tensor, shape (n,)
+        Work space.
+    """
 
     def ray(t: float) -> Trial:
         value, g = value_and_gradient(objective, torch.add(x, d, alpha=t, out=point))
@@ -177,19 +202,8 @@ class LbfgsState(State):
 
     Attributes
     ----------
-    steps, differences : Tensor, shape (memory + 1, n)
-        The pairs ``s = x_+ - x`` and ``y = g_+ - g``, a ring with a spare row: a pair is written there before its
-        curvature is known, and one that is refused leaves the others alone.
-    curvatures : list of float
-        ``<s, y>`` of each row.
-    scale : float
-        ``<s, y> / <y, y>`` of the newest pair.
-    scales : Tensor, shape (n,)
-        The diagonal initial matrix of the newest pair; empty with a scalar one.
-    rows : Rows or None
-        Blocks of the diagonal initial matrix.
-    pairs, newest : int
-        Number of pairs in the ring, and the row of the newest.
+    pairs : LbfgsPairs
+        The limited memory.
     direction, trial : Tensor, shape (n,)
         Work space.
     velocity : Tensor, shape (n,)
@@ -197,20 +211,14 @@ class LbfgsState(State):
     value : float
         Objective at the iterate, valid for the `gradient` that came with it.
     gradient : Tensor or None
+        The gradient at the iterate, where it is known.
     evaluations : int
         Evaluations in line searches so far.
     length : float
         Step length of the last step, as a multiple of `direction`.
     """
 
-    steps: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    differences: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    curvatures: list[float] = field(default_factory=list)
-    scale: float = 1.0
-    scales: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    rows: Rows | None = field(default=None, repr=False)
-    pairs: int = 0
-    newest: int = -1
+    pairs: LbfgsPairs = field(default_factory=LbfgsPairs)
     direction: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     trial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     velocity: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -293,16 +301,8 @@ class LBFGS:
             raise ValueError("lbfgs needs an objective without bounds, got one with bounds; use tao:blmvm or adagrad")
         if x.dim() != 1:
             raise ValueError(f"lbfgs needs `x` of shape (n,), got {tuple(x.shape)}; call it once per row")
-        layout = None if self.scaling == "scalar" else layout_of(objective, len(x))
-        if layout is None and self.scaling == "rows":
-            raise ValueError("`scaling` rows needs the objective of a network (`net.layout`), got another; use scalar")
-        rows = None if layout is None else Rows.of(layout, x.device)
         return LbfgsState(
-            scales=x.new_empty(0) if rows is None else torch.ones_like(x),
-            rows=rows,
-            steps=x.new_zeros(self.memory + 1, len(x)),
-            differences=x.new_zeros(self.memory + 1, len(x)),
-            curvatures=[1.0] * (self.memory + 1),
+            pairs=LbfgsPairs.empty(x, self.memory, rows_for(self.scaling, objective, x)),
             direction=torch.empty_like(x),
             trial=torch.empty_like(x),
             velocity=torch.zeros_like(x) if self.momentum < 1 else x.new_empty(0),
@@ -317,15 +317,18 @@ class LBFGS:
             state.status = Status.diverged
             return x, state
         found = self._search(objective, x, g, state)
-        if found is None and state.pairs > 0:
-            state.pairs = 0
+        if found is None and state.pairs.count:
+            state.pairs.count = 0
             state.velocity.zero_()
             found = self._search(objective, x, g, state)
         if found is None:
             state.length, state.gradient = 0.0, g
             state.status = _failure(g)
         else:
-            self._remember_pair(state, found, g)
+            s, y = state.pairs.spare
+            torch.mul(state.direction, found.t, out=s)
+            torch.sub(found.g, g, out=y)
+            state.pairs.take()
             x.add_(state.direction, alpha=found.t)
             state.value, state.gradient, state.length = found.value, found.g, found.t
         remember(objective, x, state.gradient)
@@ -333,7 +336,7 @@ class LBFGS:
 
     def _search(self, objective: Objective, x: Tensor, g: Tensor, state: LbfgsState) -> Trial | None:
         """Return the end of a line search along the L-BFGS direction, or None if it failed."""
-        d = lbfgs_direction(state, g)
+        d = state.pairs.direction(g, state.direction)
         slope = float(torch.dot(g, d))
         if self.momentum < 1:
             mean = torch.lerp(state.velocity, d, self.momentum)
@@ -342,56 +345,15 @@ class LBFGS:
             state.velocity.copy_(d)
         if not slope < 0:
             return None
-        first = 1.0 if state.pairs else min(1.0, 1.0 / math.sqrt(-slope))  # d = -g: a step of length one at most
+        first = 1.0 if state.pairs.count else min(1.0, 1.0 / math.sqrt(-slope))  # d = -g: a step of length one at most
         ray, start = along(objective, x, d, state.trial), Trial(0.0, state.value, slope, g)
         search = WolfeSearch(ray, start, self.c1, self.c2, self.max_evaluations)
         found = search.run(first)
         state.evaluations += self.max_evaluations - search.evaluations
         return found
 
-    def begin(self, state: LbfgsState, s: Tensor, y: Tensor) -> None:
-        """Begin the memory with a secant pair that comes from elsewhere; nothing is done if its curvature is lost."""
-        row = (state.newest + 1) % len(state.steps)
-        state.steps[row].copy_(s)
-        state.differences[row].copy_(y)
-        self._take(state, row)
-
-    def _remember_pair(self, state: LbfgsState, found: Trial, g: Tensor) -> None:
-        """Put the pair of this step into the ring, unless its curvature is lost in rounding."""
-        row = (state.newest + 1) % len(state.steps)
-        torch.mul(state.direction, found.t, out=state.steps[row])
-        torch.sub(found.g, g, out=state.differences[row])
-        self._take(state, row)
-
-    def _take(self, state: LbfgsState, row: int) -> None:
-        """Make what was written to `row` of the ring the newest pair."""
-        s, y = state.steps[row], state.differences[row]
-        sy, yy, ss = float(torch.dot(s, y)), float(torch.dot(y, y)), float(torch.dot(s, s))
-        if sy > torch.finfo(s.dtype).eps * math.sqrt(ss * yy):
-            state.curvatures[row], state.scale = sy, sy / yy
-            if state.rows is not None:
-                state.rows.scales(s, y, state.scales)
-            state.newest, state.pairs = row, min(state.pairs + 1, self.memory)
-
 
 def _failure(g: Tensor) -> Status | None:
     """Return what a failed line search means: nothing at a stationary point."""
     largest = float(torch.linalg.vector_norm(g, math.inf))
     return None if largest == 0 else Status.stalled if math.isfinite(largest) else Status.diverged
-
-
-def lbfgs_direction(state: LbfgsState, g: Tensor) -> Tensor:
-    """Return ``-H g`` in ``state.direction`` by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
-    d = torch.neg(g, out=state.direction)
-    rows = [(state.newest - k) % len(state.steps) for k in range(state.pairs)]
-    weights = []
-    for row in rows:
-        weight = float(torch.dot(state.steps[row], d)) / state.curvatures[row]
-        d.add_(state.differences[row], alpha=-weight)
-        weights.append(weight)
-    if rows:
-        d.mul_(state.scale if state.rows is None else state.scales)
-    for row, weight in zip(reversed(rows), reversed(weights), strict=True):
-        correction = weight - float(torch.dot(state.differences[row], d)) / state.curvatures[row]
-        d.add_(state.steps[row], alpha=correction)
-    return d

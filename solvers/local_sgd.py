@@ -22,6 +22,7 @@ class FreshSamples:
     Parameters
     ----------
     solver : Solver
+        The local solver.
     """
 
     solver: Solver
@@ -41,7 +42,15 @@ class FreshSamples:
 
 
 def resampled(f: Objective, number: int) -> Objective:
-    """Return `f` with sample `number` of what it is composed of; `f` itself where nothing is stochastic."""
+    """Return `f` with sample `number` of what it is composed of; `f` itself where nothing is stochastic.
+
+    Parameters
+    ----------
+    f : Objective
+        What may be composed of a stochastic objective.
+    number : int
+        Of the sample.
+    """
     layers = list(layers_of(f))
     depth = next((k for k, layer in enumerate(layers) if hasattr(layer, "sample")), None)
     if depth is None:
@@ -98,6 +107,7 @@ class LocalSgd:
         What happens to the state of the local solver (its momentum, say) at a synchronisation: it starts anew, is kept
         by every part, or is averaged over the parts as x is (one more synchronisation for each of its vectors).
     comm : Communicator
+        Its ranks divide the parts.
 
     Raises
     ------
@@ -156,6 +166,7 @@ class DiLoCo:
     local : Solver, optional
         Another local solver instead.
     outer_lr, outer_momentum : float
+        Step size and momentum of the outer step.
     local_steps, memory, comm
         As for `LocalSgd`; the parts keep the state of their local solvers by default, as published.
 
@@ -218,6 +229,7 @@ class Known(Around):
     ----------
     f : Objective
     g : Tensor, shape (n,)
+        The given gradient.
     """
 
     g: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -11,7 +10,66 @@ from torch import Tensor
 
 from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, carried, sampled
 from mldd.loop import State
-from mldd.solvers.adagrad import AdaGrad, AdaGradState, Curvature, curvature_of, dot, taylor_step
+from mldd.solvers.adagrad import AdaGrad, AdaGradState, curvature_of, dot, taylor_step
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """How coarse levels are used by `MultilevelAdaGrad` and `SchwarzAdaGrad`.
+
+    Parameters
+    ----------
+    steps : int
+        Most iterations per visit of the coarsest level.
+    rtol : float
+        A visit of the coarsest level ends once its criticality has fallen by this factor.
+    bounds : {"kornhuber", "gelman-mandel", "truncated"}
+        Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
+    cycle : {"V", "W"}
+        One or two recursive iterations per visit of an intermediate level.
+    smoothing : int
+        ADAGB2 iterations before and after every recursive one.
+    threshold : float
+        kappa_R of the recursion test ``||d_c||_2 >= threshold ||d||_2``.
+    cap : float
+        Without curvature, recursive steps are scaled back to ``|s_i| <= cap max_j Delta_j``, the current radii; 0 for
+        no cap.
+    safeguard : bool
+        Scale the recursive step by ``theta = min(1, -g^T s / s^T B s)``. B s is a Hessian product for "truncated"
+        bounds, and the difference of gradients where no curvature is used (one gradient more). The plain rules with
+        curvature need no scaling.
+    nested : int
+        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each
+        level starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    steps: int = 20
+    rtol: float = 1e-3
+    bounds: Rule = "kornhuber"
+    cycle: Literal["V", "W"] = "V"
+    smoothing: int = 1
+    threshold: float = 0.5
+    cap: float = 30.0
+    safeguard: bool = True
+    nested: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values outside of their ranges."""
+        if self.cycle not in ("V", "W"):
+            raise ValueError(f"`coarse.cycle` must be V or W, got {self.cycle!r}")
+        if self.bounds not in ("kornhuber", "gelman-mandel", "truncated"):
+            raise ValueError(f"`coarse.bounds` must be kornhuber, gelman-mandel or truncated, got {self.bounds!r}")
+        for name in ("smoothing", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`coarse.{name}` must be >= 1, got {getattr(self, name)}")
+        for name in ("rtol", "threshold", "cap", "nested"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`coarse.{name}` must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -23,40 +81,23 @@ class MultilevelAdaGrad:
         h(y) = f_{k+1}(y) + <R g - grad f_{k+1}(y0), y - y0>,    y0 = inject(x),    R = P^T,
 
     over coarse bounds that keep ``x + P (y - y0)`` feasible, by the iterations of level k + 1, and steps to
-    ``x + theta P (y - y0)``. It is tried only if the coarse criticality is not small, ``||d_c||_2 >= recursion
+    ``x + theta P (y - y0)``. It is tried only if the coarse criticality is not small, ``||d_c||_2 >= threshold
     ||d||_2``. One outer step is one iteration of the finest level; the weights of a level survive from visit to visit;
     no function value is used.
 
     Parameters
     ----------
     hierarchy : Hierarchy
-    varsigma, rate, kappa, curvature, model_steps
-        Of the ADAGB2 iterations on all levels; see `AdaGrad`.
-    cycle : {"V", "W"}
-        One or two recursive iterations per visit of an intermediate level.
-    smoothing : int
-        ADAGB2 iterations before and after every recursive one.
-    coarse_steps, coarse_rtol : int, float
-        Most iterations per visit of the coarsest level; they end once its criticality has fallen by the factor.
-    coarse_bounds : {"kornhuber", "gelman-mandel", "truncated"}
-        Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
-    recursion : float
-        kappa_R of the recursion test.
-    cap : float
-        Without curvature, recursive steps are scaled back to ``|s_i| <= cap max_j Delta_j``, the current radii; 0 for
-        no cap.
-    nested : int
-        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each
-        level starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
-    safeguard : bool
-        Scale the recursive step by ``theta = min(1, -g^T s / s^T B s)``. B s is a Hessian product for "truncated"
-        bounds, and the difference of gradients where no curvature is used (one gradient more). The plain rules with
-        curvature need no scaling.
+        The levels, the finest first; with one level it is ADAGB2.
+    smoother : AdaGrad
+        The ADAGB2 iteration of every level.
+    coarse : Recursion
+        How coarse levels are used.
 
     Notes
     -----
-    Cap and safeguard are what lets deep first-order hierarchies converge: without them the first coarse steps are so
-    long that the weights never recover.
+    `coarse.cap` and `coarse.safeguard` are what lets deep first-order hierarchies converge: without them the first
+    coarse steps are so long that the weights never recover.
 
     References
     ----------
@@ -65,64 +106,41 @@ class MultilevelAdaGrad:
     """
 
     hierarchy: Hierarchy
-    varsigma: float = 0.01
-    rate: float = 1.0
-    kappa: float = 1.0
-    curvature: Curvature = "auto"
-    model_steps: int = 3
-    cycle: Literal["V", "W"] = "V"
-    smoothing: int = 1
-    coarse_steps: int = 20
-    coarse_rtol: float = 1e-3
-    coarse_bounds: Rule = "kornhuber"
-    recursion: float = 0.5
-    cap: float = 30.0
-    nested: int = 0
-    safeguard: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse parameters outside of their ranges."""
-        if self.cycle not in ("V", "W"):
-            raise ValueError(f"`cycle` must be V or W, got {self.cycle!r}")
-        if self.coarse_bounds not in ("kornhuber", "gelman-mandel", "truncated"):
-            raise ValueError(
-                f"`coarse_bounds` must be kornhuber, gelman-mandel or truncated, got {self.coarse_bounds!r}"
-            )
-        for name in ("smoothing", "coarse_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
-        for name in ("coarse_rtol", "recursion", "cap", "nested"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
-        _ = self.smoother
-
-    @cached_property
-    def smoother(self) -> AdaGrad:
-        """The ADAGB2 iteration of every level."""
-        return AdaGrad(self.varsigma, self.rate, self.kappa, curvature=self.curvature, model_steps=self.model_steps)
+    smoother: AdaGrad = AdaGrad()
+    coarse: Recursion = Recursion()
 
     def init(self, objective: Objective, x: Tensor) -> MultilevelState:
         """Return fresh weights for every level."""
         sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
         coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
-        return MultilevelState(levels=[self.smoother.init(objective, x), *coarse], smoothing_left=self.smoothing)
+        return MultilevelState(levels=[self.smoother.init(objective, x), *coarse], smoothing_left=self.coarse.smoothing)
 
     def step(self, objective: Objective, x: Tensor, state: MultilevelState) -> tuple[Tensor, MultilevelState]:
         """Do one iteration of the finest level, in place."""
-        if self.nested and state.step == 0 and len(self.hierarchy) > 1:
+        if self.coarse.nested and state.step == 0 and len(self.hierarchy) > 1:
             self.nest(objective, x, state)
             return x, state
         g, bounds = objective.gradient(x), objective.bounds
         state.level = 0
         if state.smoothing_left == 0 and self.recurse(0, objective, x, g, bounds, state):
-            state.smoothing_left = self.smoothing
+            state.smoothing_left = self.coarse.smoothing
         else:
             taylor_step(self.smoother, objective, x, g, bounds, state.levels[0])
             state.smoothing_left = max(0, state.smoothing_left - 1)
         return x, state
 
     def nest(self, objective: Objective, x: Tensor, state: MultilevelState) -> None:
-        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start."""
+        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start.
+
+        Parameters
+        ----------
+        objective : Objective
+            On the finest level.
+        x : Tensor, shape (n,)
+            The start, written to.
+        state : MultilevelState
+            Its weights are not touched.
+        """
         # Fresh weights: those of a rough start would only shorten all later steps of the coarse levels.
         fresh = self.init(objective, x)
         fresh.step = state.step
@@ -133,7 +151,7 @@ class MultilevelAdaGrad:
         for k in range(len(levels) - 1, 0, -1):
             f = sampled(levels[k].objective, state.step)
             f.bounds.project(y, out=y)
-            for i in range(self.nested):
+            for i in range(self.coarse.nested):
                 g = f.gradient(y)
                 if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, fresh):
                     taylor_step(self.smoother, f, y, g, f.bounds, fresh.levels[k])
@@ -145,19 +163,34 @@ class MultilevelAdaGrad:
         """Do a recursive iteration at level `k` on `x` in place; return whether `x` was moved.
 
         It is not where the recursion test does not allow it, nor by a step uphill (``g^T s > 0``).
+
+        Parameters
+        ----------
+        k : int
+            Number of the level.
+        f : Objective
+            The objective or model of the level.
+        x : Tensor, shape (n,)
+            The iterate, written to.
+        g : Tensor, shape (n,)
+            The gradient there.
+        bounds : Bounds
+            Of the iterate.
+        state : MultilevelState
+            Weights of all levels.
         """
         if k + 1 == len(self.hierarchy):
             return False
         level, d, room = self.hierarchy[k + 1], bounds.criticality(x, g), bounds.shifted(x)
         transfer = level.transfer
         assert transfer is not None  # noqa: S101 (checked by Hierarchy)
-        if self.coarse_bounds == "truncated" and not bounds.is_free:
+        if self.coarse.bounds == "truncated" and not bounds.is_free:
             transfer = Truncated(transfer, (room.lower >= -1e-14) | (room.upper <= 1e-14))
         y0, g_c = transfer.inject(x), transfer.restrict(g)
-        box = transfer.restrict_bounds(room, self.coarse_bounds)
+        box = transfer.restrict_bounds(room, self.coarse.bounds)
         box = box if box.is_free else Bounds(y0 + box.lower, y0 + box.upper)
         d_c = box.criticality(y0, g_c)
-        if not torch.linalg.vector_norm(d_c) >= self.recursion * torch.linalg.vector_norm(d):
+        if not torch.linalg.vector_norm(d_c) >= self.coarse.threshold * torch.linalg.vector_norm(d):
             state.rejected += 1
             return False
         coarse = sampled(level.objective, state.step)
@@ -167,7 +200,7 @@ class MultilevelAdaGrad:
         if not float(dot(g, s)) <= 0:  # uphill, or not finite
             state.rejected += 1
             return False
-        if self.cap > 0 and curvature_of(self.smoother, f) == "none":
+        if self.coarse.cap > 0 and curvature_of(self.smoother, f) == "none":
             s = s * self._cap(s, d, state.levels[k])
         self._advance(f, x, g, s)
         if not bounds.is_free:
@@ -177,12 +210,28 @@ class MultilevelAdaGrad:
         return True
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
-        """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`."""
+        """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`.
+
+        Parameters
+        ----------
+        k : int
+            Number of the level.
+        f : Objective
+            The corrected model of the level.
+        y : Tensor, shape (m,)
+            The iterate, written to.
+        g : Tensor, shape (m,)
+            The gradient there.
+        bounds : Bounds
+            Of the iterate.
+        state : MultilevelState
+            Weights of all levels.
+        """
         state.levels[k].forget()
-        smooth = "T" * self.smoothing
+        smooth = "T" * self.coarse.smoothing
         coarsest = k + 1 == len(self.hierarchy)
-        plan = "T" * self.coarse_steps if coarsest else smooth + ("R" + smooth) * (2 if self.cycle == "W" else 1)
-        solved = self.coarse_rtol * float(torch.linalg.vector_norm(bounds.criticality(y, g))) if coarsest else 0.0
+        plan = "T" * self.coarse.steps if coarsest else smooth + ("R" + smooth) * (2 if self.coarse.cycle == "W" else 1)
+        solved = self.coarse.rtol * float(torch.linalg.vector_norm(bounds.criticality(y, g))) if coarsest else 0.0
         for i, kind in enumerate(plan):
             g = g if i == 0 else f.gradient(y)
             if i and coarsest and float(torch.linalg.vector_norm(bounds.criticality(y, g))) <= solved:
@@ -193,13 +242,13 @@ class MultilevelAdaGrad:
     def _cap(self, s: Tensor, d: Tensor, state: AdaGradState) -> float:
         """Return the factor that makes no component of `s` longer than `cap` times the largest ADAGB2 radius."""
         squares = torch.addcmul(state.squares, d, d, out=state.scratch)
-        radius = self.rate * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
-        return min(1.0, self.cap * radius / max(float(s.abs().max()), 1e-300))
+        radius = self.smoother.rate * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
+        return min(1.0, self.coarse.cap * radius / max(float(s.abs().max()), 1e-300))
 
     def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:
         """Add the recursive step to `x`, scaled back along itself to where its model stops decreasing."""
         curved = curvature_of(self.smoother, f) == "exact"
-        if not self.safeguard or (curved and self.coarse_bounds != "truncated"):
+        if not self.coarse.safeguard or (curved and self.coarse.bounds != "truncated"):
             x.add_(s)
             return
         if curved:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from mldd.algebra import Hierarchy, Identity, Objective, Remembered, carried, remember, sampled, value_and_gradient
 from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
-from mldd.solvers.lbfgs import LBFGS, LbfgsState, Scaling
+from mldd.solvers.lbfgs import LBFGS, LbfgsState
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,14 @@ class MultilevelLBFGS:
         One level for plain L-BFGS.
     coarse_steps : int
         Steps on every coarse level. Few are enough: a coarse level can be fitted better than the fine one.
-    memory, max_evaluations, scaling
-        Of L-BFGS, see `LBFGS`; the default scaling is by rows of weight matrices where the objective is that of a
+    smoother : LBFGS
+        The iteration of every level; its default scaling is by rows of weight matrices where the objective is that of a
         network.
     then : Solver, optional
         The solver of all outer steps but the first instead of L-BFGS, as LocalSGD, which needs few synchronisations
         where parts of the graph are alike.
     comm : Communicator
+        Rank 0's result of the nested iteration is taken by all.
 
     Raises
     ------
@@ -60,9 +60,7 @@ class MultilevelLBFGS:
 
     hierarchy: Hierarchy
     coarse_steps: int = 25
-    memory: int = 10
-    max_evaluations: int = 25
-    scaling: Scaling = "auto"
+    smoother: LBFGS = LBFGS(scaling="auto")
     then: Solver | None = None
     comm: Communicator = SERIAL
 
@@ -72,12 +70,6 @@ class MultilevelLBFGS:
         """Refuse parameters outside of their ranges."""
         if not self.coarse_steps >= 0:
             raise ValueError(f"`coarse_steps` must be >= 0, got {self.coarse_steps}")
-        _ = self.single
-
-    @cached_property
-    def single(self) -> LBFGS:
-        """The iteration of every level."""
-        return LBFGS(self.memory, self.max_evaluations, scaling=self.scaling)
 
     @property
     def needs_gradient(self) -> bool:
@@ -100,7 +92,7 @@ class MultilevelLBFGS:
             raise ValueError(
                 f"`hierarchy` must be one of {len(x)} unknowns on level 0, got {self.hierarchy[0].objective.size}"
             )
-        return MultilevelLbfgsState(fine=(self.then or self.single).init(objective, x))
+        return MultilevelLbfgsState(fine=(self.then or self.smoother).init(objective, x))
 
     def step(self, objective: Objective, x: Tensor, state: MultilevelLbfgsState) -> tuple[Tensor, MultilevelLbfgsState]:
         """Do one outer step, in place."""
@@ -111,7 +103,7 @@ class MultilevelLBFGS:
             return x, state
         fine = state.fine
         fine.status = None
-        x, state.fine = (self.then or self.single).step(objective, x, fine)
+        x, state.fine = (self.then or self.smoother).step(objective, x, fine)
         fine.step += 1
         state.status, state.notes = fine.status, fine.notes
         return x, state
@@ -133,7 +125,7 @@ class MultilevelLBFGS:
             return
         state.accepted += 1
         if isinstance(state.fine, LbfgsState):
-            self.single.begin(state.fine, s, y)
+            state.fine.pairs.push(s, y)
             state.fine.value, state.fine.gradient = float(value), g
         x.copy_(found)
         remember(objective, x, g)
@@ -160,14 +152,14 @@ class MultilevelLBFGS:
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Do the steps of one coarse level; return the iterate and the newest pair."""
         f = Remembered(plain, True)
-        mine = self.single.init(f, y)
+        mine = self.smoother.init(f, y)
         if pair is not None:
-            self.single.begin(mine, *pair)
+            mine.pairs.push(*pair)
         for _ in range(self.coarse_steps):
-            self.single.step(f, y, mine)
+            self.smoother.step(f, y, mine)
             if mine.status is not None or mine.length == 0:
                 break
-        return y, None if mine.pairs == 0 else (mine.steps[mine.newest].clone(), mine.differences[mine.newest].clone())
+        return y, mine.pairs.last
 
 
 @dataclass

@@ -161,6 +161,7 @@ class NewtonState(State):
     values : Tensor, shape () or (p,)
         Objectives at the iterate, valid for the `gradient` that came with them.
     gradient : Tensor or None
+        The gradients at the iterate, where they are known.
     fixed : Tensor or None
         Unknowns whose bounds coincide.
     """
@@ -172,7 +173,13 @@ class NewtonState(State):
     fixed: Tensor | None = field(default=None, repr=False)
 
     def free(self, v: Tensor) -> Tensor:
-        """Return `v`, zero at fixed unknowns."""
+        """Return `v`, zero at fixed unknowns.
+
+        Parameters
+        ----------
+        v : Tensor, shape (m,) or (p, m)
+            Any vectors.
+        """
         return _free(v, self.fixed)
 
 
@@ -206,7 +213,9 @@ class Here:
     Parameters
     ----------
     values : Tensor, shape () or (p,)
+        Objectives.
     g : Tensor, shape (m,) or (p, m)
+        Gradients.
     fixed : Tensor, optional
         Unknowns that do not move.
     """
@@ -223,8 +232,11 @@ class Found:
     Parameters
     ----------
     step, g : Tensor, shape (m,) or (p, m)
+        The steps, and the gradients at their ends.
     values : Tensor, shape () or (p,)
+        Objectives at the ends.
     moved : Tensor, shape () or (p,), bool
+        Rows whose search has succeeded.
     """
 
     step: Tensor
@@ -243,9 +255,11 @@ class Armijo:
     Parameters
     ----------
     c1 : float
+        Constant of sufficient decrease, in (0, 1/2).
     backtracks : int
         Most trials.
     fall : float
+        Factor on the norm of the gradient, in (0, 1).
     """
 
     c1: float
@@ -253,7 +267,21 @@ class Armijo:
     fall: float
 
     def run(self, f: Objective, x: Tensor, d: Tensor, here: Here, active: Tensor) -> Found:
-        """Search along `d` in the active rows; `x` is not written to."""
+        """Return where searches along `d` in the active rows end; `x` is not written to.
+
+        Parameters
+        ----------
+        f : Objective
+            The objective.
+        x : Tensor, shape (m,) or (p, m)
+            Where the searches begin.
+        d : Tensor, shape (m,) or (p, m)
+            Directions.
+        here : Here
+            What is known at x.
+        active : Tensor, shape () or (p,), bool
+            Rows that take part.
+        """
         r = _free(here.g, here.fixed)
         slope, norms, t = (r * d).sum(-1), torch.linalg.vector_norm(r, dim=-1), torch.ones_like(here.values)
         noise = 10.0 * torch.finfo(x.dtype).eps * here.values.abs()

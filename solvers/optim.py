@@ -133,6 +133,11 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, before the first step.
 
+        Parameters
+        ----------
+        param_group : dict[str, Any]
+            As torch's optimizers take it.
+
         Raises
         ------
         ValueError
@@ -296,6 +301,11 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned; the parameters are loaded with their module.
 
+        Parameters
+        ----------
+        state_dict : dict[str, Any]
+            What was saved.
+
         Raises
         ------
         ValueError
@@ -318,11 +328,15 @@ class ClosureObjective:
     Parameters
     ----------
     closure : callable
+        It returns the loss, after ``backward()``.
     flat : Tensor, shape (n,)
         The parameters are views of it; a point is written to it to be evaluated.
     parameters : list of Parameter
+        The tensors of the flat vector.
     layout : Layout
+        Where they lie in it.
     bounds : Bounds
+        The box.
     price : Price
         Every evaluation costs a gradient.
 
@@ -350,7 +364,18 @@ class ClosureObjective:
         return len(self.flat)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Call the closure at `x`, shape (n,); return loss and gradient."""
+        """Call the closure at `x`, shape (n,); return loss and gradient.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Where to evaluate.
+
+        Raises
+        ------
+        ValueError
+            The closure returns nothing.
+        """
         self.price.of_gradient()
         self.evaluations += 1
         self.flat.copy_(x)

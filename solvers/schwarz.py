@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +33,39 @@ _BOUNDED = AdaGrad(model_steps=6)
 _FACTOR = 4.0
 _RETRIES = 4
 
+Globalisation = Literal["auto", "line-search", "proximal", "both", "none"]
+
+
+@dataclass(frozen=True)
+class CoarseSolve:
+    """How coarse levels are solved by `NonlinearSchwarz`.
+
+    Parameters
+    ----------
+    solver : Solver, optional
+        By default L-BFGS, or ADAGB2 where the objective has bounds.
+    steps : int
+        Steps of it per visit of a level; 0: no coarse correction.
+    bounds : {"kornhuber", "gelman-mandel"}
+        How bounds are restricted to coarse levels.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    solver: Solver | None = None
+    steps: int = 20
+    bounds: Rule = "kornhuber"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside of their ranges."""
+        if not self.steps >= 0:
+            raise ValueError(f"`coarse.steps` must be >= 0, got {self.steps}")
+        if self.bounds not in ("kornhuber", "gelman-mandel"):
+            raise ValueError(f"`coarse.bounds` must be kornhuber or gelman-mandel, got {self.bounds!r}")
+
 
 @dataclass(frozen=True)
 class NonlinearSchwarz:
@@ -40,7 +74,7 @@ class NonlinearSchwarz:
     One outer step does, in this order,
 
     1. with a `hierarchy`, the coarse correction of the full approximation scheme (FAS): on the next coarser level, y
-       from `coarse_steps` steps of the coarse solver on ``f_c(y) + <R g(x) - g_c(y_0), y - y_0>`` from ``y_0 =
+       from `coarse.steps` steps of the coarse solver on ``f_c(y) + <R g(x) - g_c(y_0), y - y_0>`` from ``y_0 =
        inject(x)``, where a level that is not the coarsest is corrected by its own coarser level first; ``x <- x + P
        (y - y_0)``;
     2. a `Sweep` over the subdomains: ``x <- x + damping sum_i P_i D_i (y_i - R_i x)``;
@@ -51,30 +85,43 @@ class NonlinearSchwarz:
     Local models of subdomains that update the same unknowns (parts of a graph or of the data) are corrected to first
     order, and a linear term added to a cross-entropy has no lower bound. They get a proximal term
     ``mu_k/2 |y - R_i x|^2`` by default. Its weight starts at ``|g| / |x|`` and is divided by four after a step that
-    decreased f, multiplied by four after one that did not or that `search` shortened. A stochastic f judges a step by
-    the sample of the next one, as steps that fit their own sample too well are to be told from good ones.
+    decreased f, multiplied by four after one that did not or that the line search shortened. A stochastic f judges a
+    step by the sample of the next one, as steps that fit their own sample too well are to be told from good ones.
 
     Parameters
     ----------
     decomposition : Decomposition or SharedDecomposition
+        Subdomains of the unknowns, or of data or graph parts.
     hierarchy : Hierarchy, optional
         Coarse levels; None or one level for a one-level method.
-    local, coarse : Solver, optional
-        Of subdomains and coarse levels. By default L-BFGS, or ADAGB2 where the objective has bounds.
-    combine, order, damping, memory
-        Of the sweep, see `Sweep`.
-    local_steps, coarse_steps : int
+    local : Solver, optional
+        Of subdomains; by default L-BFGS, or ADAGB2 where the objective has bounds.
+    coarse : CoarseSolve
+        Solver of coarse levels, its steps, and the rule for bounds.
+    combine : {"ras", "wasm", "asm"}, optional
+        Weights of the corrections, see `Sweep`.
+    order : {"additive", "multiplicative"}
+        All subdomains start from x, or each from what its predecessors have made of x.
+    local_steps : int
+        Steps of the local solver; 0: no sweep.
     local_rtol : float
         End the local steps once every local measure has fallen by this factor.
-    coarse_bounds : {"kornhuber", "gelman-mandel"}
-        How bounds are restricted to coarse levels.
-    search : bool, optional
-        Halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run as stalled.
-        Without, no function value is used, and convergence is that of the fixed-point iteration. By default it is on
-        where the subdomains update the same unknowns.
-    proximal : bool, optional
-        Add the proximal term to local models. By default where the subdomains update the same unknowns.
+    damping : float
+        Factor on the corrections, 0 for a safe one, see `Sweep`.
+    memory : {"reset", "keep"}
+        What local solvers keep from one outer step to the next, see `Sweep`.
+    globalisation : {"auto", "line-search", "proximal", "both", "none"}
+        "line-search": halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run
+        as stalled. "proximal": add the proximal term to local models. Without a line search no function value is used
+        to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the subdomains
+        update the same unknowns, and none otherwise.
     comm : Communicator
+        Its ranks divide the subdomains.
+
+    Raises
+    ------
+    ValueError
+        Parameters out of range.
 
     References
     ----------
@@ -85,25 +132,21 @@ class NonlinearSchwarz:
     decomposition: Decomposition | SharedDecomposition
     hierarchy: Hierarchy | None = None
     local: Solver | None = None
-    coarse: Solver | None = None
+    coarse: CoarseSolve = CoarseSolve()
     combine: Combine | None = None
     order: Order = "additive"
     local_steps: int = 10
     local_rtol: float = 0.0
-    coarse_steps: int = 20
-    coarse_bounds: Rule = "kornhuber"
     damping: float = 0.0
     memory: Memory = "reset"
-    search: bool | None = None
-    proximal: bool | None = None
+    globalisation: Globalisation = "auto"
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        if not self.coarse_steps >= 0:
-            raise ValueError(f"`coarse_steps` must be >= 0, got {self.coarse_steps}")
-        if self.coarse_bounds not in ("kornhuber", "gelman-mandel"):
-            raise ValueError(f"`coarse_bounds` must be kornhuber or gelman-mandel, got {self.coarse_bounds!r}")
+        known = get_args(Globalisation)
+        if self.globalisation not in known:
+            raise ValueError(f"`globalisation` must be one of {', '.join(known)}, got {self.globalisation!r}")
         _ = self._bounded_sweep
 
     @cached_property
@@ -133,15 +176,17 @@ class NonlinearSchwarz:
     @property
     def needs_value(self) -> bool:
         """Whether steps are searched along."""
-        return self._shared if self.search is None else self.search
+        return self._has("line-search")
 
     @property
     def _is_proximal(self) -> bool:
-        return self._shared if self.proximal is None else self.proximal
+        return self._has("proximal")
 
-    @property
-    def _shared(self) -> bool:
-        return isinstance(self.decomposition, SharedDecomposition)
+    def _has(self, means: str) -> bool:
+        """Say whether the globalisation includes `means`."""
+        if self.globalisation == "auto":
+            return isinstance(self.decomposition, SharedDecomposition)
+        return self.globalisation in (means, "both")
 
     def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:
         """Return the states of the local solvers, where they are kept."""
@@ -152,7 +197,7 @@ class NonlinearSchwarz:
     ) -> tuple[Tensor, NonlinearSchwarzState]:
         """Do one outer step, in place."""
         accepted, moving = state.accepted, False
-        if self.hierarchy is not None and len(self.hierarchy) > 1 and self.coarse_steps:
+        if self.hierarchy is not None and len(self.hierarchy) > 1 and self.coarse.steps:
             s = self.coarse_correction(objective, x, state, 0)
             state.level = len(self.hierarchy) - 1
             moving |= self._move(objective, x, s, state)
@@ -186,13 +231,25 @@ class NonlinearSchwarz:
         state.before = x.clone()
 
     def coarse_correction(self, f: Objective, x: Tensor, state: State, k: int) -> Tensor:
-        """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x."""
+        """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x.
+
+        Parameters
+        ----------
+        f : Objective
+            The objective or model of level `k`.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            It has the number of the step.
+        k : int
+            Number of the level.
+        """
         assert self.hierarchy is not None  # noqa: S101
         level = self.hierarchy[k + 1]
         transfer = level.transfer
         assert transfer is not None  # noqa: S101 (checked by Hierarchy)
         y0, g = transfer.inject(x), transfer.restrict(f.gradient(x))
-        room = transfer.restrict_bounds(f.bounds.shifted(x), self.coarse_bounds)
+        room = transfer.restrict_bounds(f.bounds.shifted(x), self.coarse.bounds)
         box = room if room.is_free else Bounds(y0 + room.lower, y0 + room.upper)
         plain = sampled(level.objective, state.step)
         model = Remembered(Corrected(plain, g - plain.gradient(y0), y0, box))
@@ -203,7 +260,7 @@ class NonlinearSchwarz:
             box.project(y, out=y)
         solver = self._coarse_solver(model, k + 1)
         mine = solver.init(model, y)
-        for _ in range(self.coarse_steps):
+        for _ in range(self.coarse.steps):
             y, mine = solver.step(model, y, mine)
             mine.step += 1
             if mine.status is not None:
@@ -213,14 +270,14 @@ class NonlinearSchwarz:
 
     def _coarse_solver(self, f: Objective, k: int) -> Solver:
         """Return the solver of level `k`; one of PETSc on a level in between has the options prefix ``level_k_``."""
-        solver = self.coarse or (_FREE if f.bounds.is_free else _BOUNDED)
+        solver = self.coarse.solver or (_FREE if f.bounds.is_free else _BOUNDED)
         between = self.hierarchy is not None and k + 1 < len(self.hierarchy)
         if between and getattr(solver, "prefix", None) == "coarse_":
             return replace(solver, prefix=f"level_{k}_")  # type: ignore[type-var]
         return solver
 
     def _move(self, f: Objective, x: Tensor, s: Tensor, state: NonlinearSchwarzState) -> bool:
-        """Add the correction `s` to `x`, as far as `search` lets it; return whether there was any."""
+        """Add the correction `s` to `x`, as far as the line search lets it; return whether there was any."""
         if not bool(s.any()):
             return False
         t = _decreasing(f, x, s) if self.needs_value else 1.0
@@ -259,7 +316,7 @@ class NonlinearSchwarzState(State):
     before : Tensor, shape (n,)
         Where the last step began, by which the weight of the proximal term is judged; empty before the first.
     shortened : bool
-        `search` has shortened the last correction.
+        The line search has shortened the last correction.
     refused : int
         Steps in a row that moved nothing although there were corrections.
     """

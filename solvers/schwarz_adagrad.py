@@ -15,13 +15,12 @@ from mldd.algebra import (
     MatrixTransfer,
     Objective,
     Restricted,
-    Rule,
     split,
 )
 from mldd.loop import State
 from mldd.ranks import SERIAL, Communicator
-from mldd.solvers.adagrad import AdaGrad, Curvature, taylor_step
-from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState
+from mldd.solvers.adagrad import AdaGrad, taylor_step
+from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState, Recursion
 from mldd.solvers.parts import Sweep, SweepState
 from mldd.solvers.petsc import tao_minimise
 
@@ -39,27 +38,34 @@ class SchwarzAdaGrad:
 
     With weights ``ras`` and ``wasm`` the result is a component-wise convex combination of feasible points; ``asm`` is
     damped by the largest multiplicity (default) or, with `damping` = 1, clipped to the box. No function value is used,
-    except by ``span``.
+    except by `subspace_steps`.
 
     Parameters
     ----------
     decomposition : Decomposition
+        Subdomains of parameters, or of data or graph parts.
     hierarchy : Hierarchy, optional
         Coarse levels; None or one level for a one-level method.
+    local : AdaGrad
+        The ADAGB2 iteration of subdomains, of coarse levels and of the global steps.
+    coarse : Recursion
+        How coarse levels are used.
     combine : {"ras", "wasm", "asm"}, optional
         Weights of the local corrections, see `Sweep`.
     local_steps, global_steps : int
-    damping : float
-        Factor on the combined corrections; 0 means 1 for ras and wasm, 1 / (largest multiplicity) for asm.
-    span : int
+        ADAGB2 iterations on every subdomain, and on all unknowns, in an outer step.
+    subspace_steps : int
         Combine the local corrections, split by layer, in the small coarse space they span, by at most this many
         iterations of a TAO solver (options prefix ``coarse_``); 0 for the plain weighted sum. It uses function values.
-    nested : int
-        The first outer step is a nested iteration from the coarsest level up; see `MultilevelAdaGrad`.
-    varsigma, rate, kappa, curvature, model_steps
-        Of the ADAGB2 iterations; see `AdaGrad`.
-    coarse_steps, coarse_bounds, recursion, cap
-        Of the coarse correction; see `MultilevelAdaGrad`.
+    damping : float
+        Factor on the combined corrections; 0 means 1 for ras and wasm, 1 / (largest multiplicity) for asm.
+    comm : Communicator
+        Its ranks divide the subdomains.
+
+    Raises
+    ------
+    ValueError
+        Parameters out of range.
 
     References
     ----------
@@ -68,53 +74,28 @@ class SchwarzAdaGrad:
 
     decomposition: Decomposition
     hierarchy: Hierarchy | None = None
+    local: AdaGrad = AdaGrad(model_steps=6)
+    coarse: Recursion = Recursion()
     combine: Combine | None = None
     local_steps: int = 10
     global_steps: int = 2
+    subspace_steps: int = 0
     damping: float = 0.0
-    span: int = 0
-    nested: int = 0
-    varsigma: float = 0.01
-    rate: float = 1.0
-    kappa: float = 1.0
-    curvature: Curvature = "auto"
-    model_steps: int = 6
-    coarse_steps: int = 20
-    coarse_bounds: Rule = "kornhuber"
-    recursion: float = 0.5
-    cap: float = 30.0
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        for name in ("local_steps", "global_steps", "span", "nested", "damping"):
+        for name in ("local_steps", "global_steps", "subspace_steps", "damping"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         _ = self.sweep
 
     @cached_property
-    def local(self) -> AdaGrad:
-        """The ADAGB2 iteration of subdomains and of the global steps."""
-        return AdaGrad(self.varsigma, self.rate, self.kappa, curvature=self.curvature, model_steps=self.model_steps)
-
-    @cached_property
-    def coarse(self) -> MultilevelAdaGrad | None:
+    def multilevel(self) -> MultilevelAdaGrad | None:
         """The recursion over the coarse levels."""
         if self.hierarchy is None or len(self.hierarchy) == 1:
             return None
-        return MultilevelAdaGrad(
-            self.hierarchy,
-            varsigma=self.varsigma,
-            rate=self.rate,
-            kappa=self.kappa,
-            curvature=self.curvature,
-            model_steps=self.model_steps,
-            coarse_steps=self.coarse_steps,
-            coarse_bounds=self.coarse_bounds,
-            recursion=self.recursion,
-            cap=self.cap,
-            nested=self.nested,
-        )
+        return MultilevelAdaGrad(self.hierarchy, self.local, self.coarse)
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -135,30 +116,30 @@ class SchwarzAdaGrad:
         Raises
         ------
         ValueError
-            The objective does not offer the `curvature`, or has bounds where there is a `span`.
+            The objective does not offer the curvature, or has bounds where there are `subspace_steps`.
         """
-        if self.span and not objective.bounds.is_free:
-            raise ValueError("`span` needs an objective without bounds, got one with bounds; leave it out (span=0)")
+        if self.subspace_steps and not objective.bounds.is_free:
+            raise ValueError("`subspace_steps` needs an objective without bounds, got one with bounds; leave it out")
         return SchwarzState(
             sweep=self.sweep.init(objective, x),
-            levels=self.coarse.init(objective, x)
-            if self.coarse
+            levels=self.multilevel.init(objective, x)
+            if self.multilevel
             else MultilevelState(levels=[self.local.init(objective, x)]),
-            previous=torch.zeros_like(x) if self.span else torch.empty(0),
+            previous=torch.zeros_like(x) if self.subspace_steps else torch.empty(0),
         )
 
     def step(self, objective: Objective, x: Tensor, state: SchwarzState) -> tuple[Tensor, SchwarzState]:
         """Do one outer step, in place."""
         state.level = 0
-        if self.nested and state.step == 0 and self.coarse is not None:
-            self.coarse.nest(objective, x, state.levels)
+        if self.coarse.nested and state.step == 0 and self.multilevel is not None:
+            self.multilevel.nest(objective, x, state.levels)
             return x, state
-        if self.coarse is not None:
+        if self.multilevel is not None:
             self._correct(objective, x, state)
         if self.local_steps:
             corrections = self.sweep.corrections(objective, x, state.sweep)
-            if self.span:
-                self._combine_in_span(objective, x, corrections, state)
+            if self.subspace_steps:
+                self._combine_in_subspace(objective, x, corrections, state)
             else:
                 x.add_(self.sweep.total(corrections, state.sweep))
                 state.accepted += 1
@@ -170,15 +151,15 @@ class SchwarzAdaGrad:
 
     def _correct(self, objective: Objective, x: Tensor, state: SchwarzState) -> None:
         """Add the coarse correction."""
-        assert self.coarse is not None  # noqa: S101
+        assert self.multilevel is not None  # noqa: S101
         levels = state.levels
         levels.step, levels.level, levels.accepted, levels.rejected = state.step, 0, 0, 0
-        self.coarse.recurse(0, objective, x, objective.gradient(x), objective.bounds, levels)
+        self.multilevel.recurse(0, objective, x, objective.gradient(x), objective.bounds, levels)
         state.level = levels.level
         state.accepted += levels.accepted
         state.rejected += levels.rejected
 
-    def _combine_in_span(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
+    def _combine_in_subspace(self, objective: Objective, x: Tensor, corrections: Tensor, state: SchwarzState) -> None:
         """Minimise over ``x + D c``; columns of D are the local corrections and the previous step, split by layer."""
         weighted = self.decomposition.spread(corrections * state.sweep.weights)
         rows = torch.cat([self.comm.gather(weighted, self.decomposition.parts), state.previous[None]])
@@ -193,7 +174,7 @@ class SchwarzAdaGrad:
         start[is_previous[keep]] = 0.0
         space = MatrixTransfer((pieces / norms[:, None]).t())
         restricted = Restricted(objective, x.clone(), space)
-        c, _ = tao_minimise(restricted, start, type="lmvm", prefix="coarse_", max_steps=self.span)
+        c, _ = tao_minimise(restricted, start, type="lmvm", prefix="coarse_", max_steps=self.subspace_steps)
         s = space.prolong(c)
         if bool(restricted.value(c) > restricted.value(torch.zeros_like(c))):
             state.rejected += 1

@@ -47,7 +47,15 @@ class Linear:
 
 
 def proximal(decomposition: Decomposition, mu: float) -> Decomposition:
-    """Return the decomposition with a proximal term in its local models, around where they start."""
+    """Return the decomposition with a proximal term in its local models, around where they start.
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+        The subdomains.
+    mu : float
+        Weight of the term, > 0.
+    """
 
     def build(d: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Proximal:
         return Proximal(decomposition.build(d, f, x, g), mu, d.gather(x))
@@ -71,11 +79,17 @@ class Linearised:
     sweep : Sweep
         Additive; of a `Decomposition`.
     coarse : Level or None
+        The coarse level.
     exact : bool
+        Take the exact Jacobian, that of RASPEN.
     linear : Linear
+        How linear systems are solved.
     objective : Objective
+        What is minimised.
     x : Tensor, shape (n,)
+        The iterate.
     state : SweepState
+        What the sweep keeps.
     floor : float
         Norm of the gradient of a local model below which it counts as solved whatever it was at the start.
 
@@ -130,7 +144,13 @@ class Linearised:
         return int(self._sweep.comm.sum_scalars([float(missed)])[0])
 
     def product(self, z: Tensor) -> Tensor:
-        """Return ``F'(x) z``, shape (n,); one synchronisation."""
+        """Return ``F'(x) z``, shape (n,); one synchronisation.
+
+        Parameters
+        ----------
+        z : Tensor, shape (n,)
+            A vector.
+        """
         u = z if self._coarse is None else z + self._coarse.derivative(z)
         rows = self._rows(u)
         if len(rows):
@@ -138,7 +158,13 @@ class Linearised:
         return u - z - self._sweep.total(rows, self._state)
 
     def negative_product(self, z: Tensor) -> Tensor:
-        """Return ``-F'(x) z``; many of the eigenvalues are one."""
+        """Return ``-F'(x) z``; many of the eigenvalues are one.
+
+        Parameters
+        ----------
+        z : Tensor, shape (n,)
+            A vector.
+        """
         return self.product(z).neg_()
 
     def _rows(self, u: Tensor) -> Tensor:
@@ -156,7 +182,13 @@ class Linearised:
         return spread.gather(1, d.indices).mul_(d.valid)
 
     def report(self, state: State) -> None:
-        """Note what was out of the ordinary on any rank."""
+        """Note what was out of the ordinary on any rank.
+
+        Parameters
+        ----------
+        state : State
+            Its notes are added to.
+        """
         inverse = self._inverse
         counts = [self._failed, int(inverse.raised.sum()), int(inverse.negative.sum()), inverse.unsolved]
         whats = (
@@ -185,9 +217,13 @@ class CoarseCorrection:
     Parameters
     ----------
     level : Level
+        The coarse level.
     linear : Linear
+        How linear systems are solved.
     objective : Objective
+        What is minimised.
     x : Tensor, shape (n,)
+        The iterate.
 
     Attributes
     ----------
@@ -228,7 +264,13 @@ class CoarseCorrection:
         return int(self._inverse.raised.sum())
 
     def derivative(self, z: Tensor) -> Tensor:
-        """Return ``P_0 c'(x) z``, shape (n,)."""
+        """Return ``P_0 c'(x) z``, shape (n,).
+
+        Parameters
+        ----------
+        z : Tensor, shape (n,)
+            A vector.
+        """
         e = self._transfer.inject(z)
         fine = self._transfer.restrict(self._f.hessian_product(self._x, z))  # type: ignore[attr-defined]
         return self._transfer.prolong(self._inverse.solve((self._product(self._y0, e) - fine)[None])[0] - e)

@@ -26,7 +26,7 @@ from mldd.algebra import (
 )
 from mldd.loop import State, Status
 from mldd.ranks import SERIAL, Communicator
-from mldd.solvers.lbfgs import LBFGS, LbfgsState, Trial, WolfeSearch, along, lbfgs_direction
+from mldd.solvers.lbfgs import LBFGS, LbfgsState, Trial, WolfeSearch, along
 from mldd.solvers.parts import BatchLBFGS, Order, Probed, Sweep, SweepState
 
 
@@ -279,7 +279,9 @@ class SchwarzLBFGS:
         """Minimise in the space of the rows, split by layer, the L-BFGS direction and the previous step."""
         outer, g = state.outer, objective.gradient(x)
         pieces = split(rows, self.decomposition.blocks)
-        extra = [state.previous[None]] + ([lbfgs_direction(outer, g)[None]] if outer.pairs else [])
+        extra = [state.previous[None]]
+        if outer.pairs.count:
+            extra.append(outer.pairs.direction(g, outer.direction)[None])
         columns = torch.cat([pieces, *extra])
         norms = torch.linalg.vector_norm(columns, dim=1)
         start = torch.zeros_like(norms)

@@ -59,7 +59,7 @@ def test_a_solver_is_the_same_by_key_and_by_option(runs):
 
 
 def test_the_tree_is_written_down(runs):
-    assert "solver=ml-adagrad(varsigma=0.01" in runs[1]["options"]["solver"]
+    assert "solver=ml-adagrad(smoother=adagrad(varsigma=0.01" in runs[1]["options"]["solver"]
     assert "local=tao(type=bntr,prefix=local_,solver=None)" in runs[3]["options"]["solver"]
     assert (runs[3]["levels"], runs[4]["parts"], runs[5]["parts"], runs[5]["overlap"]) == (3, 4, 4, 2)
 

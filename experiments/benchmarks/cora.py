@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from mldd.command.names import solver_spec
 from mldd.loop import Record, Stop, minimise, replacing, write_table
 from mldd.problems.graphs import NodeClassification
 from mldd.ranks import prepare, world
-from mldd.solvers import LBFGS, AdaGrad, Adam, SchwarzAdaGrad
+from mldd.solvers import LBFGS, AdaGrad, Adam
 
 PARTS = 4
 TARGETS = (1.0, 0.6, 0.46)
@@ -43,7 +44,8 @@ def build(problem: NodeClassification, name: str) -> Any:
         return LBFGS()
     hierarchy = problem.hierarchy(2) if "2" in name else None
     parts = problem.decomposition(PARTS, 1, problem.comm)
-    return SchwarzAdaGrad(parts, hierarchy, comm=problem.comm, **problem.settings("dd-adagrad"))
+    settings = problem.settings("dd-adagrad")
+    return solver_spec("dd-adagrad").make(decomposition=parts, hierarchy=hierarchy, comm=problem.comm, **settings)
 
 
 def solve(name: str, seed: int, steps: int, warm: bool = False) -> tuple[list[Record], dict[str, float]]:

@@ -29,7 +29,7 @@ from mldd.figures import comparison
 from mldd.loop import Result, Stop, minimise, write_table
 from mldd.problems.images import Digits
 from mldd.ranks import Communicator, prepare, world
-from mldd.solvers import LBFGS, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, SchwarzLBFGS, Sgd, TrustRegion
+from mldd.solvers import LBFGS, AdaGrad, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, SchwarzLBFGS, Sgd, TrustRegion
 
 TARGETS = (1e-2, 1e-4, 1e-6)
 COLUMNS = ("cpu", "seconds", "gradients", "synchronisations", "accepted")
@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
     "aspqn over layers": Method(lambda d, comm, rate: SchwarzLBFGS(d, local_steps=5, comm=comm), problem=LAYERS),
     "dd-adagrad": Method(
         lambda d, comm, rate: SchwarzAdaGrad(
-            d, rate=rate, varsigma=1e-3, combine="wasm", local_steps=5, global_steps=1, comm=comm
+            d, local=AdaGrad(1e-3, rate), combine="wasm", local_steps=5, global_steps=1, comm=comm
         ),
         (0.03, 0.1, 0.3),
     ),

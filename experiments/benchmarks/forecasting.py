@@ -27,7 +27,7 @@ from torch import Tensor
 from mldd.loop import History, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting, ForecastLoss
 from mldd.ranks import prepare, world
-from mldd.solvers import Adam, SchwarzAdaGrad
+from mldd.solvers import AdaGrad, Adam, Recursion, SchwarzAdaGrad
 
 PARTS, OVERLAP = 4, 1
 CHECKS = 20  # validations per run, evenly spread over its time
@@ -43,17 +43,24 @@ class Case:
     seconds: float
 
 
-def _dd(problem: Forecasting, **settings: Any) -> SchwarzAdaGrad:
-    return SchwarzAdaGrad(problem.decomposition(PARTS, OVERLAP), problem.hierarchy(2), **settings)
+def _dd(problem: Forecasting, rate: float = 0.05) -> SchwarzAdaGrad:
+    return SchwarzAdaGrad(
+        problem.decomposition(PARTS, OVERLAP),
+        problem.hierarchy(2),
+        AdaGrad(1e-3, rate, model_steps=6),
+        Recursion(steps=5),
+        combine="wasm",
+        local_steps=5,
+        global_steps=0,
+    )
 
 
-_DD = {"rate": 0.05, "varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse_steps": 5, "combine": "wasm"}
 CASES = {
     "era5-uk": Case(
         Forecasting("era5-uk", "epd", base="linear", hidden=16, layers=2, mesh_nodes=100, batch=24, dtype="float32"),
         {
             "adam": lambda p: Adam(lr=1e-3),
-            "dd-adagrad": lambda p: _dd(p, **_DD),
+            "dd-adagrad": _dd,
         },
         15.0,
     ),
@@ -61,12 +68,12 @@ CASES = {
         Forecasting(
             "metr-la", "sage", (3, 12), history=12, base="linear", hidden=32, layers=2, batch=64, dtype="float32"
         ),
-        {"adam": lambda p: Adam(lr=2e-3), "dd-adagrad": lambda p: _dd(p, **_DD)},
+        {"adam": lambda p: Adam(lr=2e-3), "dd-adagrad": _dd},
         10.0,
     ),
     "molene": Case(
         Forecasting("molene", "epd", hidden=16, layers=1, climatology=False, batch=48, dtype="float32"),
-        {"adam": lambda p: Adam(lr=1e-3), "dd-adagrad": lambda p: _dd(p, **_DD | {"rate": 0.02})},
+        {"adam": lambda p: Adam(lr=1e-3), "dd-adagrad": lambda p: _dd(p, 0.02)},
         4.0,
     ),
 }

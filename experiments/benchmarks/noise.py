@@ -26,7 +26,7 @@ from mldd.algebra import Hierarchy, Level, Noisy
 from mldd.loop import Status, Stop, minimise, replacing, write_table
 from mldd.problems.grids import MinimalSurface, Obstacle
 from mldd.ranks import SERIAL, prepare
-from mldd.solvers import AdaGrad, MultilevelAdaGrad
+from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 
 NOISE = (0, 5, 15, 25, 50)  # per cent
 FALL = 1e-3
@@ -58,7 +58,8 @@ def solve(problem: Any, levels: int, solver: dict[str, Any], noise: float, seed:
         )
     )
     f, x = Judged(clean[0].objective, noise, 10 * seed), problem.initial()
-    method = AdaGrad(**solver) if levels == 1 else MultilevelAdaGrad(noisy, coarse_steps=COARSE_STEPS, **solver)
+    single = AdaGrad(**solver)
+    method = single if levels == 1 else MultilevelAdaGrad(noisy, single, Recursion(steps=COARSE_STEPS))
     result = minimise(f, x, method, stop=Stop(max_steps=steps, target=FALL * float(f.value(x))))
     end, success = result.record, result.status is Status.target_reached
     return {

@@ -27,7 +27,7 @@ import torch
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.grids import Obstacle
 from mldd.ranks import SERIAL, prepare
-from mldd.solvers import AdaGrad, MultilevelAdaGrad
+from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 from mldd.solvers.petsc import Tao
 
 ATOL = 1e-6
@@ -35,13 +35,13 @@ STEPS = {2: 27, 3: 23, 4: 23, 5: 23}  # bars on the steps of 2 to 5 levels
 BAR, BAR_AT = 20, 511  # bar on the time of blmvm, and n
 VARIANTS: dict[str, dict[str, Any]] = {
     "kornhuber": {},
-    "truncated": {"coarse_bounds": "truncated"},
-    "gelman-mandel": {"coarse_bounds": "gelman-mandel"},
-    "W-cycle": {"cycle": "W"},
-    "W, truncated": {"cycle": "W", "coarse_bounds": "truncated"},
-    "nested=7": {"nested": 7},
-    "first order": {"curvature": "none"},
-    "first order, W": {"curvature": "none", "cycle": "W"},
+    "truncated": {"coarse": Recursion(bounds="truncated")},
+    "gelman-mandel": {"coarse": Recursion(bounds="gelman-mandel")},
+    "W-cycle": {"coarse": Recursion(cycle="W")},
+    "W, truncated": {"coarse": Recursion(cycle="W", bounds="truncated")},
+    "nested=7": {"coarse": Recursion(nested=7)},
+    "first order": {"smoother": AdaGrad(curvature="none")},
+    "first order, W": {"smoother": AdaGrad(curvature="none"), "coarse": Recursion(cycle="W")},
 }
 Row = dict[str, Any]
 
@@ -54,14 +54,11 @@ def depths(n: int) -> list[Row]:
     print("variant         levels  steps  gradients  work units    gain   measure  violation  seconds")
     for levels in range(1, 6):
         for name, settings in VARIANTS.items():
-            curvature = settings.get("curvature", "auto")
+            smoother = settings.get("smoother", AdaGrad())
+            curvature = smoother.curvature
             if levels == 1 and name not in ("kornhuber", "first order"):
                 continue
-            solver = (
-                AdaGrad(curvature=curvature)
-                if levels == 1
-                else MultilevelAdaGrad(problem.hierarchy(levels), **settings)
-            )
+            solver = smoother if levels == 1 else MultilevelAdaGrad(problem.hierarchy(levels), **settings)
             result = minimise(f, x, solver, stop=Stop(max_steps=5000, atol=ATOL))
             end, violation = result.record, f.bounds.violation(result.x)
             single.setdefault(curvature, end.cost.work_units)
@@ -116,8 +113,13 @@ def sizes(numbers: list[int], max_seconds: float, repeats: int) -> list[Row]:
         tests = {"absolute": ATOL, "mesh": ATOL * (64 / (n + 1)) ** 2}
         solvers: list[tuple[str, Any, int, float]] = [
             ("ml-adagrad", MultilevelAdaGrad(levels), repeats, tests["mesh"]),
-            ("ml-adagrad nested=7", MultilevelAdaGrad(levels, nested=7), repeats, tests["mesh"]),
-            ("ml-adagrad W nested=7", MultilevelAdaGrad(levels, cycle="W", nested=7), 1, tests["mesh"]),
+            ("ml-adagrad nested=7", MultilevelAdaGrad(levels, coarse=Recursion(nested=7)), repeats, tests["mesh"]),
+            (
+                "ml-adagrad W nested=7",
+                MultilevelAdaGrad(levels, coarse=Recursion(cycle="W", nested=7)),
+                1,
+                tests["mesh"],
+            ),
             ("tao:blmvm", Tao("blmvm"), 1, tests["mesh"]),
             ("tao:bqnktr", Tao("bqnktr"), 1, tests["absolute"]),
         ]

@@ -40,11 +40,13 @@ from mldd.solvers import (
     Adam,
     Apts,
     DiLoCo,
+    Krylov,
     LocalSgd,
     Mofftr,
     MultilevelAdaGrad,
     NonlinearSchwarz,
     Raspen,
+    Recursion,
     SchwarzAdaGrad,
     SchwarzLBFGS,
     TrustRegion,
@@ -92,15 +94,16 @@ def solvers(f: Classification, half: Classification) -> dict[str, Any]:
     """Return the solvers: one level, two levels of data, two subdomains of layers or of data."""
     levels = Hierarchy((Level(f), Level(half, Identity(f.size), 0.5)))
     layers, data = index_decomposition(f, contiguous(f.sizes, 2)), halves(f)
-    first_order = {"curvature": "none", **RATE}
+    first_order = AdaGrad(**RATE, curvature="none")
+    mofftr = AdaGrad(0.1, 0.01, curvature="none")
     made = {
         "adam": Adam(lr=1e-3),
         "lbfgs": LBFGS(),
         "trust-region": TrustRegion(),
-        "adagrad": AdaGrad(**first_order),
-        "ml-adagrad": MultilevelAdaGrad(levels, coarse_steps=5, **first_order),
-        "mofftr": Mofftr(levels, coarse_steps=5, rate=0.01),
-        "dd-adagrad": SchwarzAdaGrad(layers, local_steps=3, global_steps=1, **first_order),
+        "adagrad": first_order,
+        "ml-adagrad": MultilevelAdaGrad(levels, first_order, Recursion(steps=5)),
+        "mofftr": Mofftr(levels, mofftr, Recursion(steps=5)),
+        "dd-adagrad": SchwarzAdaGrad(layers, local=first_order, local_steps=3, global_steps=1),
         "schwarz": NonlinearSchwarz(layers, local_steps=3, damping=0.5),
         "aspqn": SchwarzLBFGS(layers, local_steps=10),
         "mspqn": SchwarzLBFGS(layers, order="multiplicative", local_steps=10),
@@ -109,7 +112,7 @@ def solvers(f: Classification, half: Classification) -> dict[str, Any]:
         "diloco": DiLoCo(data),
     }
     if f.size < 20_000:
-        made["raspen"] = Raspen(layers, mu=1.0, local_steps=3, krylov_steps=10)
+        made["raspen"] = Raspen(layers, mu=1.0, local_steps=3, krylov=Krylov(steps=10))
     return made
 
 

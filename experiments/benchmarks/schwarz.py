@@ -24,7 +24,7 @@ import torch
 from mldd.loop import Stop, minimise, replacing, write_table
 from mldd.problems.grids import Obstacle
 from mldd.ranks import prepare, world
-from mldd.solvers import SchwarzAdaGrad
+from mldd.solvers import Recursion, SchwarzAdaGrad
 
 OVERLAPS = (1, 2, 4)
 COMBINE: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ def solve(parts: int, levels: int, combine: str, overlap: int, options: argparse
         problem.hierarchy(2, COARSEN[parts]) if levels == 2 else None,
         local_steps=10,
         global_steps=options.global_steps,
-        coarse_steps=options.coarse_steps,
+        coarse=Recursion(steps=options.coarse_steps),
         comm=comm,
         **COMBINE[combine],
     )

@@ -26,12 +26,27 @@ class Bounds:
 
     @staticmethod
     def free(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
-        """No bounds on ``free(n)`` unknowns or on a batch of ``free(p, m)`` (takes no memory)."""
+        """Return no bounds on ``free(n)`` unknowns or on a batch of ``free(p, m)``, without taking memory.
+
+        Parameters
+        ----------
+        *shape : int
+            Of the vectors.
+        dtype : torch.dtype
+            Of the vectors.
+        device : torch.device | str
+            Where they live.
+        """
         infinity = torch.tensor([torch.inf], dtype=dtype, device=device)
         return Bounds((-infinity).expand(shape), infinity.expand(shape), is_free=True)
 
     def check(self, x: Tensor) -> None:
         """Refuse bounds that fit no vector like `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            A vector of the space.
 
         Raises
         ------
@@ -54,30 +69,68 @@ class Bounds:
             raise ValueError("bounds need a finite number between them, got a lower one of inf or an upper of -inf")
 
     def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the nearest point of the box, ``clip(x, lower, upper)``."""
+        """Return the nearest point of the box, ``clip(x, lower, upper)``.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Any point.
+        out : Tensor, optional
+            Where the result is written to; may be `x`.
+        """
         if self.is_free:
             return x.clone() if out is None else out.copy_(x)
         return torch.clamp(x, self.lower, self.upper, out=out)
 
     def shifted(self, x: Tensor) -> Bounds:
-        """Bounds on a correction ``e`` such that ``x + e`` stays in the box."""
+        """Return bounds on a correction ``e`` such that ``x + e`` stays in the box.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            A point of the box.
+        """
         return self if self.is_free else Bounds(self.lower - x, self.upper - x)
 
     def criticality(self, x: Tensor, g: Tensor) -> Tensor:
-        """Return the projected first-order step ``d = project(x - g) - x``; it vanishes exactly at critical points."""
+        """Return the projected first-order step ``d = project(x - g) - x``; it vanishes exactly at critical points.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            A point of the box.
+        g : Tensor, shape (n,) or (p, m)
+            The gradient there.
+        """
         if self.is_free:
             return -g
         return torch.clamp(x - g, self.lower, self.upper).sub_(x)
 
     def measure(self, x: Tensor, g: Tensor, norm: float = torch.inf) -> float:
-        """Return the norm of ``project(x - g) - x`` (infinity norm unless `norm` says otherwise)."""
+        """Return the norm of ``project(x - g) - x`` (infinity norm unless `norm` says otherwise).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            A point of the box.
+        g : Tensor, shape (n,) or (p, m)
+            The gradient there.
+        norm : float
+            Order of the norm.
+        """
         d = g if self.is_free else self.criticality(x, g)
         if norm == torch.inf:
             return float(d.abs().max())  # ten times faster than vector_norm, which does not vectorise this norm
         return float(torch.linalg.vector_norm(d, norm))
 
     def violation(self, x: Tensor) -> float:
-        """Return the largest amount by which a component of `x` lies outside (0.0 inside)."""
+        """Return the largest amount by which a component of `x` lies outside (0.0 inside).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Any point.
+        """
         if self.is_free or x.numel() == 0:
             return 0.0
         return max(0.0, float((self.lower - x).max()), float((x - self.upper).max()))

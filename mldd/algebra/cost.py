@@ -69,7 +69,7 @@ _ledger: ContextVar[Ledger | None] = ContextVar("mldd_cost", default=None)
 
 @contextmanager
 def counting(cost: Ledger | None = None) -> Iterator[Ledger]:
-    """Count into a ledger inside the block, and yield it.
+    """Yield the ledger into which the block counts.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def counting(cost: Ledger | None = None) -> Iterator[Ledger]:
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Count nothing inside the block, which yields nothing: it evaluates for the user's eyes."""
+    """Yield nothing; the block is not counted, as it evaluates for the user's eyes."""
     token = _ledger.set(None)
     try:
         yield
@@ -154,7 +154,7 @@ def waiting() -> Iterator[None]:
 
 @contextmanager
 def on_this_rank() -> Iterator[None]:
-    """Count fine evaluations inside the block, which yields nothing, as work of subdomains: not by number."""
+    """Yield nothing; fine evaluations inside the block count as work of subdomains, not by number."""
     outer = _ledger.get()
     with counting() as inner:
         yield
@@ -165,7 +165,7 @@ def on_this_rank() -> Iterator[None]:
 
 @contextmanager
 def rescaled(factor: float) -> Iterator[None]:
-    """Multiply the work that is counted inside the block, which yields nothing.
+    """Yield nothing; the work that is counted inside the block is multiplied.
 
     Parameters
     ----------

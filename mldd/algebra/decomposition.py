@@ -106,7 +106,17 @@ class Decomposition:
         return "ras"
 
     def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
+        """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given.
+
+        Parameters
+        ----------
+        f : Objective
+            The objective.
+        x : Tensor, shape (n,)
+            The iterate.
+        g : Tensor, shape (n,), optional
+            The gradient there.
+        """
         return self.build(self, f, x, g)
 
     @cached_property
@@ -114,7 +124,13 @@ class Decomposition:
         return {}
 
     def alone(self, k: int) -> Decomposition:
-        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none."""
+        """Return the decomposition with subdomain `k` as the only local one; a rank that does not hold it has none.
+
+        Parameters
+        ----------
+        k : int
+            Number of the subdomain.
+        """
         if k not in self._alone:
             self._alone[k] = replace(self, local=range(k, k + (k in self.local)))
         return self._alone[k]
@@ -167,7 +183,13 @@ class Decomposition:
         return out
 
     def transfer(self, k: int) -> IndexTransfer:
-        """Return the Boolean transfer between all unknowns and those of subdomain `k`."""
+        """Return the Boolean transfer between all unknowns and those of subdomain `k`.
+
+        Parameters
+        ----------
+        k : int
+            Number of the subdomain.
+        """
         return IndexTransfer(self.subdomains[k].indices, self.size)
 
     def weights(self, kind: Combine, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -175,6 +197,13 @@ class Decomposition:
 
         ``asm``: one (sum of all corrections); ``ras``: one at owned unknowns; ``wasm``: one over the multiplicity. The
         last two are partitions of unity, so combined corrections stay in the box.
+
+        Parameters
+        ----------
+        kind : Combine
+            The method that combines corrections.
+        dtype : torch.dtype
+            Of the weights.
 
         Raises
         ------
@@ -184,7 +213,13 @@ class Decomposition:
         return _weights(kind, self.valid, self.owned, self.multiplicity[self.indices], dtype)
 
     def gather(self, x: Tensor) -> Tensor:
-        """Return the local copies of `x`, shape (p, m)."""
+        """Return the local copies of `x`, shape (p, m).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            All unknowns.
+        """
         if self.runs is None:
             return x[self.indices]
         rows = x.new_empty(self.indices.shape)
@@ -194,7 +229,13 @@ class Decomposition:
         return rows
 
     def scatter(self, corrections: Tensor) -> Tensor:
-        """Return the sum of the (weighted) local corrections of this rank, shape (n,)."""
+        """Return the sum of the (weighted) local corrections of this rank, shape (n,).
+
+        Parameters
+        ----------
+        corrections : Tensor, shape (p, m)
+            One row per local subdomain.
+        """
         total = corrections.new_zeros(self.size)
         if self.runs is None:
             return total.index_add_(0, self.indices.flatten(), corrections.flatten())
@@ -203,13 +244,26 @@ class Decomposition:
         return total
 
     def spread(self, corrections: Tensor) -> Tensor:
-        """Return each local correction extended by zero to all unknowns, shape (p, n)."""
+        """Return each local correction extended by zero to all unknowns, shape (p, n).
+
+        Parameters
+        ----------
+        corrections : Tensor, shape (p, m)
+            One row per local subdomain.
+        """
         return corrections.new_zeros((len(corrections), self.size)).scatter_add_(1, self.indices, corrections)
 
     def gather_bounds(self, bounds: Bounds, y: Tensor) -> Bounds:
         """Return the bounds of the stacked unknowns; padding is fixed at its value in `y`.
 
         Without bounds padding needs none: local models have a zero gradient there.
+
+        Parameters
+        ----------
+        bounds : Bounds
+            Of all unknowns.
+        y : Tensor, shape (p, m)
+            The stacked unknowns.
         """
         if bounds.is_free:
             return Bounds.free(*y.shape, dtype=y.dtype, device=y.device)
@@ -228,7 +282,15 @@ def _weights(kind: Combine, valid: Tensor, owned: Tensor, multiplicity: Tensor, 
 
 
 def split(rows: Tensor, blocks: Sequence[slice]) -> Tensor:
-    """Return every row of `rows`, shape (k, n), cut into its parts in the blocks, zero elsewhere: block by block."""
+    """Return every row of `rows`, shape (k, n), cut into its parts in the blocks, zero elsewhere: block by block.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (k, n)
+        Vectors of all unknowns.
+    blocks : Sequence of slice
+        Consecutive groups of unknowns.
+    """
     out = rows.new_zeros((len(blocks), *rows.shape))
     for pieces, block in zip(out, blocks, strict=True):
         pieces[:, block] = rows[:, block]

@@ -86,17 +86,37 @@ class Layout:
         return torch.repeat_interleave(torch.tensor(self.layers), torch.tensor(self.sizes))
 
     def views(self, x: Tensor) -> list[Tensor]:
-        """Return the tensors as views of `x`, shape (..., N), with its leading axes kept; nothing is copied."""
+        """Return the tensors as views of `x`, shape (..., N), with its leading axes kept; nothing is copied.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N)
+            Flat vectors.
+        """
         lead = x.shape[:-1]
         pieces = torch.split(x, self.sizes, dim=-1)
         return [piece.view(*lead, *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def leaves(self, x: Tensor) -> list[Tensor]:
-        """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`."""
+        """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N)
+            Flat vectors.
+        """
         return [view.requires_grad_() for view in self.views(x.detach())]
 
     def pack(self, tensors: Sequence[Tensor], *extra: Tensor) -> Tensor:
-        """Return one new vector, shape (..., N), of tensors of these shapes (`extra` ones behind, for joint sums)."""
+        """Return one new vector, shape (..., N), of tensors of these shapes (`extra` ones behind, for joint sums).
+
+        Parameters
+        ----------
+        tensors : Sequence of Tensor
+            One per tensor of the layout, with the same leading axes.
+        *extra : Tensor
+            Numbers or vectors that are appended.
+        """
         lead = tensors[0].dim() - len(self.shapes[0])
         return torch.cat([t.flatten(lead) for t in (*tensors, *extra)], dim=-1)
 
@@ -113,6 +133,11 @@ def flatten(module: nn.Module) -> Tensor:
     """Make the trainable parameters of `module` views of one flat vector, and return that vector.
 
     Writing to the vector changes the module and the other way round.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any module; parameters that are shared between its parts are taken once.
 
     Raises
     ------
@@ -133,6 +158,11 @@ def flatten(module: nn.Module) -> Tensor:
 
 def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Make `parameters` views of one flat vector, as `flatten` does with those of a module, and return that vector.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+        Of one dtype, on one device, each there once.
 
     Raises
     ------
@@ -205,7 +235,13 @@ class ModuleObjective:
         return self.flat.clone()
 
     def load(self, x: Tensor) -> nn.Module:
-        """Copy `x` into the module for good, and return the module."""
+        """Copy `x` into the module for good, and return the module.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters in the order of the layout.
+        """
         self.flat.copy_(x)
         return self.module
 

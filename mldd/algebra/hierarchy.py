@@ -31,6 +31,11 @@ class Level:
 class Hierarchy:
     """Levels from the finest (0) to the coarsest.
 
+    Parameters
+    ----------
+    levels : tuple of Level
+        The finest first.
+
     Raises
     ------
     ValueError

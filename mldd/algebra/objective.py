@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.bounds import Bounds
-from mldd.algebra.transfer import Transfer
 
 
 @runtime_checkable
@@ -35,16 +34,36 @@ class Objective(Protocol):
         ...
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient at x, a new tensor of the shape of x."""
+        """Return the gradient at x, a new tensor of the shape of x.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         ...
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the value at x, shape () or (p,)."""
+        """Return the value at x, shape () or (p,).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         ...
 
 
 def value_and_gradient(f: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return value and gradient, in one sweep where `f` offers it."""
+    """Return value and gradient, in one sweep where `f` offers it.
+
+    Parameters
+    ----------
+    f : Objective
+        What is evaluated.
+    x : Tensor, shape (n,) or (p, m)
+        Where to evaluate.
+    """
     together = getattr(f, "value_and_gradient", None)
     return together(x) if together is not None else (f.value(x), f.gradient(x))
 
@@ -53,6 +72,13 @@ def sampled(f: Objective, step: int) -> Objective:
     """Return the objective of outer step `step`: ``f.sample(step)`` for a stochastic `f`, else `f` itself.
 
     Every level and subdomain of one step asks with the same number and so sees the same sample, on every rank.
+
+    Parameters
+    ----------
+    f : Objective
+        Stochastic or not.
+    step : int
+        Number of the outer step.
     """
     sample = getattr(f, "sample", None)
     return f if sample is None else sample(step)
@@ -81,15 +107,35 @@ class Around:
         return self.f.bounds
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the value of `f`."""
+        """Return the value of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.value(x)
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` of `f`."""
+        """Return ``H(x) v`` of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        v : Tensor, shape (n,) or (p, m)
+            The direction.
+        """
         return self.f.hessian_product(x, v)  # type: ignore[attr-defined, no-any-return]
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian of `f`."""
+        """Return the diagonal of the Hessian of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
 
 
@@ -115,15 +161,33 @@ class Stochastic(Around):
         return bool(getattr(self.f, "batched", False))
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient of `f`."""
+        """Return the gradient of `f`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return self.f.gradient(x)
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient of `f`, in one sweep where it offers it."""
+        """Return value and gradient of `f`, in one sweep where it offers it.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            Where to evaluate.
+        """
         return value_and_gradient(self.f, x)
 
     def sample(self, step: int) -> Objective:
-        """Return the objective of outer step `step`."""
+        """Return the objective of outer step `step`.
+
+        Parameters
+        ----------
+        step : int
+            Number of the outer step.
+        """
         return self.draw(step)
 
 
@@ -133,6 +197,7 @@ def layers_of(f: Any) -> Iterator[Any]:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     while f is not None:
         yield f
@@ -145,6 +210,7 @@ def innermost(f: Any) -> Any:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     *_, core = layers_of(f)
     return core
@@ -156,182 +222,36 @@ def without_memory(f: Any) -> Any:
     Parameters
     ----------
     f : Objective
+        The outermost layer.
     """
     return next(layer for layer in layers_of(f) if not isinstance(layer, Remembered))
 
 
 def offers(f: Objective, method: str) -> bool:
-    """Say whether `f`, and all that it is composed of, have the optional `method`."""
+    """Return whether `f`, and all that it is composed of, have the optional `method`.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    method : str
+        Its name.
+    """
     return all(hasattr(type(layer), method) for layer in layers_of(f))
 
 
 def product_price(f: Objective) -> float:
-    """Return what a Hessian product of `f` costs in its own gradients, infinity where `f` offers none."""
+    """Return what a Hessian product of `f` costs in its own gradients, infinity where `f` offers none.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    """
     if not offers(f, "hessian_product"):
         return torch.inf
     core = innermost(f)
     return float(core.price.product) if hasattr(core, "price") else 2.0
-
-
-@dataclass(frozen=True)
-class Restricted:
-    """The objective ``e -> f(x + P e)`` on a subspace, with the bounds of `f` shifted by `x`.
-
-    Parameters
-    ----------
-    f : Objective
-    x : Tensor, shape (n,)
-    transfer : Transfer
-        Its ``shape`` is (n, size of the subspace).
-    """
-
-    f: Objective
-    x: Tensor
-    transfer: Transfer
-
-    @property
-    def size(self) -> int:
-        """Dimension of the subspace."""
-        return self.transfer.shape[1]
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds on e that keep ``x + P e`` feasible."""
-        return self.transfer.restrict_bounds(self.f.bounds.shifted(self.x))
-
-    def value(self, e: Tensor) -> Tensor:
-        """Return ``f(x + P e)``."""
-        return self.f.value(self.x + self.transfer.prolong(e))
-
-    def gradient(self, e: Tensor) -> Tensor:
-        """Return ``P^T g(x + P e)``."""
-        return self.transfer.restrict(self.f.gradient(self.x + self.transfer.prolong(e)))
-
-    def value_and_gradient(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep where `f` offers it."""
-        value, g = value_and_gradient(self.f, self.x + self.transfer.prolong(e))
-        return value, self.transfer.restrict(g)
-
-    def hessian_product(self, e: Tensor, v: Tensor) -> Tensor:
-        """Return ``P^T H(x + P e) P v``."""
-        at = self.x + self.transfer.prolong(e)
-        return self.transfer.restrict(self.f.hessian_product(at, self.transfer.prolong(v)))  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True)
-class Corrected(Around):
-    """The first-order corrected model ``y -> f(y) + <delta, y - y0>``, with ``delta = R g(x) - grad f(y0)``.
-
-    Its gradient at `y0` is the restricted fine gradient ``R g(x)`` (algorithm: coarse model of recursive multilevel
-    optimisation, arXiv 2507.11513; FAS "tau"). A batch has one row of `delta` and `y0` per member.
-
-    Parameters
-    ----------
-    f : Objective
-    delta, y0 : Tensor, shape (n,) or (p, m)
-    box : Bounds, optional
-        Instead of those of `f`.
-    """
-
-    delta: Tensor
-    y0: Tensor
-    box: Bounds | None = None
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """The box that was given, or that of `f`."""
-        return self.f.bounds if self.box is None else self.box
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return ``f(y) + <delta, y - y0>``."""
-        return self.f.value(y) + (self.delta * (y - self.y0)).sum(-1)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ``grad f(y) + delta``."""
-        return self.f.gradient(y) + self.delta  # out of place: `f` may remember its gradient
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
-        value, g = value_and_gradient(self.f, y)
-        return value + (self.delta * (y - self.y0)).sum(-1), g + self.delta
-
-
-@dataclass(frozen=True)
-class Proximal(Around):
-    """The model with a proximal term ``y -> f(y) + mu/2 |y - y0|^2``: it bounds steps from `y0` where f does not.
-
-    Parameters
-    ----------
-    f : Objective
-        The model; of a batch, every member gets the term.
-    mu : float
-        Weight of the term, > 0.
-    y0 : Tensor, shape (n,) or (p, m)
-        Where steps begin.
-    """
-
-    mu: float
-    y0: Tensor
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return ``f(y) + mu/2 |y - y0|^2``."""
-        return self.f.value(y) + 0.5 * self.mu * (y - self.y0).square().sum(-1)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return ``grad f(y) + mu (y - y0)``."""
-        return torch.add(self.f.gradient(y), y - self.y0, alpha=self.mu)
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient in one sweep."""
-        value, g = value_and_gradient(self.f, y)
-        step = y - self.y0
-        return value + 0.5 * self.mu * step.square().sum(-1), torch.add(g, step, alpha=self.mu)
-
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(y) v + mu v``."""
-        return torch.add(super().hessian_product(y, v), v, alpha=self.mu)
-
-    def hessian_diagonal(self, y: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian."""
-        return super().hessian_diagonal(y) + self.mu
-
-
-@dataclass(frozen=True)
-class Row(Around):
-    """The only member of a batch as an objective of one vector: for solvers that know no batches.
-
-    Parameters
-    ----------
-    f : Objective
-        Of (1, m) tensors.
-    """
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """Bounds of the only member."""
-        bounds = self.f.bounds
-        return Bounds(bounds.lower[0], bounds.upper[0], bounds.is_free)
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the value, shape ()."""
-        return self.f.value(y[None])[0]
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return the gradient, shape (m,)."""
-        return self.f.gradient(y[None])[0]
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return value and gradient."""
-        value, g = value_and_gradient(self.f, y[None])
-        return value[0], g[0]
-
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(y) v``, shape (m,)."""
-        return self.f.hessian_product(y[None], v[None])[0]  # type: ignore[attr-defined, no-any-return]
-
-    def hessian_diagonal(self, y: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian, shape (m,)."""
-        return self.f.hessian_diagonal(y[None])[0]  # type: ignore[attr-defined, no-any-return]
 
 
 @dataclass(frozen=True)
@@ -435,6 +355,16 @@ class Remembered(Around):
 
 
 def remember(f: Objective, x: Tensor, g: Tensor) -> None:
-    """Tell `f`, if it remembers, that its gradient at `x` is `g`."""
+    """Tell `f`, if it remembers, that its gradient at `x` is `g`.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    x : Tensor, shape (n,)
+        Where the solver has arrived.
+    g : Tensor, shape (n,)
+        The gradient there.
+    """
     if isinstance(f, Remembered):
         f.keep(x, g)

@@ -58,11 +58,12 @@ def from_outside(text: str, known: Collection[str]) -> str | None:
 
 
 def loaded(target: str, what: Literal["class", "function"]) -> Any:
-    """Import the object behind ``module:Attribute``; the module may be a file.
+    """Return the object behind ``module:Attribute``, imported; the module may be a file.
 
     Parameters
     ----------
     target : str
+        From a command line or a table of names.
     what : {"class", "function"}
         What it has to be; anything else that can be called is a function, too.
 
@@ -131,7 +132,9 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
     Parameters
     ----------
     name : str
+        What was written.
     known : collection of str
+        What could have been meant.
     """
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -74,7 +74,17 @@ class Cast(Around):
 
 
 def cast(f: Objective, low: torch.dtype, high: torch.dtype) -> Objective:
-    """Return `f` for vectors of the dtype `high`: itself where it is evaluated in `high`."""
+    """Return `f` for vectors of the dtype `high`: itself where it is evaluated in `high`.
+
+    Parameters
+    ----------
+    f : Objective
+        In its own precision.
+    low : torch.dtype
+        In which it is evaluated.
+    high : torch.dtype
+        Of the vectors of the solver.
+    """
     if low == high:
         return f
     if not hasattr(f, "sample"):

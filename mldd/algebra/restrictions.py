@@ -21,6 +21,15 @@ class LocalRestrictions:
 
     The fallback for objectives that know no cheaper way to evaluate a subdomain; `f` that take a batch of vectors (p,
     n) say so with the attribute ``batched`` and are called once.
+
+    Parameters
+    ----------
+    f : Objective
+        The objective on all unknowns.
+    decomposition : Decomposition
+        Of its unknowns.
+    x : Tensor, shape (n,)
+        The iterate.
     """
 
     f: Objective
@@ -104,6 +113,15 @@ def _batched(f: Objective) -> bool:
 def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: range | None = None) -> Decomposition:
     """Return a decomposition of the unknowns of `f` whose local models are restrictions of `f` itself.
 
+    Parameters
+    ----------
+    f : Objective
+        The objective.
+    subdomains : Sequence of Subdomain
+        All of them, on every rank.
+    local : range, optional
+        Numbers of those that this rank holds, all by default.
+
     Examples
     --------
     A network's layers as subdomains: ``index_decomposition(f, contiguous(f.sizes, parts=2))``.
@@ -113,12 +131,24 @@ def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: ra
 
 
 def local_restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> LocalRestrictions:
-    """Build the local models of any objective; their gradient is consistent without a correction."""
+    """Return the local models of any objective; their gradient is consistent without a correction.
+
+    Parameters
+    ----------
+    decomposition : Decomposition
+        Of its unknowns.
+    f : Objective
+        The objective.
+    x : Tensor, shape (n,)
+        The iterate.
+    g : Tensor, shape (n,), optional
+        The gradient there, which is not needed.
+    """
     return LocalRestrictions(f, decomposition, x.clone())
 
 
 def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:
-    """Split consecutive blocks of unknowns (layers) into `parts` runs, each widened by `overlap` blocks on both sides.
+    """Return `parts` runs of consecutive blocks of unknowns (layers), each widened by `overlap` blocks on both sides.
 
     Every cut is the one nearest to an even division of the unknowns that leaves a block for each part.
 
@@ -127,6 +157,7 @@ def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdo
     sizes : sequence of int
         Number of unknowns of each block.
     parts, overlap : int
+        Number of runs, and of blocks by which each is widened on both sides.
 
     Raises
     ------

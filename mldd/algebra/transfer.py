@@ -26,25 +26,57 @@ class Transfer(Protocol):
         ...
 
     def prolong(self, e: Tensor) -> Tensor:
-        """Return ``P e``."""
+        """Return ``P e``.
+
+        Parameters
+        ----------
+        e : Tensor, shape (m,)
+            A coarse vector.
+        """
         ...
 
     def restrict(self, g: Tensor) -> Tensor:
-        """Return ``P^T g``."""
+        """Return ``P^T g``.
+
+        Parameters
+        ----------
+        g : Tensor, shape (n,)
+            A fine gradient.
+        """
         ...
 
     def inject(self, x: Tensor) -> Tensor:
-        """Return the coarse iterate that stands for `x`."""
+        """Return the coarse iterate that stands for `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            A fine iterate.
+        """
         ...
 
     def restrict_bounds(self, bounds: Bounds, rule: Rule = "kornhuber") -> Bounds:
-        """Return bounds on a coarse correction e such that ``P e`` satisfies `bounds` (which contain 0)."""
+        """Return bounds on a coarse correction e such that ``P e`` satisfies `bounds` (which contain 0).
+
+        Parameters
+        ----------
+        bounds : Bounds
+            On a fine correction.
+        rule : Rule
+            How they are restricted.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The two spaces are the same: coarser graphs or fewer data share the parameters of the fine network."""
+    """The two spaces are the same: coarser graphs or fewer data share the parameters of the fine network.
+
+    Parameters
+    ----------
+    size : int
+        Number of unknowns.
+    """
 
     size: int
 
@@ -205,7 +237,15 @@ class MatrixTransfer:
 
 @dataclass(frozen=True)
 class Compose:
-    """`fine` after `coarse`: ``P = P_fine P_coarse``."""
+    """`fine` after `coarse`: ``P = P_fine P_coarse``.
+
+    Parameters
+    ----------
+    fine : Transfer
+        From the finest space down.
+    coarse : Transfer
+        From there on.
+    """
 
     fine: Transfer
     coarse: Transfer
@@ -239,6 +279,7 @@ class Truncated:
     Parameters
     ----------
     transfer : Transfer
+        The plain one.
     active : Tensor, shape (n,), bool
         Fine unknowns that sit at a bound.
 
@@ -279,6 +320,17 @@ def carried(transfer: Transfer, y: Tensor, y0: Tensor, x0: Tensor) -> Tensor:
 
     It is ``lift(y)`` where the transfer knows which fine iterate is the same function as `y` (coarse networks), and
     ``x0 + P (y - y0)`` otherwise.
+
+    Parameters
+    ----------
+    transfer : Transfer
+        Between the two levels.
+    y : Tensor, shape (m,)
+        Coarse iterate.
+    y0 : Tensor, shape (m,)
+        Where the coarse level began.
+    x0 : Tensor, shape (n,)
+        The fine iterate it began from.
     """
     lift = getattr(transfer, "lift", None)
     found: Tensor = x0 + transfer.prolong(y - y0) if lift is None else lift(y)

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from mldd.command.names import Spec, python_specs
+from mldd.command.names import Spec, default, fields_of, keys_of, python_specs
 from mldd.command.preparation import Preparation
 from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
@@ -142,7 +142,7 @@ class Builder:
             "seed": self.preparation.seed,
             "prefix": prefix,
         }
-        given |= self.problem.settings(spec.name)
+        given |= self._advice(spec)
         if whole:
             given |= self._spaces(spec)
         elif spec.has("decomposition") or _needs(spec, "hierarchy"):
@@ -155,10 +155,26 @@ class Builder:
                 given[name] = getattr(self.options, name)
         for name, nested in spec.keys.items():
             if isinstance(nested, Spec):
+                given = {key: value for key, value in given.items() if not key.startswith(f"{name}.")}
+                path = name.removesuffix(".solver").replace(".", "_")
                 # what is nested in a solver that decomposes sees a subdomain or a coarse level
-                given[name] = self.solver(nested, f"{prefix}{name}_", whole=whole and not spec.has("decomposition"))
+                given[name] = self.solver(nested, f"{prefix}{path}_", whole=whole and not spec.has("decomposition"))
         solver: Solver = spec.make(**given)
         return solver
+
+    def _advice(self, spec: Spec) -> dict[str, Any]:
+        """Return the settings of the problem for this solver, refusing one that the solver has no field for."""
+        advice = self.problem.settings(spec.name)
+        known = {"parts", "overlap"}
+        for f in fields(spec.kind):
+            known |= {f.name} | {f"{f.name}.{inner.name}" for inner in fields_of(type(default(f)))}
+        for key in advice:
+            if key not in known:
+                raise ValueError(
+                    f"`settings` of problem {type(self.problem).__name__} must name fields of {spec.name}, got {key!r};"
+                    f" it has {' '.join(keys_of(spec.kind))}"
+                )
+        return advice
 
     def shape(self, spec: Spec) -> dict[str, int]:
         """Return which ``parts``, ``overlap`` and ``levels`` the solver uses, or the solvers that PETSc options name.

@@ -84,7 +84,7 @@ class Spec:
         Parameters
         ----------
         given : object
-            Values by the names of fields.
+            Values by the names of fields; those of a nested record or solver have its name in front: ``coarse.steps``.
 
         Raises
         ------
@@ -92,8 +92,9 @@ class Spec:
             A field without a default was not set.
         """
         written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
-        values = {k: v for k, v in given.items() if self.has(k)} | self.fixed
         defaults = {f.name: default(f) for f in fields_of(self.kind)}
+        known = {k: v for k, v in given.items() if self.has(k.partition(".")[0])} | self.fixed
+        values = _with_nested(known, lambda name: known.get(name, defaults[name]))
         values |= _with_nested(written, lambda name: values.get(name, defaults[name]))
         missing = [f.name for f in fields_of(self.kind) if f.init and default(f) is MISSING and f.name not in values]
         if missing:
@@ -443,7 +444,7 @@ def keys_of(kind: type) -> dict[str, Any]:
         if _leaves(hint):
             keys[f.name] = hint
         elif isinstance(hint, type) and is_dataclass(hint) and isinstance(default(f), hint):
-            keys |= {f"{f.name}.{key}": inner for key, inner in keys_of(hint).items() if not holds_solver(inner)}
+            keys |= {f"{f.name}.{key}": inner for key, inner in keys_of(hint).items()}
     return keys
 
 

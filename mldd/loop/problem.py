@@ -105,6 +105,8 @@ class Problem:
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit a solver, by their field names, and ``parts`` and ``overlap``.
 
+        Those of a record or solver in a field have its name in front: ``local.rate``, ``coarse.steps``.
+
         Parameters
         ----------
         solver : str

@@ -31,13 +31,12 @@ Floats = NDArray[np.float64]
 _FREE = Price(0.0, fine=False)
 _EVALUATED = 64  # samples at once where forecasts are made for the user
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
-_FIRST_ORDER = {"rate": 0.05, "varsigma": 1e-3}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.005},
     "ml-lbfgs": {"coarse_steps": 40},
-    "adagrad": _FIRST_ORDER,
-    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5},
+    "adagrad": {"rate": 0.05, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.05, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
 _CHOICES = {
     "edges": ("auto", "knn", "radius", "grid", "mesh"),

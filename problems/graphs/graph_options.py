@@ -11,15 +11,14 @@ from mldd.problems.nets.layers import check_kind, layer_of
 
 SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
 # Hyper-parameters that suit small citation graphs: tuned on Cora's training loss, seeds 0 and 1.
-_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
 _LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
     "sgd": {"lr": 0.5, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
-    "adagrad": _FIRST_ORDER,
-    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"local_steps": 5, "global_steps": 0, "coarse_steps": 5},
+    "adagrad": {"rate": 0.1, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.1, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.1, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
 _CHOICES = {
     "activation": tuple(GRAPH_ACTIVATIONS),
@@ -62,6 +61,6 @@ def check_options(problem: Any) -> None:
 def settings_of(solver: str, name: str) -> dict[str, Any]:
     """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`."""
     advised = dict(_SETTINGS.get(solver, {}))
-    if "rate" in advised and name in _LARGE_FEATURES:
-        advised["rate"] *= 0.1
+    if name in _LARGE_FEATURES:
+        advised |= {key: 0.1 * advised[key] for key in ("rate", "smoother.rate", "local.rate") if key in advised}
     return advised

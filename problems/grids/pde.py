@@ -394,7 +394,7 @@ class MoreBV(GridProblem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit a fourth-order energy: longer and better steps on all levels."""
-        return {"kappa": 10.0, "model_steps": 20} if solver == "ml-adagrad" else {}
+        return {"smoother.kappa": 10.0, "smoother.model_steps": 20} if solver == "ml-adagrad" else {}
 
     def energy(self, grid: Grid, price: Price) -> BoundaryValueEnergy:
         """Return the energy on `grid`.

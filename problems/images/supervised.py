@@ -41,20 +41,19 @@ from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
 # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
-_FIRST_ORDER = {"rate": 0.1, "varsigma": 1e-3}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
     "sgd": {"lr": 0.3, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
-    "adagrad": _FIRST_ORDER,
-    "ml-adagrad": _FIRST_ORDER | {"coarse_steps": 5},
-    "dd-adagrad": _FIRST_ORDER | {"parts": 2, "global_steps": 1},
+    "adagrad": {"rate": 0.1, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.1, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.1, "local.varsigma": 1e-3, "parts": 2, "global_steps": 1},
     "apts": {"parts": 2},
     "aspqn": {"parts": 2},
     "mspqn": {"parts": 2},
     # three layers that change together: the sum of their steps is too long
     "schwarz": {"parts": 3, "damping": 1 / 3},
-    "mofftr": {"rate": 0.1, "varsigma": 1e-6, "coarse_steps": 5},
+    "mofftr": {"smoother.rate": 0.1, "smoother.varsigma": 1e-3, "coarse.steps": 5},
     # after 50 synchronisations of two parts, seed 1
     "localsgd": {"parts": 2, "lr": 0.3, "momentum": 0.9, "memory": "keep"},
     "diloco": {"parts": 2, "lr": 0.01},

@@ -457,8 +457,8 @@ class PhysicsInformed(Problem):
             "mspqn": split,
             "schwarz": {"damping": 0.5} if every else {},  # windows overlap: the sum of their steps is too long
             "adagrad": _FIRST_ORDER,
-            "ml-adagrad": _FIRST_ORDER,
-            "dd-adagrad": _FIRST_ORDER,
+            "ml-adagrad": {f"smoother.{key}": value for key, value in _FIRST_ORDER.items()},
+            "dd-adagrad": {f"local.{key}": value for key, value in _FIRST_ORDER.items()},
         }
         return every | known.get(solver, {})
 

@@ -1,3 +1,5 @@
+from .ball import Floats as Floats
+from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .hessian_solve import Factors as Factors
 from .hessian_solve import Inverse as Inverse
@@ -5,8 +7,9 @@ from .hessian_solve import colours as colours
 from .hessian_solve import half_bandwidth as half_bandwidth
 from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
+from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
+from .lbfgs_pairs import rows_for as rows_for
 from .quasi_newton import Flags as Flags
-from .quasi_newton import Floats as Floats
 from .quasi_newton import Secant as Secant
 from .quasi_newton import column as column
 from .quasi_newton import inner as inner

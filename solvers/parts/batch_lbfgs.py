@@ -13,98 +13,13 @@ from torch import Tensor
 
 from mldd.algebra import Objective, remember, value_and_gradient
 from mldd.loop import State, Status
+from mldd.solvers.parts.ball import Floats
+from mldd.solvers.parts.lbfgs_pairs import RowPairs
 
-Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _NOISE = 10  # the relative rounding error of a value, in units of the last place
 _PATIENCE = 50  # steps without progress before a row rests; gradients of L-BFGS may grow for tens of steps
-
-
-@dataclass
-class RowPairs:
-    """The last h curvature pairs of every row, in rings, and the direction they give.
-
-    A pair is kept as ``s / sqrt(<s, y>)`` and ``y / sqrt(<s, y>)``, which changes nothing in the L-BFGS matrix and
-    keeps the small triangular matrix well scaled. Empty places are zero and contribute nothing.
-
-    Attributes
-    ----------
-    S, Y : Tensor, shape (p, h, m)
-    M : Tensor, shape (p, h, h)
-        ``<s_i, y_j>`` from the oldest pair to the newest; only its upper triangle is used.
-    scale : Tensor, shape (p,)
-        ``<s, y> / <y, y>`` of the newest pair.
-    order : Tensor, shape (p, h), int64
-        Places of S and Y from the oldest to the newest.
-    count : Tensor, shape (p,), int64
-        Number of pairs.
-    """
-
-    S: Tensor
-    Y: Tensor
-    M: Tensor
-    scale: Tensor
-    order: Tensor
-    count: Tensor
-
-    @staticmethod
-    def empty(like: Tensor, memory: int) -> RowPairs:
-        """Return `memory` empty places for every row of `like`, shape (p, m)."""
-        p, m = like.shape
-        S = like.new_zeros(p, memory, m)
-        M = torch.eye(memory, dtype=like.dtype, device=like.device).repeat(p, 1, 1)
-        order = torch.arange(memory, device=like.device).repeat(p, 1)
-        return RowPairs(S, S.clone(), M, like.new_ones(p), order, order.new_zeros(p))
-
-    def clear(self, rows: Tensor) -> None:
-        """Forget the pairs of `rows`, shape (p,), bool."""
-        self.S[rows] = 0.0
-        self.Y[rows] = 0.0
-        self.M[rows] = torch.eye(self.M.shape[1], dtype=self.M.dtype, device=self.M.device)
-        self.scale[rows] = 1.0
-        self.count[rows] = 0
-
-    def push(self, s: Tensor, y: Tensor) -> None:
-        """Add the pair of every row whose curvature is not lost in rounding; other rows keep what they have."""
-        sy, yy, ss = torch.linalg.vecdot(s, y), torch.linalg.vecdot(y, y), torch.linalg.vecdot(s, s)
-        good = sy > torch.finfo(s.dtype).eps * (ss * yy).sqrt()
-        rows = good.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        factor = sy.rsqrt()[:, None]
-        order = self.order.roll(-1, 1)
-        place, y = order[rows, -1], y * factor
-        self.S[rows, place] = (s * factor)[rows]
-        self.Y[rows, place] = y[rows]
-        M = self.M.roll((-1, -1), (1, 2))
-        M[:, :, -1] = torch.bmm(y[:, None], self.S.mT)[:, 0].gather(1, order)
-        M[:, -1, -1] = 1.0
-        count, scale = (self.count + 1).clamp_(max=self.S.shape[1]), sy / yy
-        if len(rows) == len(good):
-            self.M, self.order, self.count, self.scale = M, order, count, scale
-            return
-        self.M = torch.where(good[:, None, None], M, self.M)
-        self.order = torch.where(good[:, None], order, self.order)
-        self.count, self.scale = torch.where(good, count, self.count), torch.where(good, scale, self.scale)
-
-    def direction(self, g: Tensor) -> Tensor:
-        r"""Return ``-H g`` of every row, shape (p, m).
-
-        The two loops of the recursion are two triangular systems: with M the upper triangle of ``S^T Y``, ``M a = S^T
-        g``, ``q = g - Y a``, ``M^T c = a - scale Y^T q`` and ``H g = scale q + S c``.
-
-        References
-        ----------
-        Nocedal and Wright, Numerical Optimization (2006), algorithm 7.4.
-        """
-        order, scale = self.order[:, None], self.scale[:, None, None]
-        a = torch.bmm(g[:, None], self.S.mT).gather(2, order)  # products with rows: with columns they are slow
-        a = torch.linalg.solve_triangular(self.M, a.mT, upper=True).mT
-        q = torch.baddbmm(g[:, None], torch.empty_like(a).scatter_(2, order, a), self.Y, alpha=-1.0).mul_(scale)
-        c = a - torch.bmm(q, self.Y.mT).gather(2, order)
-        c = torch.linalg.solve_triangular(self.M.mT, c.mT, upper=False).mT
-        return torch.baddbmm(q, torch.empty_like(c).scatter_(2, order, c), self.S)[:, 0].neg_()
 
 
 def cubic_minimisers(a: Floats, b: Floats) -> Floats:
@@ -157,7 +72,15 @@ class WolfeSearches:
         self.t = np.where(self.searching, self.t, 0.0)
 
     def take(self, values: Floats, slopes: Floats) -> Flags:
-        """Take note of the trials at `t` and set the next ones; return the rows whose lowest point is now the trial."""
+        """Take note of the trials at `t` and set the next ones; return the rows whose lowest point is now the trial.
+
+        Parameters
+        ----------
+        values : Floats, shape (p,)
+            Values at the trials.
+        slopes : Floats, shape (p,)
+            Slopes there.
+        """
         trial, low, width = np.stack([self.t, values, slopes]), self.low, self.high[0] - self.low[0]
         with np.errstate(all="ignore"):
             higher = (values >= low[1] + self._error(values, low[1])) & (self.zooming | (low[0] > 0))
@@ -223,9 +146,11 @@ class BatchLbfgsState(State):
     Attributes
     ----------
     pairs : RowPairs
+        The limited memories.
     values : Tensor, shape (p,), float64, on the CPU
         Objective at the rows, valid for the `gradient` that came with them.
     gradient : Tensor or None
+        The gradients at the rows, where they are known.
     live : Tensor, shape (p,), bool, on the CPU
         Rows that can still be improved from this point.
     lowest, smallest : Tensor, shape (p,), float64, on the CPU

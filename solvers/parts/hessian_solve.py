@@ -18,6 +18,15 @@ def hessians(product: Product, like: Tensor, band: int | None = None) -> Tensor:
 
     Unit vectors of unknowns farther apart than twice the `band`, outside of which there are only zeros, are taken
     together: 2 band + 1 products (Curtis, Powell and Reid, J. Inst. Math. Appl. 13, 1974).
+
+    Parameters
+    ----------
+    product : Product
+        ``v -> H v``, row by row.
+    like : Tensor, shape (p, m) or (m,)
+        It gives shape, type and device.
+    band : int, optional
+        Half bandwidth of the Hessians, if they are banded.
     """
     number = colours(like.shape[-1], band)
     unknowns = torch.arange(like.shape[-1], device=like.device)
@@ -30,12 +39,26 @@ def hessians(product: Product, like: Tensor, band: int | None = None) -> Tensor:
 
 
 def colours(m: int, band: int | None) -> int:
-    """Return how many products `hessians` takes for rows of m unknowns."""
+    """Return how many products `hessians` takes for rows of m unknowns.
+
+    Parameters
+    ----------
+    m : int
+        Unknowns of a row.
+    band : int, optional
+        Half bandwidth, if there is one.
+    """
     return m if band is None else min(m, 2 * band + 1)
 
 
 def half_bandwidth(f: Objective) -> int | None:
-    """Return the attribute ``band`` of an objective whose Hessian is banded, None where it has none."""
+    """Return the attribute ``band`` of an objective whose Hessian is banded, None where it has none.
+
+    Parameters
+    ----------
+    f : Objective
+        The objective.
+    """
     own = next(layer for layer in layers_of(f) if not isinstance(layer, Around))  # the layers around it keep the band
     return getattr(own, "band", None)
 
@@ -47,6 +70,7 @@ class Factors:
     Parameters
     ----------
     L : Tensor, shape (p, m, m) or (m, m)
+        The lower triangular factors.
     raised : Tensor, shape (p,) or ()
         Rows whose matrix was not positive definite to working accuracy, so that |H| has taken its place.
     negative : Tensor, shape (p,) or ()
@@ -59,10 +83,17 @@ class Factors:
 
     @staticmethod
     def of(H: Tensor, active: Tensor) -> Factors:
-        """Factorise the matrices of the active rows; those of others, and what is not finite, become the identity.
+        """Return factors of the matrices of active rows, of the identity for others and for what is not finite.
 
         An unknown without any curvature (padding) gets the largest entry of its matrix on the diagonal, one if that is
         zero: the solve is regular, and zero there for a right-hand side that is.
+
+        Parameters
+        ----------
+        H : Tensor, shape (p, m, m) or (m, m)
+            Symmetric matrices.
+        active : Tensor, shape (p,) or ()
+            Rows that are factorised.
         """
         root = torch.finfo(H.dtype).eps ** 0.5
         usable = active & torch.isfinite(H).flatten(-2).all(-1)
@@ -82,7 +113,13 @@ class Factors:
         return Factors(L, raised & active, negative & active)
 
     def solve(self, b: Tensor) -> Tensor:
-        """Return ``H^-1 b`` of every row, of the shape of `b`."""
+        """Return ``H^-1 b`` of every row, of the shape of `b`.
+
+        Parameters
+        ----------
+        b : Tensor, shape (p, m) or (m,)
+            Right-hand sides.
+        """
         return torch.cholesky_solve(b[..., None], self.L)[..., 0]
 
 
@@ -104,6 +141,7 @@ class TruncatedSolve:
     Parameters
     ----------
     x : Tensor, shape (p, m) or (m,)
+        The solutions.
     negative : Tensor, shape (p,) or (), bool
         CG met a direction of negative (or no) curvature and ended with a step along it.
     """
@@ -113,18 +151,20 @@ class TruncatedSolve:
 
 
 def truncated_cg(product: Product, b: Tensor, tolerance: Tensor, active: Tensor, steps: int) -> TruncatedSolve:
-    """Solve ``H x = b`` approximately in every active row by conjugate gradients from zero.
+    """Return approximate solutions of ``H x = b`` in every active row by conjugate gradients from zero.
 
     Parameters
     ----------
     product : callable
         ``v -> H v``, row by row.
     b : Tensor, shape (p, m) or (m,)
+        Right-hand sides.
     tolerance : Tensor, shape (p,) or ()
         Bounds on the 2-norm of the residual.
     active : Tensor, shape (p,) or (), bool
         The others stay zero.
     steps : int
+        Most iterations.
     """
     x, r, p, rr = torch.zeros_like(b), b, b, (b * b).sum(-1)
     tiny, eps = torch.finfo(b.dtype).tiny, torch.finfo(b.dtype).eps

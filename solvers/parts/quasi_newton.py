@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
+from mldd.solvers.parts.ball import Floats, Reduced, in_ball, quotient
+
 Flags = NDArray[np.bool_]
 Kind = Literal["sr1", "bfgs"]
 
-_NEWTON_STEPS = 40
 _TINY = 1e-300
 
 
@@ -36,6 +36,7 @@ class Secant:
     Attributes
     ----------
     kind : {"sr1", "bfgs"}
+        Which update.
     W : Tensor, shape (p, 2 k, n)
         Ring of the steps s, then ring of the differences of gradients y.
     G : Tensor, shape (p, 2 k, 2 k), float64, on the CPU
@@ -49,6 +50,7 @@ class Secant:
     E : Tensor, shape (p, 2 k, r), float64, on the CPU
         r is h for SR1, 2 h for BFGS; columns that are not needed are zero. Empty before the first pair.
     mu : Tensor, shape (p, r), float64, on the CPU
+        Curvatures that are added along the rows of P.
     stale : bool
         E and mu are those of earlier pairs.
 
@@ -74,10 +76,13 @@ class Secant:
         Parameters
         ----------
         like : Tensor, shape (n,) or (p, n)
+            It gives shape, type and device.
         memory : int
             The most pairs.
         kind : {"sr1", "bfgs"}
+            Which update.
         sigma : float
+            Scale of the initial matrix.
         """
         p, n = _rows(like).shape
         places = 2 * (memory + 1)
@@ -97,7 +102,13 @@ class Secant:
         return not self.stale and self.mu.shape[-1] == 0
 
     def product(self, v: Tensor) -> Tensor:
-        """Return ``B v``."""
+        """Return ``B v``.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,) or (p, n)
+            A vector per member.
+        """
         if self.is_empty:
             return v * column(self.sigma.numpy(), v)
         E, mu = self._spectrum()
@@ -112,6 +123,7 @@ class Secant:
         Parameters
         ----------
         v : Tensor, shape (n,) or (p, n)
+            A vector per member.
 
         References
         ----------
@@ -136,6 +148,13 @@ class Secant:
         """Add a pair in place of the oldest, where a member does not refuse it.
 
         SR1 needs ``|s^T (y - B s)| > 1e-8 |s| |y - B s|`` (Nocedal and Wright, equation 6.26), BFGS positive curvature.
+
+        Parameters
+        ----------
+        s : Tensor, shape (n,) or (p, n)
+            Steps.
+        y : Tensor, shape (n,) or (p, n)
+            Differences of gradients.
         """
         residual = y - self.product(s) if self.kind == "sr1" else None
         k, newest = self.W.shape[1] // 2, self.newest.numpy()
@@ -196,7 +215,7 @@ class Secant:
         tolerance = float(torch.finfo(self.W.dtype).eps) ** (2 / 3)
         pieces, V = np.linalg.eigh(gram * scales)
         root = np.sqrt(np.where(pieces > tolerance, pieces, 0.0))[:, None]
-        basis, to_basis = V * _quotient(np.ones_like(root), root), V * root  # the latter maps psi from the basis
+        basis, to_basis = V * quotient(np.ones_like(root), root), V * root  # the latter maps psi from the basis
         mu, U = np.linalg.eigh(_transposed(to_basis) @ _inverse(middle, tolerance) @ to_basis)
         rows = scale[:, :, None] * (basis @ U)
         E = np.zeros((*self.W.shape[:2], mu.shape[1]))
@@ -238,6 +257,7 @@ class Secant:
         g, away : Tensor, shape (n,) or (p, n)
             ``|away| <= reach``.
         radius, reach : array, shape (p,)
+            Radius of the ball, and of the one around `away`.
 
         References
         ----------
@@ -247,7 +267,7 @@ class Secant:
         if away is None or reach is None or (np.sqrt(inner(away, away)) + radius <= reach).all():
             away = reach = None
         model = self._reduced(g, away)
-        z = _secular(model.g, model.eigenvalues, radius[:, None])
+        z = in_ball(model.g, model.eigenvalues, radius[:, None])
         if away is not None and reach is not None:
             z = model.confined(z, radius[:, None], reach[:, None])
         s = self._expanded(model, z, g, away)
@@ -279,9 +299,9 @@ class Secant:
         E, mu = self._spectrum()
         r, c, s = mu.shape[1], z, None
         if model.away is not None and away is not None:
-            share = _quotient(z[:, -1:], model.away[:, -1:])
+            share = quotient(z[:, -1:], model.away[:, -1:])
             c, s = z - share * model.away, away * column(share[:, 0], away)
-        share = _quotient(c[:, r : r + 1], model.g[:, r : r + 1])
+        share = quotient(c[:, r : r + 1], model.g[:, r : r + 1])
         part = g * column(share[:, 0], g)
         s = part if s is None else s.add_(part)
         if r == 0:
@@ -290,86 +310,11 @@ class Secant:
         return torch.baddbmm(_rows(s)[:, None], _small(c, g), self.W).view_as(g)
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """``q(z) = g^T z + z^T diag(eigenvalues) z / 2`` in an orthonormal basis of eigenvectors of B.
-
-    Attributes
-    ----------
-    eigenvalues, g, away : array, shape (p, r + 1), or (p, r + 2) where there is an `away`
-        The basis is the rows of P, the rest of g, and the rest of `away`, a vector with which steps are confined; the
-        eigenvalue of both rests is sigma.
-    """
-
-    eigenvalues: Floats
-    g: Floats
-    away: Floats | None
-
-    def decrease(self, z: Floats) -> Floats:
-        """Return ``-q(z)``, shape (p,)."""
-        decrease: Floats = -(z * (self.g + 0.5 * self.eigenvalues * z)).sum(1)
-        return decrease
-
-    def confined(self, z: Floats, radius: Floats, reach: Floats) -> Floats:
-        """Replace steps that leave the ball of radius `reach` around ``-away``; `radius` and `reach` are columns.
-
-        First choice: toward the minimiser of the model in that ball, as far as the radius allows (the way there is in
-        the ball). Where the model does not fall on it: toward the minimiser of the linear model, exactly (a Frank-Wolfe
-        step, on which the slope is not positive).
-        """
-        away = self.away
-        assert away is not None  # noqa: S101
-        leaves = _norm(away + z) > reach
-        if not leaves.any():
-            return z
-        inside = _secular(self.g - self.eigenvalues * away, self.eigenvalues, reach) - away
-        inside *= np.minimum(_quotient(radius, _norm(inside)), 1.0)
-        falls = self.decrease(inside)[:, None] > 0
-        if (leaves & ~falls).any():
-            linear = -self.g * _quotient(reach, _norm(self.g)) - away
-            linear *= np.minimum(_quotient(radius, _norm(linear)), 1.0)
-            curvature = (linear * self.eigenvalues * linear).sum(1, keepdims=True)
-            slope = (linear * self.g).sum(1, keepdims=True)
-            t = np.where(curvature > 0, np.clip(-slope / curvature, 0.0, 1.0), 1.0)
-            inside = np.where(falls, inside, t * linear)
-        return np.where(leaves, inside, z)
-
-
 @lru_cache
 def _bfgs_mask(h: int) -> Floats:
     """Return what makes of ``W W^T`` the blocks -S^T S, and -L with its transpose, of sigma M."""
     L = np.tril(np.ones((h, h)), -1)
     return np.block([[-np.ones((h, h)), -L], [-L.T, np.zeros((h, h))]])
-
-
-def _secular(a: Floats, eigenvalues: Floats, radius: Floats) -> Floats:
-    """Return z with ``(eigenvalues + t) z = -a`` for the least t >= 0 such that ``|z| <= radius`` and all are >= 0.
-
-    `a` and `eigenvalues` have shape (p, k); the last entry of `a` stands for a whole subspace. `radius` is a column.
-    """
-    least = eigenvalues.min(1, keepdims=True)
-    scale = np.maximum(_norm(a) / radius, np.abs(eigenvalues).max(1, keepdims=True))
-    scale = np.maximum(scale, 1e-290)
-    t = np.where(least > 1e-14 * scale, 0.0, 1e-12 * scale - least)
-    z = -a / (eigenvalues + t)
-    norm = _norm(z)
-    outside = norm > radius
-    hard = ~outside & (t > 0)
-    for _ in range(_NEWTON_STEPS):
-        if not (outside & (norm > radius * (1 + 1e-12))).any():
-            break
-        slope = (z * z / (eigenvalues + t)).sum(1, keepdims=True)
-        t = np.where(outside, t + norm * norm / slope * (norm - radius) / radius, t)
-        z = -a / (eigenvalues + t)
-        norm = _norm(z)
-    z = np.where(norm > radius, z * (radius / norm), z)
-    if hard.any():  # along the eigenvector of the least eigenvalue to the boundary
-        where = eigenvalues.argmin(1)[:, None]
-        at = np.take_along_axis(z, where, 1)
-        whole = np.sqrt(np.maximum(radius * radius - np.maximum(norm * norm - at * at, 0.0), 0.0))
-        sign = np.where(np.take_along_axis(a, where, 1) > 0, -1.0, 1.0)
-        np.put_along_axis(z, where, np.where(hard, sign * whole, at), 1)
-    return z
 
 
 def _inverse(matrix: Floats, tolerance: float) -> Floats:
@@ -389,16 +334,6 @@ def _inverse(matrix: Floats, tolerance: float) -> Floats:
 
 def _transposed(matrices: Floats) -> Floats:
     return matrices.transpose(0, 2, 1)
-
-
-def _norm(rows: Floats) -> Floats:
-    norm: Floats = np.sqrt((rows * rows).sum(1, keepdims=True))
-    return norm
-
-
-def _quotient(a: Floats, b: Floats) -> Floats:
-    """Return ``a / b``, 0 where b is 0."""
-    return np.where(b != 0, a / b, 0.0)
 
 
 def _rest(squares: Floats) -> Floats:
@@ -426,18 +361,40 @@ def _shorten(v: Tensor, most: Floats) -> None:
 
 
 def inner(a: Tensor, b: Tensor) -> Floats:
-    """Return the inner product of a and b, or of their rows, shape (p,)."""
+    """Return the inner product of a and b, or of their rows, shape (p,).
+
+    Parameters
+    ----------
+    a : Tensor, shape (n,) or (p, n)
+        One factor.
+    b : Tensor, shape (n,) or (p, n)
+        The other one.
+    """
     return numbers(torch.linalg.vecdot(a, b))
 
 
 def numbers(values: Tensor) -> Floats:
-    """Return a few numbers as float64 on the CPU; a scalar as an array of one."""
+    """Return a few numbers as float64 on the CPU; a scalar as an array of one.
+
+    Parameters
+    ----------
+    values : Tensor, shape () or (p,)
+        On any device.
+    """
     array: Floats = (values if values.dim() else values[None]).double().cpu().numpy()
     return array
 
 
 def column(values: Floats | Flags, like: Tensor) -> Tensor:
-    """Return one number per row on the device of `like`, floats with its dtype, to multiply or mask its rows by."""
+    """Return one number per row on the device of `like`, floats with its dtype, to multiply or mask its rows by.
+
+    Parameters
+    ----------
+    values : Floats | Flags, shape (p,)
+        One number per row.
+    like : Tensor, shape (n,) or (p, n)
+        It gives type and device.
+    """
     dtype = torch.bool if values.dtype == np.bool_ else like.dtype
     tensor = torch.from_numpy(values).to(like.device, dtype)
     return tensor[:, None] if like.dim() == 2 else tensor

@@ -50,6 +50,13 @@ class Rows:
     def of(layout: Layout, device: torch.device | str = "cpu") -> Rows:
         """Return the rows of all tensors: the first axes number them, the last one is their length.
 
+        Parameters
+        ----------
+        layout : Layout
+            Of the network.
+        device : torch.device | str
+            Where the rows are needed.
+
         Examples
         --------
         >>> rows = Rows.of(Layout(((3, 2), (2,))))
@@ -63,7 +70,17 @@ class Rows:
         return Rows(lengths.to(device), counts.to(device), row.to(device))
 
     def scales(self, s: Tensor, y: Tensor, out: Tensor) -> Tensor:
-        """Return gamma for every unknown in `out`, shape (n,), from a pair with ``<s, y> > 0``."""
+        """Return gamma for every unknown in `out`, shape (n,), from a pair with ``<s, y> > 0``.
+
+        Parameters
+        ----------
+        s : Tensor, shape (n,)
+            Step.
+        y : Tensor, shape (n,)
+            Difference of gradients.
+        out : Tensor, shape (n,)
+            Where the result is written to.
+        """
         sums = torch.stack([self._sums(s), self._sums(y)])
         moved, turned = torch.lerp(sums, self._means(sums), _SMOOTHING)
         gamma = (moved / turned).sqrt_()
@@ -85,7 +102,15 @@ class Rows:
 
 
 def layout_of(f: Objective, size: int) -> Layout | None:
-    """Return the layout of the network behind `f` or what it is composed of, None where there is none of this size."""
+    """Return the layout of the network behind `f` or what it is composed of, None where there is none of this size.
+
+    Parameters
+    ----------
+    f : Objective
+        The objective.
+    size : int
+        Number of unknowns.
+    """
     nets = (layer.net for layer in layers_of(f) if hasattr(layer, "net"))
     layouts = (net.layout for net in nets if isinstance(getattr(net, "layout", None), Layout))
     return next((layout if layout.size == size else None for layout in layouts), None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mldd.algebra import Objective, Restricted, value_and_gradient
+from mldd.solvers.parts.ball import in_ball
+from mldd.solvers.parts.quasi_newton import numbers
 
 Point = tuple[Tensor, float, Tensor]  # e, the value there, and the whole gradient
 
@@ -133,27 +136,9 @@ class Subspace:
         ----------
         radius : float
             Of the ball.
-
-        References
-        ----------
-        Nocedal and Wright, Numerical Optimization (2006), section 4.3: s solves ``(B + mu) s = -g`` with the mu >= 0
-        for which it has length `radius`, found by bisection; the "hard case" included.
         """
-        a, values = self.a, self.values
-        if not len(values) or radius <= 0:
+        if not len(self.values) or radius <= 0:
             return self.Q.new_zeros(len(self.Q)), 0.0
-        y = self._shifted(0.0) if self.lowest > 0 else torch.full_like(a, torch.inf)
-        if not float(y.norm()) <= radius:
-            low, high = max(0.0, -self.lowest), max(0.0, -self.lowest) + float(a.norm()) / radius
-            for _ in range(100):
-                middle = 0.5 * (low + high)
-                low, high = (middle, high) if float(self._shifted(middle).norm()) > radius else (low, middle)
-            y = self._shifted(high)
-            rest = radius**2 - float(y.norm()) ** 2
-            if self.lowest < 0 and rest > 1e-8 * radius**2:  # g has no part along the direction of lowest curvature
-                y[0] = torch.copysign((y[0] ** 2 + rest).sqrt(), -a[0])
-        return self.Q @ y, -float(torch.dot(y, a + 0.5 * values * y))
-
-    def _shifted(self, mu: float) -> Tensor:
-        shifted = self.values + mu
-        return torch.where(self.a == 0, torch.zeros_like(self.a), -self.a / shifted)
+        z = in_ball(numbers(self.a)[None], numbers(self.values)[None], np.array([[radius]]))
+        y = torch.from_numpy(z[0]).to(self.Q)
+        return self.Q @ y, -float(torch.dot(y, self.a + 0.5 * self.values * y))

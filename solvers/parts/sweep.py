@@ -29,10 +29,12 @@ class Sweep:
     Parameters
     ----------
     decomposition : Decomposition or SharedDecomposition
+        The subdomains.
     solver : Solver
         Local solver. One with the class attribute ``batched = True`` gets the subdomains of a rank as rows of one
         (p, m) tensor; any other is run on one subdomain after the other.
     steps : int
+        Of the local solver.
     rtol : float
         End the local steps once the measure of every local model has fallen by this factor; 0 does all `steps`.
     combine : {"ras", "wasm", "asm"}, optional
@@ -41,10 +43,12 @@ class Sweep:
     damping : float
         0 means 1, or 1 / (largest multiplicity) where corrections of an additive sweep are summed (asm).
     order : {"additive", "multiplicative"}
+        All subdomains at once, or one after the other.
     memory : {"reset", "keep", "average"}
         What happens to the state of the local solver between sweeps: made anew, kept per subdomain, or kept and
         averaged over all subdomains (which must have the same unknowns).
     comm : Communicator
+        Its ranks divide the subdomains.
 
     References
     ----------
@@ -117,7 +121,17 @@ class Sweep:
         return [d.alone(k) for k in d.local]
 
     def correction(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
-        """Return ``G(x) - x``, shape (n,), the same on all ranks; `x` is not written to."""
+        """Return ``G(x) - x``, shape (n,), the same on all ranks; `x` is not written to.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : SweepState
+            What the sweep keeps.
+        """
         if self.order == "additive":
             return self.total(self.corrections(objective, x, state), state)
         d, point = self.decomposition, x.clone()
@@ -132,7 +146,17 @@ class Sweep:
         return point.sub_(x)
 
     def corrections(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
-        """Return ``y_i - R_i x`` of this rank's subdomains, unweighted, shape (p, m)."""
+        """Return ``y_i - R_i x`` of this rank's subdomains, unweighted, shape (p, m).
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : SweepState
+            What the sweep keeps.
+        """
         if self._adds_up:
             quanta = _quanta(x)
             is_shared = isinstance(self.decomposition, SharedDecomposition) or not quanta.numel()
@@ -148,7 +172,15 @@ class Sweep:
         return c
 
     def total(self, corrections: Tensor, state: SweepState) -> Tensor:
-        """Return ``damping sum_i P_i D_i c_i`` over all ranks, shape (n,); one synchronisation."""
+        """Return ``damping sum_i P_i D_i c_i`` over all ranks, shape (n,); one synchronisation.
+
+        Parameters
+        ----------
+        corrections : Tensor, shape (p, m)
+            Of this rank's subdomains.
+        state : SweepState
+            What the sweep keeps.
+        """
         weighted = corrections * state.weights
         if self._adds_up:
             weighted = _rounded(weighted, state.quantum)
@@ -161,9 +193,16 @@ class Sweep:
         return together[:-1]
 
     def judge(self, state: SweepState, outer: State) -> int:
-        """Tell the state of the outer method how many local solves had failed, on all ranks, before the last total.
+        """Return how many local solves had failed, on all ranks, before the last total, and note it in `outer`.
 
         When all of them have since the last call, there is nothing to go on with.
+
+        Parameters
+        ----------
+        state : SweepState
+            What the sweep keeps.
+        outer : State
+            Its counts, notes and status are set.
         """
         failed, state.failed = state.failures, 0
         outer.rejected += failed

@@ -136,7 +136,10 @@ def test_odd_graphs_train(run, tmp_path, solver):
             "needs an objective with `hessian_diagonal`, got none; use",
         ),
         ("train obstacle:n=3 --solver dd-adagrad --parts 10", "`parts` must be <= 9 (the number of unknowns), got 10"),
-        ("train obstacle:n=7 --solver dd-adagrad:span=3", "`span` needs an objective without bounds, got one with"),
+        (
+            "train obstacle:n=7 --solver dd-adagrad:subspace_steps=3",
+            "`subspace_steps` needs an objective without bounds, got one with",
+        ),
         ("train obstacle:n=7 --solver dd-adagrad:damping=nan", "`damping` must be >= 0, got nan"),
         (
             "train obstacle:n=7,lower=nan --solver adagrad",
@@ -198,7 +201,7 @@ def floating(item):
 
 
 CONSTRAINED = ["adagrad", "adagrad:curvature=lbfgs", "ml-adagrad --levels 2", "dd-adagrad --levels 2", "adam", "sgd"]
-FREE = ["lbfgs", "torch-adagrad", "dd-adagrad:span=2 --levels 2", "dd-adagrad:nested=2 --levels 2"]
+FREE = ["lbfgs", "torch-adagrad", "dd-adagrad:subspace_steps=2 --levels 2", "dd-adagrad:coarse.nested=2 --levels 2"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ FREE = ["lbfgs", "torch-adagrad", "dd-adagrad:span=2 --levels 2", "dd-adagrad:ne
     + [("digits:hidden=8", s) for s in ("adagrad", "ml-adagrad --levels 2", "dd-adagrad --parts 2", "lbfgs")],
 )
 def test_single_precision_throughout(run, tmp_path, monkeypatch, problem, solver):
-    if solver[:3] == "tao" or "span" in solver:
+    if solver[:3] == "tao" or "subspace_steps" in solver:
         pytest.importorskip("petsc4py")
     arrays = user_arrays(80)
     np.savez(tmp_path / "own.npz", **arrays)

@@ -39,27 +39,40 @@ def test_subdomains_and_levels_reach_every_solver_of_the_tree():
 
 
 def test_solvers_of_parts_get_no_subdomains():
-    tree = build("schwarz:local=adagrad(rate=0.5),coarse=tao(blmvm)", combine="wasm", levels=2)
+    tree = build("schwarz:local=adagrad(rate=0.5),coarse.solver=tao(blmvm)", combine="wasm", levels=2)
     assert isinstance(tree, NonlinearSchwarz) and tree.combine == "wasm" and len(tree.hierarchy) == 2
     assert tree.local == AdaGrad(rate=0.5)
-    for text in ("schwarz:local=dd-adagrad", "schwarz:coarse=ml-adagrad", "snes:qn,npc=schwarz(local=schwarz)"):
+    for text in ("schwarz:local=dd-adagrad", "schwarz:coarse.solver=ml-adagrad", "snes:qn,npc=schwarz(local=schwarz)"):
         with pytest.raises(ValueError, match="decomposes the whole problem, got it as the solver of a part of it; use"):
             build(text)
 
 
 def test_prefixes_are_the_names_of_the_fields_on_the_way():
-    tree = build("snes:ngmres,npc=schwarz(local=tao(blmvm),coarse=snes(newtonls))")
-    assert (tree.prefix, tree.npc.local.prefix, tree.npc.coarse.prefix) == ("", "npc_local_", "npc_coarse_")
+    tree = build("snes:ngmres,npc=schwarz(local=tao(blmvm),coarse.solver=snes(newtonls))")
+    assert (tree.prefix, tree.npc.local.prefix, tree.npc.coarse.solver.prefix) == ("", "npc_local_", "npc_coarse_")
     assert build("schwarz:local=tao(blmvm,prefix=mine_)").local.prefix == "mine_"
     assert build("schwarz:local=tao").local.prefix == "local_"
 
 
 def test_advice_of_the_problem_reaches_nested_solvers():
     problem = Digits(samples=100)
-    advised = problem.settings("dd-adagrad")["rate"]
-    assert advised != SchwarzAdaGrad.rate
-    assert build("tao:python,solver=dd-adagrad", problem).solver.rate == advised
-    assert build("tao:python,solver=dd-adagrad(rate=0.25)", problem).solver.rate == 0.25
+    advised = problem.settings("dd-adagrad")["local.rate"]
+    assert advised != SchwarzAdaGrad.local.rate
+    assert build("tao:python,solver=dd-adagrad", problem).solver.local.rate == advised
+    nested = build("tao:python,solver=dd-adagrad(local=adagrad(rate=0.25))", problem).solver.local
+    assert nested == AdaGrad(rate=0.25, varsigma=problem.settings("adagrad")["varsigma"])
+    coarse = build("ml-adagrad:coarse.cap=7", problem, levels=2).coarse
+    assert (coarse.cap, coarse.steps) == (7, problem.settings("ml-adagrad")["coarse.steps"])
+
+
+@pytest.mark.parametrize("key", ["rate", "local.lr", "coarse.rate"])
+def test_advice_that_no_field_takes_is_refused(key):
+    class Advising(Obstacle):
+        def settings(self, solver):
+            return {key: 0.1, "parts": 4, "overlap": 1}
+
+    with pytest.raises(ValueError, match=f"`settings` of problem Advising must name fields of dd-adagrad, got '{key}'"):
+        build("dd-adagrad", Advising(n=15))
 
 
 def test_the_shape_is_that_of_the_tree():

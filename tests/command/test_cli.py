@@ -255,16 +255,19 @@ def test_compare(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sgd, "step", _raise(RuntimeError("no\nluck")))
     monkeypatch.setattr("mldd.figures.curves.convergence", lambda history, path, title: path.touch())
-    line = (
-        "compare obstacle:n=15 --solvers adagrad,ml-adagrad:varsigma=0.1,kappa=2,sgd --levels 3 --seeds 0,1 --steps 9"
-    )
+    named = "adagrad,ml-adagrad:coarse.cap=9,coarse.steps=7,sgd"
+    line = f"compare obstacle:n=15 --solvers {named} --levels 3 --seeds 0,1 --steps 9"
     code, out, err = run(line + " --quiet --out", tmp_path)
     assert code == 1 and err == ""
     lines = out.splitlines()
     assert lines[0].split("  ")[0] == "solver" and "work units" in lines[0] and "seconds" in lines[0]
-    assert [row.split()[0] for row in lines[1:4]] == ["adagrad", "ml-adagrad:varsigma=0.1,kappa=2", "sgd"]
+    assert [row.split()[0] for row in lines[1:4]] == [
+        "adagrad",
+        "ml-adagrad:coarse.cap=9,coarse.steps=7",
+        "sgd",
+    ]
     assert "failed: RuntimeError: no luck" in lines[3]
-    assert result(tmp_path / "ml-adagrad_varsigma=0.1_kappa=2" / "1")["levels"] == 3
+    assert result(tmp_path / "ml-adagrad_coarse.cap=9_coarse.steps=7" / "1")["levels"] == 3
     rows = (tmp_path / "compare.csv").read_text().splitlines()
     assert len(rows) == 7 and rows[0].startswith("solver,seed,status,steps,loss,measure")
     assert (tmp_path / "compare.png").exists()

@@ -12,7 +12,7 @@ SCRIPT = """
     from mldd.problems.grids import Forchheimer
     from mldd.problems.images.supervised import Classification
     from mldd.loop import Stop, minimise
-    from mldd.solvers import Aspin, Raspen
+    from mldd.solvers import Aspin, Krylov, Raspen
 
     pair, all_four = Communicator(world().mpi.Split(world().rank // 2)), world()
     assert [comm.ranks for comm in (pair, all_four)] == [2, 4]
@@ -20,7 +20,7 @@ SCRIPT = """
     problem = Forchheimer()
     def run(comm, method, parts, two_level, **settings):
         hierarchy = problem.coarse_hierarchy(2, parts) if two_level else None
-        solver = method(problem.decomposition(parts, 3, comm), hierarchy, rtol=1e-8, comm=comm, **settings)
+        solver = method(problem.decomposition(parts, 3, comm), hierarchy, krylov=Krylov(1e-8), comm=comm, **settings)
         result = minimise(problem.objective(), problem.initial(), solver, stop=Stop(3), comm=comm)
         return result.x, (result.state.krylov, result.record.cost.synchronisations), result.record.cost.work_total
     # 3 parts: a rank without a subdomain

@@ -11,7 +11,7 @@ SCRIPT = """
     from mldd.loop import Status, Stop, minimise
     from mldd.solvers import Adam
     from mldd.solvers import DiLoCo, LocalSgd
-    from mldd.solvers import MultilevelAdaGrad
+    from mldd.solvers import AdaGrad, MultilevelAdaGrad
     from mldd.solvers import SchwarzAdaGrad
 
     assert world().ranks == 2
@@ -38,8 +38,9 @@ SCRIPT = """
         {"batch": 20, "sampling": "independent"},
     ):
         same(lambda p, d, comm: DiLoCo(d, 0.01, local_steps=3, comm=comm), **options)
-        same(lambda p, d, comm: MultilevelAdaGrad(p.hierarchy(2), rate=0.1), **options)
-        same(lambda p, d, comm: SchwarzAdaGrad(d, rate=0.1, local_steps=2, combine="wasm", comm=comm), **options)
+        same(lambda p, d, comm: MultilevelAdaGrad(p.hierarchy(2), AdaGrad(rate=0.1)), **options)
+        rate = {"local": AdaGrad(rate=0.1), "local_steps": 2, "combine": "wasm"}
+        same(lambda p, d, comm: SchwarzAdaGrad(d, comm=comm, **rate), **options)
 
     # One rank whose parts all diverge: counted alike everywhere, and nobody waits.
     class Bad(Adam):

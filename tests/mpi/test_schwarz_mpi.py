@@ -12,7 +12,7 @@ SCRIPT = """
     from mldd.problems.grids import Obstacle
     from mldd.loop import Status, Stop, minimise
     from mldd.solvers import Sgd
-    from mldd.solvers import NonlinearSchwarz, SchwarzAdaGrad
+    from mldd.solvers import AdaGrad, NonlinearSchwarz, Recursion, SchwarzAdaGrad
 
     communicators = (Communicator(world().mpi.Split(world().rank // 2)), world())
     assert [comm.ranks for comm in communicators] == [2, 4]
@@ -39,7 +39,7 @@ SCRIPT = """
             check_works(alone[1], *works)
 
     kept = {"order": "multiplicative", "memory": "keep"}
-    for given in ({}, {"combine": "wasm", "levels": 2}, kept, {"search": True}):
+    for given in ({}, {"combine": "wasm", "levels": 2}, kept, {"globalisation": "line-search"}):
         def fixed_point(comm, levels=1, **given):
             hierarchy = obstacle.hierarchy(levels)
             solver = NonlinearSchwarz(obstacle.decomposition(8, 2, comm), hierarchy, comm=comm, **given)
@@ -74,12 +74,12 @@ SCRIPT = """
     def losses(comm, **settings):
         problem = NodeClassification(data, dropout=0.5, comm=comm)
         solver = SchwarzAdaGrad(
-            problem.decomposition(4, 0, comm), problem.hierarchy(2), rate=0.1, varsigma=1e-3, local_steps=4,
+            problem.decomposition(4, 0, comm), problem.hierarchy(2), AdaGrad(1e-3, 0.1), local_steps=4,
             global_steps=0, combine="wasm", comm=comm, **settings)
         f, x = problem.objective(), problem.initial(0)
         return minimise(f, x, solver, stop=Stop(10), comm=comm, values=True).history.column("value")
     # TAO's line search in the small coarse space amplifies rounding
-    for settings, most in (({}, 1e-10), ({"nested": 5}, 1e-10), ({"span": 4}, 1e-7)):
+    for settings, most in (({}, 1e-10), ({"coarse": Recursion(nested=5)}, 1e-10), ({"subspace_steps": 4}, 1e-7)):
         alone = losses(SERIAL, **settings)
         for comm in communicators:
             difference = max(abs(a - b) for a, b in zip(losses(comm, **settings), alone))

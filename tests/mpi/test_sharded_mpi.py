@@ -24,7 +24,7 @@ START = """
     from mldd.problems.graphs import NodeLoss
     from mldd.problems.graphs import ShardedClassification
     from mldd.loop import Stop, minimise
-    from mldd.solvers import SchwarzAdaGrad
+    from mldd.command.names import solver_spec
 
     def same(a, b, what, tolerance=1e-12):
         assert float((a - b).norm()) <= tolerance * float(b.norm()), (what, float((a - b).norm() / b.norm()))
@@ -129,8 +129,8 @@ MODELS = (
     ends = []
     for comm in (SERIAL, pair, world()):
         one = ShardedClassification.of(data, part, comm, hidden=4, clusters=90)
-        settings = {k: v for k, v in one.settings("dd-adagrad").items() if k not in ("parts", "overlap")}
-        solver = SchwarzAdaGrad(one.decomposition(4), None, comm=comm, **settings)
+        settings = one.settings("dd-adagrad")
+        solver = solver_spec("dd-adagrad").make(decomposition=one.decomposition(4), comm=comm, **settings)
         ends.append(minimise(one.objective(), one.initial(0), solver, stop=Stop(max_steps=5), comm=comm).x)
     same(ends[1], ends[0], "training on 2", 1e-8)
     same(ends[2], ends[0], "training on 4", 1e-8)

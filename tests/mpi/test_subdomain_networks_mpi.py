@@ -51,7 +51,7 @@ SCRIPT = """
             assert here.metrics(x) == there.metrics(x)
             runs = []
             for p, s, c in ((here, d, comm), (there, e, SERIAL)):
-                solver = NonlinearSchwarz(s, local_steps=3, search=True, comm=c)
+                solver = NonlinearSchwarz(s, local_steps=3, globalisation="line-search", comm=c)
                 runs.append(minimise(p.objective(), x.clone(), solver, stop=Stop(max_steps=3)).x)
             same(*runs, "three steps", 1e-6)
 

@@ -29,7 +29,7 @@ from mldd.loop import State, Status, Stop, minimise
 from mldd.problems.grids import Bratu, Forchheimer, Quadratic
 from mldd.problems.images.supervised import Classification
 from mldd.ranks import load_petsc
-from mldd.solvers import Aspin, NewtonCG, Raspen
+from mldd.solvers import Aspin, Krylov, NewtonCG, Raspen
 from mldd.solvers.parts import BatchLBFGS, Subspace, Sweep
 from mldd.solvers.schwarz_jacobian import CoarseCorrection, Linear
 from tests.helpers import Quadratic as DenseQuadratic
@@ -138,9 +138,9 @@ def test_gmres_counts():
     for two_level, counts in ((False, (3, 7, 15, 31)), (True, (3, 5, 7, 9))):
         for parts, expected in zip(PARTS, counts, strict=True):
             hierarchy = laplace_hierarchy(parts) if two_level else None
-            solver = Raspen(LAPLACE.decomposition(parts, 2), hierarchy, rtol=1e-10)
+            solver = Raspen(LAPLACE.decomposition(parts, 2), hierarchy, krylov=Krylov(1e-10))
             F = solver.linearise(f, torch.zeros_like(b), solver.init(f, b))
-            d, iterations, reason = solver.krylov(F.negative_product, b)
+            d, iterations, reason = solver.krylov.solve(F.negative_product, b)
             # One level: identity plus rank 2 (parts - 1). Two levels, 8 parts: 7 or 8, as the right-hand side has it.
             assert expected <= iterations <= expected + (1 if two_level else 0) and reason > 0
             assert float((F.negative_product(d) - b).norm() / b.norm()) < 1e-9
@@ -152,7 +152,7 @@ def test_gmres_counts():
 def test_one_newton_step_on_linear_problems(method, globalisation, two_level):
     for parts in (2, 16):
         hierarchy = laplace_hierarchy(parts) if two_level else None
-        solver = method(LAPLACE.decomposition(parts, 2), hierarchy, rtol=1e-13, globalisation=globalisation)
+        solver = method(LAPLACE.decomposition(parts, 2), hierarchy, krylov=Krylov(1e-13), globalisation=globalisation)
         result = minimise(LAPLACE.objective(), vector(255), solver, stop=Stop(1))
         assert float((result.x - LAPLACE.solution()).abs().max()) < 1e-8
         assert result.state.notes == {}
@@ -162,7 +162,7 @@ def test_one_newton_step_on_linear_problems(method, globalisation, two_level):
 def test_one_newton_step_in_two_dimensions_and_by_cg(method):
     problem = Quadratic(n=15)
     for dense in (512, 0):
-        solver = method(problem.decomposition(6, 1), rtol=1e-12, dense=dense)
+        solver = method(problem.decomposition(6, 1), krylov=Krylov(1e-12), dense=dense)
         result = minimise(problem.objective(), vector(225), solver, stop=Stop(1))
         torch.testing.assert_close(result.x, problem.solution(), rtol=0, atol=1e-8)
 
@@ -170,7 +170,7 @@ def test_one_newton_step_in_two_dimensions_and_by_cg(method):
 @pytest.mark.parametrize("method", [Raspen, Aspin])
 def test_objectives_that_know_no_batches(method):
     f = quadratic(14)
-    solver = method(index_decomposition(f, contiguous([1] * 14, 3, 1)), rtol=1e-12)
+    solver = method(index_decomposition(f, contiguous([1] * 14, 3, 1)), krylov=Krylov(1e-12))
     result = minimise(f, vector(14), solver, stop=Stop(1))
     torch.testing.assert_close(result.x, f.solution(), rtol=0, atol=1e-8)
 
@@ -213,7 +213,7 @@ def test_the_jacobian_is_exact_on_networks_with_a_proximal_term(dense):
     f = classification()
     x, w = f.initial(1), vector(f.size, 2)
     decomposition = index_decomposition(f, contiguous(f.sizes, 2))
-    solver = Raspen(decomposition, local=EXACT, mu=0.05, dense=dense, rtol=1e-10)
+    solver = Raspen(decomposition, local=EXACT, mu=0.05, dense=dense, krylov=Krylov(1e-10))
     product = solver.linearise(f, x, solver.init(f, x)).product(w)
     assert relative(product, difference(solver, f, x, w)) < 1e-5
 
@@ -268,7 +268,7 @@ def test_newton_steps_and_gmres_iterations_on_forchheimer(parts, method, globali
     problem = Forchheimer()
     exact, approximate = NEWTON_STEPS[parts]
     low, high = GMRES[parts][:2] if method is Raspen else GMRES[parts][2:]
-    solver = method(problem.decomposition(parts, 3), rtol=1e-10, globalisation=globalisation)
+    solver = method(problem.decomposition(parts, 3), krylov=Krylov(1e-10), globalisation=globalisation)
     f, x, steps = Remembered(problem.objective()), problem.initial(), 0
     state = solver.init(f, x)
     while float((x - problem.solution()).abs().max()) > 1e-8:
@@ -283,7 +283,7 @@ def test_two_levels_keep_the_krylov_iterations_down():
     problem = Forchheimer()
     counts = {}
     for parts in (5, 10, 30):
-        solver = Raspen(problem.decomposition(parts, 3), problem.coarse_hierarchy(2, parts), rtol=1e-10)
+        solver = Raspen(problem.decomposition(parts, 3), problem.coarse_hierarchy(2, parts), krylov=Krylov(1e-10))
         result = minimise(problem.objective(), problem.initial(), solver, stop=Stop(12, atol=1e-9))
         assert result.status is Status.converged_atol
         torch.testing.assert_close(result.x, problem.solution(), rtol=0, atol=1e-8)
@@ -305,7 +305,7 @@ def test_sweeps_of_nonlinear_restricted_schwarz_on_forchheimer(parts, sweeps):
 def test_convergence_is_quadratic():
     problem = Forchheimer()
     f, x, errors = Remembered(problem.objective()), problem.initial(), []
-    solver = Raspen(problem.decomposition(5, 3), local=EXACT, rtol=1e-13)
+    solver = Raspen(problem.decomposition(5, 3), local=EXACT, krylov=Krylov(1e-13))
     state = solver.init(f, x)
     for _ in range(4):
         x, state = solver.step(f, x, state)
@@ -322,7 +322,7 @@ def test_convergence_is_quadratic():
 def test_one_subdomain_with_one_newton_step_is_plain_newton(method):
     problem = Forchheimer()
     f = problem.objective()
-    solver = method(problem.decomposition(1, 0), local_steps=1, rtol=1e-13, globalisation="line-search")
+    solver = method(problem.decomposition(1, 0), local_steps=1, krylov=Krylov(1e-13), globalisation="line-search")
     ours, theirs = problem.interpolant(), problem.interpolant()
     state, plain = solver.init(f, ours), NewtonCG().init(f, theirs)
     for _ in range(6):
@@ -610,9 +610,6 @@ def test_objectives_that_do_not_fit_are_refused(method):
     "field, value",
     [
         ("local_steps", 0),
-        ("rtol", 0.0),
-        ("restart", 0),
-        ("krylov_steps", -1),
         ("dense", -1),
         ("mu", -1.0),
         ("combine", "sum"),
@@ -623,3 +620,9 @@ def test_objectives_that_do_not_fit_are_refused(method):
 def test_hyper_parameters_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"`{field}`.*got"):
         Raspen(**{"decomposition": Quadratic(n=31, dim=1).decomposition(2), field: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("rtol", 0.0), ("restart", 0), ("steps", -1)])
+def test_parameters_of_the_krylov_solver_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"`krylov.{name}` must be .*got"):
+        Krylov(**{name: value})

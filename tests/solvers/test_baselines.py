@@ -122,10 +122,11 @@ def test_lbfgs_direction_is_that_of_the_dense_bfgs_matrix():
     state = solver.init(f, x)
     for _ in range(9):
         x, state = solver.step(f, x, state)
-    rows = [(state.newest - k) % 4 for k in reversed(range(state.pairs))]
-    H, identity = state.scale * torch.eye(6, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    pairs = state.pairs
+    rows = [(pairs.newest - k) % 4 for k in reversed(range(pairs.count))]
+    H, identity = pairs.scale * torch.eye(6, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
     for row in rows:  # Nocedal and Wright, equation 7.16
-        s, y, rho = state.steps[row], state.differences[row], 1 / state.curvatures[row]
+        s, y, rho = pairs.steps[row], pairs.differences[row], 1 / pairs.curvatures[row]
         V = identity - rho * torch.outer(y, s)
         H = V.T @ H @ V + rho * torch.outer(s, s)
     g = f.gradient(x)
@@ -199,9 +200,9 @@ def test_lbfgs_pairs_come_from_the_sample_of_the_step():
 
     result = minimise(Stochastic(base.A, base.b, base.bounds), _start(base), LBFGS(), stop=Stop(25))
     state = result.state
-    assert state.pairs == 10
+    assert state.pairs.count == 10
     # With the linear terms of two different samples, y would not be A s.
-    torch.testing.assert_close(state.differences, state.steps @ base.A, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.pairs.differences, state.pairs.steps @ base.A, rtol=1e-9, atol=1e-9)
     assert result.record.cost.work_units == 26 + state.evaluations
 
 

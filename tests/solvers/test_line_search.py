@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.solvers import LBFGS
-from mldd.solvers.lbfgs import Trial, WolfeSearch, lbfgs_direction
+from mldd.solvers.lbfgs import Trial, WolfeSearch
 from mldd.solvers.parts.batch_lbfgs import WolfeSearches
 from tests.helpers import quadratic
 
@@ -91,9 +91,9 @@ def test_a_refused_pair_leaves_a_full_memory_alone() -> None:
     state = solver.init(f, torch.zeros(8, dtype=torch.float64))
     for k in range(5):
         s = torch.linspace(-1.0, 1.0 + k, 8, dtype=torch.float64)
-        solver.begin(state, s, f.A @ s)
+        state.pairs.push(s, f.A @ s)
     g = torch.ones(8, dtype=torch.float64)
-    before = lbfgs_direction(state, g).clone()
-    solver.begin(state, g, -g)
-    assert state.pairs == 3
-    torch.testing.assert_close(lbfgs_direction(state, g), before, rtol=0, atol=0)
+    before = state.pairs.direction(g, torch.empty_like(g)).clone()
+    state.pairs.push(g, -g)
+    assert state.pairs.count == 3
+    torch.testing.assert_close(state.pairs.direction(g, torch.empty_like(g)), before, rtol=0, atol=0)

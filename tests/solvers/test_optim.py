@@ -137,7 +137,7 @@ def test_groups_of_their_own_bounds():
 
 def test_groups_can_be_added_before_the_first_step():
     module = network()
-    optimizer = Optimizer(module[0].parameters(), partial(SchwarzAdaGrad, rate=0.1))
+    optimizer = Optimizer(module[0].parameters(), partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1)))
     optimizer.add_param_group({"params": module[3].parameters()})
     losses = train(module, optimizer, 5)
     assert losses[-1] < losses[0]
@@ -169,7 +169,8 @@ def test_schedulers_change_the_rate(solver, field):
 
 
 @pytest.mark.parametrize(
-    "solver", [Adam(0.01), LBFGS(), AdaGrad(rate=0.1, curvature="lbfgs"), partial(SchwarzAdaGrad, rate=0.1)]
+    "solver",
+    [Adam(0.01), LBFGS(), AdaGrad(rate=0.1, curvature="lbfgs"), partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1))],
 )
 def test_resumed_is_uninterrupted(solver):
     module = network()

@@ -268,7 +268,7 @@ def test_view_prints_the_solver_and_its_levels(capfd):
     tao, _ = tao_of(TaoSolver(solver, f), x)
     tao.view()
     out = capfd.readouterr().out
-    assert "mldd solver ml-adagrad(varsigma=0.01," in out and "unknowns" in out and "225" in out
+    assert "mldd solver ml-adagrad(smoother=adagrad(varsigma=0.01," in out and "unknowns" in out and "225" in out
     tao.destroy()
 
 

@@ -14,10 +14,11 @@ from mldd.algebra import contiguous, counting, index_decomposition
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.grids import Obstacle
 from mldd.ranks import load_petsc
-from mldd.solvers import AdaGrad, NonlinearSchwarz, SchwarzAdaGrad
+from mldd.solvers import AdaGrad, NonlinearSchwarz, Recursion, SchwarzAdaGrad
 from tests.helpers import WithoutValue, quadratic
 
-SETTINGS = {"rate": 0.1, "varsigma": 1e-3, "local_steps": 4, "global_steps": 0, "combine": "wasm"}
+PLAIN = AdaGrad(curvature="none")
+SETTINGS = {"local": AdaGrad(1e-3, 0.1), "local_steps": 4, "global_steps": 0, "combine": "wasm"}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +47,10 @@ def test_one_subdomain_is_so_many_single_level_steps() -> None:
     f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
     for curvature in ("none", "exact"):
         decomposition = index_decomposition(f, contiguous([12], 1))
-        local = {"curvature": curvature, "model_steps": 3}
-        schwarz = SchwarzAdaGrad(decomposition, local_steps=3, global_steps=0, **local)
+        local = AdaGrad(curvature=curvature)
+        schwarz = SchwarzAdaGrad(decomposition, local=local, local_steps=3, global_steps=0)
         together = run(f, x, schwarz, 4)
-        alone = minimise(f, x, AdaGrad(**local), stop=Stop(12)).x
+        alone = minimise(f, x, local, stop=Stop(12)).x
         torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
@@ -57,7 +58,7 @@ def test_disjoint_subdomains_are_combined_alike_by_all_weights() -> None:
     f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
     decomposition = index_decomposition(f, contiguous([3, 3, 3, 3], 4))
     results = [
-        run(f, x, SchwarzAdaGrad(decomposition, combine=kind, curvature="none"), 5) for kind in ("ras", "wasm", "asm")
+        run(f, x, SchwarzAdaGrad(decomposition, combine=kind, local=PLAIN), 5) for kind in ("ras", "wasm", "asm")
     ]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -67,8 +68,8 @@ def test_the_order_of_subdomains_does_not_matter() -> None:
     f, x = quadratic(12, bounded=True), torch.zeros(12, dtype=torch.float64)
     subdomains = contiguous([2] * 6, 3, overlap=1)
     for kind in ("ras", "wasm", "asm"):
-        a = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains), combine=kind, curvature="none"), 5)
-        b = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains[::-1]), combine=kind, curvature="none"), 5)
+        a = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains), combine=kind, local=PLAIN), 5)
+        b = run(f, x, SchwarzAdaGrad(index_decomposition(f, subdomains[::-1]), combine=kind, local=PLAIN), 5)
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
@@ -132,7 +133,7 @@ def test_two_level_counts_do_not_grow_with_the_number_of_subdomains(obstacle: Ob
 
 def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) -> None:
     decomposition = obstacle.decomposition(16, 2)
-    solver = SchwarzAdaGrad(decomposition, local_steps=5, global_steps=0, curvature="none")
+    solver = SchwarzAdaGrad(decomposition, local=PLAIN, local_steps=5, global_steps=0)
     result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(1))
     # a step of 5 local gradients, and the gradients at the start and at the end
     share = sum(len(s.indices) for s in decomposition.subdomains) / obstacle.objective().size
@@ -141,7 +142,7 @@ def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) ->
     assert result.record.cost.synchronisations == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"levels": 2}, {"levels": 3, "nested": 10}])
+@pytest.mark.parametrize("settings", [{}, {"levels": 2}, {"levels": 3, "coarse": Recursion(nested=10)}])
 def test_graph_subdomains_lower_the_loss(sbm: NodeClassification, settings: dict) -> None:
     settings = {**SETTINGS, **settings}
     levels = settings.pop("levels", 1)
@@ -195,7 +196,7 @@ def test_the_small_coarse_space_beats_the_plain_sum(sbm: NodeClassification) -> 
     f, x = plain_problem.objective(), plain_problem.initial(0)
     decomposition = plain_problem.decomposition(4)
     plain = run(f, x, SchwarzAdaGrad(decomposition, **SETTINGS), 8)
-    spanned = minimise(f, x, SchwarzAdaGrad(decomposition, span=6, **SETTINGS), stop=Stop(8), values=True)
+    spanned = minimise(f, x, SchwarzAdaGrad(decomposition, subspace_steps=6, **SETTINGS), stop=Stop(8), values=True)
     assert float(f.value(spanned.x)) < float(f.value(plain))
     values = spanned.history.column("value")
     assert all(b <= a for a, b in zip(values, values[1:], strict=False))  # it never accepts an increase
@@ -206,7 +207,8 @@ def test_a_critical_point_is_left_alone(obstacle: Obstacle) -> None:
     solver = SchwarzAdaGrad(obstacle.decomposition(16, 2), obstacle.hierarchy(2, 8), combine="ras")
     x = minimise(f, obstacle.initial(0), solver, stop=Stop(60, atol=1e-13)).x
     for kind in ("ras", "wasm", "asm"):
-        again = run(f, x, SchwarzAdaGrad(solver.decomposition, solver.hierarchy, combine=kind, varsigma=1.0), 3)
+        same = replace(solver, local=replace(solver.local, varsigma=1.0), combine=kind)
+        again = run(f, x, same, 3)
         torch.testing.assert_close(again, x, rtol=0, atol=1e-9)
 
 
@@ -216,7 +218,7 @@ def test_a_critical_point_is_left_alone(obstacle: Obstacle) -> None:
         ({"combine": "mean"}, "`combine` must be one of asm, ras, wasm"),
         ({"local_steps": -1}, "`local_steps` must be >= 0"),
         ({"damping": -0.5}, "`damping` must be >= 0"),
-        ({"varsigma": 0.0}, "`varsigma` must be in"),
+        ({"subspace_steps": -1}, "`subspace_steps` must be >= 0"),
     ],
 )
 def test_bad_parameters_are_refused(obstacle: Obstacle, settings: dict, says: str) -> None:

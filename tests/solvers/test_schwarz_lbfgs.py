@@ -23,7 +23,6 @@ from mldd.algebra import (
 )
 from mldd.loop import Status, Stop, minimise
 from mldd.solvers import LBFGS, SchwarzLBFGS
-from mldd.solvers.lbfgs import lbfgs_direction
 from mldd.solvers.schwarz_lbfgs import CoarseStep, first_layers
 from tests.helpers import Quadratic, Rosenbrock, quadratic
 
@@ -75,7 +74,7 @@ def test_momentum_is_a_mean_of_directions():
     state, begun_anew = solver.init(f, x), 0
     for _ in range(20):
         g = f.gradient(x)
-        p = lbfgs_direction(state, g).clone()
+        p = state.pairs.direction(g, state.direction).clone()
         mean = 0.3 * state.velocity + 0.7 * p
         descends = float(g @ mean) < 0
         begun_anew += not descends
@@ -188,11 +187,11 @@ def test_the_secant_pair_begins_where_the_sweep_ended():
     d = _layers(f, 2)
     halfway, _ = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3, global_steps=0), 1)
     whole, state = _run(f, f.start(), SchwarzLBFGS(d, combine="wasm", search="sum", local_steps=3), 1)
-    outer = state.outer
-    assert outer.pairs == 1
-    torch.testing.assert_close(outer.steps[outer.newest], whole[1] - halfway[1], rtol=1e-9, atol=1e-12)
+    outer = state.outer.pairs
+    assert outer.count == 1
+    torch.testing.assert_close(outer.last[0], whole[1] - halfway[1], rtol=1e-9, atol=1e-12)
     y = f.gradient(whole[1]) - f.gradient(halfway[1])
-    torch.testing.assert_close(outer.differences[outer.newest], y, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outer.last[1], y, rtol=1e-9, atol=1e-9)
 
 
 def test_a_coarse_step_moves_the_first_layers_alone():
@@ -237,7 +236,7 @@ def test_kept_pairs_are_those_of_the_last_outer_steps():
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3), 2)
     assert state.sweep.local[0].pairs.count.tolist() == [6, 6]
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3, order="multiplicative"), 2)
-    assert [mine.pairs for mine in state.sweep.local] == [6, 6]
+    assert [mine.pairs.count for mine in state.sweep.local] == [6, 6]
     _, state = _run(f, f.start(), SchwarzLBFGS(_layers(f, 2), local_steps=3, keep_pairs=False), 2)
     assert state.sweep.local == []
 

@@ -26,7 +26,7 @@ from mldd.algebra import (
 )
 from mldd.loop import State, Status, Stop, minimise
 from mldd.problems.grids import MinimalSurface, Obstacle
-from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Sgd
+from mldd.solvers import LBFGS, AdaGrad, Adam, CoarseSolve, NonlinearSchwarz, Sgd
 from mldd.solvers.parts import BatchLBFGS, Secant, Sweep
 from mldd.solvers.parts.sweep import _quanta
 from tests.helpers import Quadratic, Rosenbrock, quadratic
@@ -199,7 +199,7 @@ def test_the_weight_of_the_proximal_term_follows_the_objective() -> None:
     # every step of convex models with curvature above that of the term decreases f: a quarter each, judged one later
     assert result.state.sweep.proximal == pytest.approx(first / 4**5)
     assert NonlinearSchwarz(d).init(f, x).sweep.proximal == 0.0
-    plain = minimise(f, x, NonlinearSchwarz(d, local_steps=50, proximal=False), stop=Stop(6))
+    plain = minimise(f, x, NonlinearSchwarz(d, local_steps=50, globalisation="line-search"), stop=Stop(6))
     assert plain.state.sweep.proximal == 0.0
 
 
@@ -259,7 +259,7 @@ def test_what_is_not_finite_is_dropped_and_counted() -> None:
     state = sweep.init(f, x)
     c = sweep.corrections(f, x, state)
     assert state.failed == 2 and bool((c[1:] == 0).all()) and bool((c[0] != 0).any())
-    result = minimise(f, x, NonlinearSchwarz(d, local=Diverging(lr=0.05), search=False), stop=Stop(3))
+    result = minimise(f, x, NonlinearSchwarz(d, local=Diverging(lr=0.05), globalisation="proximal"), stop=Stop(3))
     assert result.record.rejected == 6 and result.state.notes == {"local solves that were not finite": 6}
 
     @dataclass(frozen=True)
@@ -303,11 +303,11 @@ def test_bad_parameters_are_refused(given: dict[str, Any], message: str) -> None
 OPTIONS: list[dict[str, Any]] = [
     *({"combine": kind} for kind in ("asm", "ras", "wasm")),
     {"order": "multiplicative"},
-    {"search": True},
+    {"globalisation": "line-search"},
     {"memory": "keep"},
     {"local": Sgd(lr=1e-2)},
     {"local": LBFGS(), "local_rtol": 1e-3},
-    {"local": AdaGrad(), "coarse": LBFGS(), "levels": 2},
+    {"local": AdaGrad(), "coarse": CoarseSolve(LBFGS()), "levels": 2},
     {"levels": 3},
 ]
 
@@ -355,7 +355,9 @@ def test_levels_make_the_number_of_steps_bounded() -> None:
     for parts in (4, 36):
         for levels in (1, 2):
             hierarchy = problem.coarse_hierarchy(levels, parts) if levels > 1 else None
-            solver = NonlinearSchwarz(problem.decomposition(parts, 2), hierarchy, local_steps=20, coarse_steps=30)
+            solver = NonlinearSchwarz(
+                problem.decomposition(parts, 2), hierarchy, coarse=CoarseSolve(steps=30), local_steps=20
+            )
             steps[parts, levels] = minimise(
                 problem.objective(), problem.initial(), solver, stop=Stop(200, atol=1e-6)
             ).record.step
@@ -370,7 +372,7 @@ def test_a_quadratic_with_an_exact_coarse_level_loses_what_that_level_sees() -> 
     coarse = Quadratic(P.T @ f.A @ P, torch.zeros(4, dtype=torch.float64), Bounds.free(4))
     hierarchy = Hierarchy((Level(f), Level(coarse, MatrixTransfer(P))))
     d = index_decomposition(f, layers())
-    solver = NonlinearSchwarz(d, hierarchy, coarse=LBFGS(), local_steps=0, coarse_steps=50)
+    solver = NonlinearSchwarz(d, hierarchy, coarse=CoarseSolve(LBFGS(), 50), local_steps=0)
     moved, state = solver.step(f, x.clone(), solver.init(f, x))
     assert float((P.T @ f.gradient(moved)).abs().max()) < 1e-7 * float((P.T @ f.gradient(x)).abs().max())
     assert state.level == 1
@@ -392,7 +394,7 @@ class Uphill:
 def test_corrections_that_never_decrease_end_the_run_with_a_reason() -> None:
     f = quadratic(N)
     d = index_decomposition(f, layers())
-    result = minimise(f, start(), NonlinearSchwarz(d, local=Uphill(), search=True), stop=Stop(9))
+    result = minimise(f, start(), NonlinearSchwarz(d, local=Uphill(), globalisation="line-search"), stop=Stop(9))
     assert result.status is Status.stalled and result.record.rejected == 1
     assert torch.equal(result.x, start())
 
@@ -401,7 +403,7 @@ def test_search_makes_too_long_steps_short() -> None:
     f, x = quadratic(N, condition=100.0), start()
     d = index_decomposition(f, layers(1))
     values: list[float] = []
-    solver = NonlinearSchwarz(d, local=LBFGS(), local_steps=50, combine="asm", damping=5.0, search=True)
+    solver = NonlinearSchwarz(d, local=LBFGS(), local_steps=50, combine="asm", damping=5.0, globalisation="line-search")
     minimise(f, x, solver, stop=Stop(8), after_step=lambda x, s, h: values.append(float(f.value(x))))
     assert values == sorted(values, reverse=True) and values[-1] < values[0] - 1
 

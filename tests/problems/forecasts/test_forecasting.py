@@ -9,10 +9,11 @@ import torch
 
 from mldd.algebra import Objective, SharedDecomposition, counting, sampled
 from mldd.command import cli
+from mldd.command.names import solver_spec
 from mldd.loop import Stop, minimise
 from mldd.problems.forecasts import Forecasting
 from mldd.problems.forecasts.forecast_parts import local_batch
-from mldd.solvers import Adam, SchwarzAdaGrad
+from mldd.solvers import Adam
 from tests.small_series import waves
 
 SERIES = waves(160, 4, 5)
@@ -250,7 +251,9 @@ def test_area_weights_are_used_on_grids_alone():
 def test_training_beats_persistence(solver):
     p = problem(hidden=8, stride=2)
     made = (
-        Adam(lr=0.01) if solver == "adam" else SchwarzAdaGrad(decomposition=p.decomposition(3, 1), **p.settings(solver))
+        Adam(lr=0.01)
+        if solver == "adam"
+        else solver_spec(solver).make(decomposition=p.decomposition(3, 1), **p.settings(solver))
     )
     result = minimise(p.objective(), p.initial(0), made, stop=Stop(max_steps=60 if solver == "adam" else 15))
     assert p.metrics(result.x)["test_skill"] > 0.5

@@ -9,7 +9,7 @@ from mldd.loop import Stop, minimise
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification
 from mldd.problems.graphs.graph_levels import kinds_of
-from mldd.solvers import MultilevelAdaGrad, NonlinearSchwarz, SchwarzAdaGrad
+from mldd.solvers import AdaGrad, CoarseSolve, MultilevelAdaGrad, NonlinearSchwarz, Recursion, SchwarzAdaGrad
 
 DATA = sbm(nodes=240, classes=4, features=6)
 ALL = ("graph", "data", "width", "depth", "graph+width", "data+graph", "width+depth", "graph+width+depth+data")
@@ -26,7 +26,7 @@ def test_coarse_models_are_first_order_consistent(coarsen):
     p = problem(coarsen=coarsen)
     hierarchy, x = p.hierarchy(3), p.initial(0) + 0.05
     assert [level.work for level in hierarchy.levels] == sorted([level.work for level in hierarchy.levels])[::-1]
-    solver = MultilevelAdaGrad(hierarchy, coarse_steps=2, recursion=0.0)
+    solver = MultilevelAdaGrad(hierarchy, coarse=Recursion(steps=2, threshold=0.0))
     seen = []
 
     def visit(k, f, y, g, bounds, state):
@@ -51,11 +51,11 @@ def test_methods_with_levels_run(coarsen):
     p = problem(coarsen=coarsen, clustering="matching")
     f, x = p.objective(), p.initial(0)
     before = float(f.value(x))
-    first = {"rate": 0.1, "varsigma": 1e-3, "coarse_steps": 2}
+    first, coarse = AdaGrad(1e-3, 0.1), Recursion(steps=2)
     for solver in (
-        MultilevelAdaGrad(p.hierarchy(3), **first),
-        SchwarzAdaGrad(p.decomposition(2), p.hierarchy(2), local_steps=2, **first),
-        NonlinearSchwarz(p.decomposition(2), p.hierarchy(2), local_steps=2, coarse_steps=2, search=True),
+        MultilevelAdaGrad(p.hierarchy(3), first, coarse),
+        SchwarzAdaGrad(p.decomposition(2), p.hierarchy(2), first, coarse, local_steps=2),
+        NonlinearSchwarz(p.decomposition(2), p.hierarchy(2), coarse=CoarseSolve(steps=2), local_steps=2),
     ):
         assert float(f.value(minimise(f, p.initial(0), solver, stop=Stop(max_steps=4)).x)) < before
 

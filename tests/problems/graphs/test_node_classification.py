@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldd.algebra import Objective, counting, offers, sampled
+from mldd.command.names import solver_spec
 from mldd.graph import Graph
 from mldd.graph.partitioning import repartition
 from mldd.loop import Stop, minimise
@@ -21,7 +22,6 @@ from mldd.problems.nets import GraphNet, Source, composite_labels, stack
 from mldd.problems.nets.composite import receptive
 from mldd.problems.nets.layers import layer_of
 from mldd.ranks import Communicator
-from mldd.solvers import SchwarzAdaGrad
 
 KIND = {"dtype": torch.float64, "device": "cpu"}
 DATA = sbm(nodes=240, classes=4, features=6)
@@ -398,7 +398,9 @@ def test_a_training_goes_on_with_a_partition_that_follows_its_messages():
     trained = problem()
     f, graph = trained.objective(), trained.graph
     old = trained.parts(4)
-    solver = SchwarzAdaGrad(trained.decomposition(old, 1), **trained.settings("dd-adagrad"))
+    solver = solver_spec("dd-adagrad").make(
+        decomposition=trained.decomposition(old, 1), **trained.settings("dd-adagrad")
+    )
     first = minimise(f, trained.initial(0), solver, stop=Stop(max_steps=3))
     weights = trained.logits(first.x).norm(dim=1)[graph.edge_index].sum(0)  # of what the two ends send
     new = repartition(graph, old, weights)

@@ -16,7 +16,7 @@ from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification, SubdomainNetworks
 from mldd.problems.graphs.subdomain_networks import partition_of_unity
 from mldd.ranks import Communicator
-from mldd.solvers import LBFGS, Apts, Aspin, NonlinearSchwarz, SchwarzAdaGrad, SchwarzLBFGS
+from mldd.solvers import LBFGS, AdaGrad, Apts, Aspin, NonlinearSchwarz, SchwarzAdaGrad, SchwarzLBFGS
 from tests.small_graphs import few, graphs
 
 DATA = sbm(nodes=120, classes=4, features=6)
@@ -172,9 +172,9 @@ def test_every_schwarz_method_trains_them():
     before = float(f.value(p.initial(0)))
     for solver in (
         LBFGS(),
-        SchwarzAdaGrad(d, rate=0.1, varsigma=1e-3, local_steps=3),
-        NonlinearSchwarz(d, search=True, local_steps=4),
-        NonlinearSchwarz(d, search=True, local_steps=4, order="multiplicative"),
+        SchwarzAdaGrad(d, local=AdaGrad(1e-3, 0.1), local_steps=3),
+        NonlinearSchwarz(d, globalisation="line-search", local_steps=4),
+        NonlinearSchwarz(d, globalisation="line-search", local_steps=4, order="multiplicative"),
         SchwarzLBFGS(d),
         SchwarzLBFGS(d, order="multiplicative"),
         Apts(d),

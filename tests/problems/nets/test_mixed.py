@@ -93,7 +93,7 @@ def test_methods_run_in_double_precision_with_rounded_gradients(evaluate):
     p = problem(evaluate=evaluate, dropout=0.0)
     exact = problem(dropout=0.0).objective()
     before = float(exact.value(p.initial(0)))
-    for solver in (LBFGS(), NonlinearSchwarz(p.decomposition(3), p.hierarchy(2), search=True, local_steps=4)):
+    for solver in (LBFGS(), NonlinearSchwarz(p.decomposition(3), p.hierarchy(2), local_steps=4)):
         x = minimise(p.objective(), p.initial(0), solver, stop=Stop(max_steps=10)).x
         assert x.dtype == torch.float64
         assert float(exact.value(x)) < 0.5 * before
