@@ -12,7 +12,17 @@ from torch import nn
 from mldd.algebra import counting
 from mldd.algebra.flatten import ModuleObjective
 from mldd.loop import Status, Stop, minimise
-from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Optimizer, SchwarzAdaGrad, Sgd, TorchAdaGrad
+from mldd.solvers import (
+    LBFGS,
+    AdaGrad,
+    Adam,
+    NonlinearSchwarz,
+    Optimizer,
+    SchwarzAdaGrad,
+    Sgd,
+    TorchAdaGrad,
+    TrustRegion,
+)
 
 
 def network(dtype=torch.float64, dropout=0.0):
@@ -212,7 +222,7 @@ def test_parameters_loaded_or_moved_between_steps_are_taken_over():
         train(m, o, 2)
     assert torch.equal(flat(module), flat(other))
     module.float()
-    with pytest.raises(ValueError, match="must stay torch.float64 on cpu .*make the optimizer after"):
+    with pytest.raises(ValueError, match="must stay torch.float64 of .* got torch.float32 .*make the optimizer or objective after"):
         train(module, ours, 1)
 
 
@@ -227,14 +237,16 @@ def test_a_closure_that_is_not_deterministic_is_told_once():
     assert sum("the closure" in str(w.message) for w in told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(network(dropout=0.5), Optimizer(module.parameters(), Adam()), 3)  # evaluates once: nothing to compare
+        train(module, Optimizer(module.parameters(), Adam()), 3)  # evaluates once: nothing to compare
         module.eval()
         train(module, Optimizer(module.parameters(), LBFGS()), 3)
 
 
-def test_gradients_that_pile_up_are_told():
+@pytest.mark.parametrize("leftover", [False, True])
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+def test_gradients_that_pile_up_are_refused(solver, leftover):
     module = network()
-    optimizer = Optimizer(module.parameters(), LBFGS())
+    optimizer = Optimizer(module.parameters(), solver)
     inputs, targets = data(module)
 
     def closure():
@@ -242,8 +254,13 @@ def test_gradients_that_pile_up_are_told():
         loss.backward()
         return loss
 
-    with pytest.warns(UserWarning, match="no zero_grad"):
-        optimizer.step(closure)
+    if leftover:
+        closure()
+    before = flat(module)
+    with pytest.raises(ValueError, match=r"the closure must clear all gradients .*zero_grad\(\) .*batches"):
+        for _ in range(3):
+            optimizer.step(closure)
+    assert torch.equal(flat(module), before)
 
 
 def test_float32_is_told_where_values_are_compared():
@@ -311,13 +328,21 @@ def test_an_error_in_the_closure_leaves_the_parameters_at_the_start_of_the_step(
 def test_refuses():
     module = network()
     optimizer = Optimizer(module.parameters(), Adam())
+    inputs, _ = data(module)
     mixed = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float64))]
     for attempt, words in (
-        (lambda: optimizer.step(), "`step` needs a closure that computes the loss anew, got none"),
-        (lambda: optimizer.step(lambda: None), "the closure must return the loss, got None"),
+        (lambda: optimizer.step(), r"a step needs gradients .* got none; call loss.backward\(\)"),
+        (lambda: optimizer.step(lambda: module(inputs).sum()), "a step needs gradients .* got none"),
         (lambda: Optimizer(module.parameters(), "adam"), "`solver` must be a solver of mldd .*got str"),
         (lambda: Optimizer(module.parameters(), lambda d: None), "`solver` must be a solver of mldd .*got NoneType"),
-        (lambda: Optimizer([{"params": module.parameters(), "lr": 1.0}], LBFGS()), "`lr` is of no use to LBFGS"),
+        (lambda: Optimizer(groups(module, lr=1.0), Sgd()), r"`lr` must be the same for all groups .*got \[0.1, 1.0\]"),
+        (lambda: Optimizer(module.parameters(), Adam(), lr=-1.0), "`lr` must be > 0, got -1.0"),
+        (
+            lambda: Optimizer(groups(module, weight_decay=0.1), Adam()),
+            "a group of parameters may have lr, lower, upper, name, got 'weight_decay'; .* to the loss",
+        ),
+        (lambda: Optimizer(groups(module, uper=1.0), Adam()), r"got 'uper' \(did you mean upper\?\)"),
+        (lambda: optimizer.add_param_group({"params": [nn.Parameter(inputs)], "momentum": 1}), "got 'momentum'"),
         (lambda: Optimizer(mixed, Adam()), "one dtype and on one device"),
         (lambda: Optimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], Adam()), "real floating point"),
     ):
