@@ -222,7 +222,9 @@ def test_parameters_loaded_or_moved_between_steps_are_taken_over():
         train(m, o, 2)
     assert torch.equal(flat(module), flat(other))
     module.float()
-    with pytest.raises(ValueError, match="must stay torch.float64 of .* got torch.float32 .*make the optimizer or objective after"):
+    with pytest.raises(
+        ValueError, match="must stay torch.float64 of .* got torch.float32 .*make the optimizer or objective after"
+    ):
         train(module, ours, 1)
 
 
