@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import Bounds, Layout, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
-
-Place = tuple[nn.Module, str]
+from mldd.solvers.parts.buffers import Buffers
 
 
 @dataclass
@@ -41,9 +40,7 @@ class Surroundings:
     replicas: Replicas | None = field(default=None, init=False)
     clears: bool = field(default=False, init=False)
     _seen: bool = field(default=False, init=False, repr=False)
-    _places: list[Place] = field(default_factory=list, init=False, repr=False)
-    _moving: list[Place] = field(default_factory=list, init=False, repr=False)
-    _saved: list[tuple[Place, Tensor, Tensor]] | None = field(default=None, init=False, repr=False)
+    _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
 
     def tell(self, what: str, words: str) -> None:
@@ -63,25 +60,22 @@ class Surroundings:
     @contextmanager
     def first(self) -> Iterator[None]:
         """Watch the first evaluation of a step: which buffers it changes, and until known which modules it calls."""
-        self._saved = None
-        versions = {place: _version(place) for place in self._places}
+        asked = self.group == "auto" and self.replicas is None and torch_ranks() > 1
         called: dict[nn.Module, None] = {}
 
         def see(module: nn.Module, _: Any) -> None:
             called[module] = None
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    versions.setdefault((module, name), _version((module, name)))
+            self._buffers.see(module)
 
-        asked = self.group == "auto" and self.replicas is None and torch_ranks() > 1
+        self._buffers.begin()
         hook = nn.modules.module.register_module_forward_pre_hook(see) if asked or not self._seen else None
         try:
             yield
         finally:
             if hook is not None:
                 hook.remove()
-        self._seen, self._places = self._seen or bool(called), list(versions)
-        self._moving = [place for place, version in versions.items() if _version(place) != version]
+        self._seen |= bool(called)
+        self._buffers.end()
         if asked:
             self.replicas = replicas_of(called)
         elif self.group != "auto":
@@ -90,18 +84,17 @@ class Surroundings:
     @contextmanager
     def further(self) -> Iterator[None]:
         """Put buffers back after a further evaluation in the same step."""
-        if self._saved is None:
-            self._saved = [((m, name), m._buffers[name], m._buffers[name].clone()) for m, name in self._moving]  # type: ignore[union-attr, misc]
-        yield
-        for (module, name), buffer, value in self._saved:
-            module._buffers[name] = buffer
-            buffer.copy_(value)
-        if self._saved:
+        self._buffers.save()
+        try:
+            yield
+        finally:
+            number = self._buffers.put_back()
+        if number:
             self.tell(
                 "buffers",
-                f"{self.solver} evaluates the loss several times a step, and {len(self._saved)} buffers of the module "
-                "change with every evaluation (running statistics of BatchNorm?); they are kept as after the first one "
-                "of each step",
+                f"{self.solver} evaluates the loss several times a step, and {number} buffers of the module change "
+                "with every evaluation (running statistics of BatchNorm?); they are kept as after the first one of "
+                "each step",
             )
 
     def refuse_unaveraged(self) -> None:
@@ -118,12 +111,6 @@ class Surroundings:
                 "call no synchronised DistributedDataParallel module; wrap the module, or give `group`: the process "
                 "group over which you average gradients yourself, or None where each rank trains alone"
             )
-
-
-def _version(place: Place) -> tuple[int, int]:
-    """Return what changes when a buffer is written to or exchanged."""
-    buffer = place[0]._buffers.get(place[1])
-    return id(buffer), -1 if buffer is None or buffer.is_inference() else buffer._version
 
 
 @dataclass
