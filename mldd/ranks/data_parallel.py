@@ -54,7 +54,8 @@ class Replicas:
                 f"gradients must be the same on all {ranks} ranks, got norms from {float(norms.min()):.9g} to "
                 f"{float(norms.max()):.9g}; average them over the group (DistributedDataParallel without no_sync does)"
             )
-        return values.mean().to(value.dtype)
+        mean: Tensor = values.mean().to(value.dtype)
+        return mean
 
 
 def torch_ranks() -> int:

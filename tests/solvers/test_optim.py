@@ -613,3 +613,58 @@ def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
         train(module, Optimizer(module.parameters(), Adam()), 2)  # one evaluation: as in torch
         module.eval()
         train(module, Optimizer(module.parameters(), solver), 2)
+
+
+def test_an_optimizer_for_each_group_gives_each_its_rate():
+    """The way out that the refusal of several rates names, with one gradient for both."""
+    module, other = network(), network()
+    closure = closure_of(module, module, *data(module))
+    ours = [Optimizer(module[0].parameters(), Adam(0.01)), Optimizer(module[3].parameters(), Adam(0.001))]
+    theirs = torch.optim.Adam(groups(other, lr=0.001), lr=0.01)
+    for _ in range(5):
+        closure()
+        for optimizer in ours:
+            optimizer.step()
+        theirs.step(closure_of(other, theirs, *data(other)))
+    assert torch.equal(flat(module), flat(other))
+
+
+def test_lightning_accumulates_for_one_gradient_a_step_only(tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Regression(lightning.LightningModule):
+        def __init__(self, make):
+            super().__init__()
+            self.net, self.make = network(), make
+
+        def training_step(self, batch, number):
+            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            optimizer = self.make(groups(self.net, name="last"))
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 1.0 if "LBFGS" in str(self.make) else 0.5)
+            return [optimizer], [schedule]
+
+    def fitted(make):
+        module = Regression(make)
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(module.net)), batch_size=10)
+        trainer = lightning.Trainer(
+            max_epochs=3,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            logger=lightning.loggers.CSVLogger(tmp_path),
+            callbacks=[lightning.callbacks.LearningRateMonitor()],
+            log_every_n_steps=1,
+            **{name: False for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")},
+        )
+        trainer.fit(module, loader)
+        return flat(module.net), {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x, rates = fitted(partial(Optimizer, solver=Adam(), lr=0.01))
+        y, expected = fitted(partial(torch.optim.Adam, lr=0.01))
+        assert torch.equal(x, y)
+        assert rates == {key.replace("Adam", "Optimizer"): rate for key, rate in expected.items()} != {}
+        with pytest.raises(ValueError, match="the closure must clear all gradients .*accumulate_grad_batches=1"):
+            fitted(partial(Optimizer, solver=LBFGS()))
