@@ -49,8 +49,8 @@ class Optimizer(torch.optim.Optimizer):
         Rate to start with instead of the solver's own, for solvers that have one.
     group : torch.distributed.ProcessGroup, "auto" or None
         Ranks that train copies of the module on shares of the data: the mean of their losses is what the solver sees.
-        "auto" takes those of the DistributedDataParallel modules that the closure calls. A group is for gradients that
-        the closure averages itself; None is for ranks that train alone.
+        "auto" takes those of the DistributedDataParallel module that holds the parameters. A group is for gradients
+        that the closure averages itself; None is for ranks that train alone.
     check : bool
         Look once whether the closure gives the same twice, if a step evaluates it several times, and whether function
         values are compared in less than float64; warn if so.

@@ -72,7 +72,7 @@ def replicas_of(modules: Iterable[nn.Module]) -> Replicas | None:
     Parameters
     ----------
     modules : iterable of nn.Module
-        All that were called; those of type DistributedDataParallel know their ranks.
+        All that hold the parameters; those of type DistributedDataParallel know their ranks.
 
     Raises
     ------

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 Place = tuple[nn.Module, str]
+
+
+def holders(parameters: Sequence[nn.Parameter]) -> list[nn.Module]:
+    """Return all modules alive that hold any of the parameters, directly or further below, and all those below them.
+
+    The garbage collector knows them. Hooks on calls would, too, but torch.compile compiles anew for every hook.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+        Of one model, or several.
+    """
+    wanted = {id(p) for p in parameters}
+    alive = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and "_modules" in o.__dict__]
+    roots = [module for module in alive if any(id(p) in wanted for p in module.parameters())]
+    return list(dict.fromkeys(module for root in roots for module in root.modules()))
 
 
 class Buffers:
@@ -13,33 +32,26 @@ class Buffers:
 
     A write shows in the version of a tensor, but not one of torch's batch normalisation: such a write shows in the
     versions of other buffers of its module, and in the sum of the buffer, which is looked at once.
+
+    Parameters
+    ----------
+    modules : iterable of nn.Module
+        Each there once.
     """
 
-    def __init__(self) -> None:
-        """Know no buffer."""
-        self._stamps: dict[Place, tuple[int, int]] = {}
-        self._sums: dict[Place, Tensor] = {}
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Look at all buffers before the first evaluation."""
+        held = [((module, name), b) for module in modules for name, b in module._buffers.items() if b is not None]
+        self._stamps = {place: _stamp(place) for place, _ in held}
+        self._sums = {place: buffer.detach().sum() for place, buffer in held}
         self._moving: list[Place] = []
         self._unversioned: set[nn.Module] = set()
         self._saved: list[tuple[Place, Tensor, Tensor]] | None = None
 
     def begin(self) -> None:
-        """Remember how the known buffers are before the first evaluation of a step."""
+        """Remember how the buffers are before the first evaluation of a step."""
         self._saved = None
         self._stamps = {place: _stamp(place) for place in self._stamps}
-
-    def see(self, module: nn.Module) -> None:
-        """Remember how the buffers of a module are before it is called, where they are not known.
-
-        Parameters
-        ----------
-        module : nn.Module
-            About to be called.
-        """
-        for name, buffer in module._buffers.items():
-            if buffer is not None and (module, name) not in self._stamps:
-                self._stamps[module, name] = _stamp((module, name))
-                self._sums[module, name] = buffer.detach().sum()
 
     def end(self) -> None:
         """Find out after the first evaluation which buffers it changed."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import Bounds, Layout, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
-from mldd.solvers.parts.buffers import Buffers
+from mldd.solvers.parts.buffers import Buffers, holders
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Surroundings:
     solver : str
         Its name in messages.
     group : torch.distributed.ProcessGroup, "auto" or None
-        Ranks with averaged gradients; "auto" takes those of the DistributedDataParallel modules that are called.
+        Ranks with averaged gradients; "auto" takes those of DistributedDataParallel around the parameters.
 
     Attributes
     ----------
@@ -39,8 +39,8 @@ class Surroundings:
     group: Any = "auto"
     replicas: Replicas | None = field(default=None, init=False)
     clears: bool = field(default=False, init=False)
-    _seen: bool = field(default=False, init=False, repr=False)
-    _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
+    _known: bool = field(default=False, init=False, repr=False)
+    _buffers: Buffers = field(default_factory=lambda: Buffers([]), init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
 
     def tell(self, what: str, words: str) -> None:
@@ -58,28 +58,25 @@ class Surroundings:
             warnings.warn(words, stacklevel=5)
 
     @contextmanager
-    def first(self) -> Iterator[None]:
-        """Watch the first evaluation of a step: which buffers it changes, and until known which modules it calls."""
-        asked = self.group == "auto" and self.replicas is None and torch_ranks() > 1
-        called: dict[nn.Module, None] = {}
+    def first(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Watch which buffers the first evaluation of a step changes; at the very first, find out who holds them.
 
-        def see(module: nn.Module, _: Any) -> None:
-            called[module] = None
-            self._buffers.see(module)
-
+        Parameters
+        ----------
+        parameters : list of Parameter
+            Those of the optimizer.
+        """
+        if not self._known:
+            modules = holders(parameters)
+            self._buffers = Buffers(modules)
+            if self.group == "auto":
+                self.replicas = replicas_of(modules)
+            elif self.group is not None and torch_ranks() > 1:
+                self.replicas = Replicas(self.group)
+            self._known = True
         self._buffers.begin()
-        hook = nn.modules.module.register_module_forward_pre_hook(see) if asked or not self._seen else None
-        try:
-            yield
-        finally:
-            if hook is not None:
-                hook.remove()
-        self._seen |= bool(called)
+        yield
         self._buffers.end()
-        if asked:
-            self.replicas = replicas_of(called)
-        elif self.group != "auto":
-            self.replicas = Replicas(self.group) if self.group is not None and torch_ranks() > 1 else None
 
     @contextmanager
     def further(self) -> Iterator[None]:
@@ -106,10 +103,11 @@ class Surroundings:
             Several ranks, none of which is known to hold a copy.
         """
         if self.group == "auto" and self.replicas is None and torch_ranks() > 1:
+            self._known = False  # it may be wrapped before the next step
             raise ValueError(
-                f"{self.solver} needs the loss over all {torch_ranks()} ranks of torch.distributed, got closures that "
-                "call no synchronised DistributedDataParallel module; wrap the module, or give `group`: the process "
-                "group over which you average gradients yourself, or None where each rank trains alone"
+                f"{self.solver} needs the loss over all {torch_ranks()} ranks of torch.distributed, got a module "
+                "without a synchronised DistributedDataParallel around it; wrap it, or give `group`: the process group "
+                "over which you average gradients yourself, or None where each rank trains alone"
             )
 
 
@@ -183,14 +181,17 @@ class ClosureObjective:
         self.evaluations += 1
         self.flat.copy_(x)
         if self.evaluations == 1:
-            with self.around.first() if self.closure is not None else nullcontext():
+            with self.around.first(self.parameters) if self.closure is not None else nullcontext():
                 loss = self._called()
         else:
             with self.around.further():
                 loss = self._called() if self.around.clears else self._probed()
         value, g = None, self._packed()
         if loss is not None:
-            value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach().reshape(())
+            value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
+            if value.numel() != 1:
+                raise ValueError(f"the closure must return one number, got shape {tuple(value.shape)}; use .mean()")
+            value = value.reshape(())
             if self.around.replicas is not None:
                 value = self.around.replicas.mean(value, g)
         self._last = (x, x._version, value, g)
@@ -226,7 +227,7 @@ class ClosureObjective:
         if all(p.grad is None for p in self.parameters):
             raise ValueError(
                 "a step needs gradients of its parameters, got none; call loss.backward() in the closure, or before "
-                "step(), with the module whose parameters the optimizer got"
+                "step(), of a module that still has the parameters the optimizer got (fully_shard exchanges them)"
             )
         for p in self.parameters:
             if p.grad is not None and p.grad.layout != torch.strided:

@@ -334,10 +334,17 @@ def test_refuses():
     module = network()
     optimizer = Optimizer(module.parameters(), Adam())
     inputs, _ = data(module)
+
+    def vector():
+        losses = module(inputs).square()
+        losses.sum().backward()
+        return losses
+
     mixed = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float64))]
     for attempt, words in (
         (lambda: optimizer.step(), r"a step needs gradients .* got none; call loss.backward\(\)"),
         (lambda: optimizer.step(lambda: module(inputs).sum()), "a step needs gradients .* got none"),
+        (lambda: optimizer.step(vector), r"the closure must return one number, got shape \(20, 1\)"),
         (lambda: Optimizer(module.parameters(), "adam"), "`solver` must be a solver of mldd .*got str"),
         (lambda: Optimizer(module.parameters(), lambda d: None), "`solver` must be a solver of mldd .*got NoneType"),
         (lambda: Optimizer(groups(module, lr=1.0), Sgd()), r"`lr` must be the same for all groups .*got \[0.1, 1.0\]"),
@@ -668,3 +675,26 @@ def test_lightning_accumulates_for_one_gradient_a_step_only(tmp_path):
         assert rates == {key.replace("Adam", "Optimizer"): rate for key, rate in expected.items()} != {}
         with pytest.raises(ValueError, match="the closure must clear all gradients .*accumulate_grad_batches=1"):
             fitted(partial(Optimizer, solver=LBFGS()))
+
+
+def test_a_compiled_module_is_compiled_once():
+    torch._dynamo.reset()
+    graphs = []
+
+    def train_norms(compiled):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).double()
+        called = (
+            torch.compile(module, fullgraph=True, backend=lambda g, _: graphs.append(g) or g) if compiled else module
+        )
+        optimizer = Optimizer(module.parameters(), LBFGS())
+        closure = closure_of(called, optimizer, *data(module))
+        return [float(optimizer.step(closure)) for _ in range(4)], list(module.buffers())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (losses, buffers), (expected, kept) = train_norms(True), train_norms(False)
+    assert len(graphs) == 1
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(buffers, kept)
+    assert int(buffers[2]) == 4  # once a step

@@ -21,12 +21,13 @@ SOLVERS = {
     "schwarz": lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2),
 }
 REFUSED = {
-    "not wrapped": "LBFGS needs the loss over all 2 ranks .* got closures that call no synchronised Distr.*`group`",
+    "not wrapped": "LBFGS needs the loss over all 2 ranks .* got a module without a synchr.*`group`",
     "not averaged": "gradients must be the same on all 2 ranks, got norms from .* average them over the group",
-    "no_sync": "TrustRegion needs the loss over all 2 ranks .* got closures that call no synchronised",
+    "wrapped and not called": "gradients must be the same on all 2 ranks, got norms from",
+    "no_sync": "TrustRegion needs the loss over all 2 ranks .* got a module without a synchronised",
     "no_sync inside": "gradients must be the same on all 2 ranks, got norms from",
     "fully_shard": "parameters must be ordinary dense tensors, whole on every rank, got DTensor; .*torch.optim",
-    "fully_shard after": r"every rank must hold all parameters, got a module whose parameters are in pieces \(FSDP\)",
+    "fully_shard after": r"a step needs gradients of its parameters, got none; .* \(fully_shard exchanges them\)",
 }
 
 
@@ -97,13 +98,15 @@ def message(rank, case):
     torch.manual_seed(0)
     module = network()
     inputs, targets = data(rank)
-    parallel = DistributedDataParallel(module)
+    parallel = None if case == "not wrapped" or case.startswith("fully") else DistributedDataParallel(module)
     before = flat(module)
     try:
         if case == "not wrapped":
             trained(LBFGS(), module, module, inputs, targets)
         elif case == "not averaged":
             trained(LBFGS(), module, module, inputs, targets, group=distributed.group.WORLD)
+        elif case == "wrapped and not called":
+            trained(LBFGS(), module, module, inputs, targets)
         elif case == "no_sync":
             with parallel.no_sync():
                 trained(TrustRegion(), module, parallel, inputs, targets)
