@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from mldd.algebra import Bounds, Decomposition, Layout, Price, Remembered, Subdomain, joined, local_restrictions
+from mldd.algebra import (
+    Bounds,
+    Decomposition,
+    Layout,
+    Remembered,
+    Subdomain,
+    did_you_mean,
+    joined,
+    local_restrictions,
+    relink,
+)
 from mldd.loop import Solver, State, Status, pack, restore
+from mldd.solvers.parts import ClosureObjective, Surroundings
 
 Factory = Callable[[Decomposition], Solver]
+# What a group of parameters may hold: the first four are for callers, the others come from torch and its schedulers.
+_OPTIONS = ("lr", "lower", "upper", "name", "params", "param_names", "initial_lr")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -29,9 +42,15 @@ class Optimizer(torch.optim.Optimizer):
     ----------
     params : iterable of Parameter, or of dict
         As torch has it. They become views of one flat vector, so move or cast the module before. A group may bound its
-        parameters by ``lower`` and ``upper``, for solvers that heed bounds.
+        parameters by ``lower`` and ``upper``, for solvers that heed bounds, and may have a ``name``.
     solver : Solver, or callable
         ``solver(decomposition)`` makes one for subdomains that are the groups of parameters.
+    lr : float, optional
+        Rate to start with instead of the solver's own, for solvers that have one.
+    group : torch.distributed.ProcessGroup, "auto" or None
+        Ranks that train copies of the module on shares of the data: the mean of their losses is what the solver sees.
+        "auto" takes those of the DistributedDataParallel module that holds the parameters. A group is for gradients
+        that the closure averages itself; None is for ranks that train alone.
     check : bool
         Look once whether the closure gives the same twice, if a step evaluates it several times, and whether function
         values are compared in less than float64; warn if so.
@@ -46,12 +65,20 @@ class Optimizer(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        Parameters of several dtypes or devices, bounds that are no box, or a solver that is none.
+        Parameters of several dtypes or devices or in pieces on several ranks (DTensor), unknown options of a group,
+        rates that differ between groups, bounds that are no box, or a solver that is none.
 
     Notes
     -----
-    Where the solver has a rate (``lr`` or ``rate``), the groups have it as ``lr``, the same for all of them, and
-    torch's schedulers can change it. Hessian products, for solvers that ask for them, are differences of two gradients.
+    Every group has an ``lr``, for schedulers and loggers: the rate of the solver (``lr`` or ``rate``), the same for all
+    groups. A solver without one refuses a step if ``lr`` has changed. Hessian products, for solvers that ask for them,
+    are differences of two gradients.
+
+    Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
+    gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
+
+    Buffers that change with every evaluation, as the running statistics of BatchNorm, are kept as the first evaluation
+    of a step leaves them.
 
     Examples
     --------
@@ -69,15 +96,22 @@ class Optimizer(torch.optim.Optimizer):
     True
     """
 
-    def __init__(self, params: ParamsT, solver: Solver | Factory, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        solver: Solver | Factory,
+        *,
+        lr: float | None = None,
+        group: Any = "auto",
+        check: bool = True,
+    ) -> None:
         """Make the parameters views of one vector, and the solver, if it is to be made."""
-        self._given, self._check = solver, check
+        self._given, self._check, self._group = solver, check, group
         self._state: State | None = None
         self._loaded: dict[str, Any] | None = None
         self._status: Status | None = None
-        self._told: set[str] = set()
         self._building = True
-        super().__init__(params, {"lower": -math.inf, "upper": math.inf})
+        super().__init__(params, {"lr": lr, "lower": -math.inf, "upper": math.inf})
         self._building = False
         self._build()
 
@@ -94,12 +128,23 @@ class Optimizer(torch.optim.Optimizer):
         self._x, self._good = self._flat.clone(), self._flat.clone()
         self._bounds = self._box()
         self._solver = self._made()
+        self._around = Surroundings(type(self._solver).__name__, self._group)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Give every group its ``lr``, and say where that is of no use."""
+        name = type(self._solver).__name__
         self._rate = next((f.name for f in fields(self._solver) if f.name in ("lr", "rate")), None)  # type: ignore[arg-type]
+        own = 1.0 if self._rate is None else getattr(self._solver, self._rate)
         for group in self.param_groups:
-            if self._rate is not None:
-                group.setdefault("lr", getattr(self._solver, self._rate))
-            elif "lr" in group:
-                raise ValueError(f"`lr` is of no use to {type(self._solver).__name__}, got {group['lr']}; leave it out")
+            if group["lr"] is None:
+                group["lr"] = own
+            elif self._rate is None and group["lr"] != 1.0:
+                self._around.tell("lr", f"{name} has no rate: `lr` {float(group['lr'])} is shown, and not used")
+        if self.defaults["lr"] is None:
+            self.defaults["lr"] = own
+        self._constant = [float(group["lr"]) for group in self.param_groups]
+        self._follow_rate()
 
     def _sizes(self) -> list[int]:
         return [sum(p.numel() for p in group["params"]) for group in self.param_groups]
@@ -135,14 +180,21 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters
         ----------
-        param_group : dict[str, Any]
-            As torch's optimizers take it.
+        param_group : dict
+            Its ``params``, and any of ``lr``, ``lower``, ``upper`` and ``name``.
 
         Raises
         ------
         ValueError
-            After it.
+            After the first step, or an unknown option.
         """
+        for key in param_group:
+            if key not in _OPTIONS:
+                raise ValueError(
+                    f"a group of parameters may have {', '.join(_OPTIONS[:4])}, got {key!r}"
+                    f"{did_you_mean(str(key), _OPTIONS[:4])}; other settings belong to the solver or, as weight decay, "
+                    "to the loss"
+                )
         if not self._building and (self._state is not None or self._loaded is not None):
             raise ValueError(
                 "parameters must be added before the first step, got a group after it; make a new optimizer"
@@ -150,19 +202,6 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         if not self._building:
             self._build()
-
-    def _relink(self) -> None:
-        """Take over parameters whose memory was exchanged since the last step."""
-        for p, view in zip(self._parameters, self._views, strict=True):
-            if p.data_ptr() == view.data_ptr() or p.numel() == 0:
-                continue
-            if p.dtype != view.dtype or p.device != view.device:
-                raise ValueError(
-                    f"parameters must stay {view.dtype} on {view.device} as the optimizer got them, got {p.dtype} on "
-                    f"{p.device}; make the optimizer after .to()"
-                )
-            view.copy_(p.data)
-            p.data = view
 
     # -------------------------------------------------------------------------------- a step
 
@@ -181,27 +220,24 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters
         ----------
-        closure : callable
-            Clears the gradients, computes the loss, calls ``backward`` and returns the loss.
+        closure : callable, optional
+            Clears the gradients, computes the loss, calls ``backward`` and returns the loss. It may be left out after
+            a ``backward`` for solvers that need one gradient; the step then returns None.
 
         Raises
         ------
         ValueError
-            No closure, one that returns nothing, or rates that differ between groups.
+            No closure, or one that returns nothing, where the solver needs one; no gradients; rates that cannot be
+            heeded; ranks that differ in their gradients.
         """
-        if closure is None:
-            raise ValueError(
-                "`step` needs a closure that computes the loss anew, got none; write optimizer.step(closure) with "
-                "zero_grad, loss, backward and return loss in the closure"
-            )
         rate = self._follow_rate()
-        self._relink()
+        relink(self._parameters, self._views)
         with torch.no_grad():
             x = self._bounds.project(self._flat, out=self._x)
-            f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds)
+            f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds, self._around)
             try:
                 loss, g = f.evaluate(x)
-                if not bool(torch.isfinite(loss) & torch.isfinite(g).all()):
+                if not bool(torch.isfinite(g).all() & (True if loss is None else torch.isfinite(loss))):
                     x.copy_(x if self._state is None else self._good)
                     self._end(Status.diverged)
                 elif rate != 0:
@@ -214,12 +250,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def _follow_rate(self) -> float | None:
         """Take over the rate that the groups have now."""
+        rates, name = [float(group["lr"]) for group in self.param_groups], type(self._solver).__name__
         if self._rate is None:
+            if rates != self._constant:
+                raise ValueError(
+                    f"`lr` must stay as it was for {name}, which has no rate, got {rates} after {self._constant}; "
+                    "leave the schedule out, or take a solver with a rate (Adam, Sgd, AdaGrad)"
+                )
             return None
-        rates = {float(group["lr"]) for group in self.param_groups}
-        if len(rates) > 1:
-            raise ValueError(f"`lr` must be the same for all groups of parameters, got {sorted(rates)}")
-        rate = rates.pop()
+        if len(set(rates)) > 1:
+            raise ValueError(
+                f"`lr` must be the same for all groups of parameters, got {sorted(set(rates))}; give {name} one rate, "
+                "or make an optimizer for each group"
+            )
+        rate = rates[0]
         if rate not in (0.0, getattr(self._solver, self._rate)):
             self._solver = replace(self._solver, **{self._rate: rate})  # type: ignore[type-var]
         return rate
@@ -253,33 +297,29 @@ class Optimizer(torch.optim.Optimizer):
         if status is not None:
             if self._state is not None:
                 self._state.status = status
-            self._tell(status.name, f"{type(self._solver).__name__}: {status.advice}")
+            self._around.tell(status.name, f"{type(self._solver).__name__}: {status.advice}")
 
-    def _tell(self, what: str, words: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
-            warnings.warn(words, stacklevel=4)
-
-    def _examine(self, f: ClosureObjective, loss: Tensor, g: Tensor) -> None:
+    def _examine(self, f: ClosureObjective, loss: Tensor | None, g: Tensor) -> None:
         """Look once, after the first step with several evaluations, whether the closure gives the same twice."""
         if not self._check or f.evaluations == 1:
             return
         self._check = False
         again, g_again = f.evaluate(self._good)
+        assert loss is not None and again is not None  # or there would have been one evaluation
         eps = torch.finfo(g.dtype).eps
         largest = float(torch.maximum(loss.abs(), again.abs()))
         noise, slack = float(torch.linalg.vector_norm(g_again - g)), float(torch.linalg.vector_norm(g))
         name = type(self._solver).__name__
         if not (float((again - loss).abs()) <= eps**0.75 * largest and noise <= eps**0.5 * slack + eps * largest):
-            self._tell(
+            self._around.tell(
                 "closure",
                 f"the closure must give the same at the same parameters, got loss {float(loss):.9g} and then "
-                f"{float(again):.9g}, with gradients that differ by {noise:.1e} (dropout, another mini-batch per call, "
-                f"no zero_grad?); {name} evaluates it several times a step: fix the sample, or use a solver that "
+                f"{float(again):.9g}, with gradients that differ by {noise:.1e} (dropout, another mini-batch per "
+                f"call?); {name} evaluates it several times a step: fix the sample, or use a solver that "
                 "evaluates it once (adam, sgd)",
             )
         if f.compared and g.dtype != torch.float64:
-            self._tell(
+            self._around.tell(
                 "float32",
                 f"{name} compares function values, got {g.dtype}, which cannot tell them apart below a relative "
                 f"difference of {eps:.0e}; for accurate minimisers use module.double()",
@@ -303,8 +343,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Parameters
         ----------
-        state_dict : dict[str, Any]
-            What was saved.
+        state_dict : dict
+            From an optimizer of the same solver and groups.
 
         Raises
         ------
@@ -319,103 +359,28 @@ class Optimizer(torch.optim.Optimizer):
         self._loaded, self._state, self._status = mine["state"], None, None
         self._check = self._check and self._loaded is None
         self._bounds = self._box()
+        self._constant = [float(group["lr"]) for group in self.param_groups]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make a copy that goes on alike: for pickle, and for ``copy.deepcopy`` with the module."""
+        kept = [
+            {k: v for k, v in g.items() if k not in ("lr", "initial_lr") and k in _OPTIONS} for g in self.param_groups
+        ]
+        options = {"group": self._group, "check": self._check}
+        return _rebuilt, (kept, self._given, options, self.defaults, self.state_dict())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """Return a copy for copied parameters; solver and process group are shared."""
+        make, (kept, *others) = self.__reduce__()
+        memo[id(self)] = twin = make(copy.deepcopy(kept, memo), *others)
+        return twin  # type: ignore[no-any-return]
 
 
-@dataclass
-class ClosureObjective:
-    """The loss that a closure computes, as a function of the flat vector of its parameters.
-
-    Parameters
-    ----------
-    closure : callable
-        It returns the loss, after ``backward()``.
-    flat : Tensor, shape (n,)
-        The parameters are views of it; a point is written to it to be evaluated.
-    parameters : list of Parameter
-        The tensors of the flat vector.
-    layout : Layout
-        Where they lie in it.
-    bounds : Bounds
-        The box.
-    price : Price
-        Every evaluation costs a gradient.
-
-    Attributes
-    ----------
-    evaluations : int
-        Calls of the closure.
-    compared : bool
-        A value was asked for.
-    """
-
-    closure: Callable[[], Any]
-    flat: Tensor
-    parameters: list[nn.Parameter]
-    layout: Layout
-    bounds: Bounds
-    price: Price = Price()  # noqa: RUF009 (frozen)
-    evaluations: int = 0
-    compared: bool = False
-    _last: tuple[Tensor, int, Tensor, Tensor] | None = field(default=None, repr=False)
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return len(self.flat)
-
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Call the closure at `x`, shape (n,); return loss and gradient.
-
-        Parameters
-        ----------
-        x : Tensor, shape (n,)
-            Where to evaluate.
-
-        Raises
-        ------
-        ValueError
-            The closure returns nothing.
-        """
-        self.price.of_gradient()
-        self.evaluations += 1
-        self.flat.copy_(x)
-        with torch.enable_grad():
-            loss = self.closure()
-        if loss is None:
-            raise ValueError("the closure must return the loss, got None; end it with `return loss`")
-        value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach().reshape(())
-        g = self.layout.pack([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
-        self._last = (x, x._version, value, g)
-        return value, g
-
-    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        last = self._last
-        return last[2:] if last is not None and last[0] is x and last[1] == x._version else self.evaluate(x)
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the loss, shape ()."""
-        self.compared = True
-        return self._known(x)[0]
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, shape (n,)."""
-        return self._known(x)[1]
-
-    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
-        self.compared = True
-        return self._known(x)
-
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``(g(x + t v) - g(x)) / t``, ``t = sqrt(eps) (1 + |x|) / |v|``: a closure offers no more."""
-        norm = torch.linalg.vector_norm(v)
-        if not bool(norm > 0):
-            return torch.zeros_like(v)
-        t = float(torch.finfo(x.dtype).eps ** 0.5 * (1 + torch.linalg.vector_norm(x)) / norm)
-        g, here = self.gradient(x), self._last
-        product = (self.evaluate(torch.add(x, v, alpha=t))[1] - g).div_(t)
-        self._last = here  # the next product at x needs it again
-        return product
+def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[str, Any], state: Any) -> Optimizer:
+    optimizer = Optimizer(groups, solver, **options)
+    optimizer.defaults = dict(defaults)
+    optimizer.load_state_dict(state)
+    return optimizer
 
 
 def _is_solver(thing: object) -> bool:

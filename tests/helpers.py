@@ -262,6 +262,15 @@ def command(ranks: int, program: str, *arguments: str, safe: bool = False) -> tu
     return words, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
 
 
+def torchrun(ranks: int, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command on some ranks that torchrun starts; a hang is a failure."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    begin = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run(
+        [*begin, "--no-python", *words], timeout=100, cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
 def launch(
     ranks: int, program: str, *arguments: str, cwd: Path | None = None, safe: bool = False
 ) -> subprocess.CompletedProcess[str]:

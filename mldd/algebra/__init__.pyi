@@ -16,6 +16,7 @@ from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
 from .flatten import Layout as Layout
 from .flatten import joined as joined
+from .flatten import relink as relink
 from .hierarchy import Hierarchy as Hierarchy
 from .hierarchy import Level as Level
 from .models import Corrected as Corrected

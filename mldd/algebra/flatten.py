@@ -95,7 +95,7 @@ class Layout:
         """
         lead = x.shape[:-1]
         pieces = torch.split(x, self.sizes, dim=-1)
-        return [piece.view(*lead, *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        return [piece.view((*lead, *shape)) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def leaves(self, x: Tensor) -> list[Tensor]:
         """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`.
@@ -118,7 +118,7 @@ class Layout:
             Numbers or vectors that are appended.
         """
         lead = tensors[0].dim() - len(self.shapes[0])
-        return torch.cat([t.flatten(lead) for t in (*tensors, *extra)], dim=-1)
+        return torch.cat([t.flatten(lead) if t.dim() > lead else t[..., None] for t in (*tensors, *extra)], dim=-1)
 
 
 def _parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -167,8 +167,16 @@ def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
     Raises
     ------
     ValueError
-        Several dtypes or devices.
+        Several dtypes or devices, or tensors of a kind that has no flat memory of its own.
     """
+    for parameter in parameters:
+        kind = type(parameter.data)
+        if kind is not Tensor or parameter.layout != torch.strided:
+            what = kind.__name__ if kind is not Tensor else f"one of layout {parameter.layout}"
+            raise ValueError(
+                f"parameters must be ordinary dense tensors, whole on every rank, got {what}; leave out fully_shard or "
+                "quantisation (DistributedDataParallel works), or use an optimizer of torch.optim"
+            )
     kinds = {(p.dtype, p.device) for p in parameters}
     if len(kinds) > 1:
         raise ValueError(f"parameters must be of one dtype and on one device, got {sorted(map(str, kinds))}; use .to()")
@@ -178,16 +186,45 @@ def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
     return x
 
 
+def relink(parameters: Sequence[nn.Parameter], views: Sequence[Tensor]) -> None:
+    """Make `parameters` views of their flat vector again where their memory was exchanged; their values stay.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+        Those that were joined.
+    views : list of Tensor
+        Their places in the flat vector.
+
+    Raises
+    ------
+    ValueError
+        A parameter with another shape, dtype or device than its place.
+    """
+    for p, view in zip(parameters, views, strict=True):
+        if p.data_ptr() == view.data_ptr() and p.shape == view.shape and p.stride() == view.stride():
+            continue
+        if (p.shape, p.dtype, p.device) != (view.shape, view.dtype, view.device):
+            raise ValueError(
+                f"parameters must stay {view.dtype} of shape {tuple(view.shape)} on {view.device} as they were when "
+                f"they were made one vector, got {p.dtype} of shape {tuple(p.shape)} on {p.device}; make the optimizer "
+                "or objective after .to()"
+            )
+        view.copy_(p.data.clone())  # the two may overlap: a transposed view of the same memory
+        p.data = view
+
+
 @dataclass(frozen=True)
 class ModuleObjective:
     """The objective ``x -> loss(module with parameters x)`` of any torch module.
 
-    An evaluation lets the parameters be views of the given vector and puts them back afterwards: no copy.
+    An evaluation lets the parameters be views of the given vector and puts them back afterwards: no copy. A loss may
+    differentiate inside, by inputs or parameters, so values are computed with autograd switched on.
 
     Parameters
     ----------
     module : nn.Module
-        Its trainable parameters become views of `flat`.
+        Its trainable parameters become views of `flat`. Several objectives may share a module.
     loss : callable
         ``loss(module)`` returns a scalar tensor.
     bounds : Bounds, optional
@@ -207,13 +244,13 @@ class ModuleObjective:
     loss: Callable[[nn.Module], Tensor]
     bounds: Bounds = field(default=None)  # type: ignore[assignment]
     price: Price = Price()  # noqa: RUF009 (frozen)
-    flat: Tensor = field(init=False)
+    _flat: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Flatten the module."""
-        object.__setattr__(self, "flat", flatten(self.module))
+        object.__setattr__(self, "_flat", joined(self._leaves))
         if self.bounds is None:
-            free = Bounds.free(self.size, dtype=self.flat.dtype, device=self.flat.device)
+            free = Bounds.free(self.size, dtype=self._flat.dtype, device=self._flat.device)
             object.__setattr__(self, "bounds", free)
 
     @cached_property
@@ -225,10 +262,26 @@ class ModuleObjective:
     def _leaves(self) -> list[nn.Parameter]:
         return _parameters(self.module)
 
+    def _current(self) -> list[nn.Parameter]:
+        """Return the parameters, refusing a module that has others by now: an evaluation would not reach those."""
+        now = _parameters(self.module)
+        if len(now) != len(self._leaves) or any(a is not b for a, b in zip(now, self._leaves, strict=True)):
+            raise ValueError(
+                "`module` must keep the trainable parameters it was given with, got others (by requires_grad_ or "
+                "load_state_dict(assign=True)?); make the objective afterwards"
+            )
+        return now
+
+    @property
+    def flat(self) -> Tensor:
+        """The module's parameters as one vector, shape (n,), also where another objective had joined them since."""
+        relink(self._current(), self.layout.views(self._flat))
+        return self._flat
+
     @property
     def size(self) -> int:
         """Number of unknowns."""
-        return len(self.flat)
+        return len(self._flat)
 
     def initial(self) -> Tensor:
         """Return a copy of the module's parameters, shape (n,)."""
@@ -247,20 +300,22 @@ class ModuleObjective:
 
     @contextmanager
     def _at(self, x: Tensor) -> Iterator[list[nn.Parameter]]:
-        home = [p.data for p in self._leaves]
-        for parameter, view in zip(self._leaves, self.layout.views(x.detach()), strict=True):
+        leaves = self._current()
+        home = [p.data for p in leaves]
+        for parameter, view in zip(leaves, self.layout.views(x.detach()), strict=True):
             parameter.data = view
         try:
-            yield self._leaves
+            with torch.enable_grad():
+                yield leaves
         finally:
-            for parameter, view in zip(self._leaves, home, strict=True):
+            for parameter, view in zip(leaves, home, strict=True):
                 parameter.data = view
 
     def value(self, x: Tensor) -> Tensor:
         """Return the loss, shape ()."""
         self.price.of_value()
-        with self._at(x), torch.no_grad():
-            return self.loss(self.module)
+        with self._at(x):
+            return self.loss(self.module).detach()
 
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient, shape (n,)."""
@@ -270,22 +325,32 @@ class ModuleObjective:
         """Return both in one sweep."""
         self.price.of_gradient()
         with self._at(x) as leaves:
-            value = self.loss(self.module)
+            value = _differentiable(self.loss(self.module))
             return value.detach(), self.layout.pack(_filled(value, leaves))
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``H(x) v`` by differentiating ``<g, v>``."""
         self.price.of_product()
         with self._at(x) as leaves:
-            g = _filled(self.loss(self.module), leaves, create_graph=True)
+            g = _filled(_differentiable(self.loss(self.module)), leaves, create_graph=True)
             slope = sum((a * b).sum() for a, b in zip(g, self.layout.views(v), strict=True))
             assert isinstance(slope, Tensor)
             return self.layout.pack(_filled(slope, leaves))
 
 
+def _differentiable(loss: Tensor) -> Tensor:
+    """Return `loss`, refusing one that autograd knows nothing of: its gradient would be taken for zero."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "`loss` must depend on the parameters through autograd, got a constant; leave out detach, item, no_grad "
+            "and inference_mode in it"
+        )
+    return loss
+
+
 def _filled(value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
     """Differentiate; a parameter that `value` does not depend on has the gradient zero."""
-    if not value.requires_grad:
+    if not value.requires_grad:  # the slope of a linear function
         return [torch.zeros_like(p) for p in leaves]
     g = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(p) if d is None else d for d, p in zip(g, leaves, strict=True)]

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import math
-import os
 import re
 import sys
 import traceback
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mldd.algebra import did_you_mean
 from mldd.command import names
+from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
     from mldd.loop import History, Status
     from mldd.ranks import Communicator
 
-_RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
 _EXAMPLES = """
 PROBLEM and SOLVER are NAME or NAME:key=value,key=value (`mldd list` names them and their keys; the parts of a tuple are
 separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash options (-tao_monitor) go to PETSc.
@@ -70,15 +69,15 @@ class Stage:
 
     @property
     def launched(self) -> bool:
-        """Whether mpiexec has started this process."""
-        return any(name in os.environ for name in _RANK)
+        """Whether a launcher has started this process as one of several ranks."""
+        return launched()
 
     @property
     def rank(self) -> int:
         """Number of this rank, from the launcher where MPI does not run yet."""
         if self.comm is not None:
             return self.comm.rank
-        return int(next((os.environ[name] for name in _RANK if name in os.environ), "0"))
+        return launched_rank()
 
     def start(self) -> None:
         """Note the first record."""

@@ -4,11 +4,16 @@ from .communicator import device as device
 from .communicator import library as library
 from .communicator import prepare as prepare
 from .communicator import world as world
+from .data_parallel import Replicas as Replicas
+from .data_parallel import replicas_of as replicas_of
+from .data_parallel import torch_ranks as torch_ranks
 from .halo import Exchange as Exchange
 from .halo import Halo as Halo
 from .halo import differentiable as differentiable
 from .halo import linear as linear
 from .halo import timed as timed
+from .launchers import launched as launched
+from .launchers import launched_rank as launched_rank
 from .messages import Messages as Messages
 from .messages import Pending as Pending
 from .petsc import as_tensor as as_tensor

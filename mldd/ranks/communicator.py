@@ -1,4 +1,4 @@
-"""The only file of the core that speaks MPI: communicator, sums, agreement of ranks, ranks to devices."""
+"""The ranks of a run: communicator, sums, agreement, launchers, ranks to devices. MPI carries the messages here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import count, waiting
-
-# One of these is set in a process started by mpiexec, mpirun or srun.
-_LAUNCHED = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID", "MLDD_MPI")
+from mldd.ranks.launchers import by_mpi, by_torchrun, local_rank, local_ranks, unrelated_tasks
 
 # mpiexec drops what it has not passed on when it hears of an abort: without a pause, one message in nine was lost.
 _LAST_WORDS = 0.5  # seconds
@@ -31,6 +30,8 @@ def _staged(vector: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Communicator:
     """The ranks of a run. Without MPI: one rank, and every call returns at once.
+
+    What carries the messages is in the methods with an underscore, which `TorchCommunicator` has in its own way.
 
     Parameters
     ----------
@@ -62,10 +63,10 @@ class Communicator:
             Contiguous or not, of the same shape on all ranks; it is overwritten.
         """
         count(synchronisations=1, sent=0 if self.ranks == 1 else vector.numel() * vector.element_size())
-        if self.mpi is not None and self.ranks > 1:
+        if self.ranks > 1:
             staged = _staged(vector)
             with waiting():
-                self.mpi.Allreduce(self._in_place(), staged.numpy())
+                self._sum(staged)
             if staged.data_ptr() != vector.data_ptr():
                 vector.copy_(staged)
         return vector
@@ -82,15 +83,13 @@ class Communicator:
             is a scalar synchronisation.
         """
         count(synchronisations=1, sent=0 if self.ranks == 1 else rows.numel() * rows.element_size())
-        if self.mpi is None or self.ranks == 1:
+        if self.ranks == 1:
             return rows
         mine = _staged(rows)
         lengths = self.gather_items(len(mine)) if total is None else [len(part) for part in self._shares(total)]
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
-        sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
-        offsets = [sum(sizes[:k]) for k in range(len(sizes))]
         with waiting():
-            self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, self._datatype(mine)])
+            self._gather(mine, out, lengths)
         return out.to(rows.device)
 
     def sum_scalars(self, values: list[float]) -> list[float]:
@@ -102,11 +101,11 @@ class Communicator:
             As many on all ranks.
         """
         count(scalar_synchronisations=1)
-        if self.mpi is None or self.ranks == 1:
+        if self.ranks == 1:
             return values
         buffer = torch.tensor(values, dtype=torch.float64)
         with waiting():
-            self.mpi.Allreduce(self._in_place(), buffer.numpy())
+            self._sum(buffer)
         return [float(v) for v in buffer]
 
     def sum_values(self, values: Tensor) -> Tensor:
@@ -128,10 +127,10 @@ class Communicator:
             Anything that can be pickled.
         """
         count(scalar_synchronisations=1)
-        if self.mpi is None or self.ranks == 1:
+        if self.ranks == 1:
             return [item]
         with waiting():
-            return list(self.mpi.allgather(item))
+            return self._gather_items(item)
 
     def agree(self, failed: bool, patience: float = math.inf) -> int | None:
         """Wait until all ranks have reported; return the lowest that failed, or `ranks` if none did.
@@ -145,14 +144,12 @@ class Communicator:
         patience : float
             Seconds to wait.
         """
-        if self.mpi is None or self.ranks == 1:
+        if self.ranks == 1:
             return 0 if failed else 1
-        from mpi4py import MPI
-
         report = torch.tensor([self.rank if failed else self.ranks])
-        request = (self.reports or self.mpi).Iallreduce(MPI.IN_PLACE, report.numpy(), op=MPI.MIN)
+        has_come = self._lowest(report)
         end = time.monotonic() + patience
-        while not request.Test():
+        while not has_come():
             if time.monotonic() > end:
                 return None
             time.sleep(0.002)
@@ -180,19 +177,53 @@ class Communicator:
         code : int
             Exit status of the run.
         """
-        if self.mpi is not None and self.ranks > 1:
+        if self.ranks > 1:
             time.sleep(_LAST_WORDS)
-            self.mpi.Abort(code)
+            self._end_all(code)
 
-    def _in_place(self) -> Any:
+    # what carries the messages
+
+    def _sum(self, vector: Tensor) -> None:
+        """Sum a contiguous vector of the CPU over ranks, in place."""
         from mpi4py import MPI
 
-        return MPI.IN_PLACE
+        self.mpi.Allreduce(MPI.IN_PLACE, vector.numpy())
 
-    def _datatype(self, vector: Tensor) -> Any:
+    def _gather(self, mine: Tensor, out: Tensor, lengths: list[int]) -> None:
+        """Write the rows of all ranks to `out`; `lengths` says how many each has."""
         from mpi4py import MPI
 
-        return {torch.float64: MPI.DOUBLE, torch.float32: MPI.FLOAT, torch.int64: MPI.INT64_T}[vector.dtype]
+        kind = {torch.float64: MPI.DOUBLE, torch.float32: MPI.FLOAT, torch.int64: MPI.INT64_T}[mine.dtype]
+        sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
+        offsets = [sum(sizes[:k]) for k in range(len(sizes))]
+        self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, kind])
+
+    def _gather_items(self, item: Any) -> list[Any]:
+        """Return the items of all ranks."""
+        return list(self.mpi.allgather(item))
+
+    def _lowest(self, number: Tensor) -> Callable[[], bool]:
+        """Begin to replace `number` by the lowest of all ranks; return what says whether it has come."""
+        from mpi4py import MPI
+
+        request = (self.reports or self.mpi).Iallreduce(MPI.IN_PLACE, number.numpy(), op=MPI.MIN)
+        return lambda: bool(request.Test())
+
+    def _deal(self, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Send so many of the int64 `rows` to each rank; return how many came from each, and these."""
+        from mpi4py import MPI
+
+        back = torch.empty_like(counts)
+        self.mpi.Alltoall(counts.numpy(), back.numpy())
+        got = torch.empty(int(back.sum()), dtype=torch.int64)
+        self.mpi.Alltoallv(
+            [rows.contiguous().numpy(), counts.numpy(), MPI.INT64_T], [got.numpy(), back.numpy(), MPI.INT64_T]
+        )
+        return back, got
+
+    def _end_all(self, code: int) -> None:
+        """End the processes of all ranks."""
+        self.mpi.Abort(code)
 
 
 SERIAL = Communicator()
@@ -200,14 +231,28 @@ _world: list[Communicator] = []
 
 
 def world() -> Communicator:
-    """Return the communicator of all ranks; mpi4py is imported only in a process started by an MPI launcher.
+    """Return the communicator of all ranks, or that of a single process.
+
+    Ranks that torchrun has started speak through torch.distributed, those of an MPI launcher through MPI; only what is
+    used is imported.
 
     Raises
     ------
     ImportError
-        Started by a launcher, but mpi4py is missing.
+        Started by an MPI launcher, but mpi4py is missing.
+    ValueError
+        Started by srun as one of several tasks that do not know of each other.
     """
-    if not any(name in os.environ for name in _LAUNCHED):
+    if not _world and by_torchrun():
+        from mldd.ranks.torch_distributed import TorchCommunicator
+
+        _world.append(TorchCommunicator.of_torchrun())
+    if unrelated_tasks() > 1:
+        raise ValueError(
+            f"srun started {unrelated_tasks()} tasks that do not know of each other and would all do the same run; use "
+            "`srun --mpi=pmix` or `--mpi=pmi2` (`srun --mpi=list` says what there is), or torchrun"
+        )
+    if not _world and not by_mpi():
         return SERIAL
     if not _world:
         try:
@@ -251,24 +296,10 @@ def device(name: str = "auto", comm: Communicator = SERIAL) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("`device` cuda needs a GPU that torch can see, got none; use --device cpu")
-    number = int(name[5:]) if ":" in name else _local_rank(comm) % torch.cuda.device_count()
+    number = int(name[5:]) if ":" in name else local_rank(comm.rank) % torch.cuda.device_count()
     if number >= torch.cuda.device_count():
         raise ValueError(f"`device` must be one of the {torch.cuda.device_count()} GPUs, counted from 0, got {name}")
     return torch.device("cuda", number)
-
-
-def _local_rank(comm: Communicator) -> int:
-    for name in ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "PALS_LOCAL_RANKID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return comm.rank
-
-
-def _local_ranks(comm: Communicator) -> int:
-    for name in ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_LOCAL_SIZE"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return comm.ranks
 
 
 def prepare(comm: Communicator) -> None:
@@ -283,7 +314,7 @@ def prepare(comm: Communicator) -> None:
         The ranks.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // _local_ranks(comm)))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks(comm.ranks)))
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:

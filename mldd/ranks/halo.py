@@ -27,11 +27,11 @@ from mldd.ranks.messages import (
     Kept,
     Messages,
     Messenger,
-    Mpi,
     Nothing,
     Pending,
     Slices,
     as_matrix,
+    between,
     messenger,
     reads_devices,
     sent_to_owners,
@@ -274,7 +274,7 @@ class Halo:
         """
         asked = torch.bincount(self.readers[sent], minlength=self.comm.ranks)
         wanted = torch.bincount(self.ranks[read], minlength=self.comm.ranks)
-        carrier = Mpi(self.comm.mpi, slices_of(asked), slices_of(wanted)) if self.comm.ranks > 1 else Nothing()
+        carrier = between(self.comm, slices_of(asked), slices_of(wanted))
         plan = _Plan(self.index[sent], slices_of(asked), carrier)
         return Halo(self.comm, self.own, self.ranks[read], self.indices[read], "mpi", self.staged, plan)
 

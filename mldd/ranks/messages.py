@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mldd.algebra import waiting
 from mldd.ranks.communicator import Communicator
+from mldd.ranks.launchers import by_torchrun
+from mldd.ranks.torch_distributed import TorchCommunicator, TorchMessages
 
 Messages = Literal["auto", "mpi", "petsc"]
 _TAG = 4711  # of messages between neighbours
@@ -49,15 +51,7 @@ def sent_to_owners(comm: Communicator, counts: Tensor, rows: Tensor) -> tuple[Te
     rows : Tensor, shape (m,), int64
         They lie rank by rank.
     """
-    from mpi4py import MPI
-
-    back = torch.empty_like(counts)
-    comm.mpi.Alltoall(counts.numpy(), back.numpy())
-    got = torch.empty(int(back.sum()), dtype=torch.int64)
-    comm.mpi.Alltoallv(
-        [rows.contiguous().numpy(), counts.numpy(), MPI.INT64_T], [got.numpy(), back.numpy(), MPI.INT64_T]
-    )
-    return back, got
+    return comm._deal(counts, rows)
 
 
 # ------------------------------------------------------------------------------------------------ buffers
@@ -283,10 +277,34 @@ def messenger(kind: Messages, comm: Communicator, owners: Tensor, asked: Tensor,
         Of the rows that this rank reads, ascending.
     asked, wanted : Tensor, shape (ranks,), int64
         Rows that every rank reads of this one, and this one of it.
+
+    Raises
+    ------
+    ValueError
+        PETSc asked for, and the ranks are not those of MPI.
     """
+    if kind == "petsc" and isinstance(comm, TorchCommunicator):
+        raise ValueError("`messages` petsc needs ranks of MPI, got those of torchrun; use auto, or start with mpiexec")
     if kind == "petsc":
         return StarForest.of(comm, owners, asked, wanted)
-    return Mpi(comm.mpi, slices_of(asked), slices_of(wanted))
+    return between(comm, slices_of(asked), slices_of(wanted))
+
+
+def between(comm: Communicator, readers: Slices, owners: Slices) -> Messenger:
+    """Return what carries messages between the neighbours of this rank, without PETSc.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks.
+    readers, owners : Slices
+        Neighbours, with their parts of the packed rows.
+    """
+    if comm.ranks == 1:
+        return Nothing()
+    if isinstance(comm, TorchCommunicator):
+        return TorchMessages(comm, readers, owners)
+    return Mpi(comm.mpi, readers, owners)
 
 
 def reads_devices() -> bool:
@@ -297,6 +315,8 @@ def reads_devices() -> bool:
     told = os.environ.get("MLDD_CUDA_AWARE", "")
     if told:
         return told not in ("0", "no", "false")
+    if by_torchrun():
+        return False
     from mpi4py import MPI
 
     info = MPI.COMM_WORLD.Get_info()

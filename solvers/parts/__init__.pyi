@@ -1,6 +1,8 @@
 from .ball import Floats as Floats
 from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
+from .closure import ClosureObjective as ClosureObjective
+from .closure import Surroundings as Surroundings
 from .hessian_solve import Factors as Factors
 from .hessian_solve import Inverse as Inverse
 from .hessian_solve import colours as colours

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mldd.algebra import Layout, Objective, counting
+from mldd.algebra import Layout, Objective, counting, joined
 from mldd.algebra.flatten import ModuleObjective, flatten
 from mldd.loop import Stop, minimise
 
@@ -73,6 +73,16 @@ def test_objective_is_the_loss_of_the_module():
     assert torch.equal(g, torch.cat([p.grad.flatten() for p in module.parameters()]))
 
 
+class Wrapped(Tensor):
+    """A kind of tensor that has no memory of its own in the flat vector."""
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(2, 2).to_sparse(), torch.zeros(2).as_subclass(Wrapped)])
+def test_joined_refuses_tensors_of_other_kinds(tensor):
+    with pytest.raises(ValueError, match="parameters must be ordinary dense tensors, whole on every rank, got "):
+        joined([nn.Parameter(tensor)])
+
+
 def test_evaluation_copies_nothing():
     seen = []
 
@@ -138,3 +148,115 @@ def test_minimise_trains_a_module():
     f = ModuleObjective(net(), loss)
     result = minimise(f, f.initial(), AdaGrad(), stop=Stop(max_steps=50))
     assert f.value(result.x) < f.value(f.initial()) - 0.05
+
+
+# ------------------------------------------------------------------------------------------------ kinds of losses
+
+
+def test_layout_of_numbers():
+    layout = Layout(((), (2,), ()))
+    x = torch.arange(8.0).view(2, 4)
+    views = layout.views(x)
+    assert [tuple(v.shape) for v in views] == [(2,), (2, 2), (2,)]
+    assert torch.equal(layout.pack(views), x)
+    assert torch.equal(layout.pack(layout.views(x[0]), torch.tensor(7.0)), torch.tensor([0.0, 1.0, 2.0, 3.0, 7.0]))
+
+
+def heat(module):
+    """The loss of u' = -k u with a coefficient k of shape (): it differentiates by its input, and needs a number."""
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None].requires_grad_()
+    u = module["net"](t)
+    (du,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (du + module["k"].weight * u).square().mean() + (u[0] - 1).square().sum()
+
+
+def curve():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+class Number(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+
+def penalised(module):
+    """A loss with the squared norm of its own gradient by the parameters."""
+    plain = loss(module)
+    return plain + 0.1 * sum(
+        g.square().sum() for g in torch.autograd.grad(plain, module.parameters(), create_graph=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda: ModuleObjective(nn.ModuleDict({"net": curve(), "k": Number()}), heat),
+        lambda: ModuleObjective(net(), penalised),
+    ],
+)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad])
+def test_losses_that_differentiate_inside(f, context):
+    f = f()
+    x, v = f.initial(), torch.randn(f.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    h = 1e-5
+    with context():
+        value, g = f.value_and_gradient(x)
+        assert torch.equal(f.value(x), value) and not value.requires_grad
+        slope = (f.value(x + h * v) - f.value(x - h * v)) / (2 * h)
+        torch.testing.assert_close(g @ v, slope, rtol=1e-7, atol=1e-9)
+        curvature = (f.gradient(x + h * v) - f.gradient(x - h * v)) / (2 * h)
+        torch.testing.assert_close(f.hessian_product(x, v), curvature, rtol=1e-6, atol=1e-8)
+    assert slope.abs() > 1e-3
+
+
+def test_a_loss_that_autograd_does_not_see_is_refused():
+    f = ModuleObjective(net(), lambda m: loss(m).detach())
+    for evaluate in (f.gradient, f.value_and_gradient, lambda x: f.hessian_product(x, x)):
+        with pytest.raises(ValueError, match="`loss` must depend on the parameters through autograd, got a constant"):
+            evaluate(f.initial())
+
+
+# ------------------------------------------------------------------------------------------------ one module twice
+
+
+def test_two_objectives_on_one_module_both_write_into_it():
+    module = net()
+    first, second = ModuleObjective(module, loss), ModuleObjective(module, lambda m: 2 * loss(m))
+    module[0].weight.requires_grad_(False)
+    part = ModuleObjective(module, loss)
+    module[0].weight.requires_grad_(True)
+    x = torch.linspace(-1, 1, first.size, dtype=torch.float64)
+    for f in (first, second, first):
+        x = x + 1
+        assert f.load(x) is module
+        assert torch.equal(torch.cat([p.detach().flatten() for p in module.parameters()]), x)
+        assert torch.equal(first.initial(), x) and torch.equal(second.initial(), x)
+    module[0].weight.requires_grad_(False)
+    part.load(torch.zeros(part.size, dtype=torch.float64))
+    assert not module[2].weight.any() and torch.equal(module[0].weight.detach().flatten(), x[:12])
+
+
+def test_memory_that_was_exchanged_is_taken_over():
+    module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Conv2d(2, 2, 2)).double()
+    f = ModuleObjective(module, lambda m: m[0].weight[0].sum() + m[1].weight.sum())
+    module[0].weight.data = module[0].weight.data.t()  # the same memory with other strides
+    module.to(memory_format=torch.channels_last)
+    expected = torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+    assert torch.equal(f.initial(), expected)
+    f.load(expected + 1)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in module.parameters()]), expected + 1)
+    module[0].weight.data = torch.zeros(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"of shape \(3, 3\) on cpu .* got torch.float64 of shape \(2, 3\)"):
+        f.load(expected)
+
+
+def test_a_module_with_other_parameters_is_refused():
+    module = net()
+    f = ModuleObjective(module, loss)
+    x = f.initial()
+    module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
+    for use in (f.value, f.gradient, f.load):
+        with pytest.raises(ValueError, match="must keep the trainable parameters it was given with"):
+            use(x)

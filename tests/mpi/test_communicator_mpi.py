@@ -12,7 +12,7 @@ import torch
 
 from mldd.algebra import counting
 from mldd.loop import read_csv
-from mldd.ranks import SERIAL
+from mldd.ranks import SERIAL, launchers
 from mldd.ranks import communicator as parallel
 from tests.helpers import MLDD, command, launch, needs_mpi, user_arrays
 
@@ -34,7 +34,7 @@ def test_serial_calls_return_at_once():
 
 
 def test_world_is_serial_without_a_launcher(monkeypatch):
-    for name in parallel._LAUNCHED:
+    for name in launchers._MPI:
         monkeypatch.delenv(name, raising=False)
     assert parallel.world() is SERIAL
 
@@ -79,6 +79,7 @@ def test_shares_cover_all_parts_evenly(parts, ranks):
 COLLECTIVES = """
 import torch
 from mldd.ranks import communicator as parallel
+from mldd.ranks import launchers
 from mldd.algebra import counting
 comm = parallel.world()
 r, P = comm.rank, comm.ranks
@@ -121,6 +122,7 @@ def test_collectives():
 BROKEN = """
 from dataclasses import dataclass
 from mldd.ranks import communicator as parallel
+from mldd.ranks import launchers
 from mldd.solvers import AdaGrad
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Solvers of mldd as torch optimizers: plain loops, Lightning, groups, bounds, schedulers, saving, bad closures."""
 
+import copy
 import io
 import math
+import pickle
 import warnings
 from functools import partial
 
@@ -12,7 +14,18 @@ from torch import nn
 from mldd.algebra import counting
 from mldd.algebra.flatten import ModuleObjective
 from mldd.loop import Status, Stop, minimise
-from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Optimizer, SchwarzAdaGrad, Sgd, TorchAdaGrad
+from mldd.solvers import (
+    LBFGS,
+    AdaGrad,
+    Adam,
+    NewtonCG,
+    NonlinearSchwarz,
+    Optimizer,
+    SchwarzAdaGrad,
+    Sgd,
+    TorchAdaGrad,
+    TrustRegion,
+)
 
 
 def network(dtype=torch.float64, dropout=0.0):
@@ -213,7 +226,9 @@ def test_parameters_loaded_or_moved_between_steps_are_taken_over():
         train(m, o, 2)
     assert torch.equal(flat(module), flat(other))
     module.float()
-    with pytest.raises(ValueError, match="must stay torch.float64 on cpu .*make the optimizer after"):
+    with pytest.raises(
+        ValueError, match="must stay torch.float64 of .* got torch.float32 .*make the optimizer or objective after"
+    ):
         train(module, ours, 1)
 
 
@@ -228,14 +243,16 @@ def test_a_closure_that_is_not_deterministic_is_told_once():
     assert sum("the closure" in str(w.message) for w in told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(network(dropout=0.5), Optimizer(module.parameters(), Adam()), 3)  # evaluates once: nothing to compare
+        train(module, Optimizer(module.parameters(), Adam()), 3)  # evaluates once: nothing to compare
         module.eval()
         train(module, Optimizer(module.parameters(), LBFGS()), 3)
 
 
-def test_gradients_that_pile_up_are_told():
+@pytest.mark.parametrize("leftover", [False, True])
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+def test_gradients_that_pile_up_are_refused(solver, leftover):
     module = network()
-    optimizer = Optimizer(module.parameters(), LBFGS())
+    optimizer = Optimizer(module.parameters(), solver)
     inputs, targets = data(module)
 
     def closure():
@@ -243,8 +260,13 @@ def test_gradients_that_pile_up_are_told():
         loss.backward()
         return loss
 
-    with pytest.warns(UserWarning, match="no zero_grad"):
-        optimizer.step(closure)
+    if leftover:
+        closure()
+    before = flat(module)
+    with pytest.raises(ValueError, match=r"the closure must clear all gradients .*zero_grad\(\) .*batches"):
+        for _ in range(3):
+            optimizer.step(closure)
+    assert torch.equal(flat(module), before)
 
 
 def test_float32_is_told_where_values_are_compared():
@@ -312,13 +334,28 @@ def test_an_error_in_the_closure_leaves_the_parameters_at_the_start_of_the_step(
 def test_refuses():
     module = network()
     optimizer = Optimizer(module.parameters(), Adam())
+    inputs, _ = data(module)
+
+    def vector():
+        losses = module(inputs).square()
+        losses.sum().backward()
+        return losses
+
     mixed = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float64))]
     for attempt, words in (
-        (lambda: optimizer.step(), "`step` needs a closure that computes the loss anew, got none"),
-        (lambda: optimizer.step(lambda: None), "the closure must return the loss, got None"),
+        (lambda: optimizer.step(), r"a step needs gradients .* got none; call loss.backward\(\)"),
+        (lambda: optimizer.step(lambda: module(inputs).sum()), "a step needs gradients .* got none"),
+        (lambda: optimizer.step(vector), r"the closure must return one number, got shape \(20, 1\)"),
         (lambda: Optimizer(module.parameters(), "adam"), "`solver` must be a solver of mldd .*got str"),
         (lambda: Optimizer(module.parameters(), lambda d: None), "`solver` must be a solver of mldd .*got NoneType"),
-        (lambda: Optimizer([{"params": module.parameters(), "lr": 1.0}], LBFGS()), "`lr` is of no use to LBFGS"),
+        (lambda: Optimizer(groups(module, lr=1.0), Sgd()), r"`lr` must be the same for all groups .*got \[0.1, 1.0\]"),
+        (lambda: Optimizer(module.parameters(), Adam(), lr=-1.0), "`lr` must be > 0, got -1.0"),
+        (
+            lambda: Optimizer(groups(module, weight_decay=0.1), Adam()),
+            "a group of parameters may have lr, lower, upper, name, got 'weight_decay'; .* to the loss",
+        ),
+        (lambda: Optimizer(groups(module, uper=1.0), Adam()), r"got 'uper' \(did you mean upper\?\)"),
+        (lambda: optimizer.add_param_group({"params": [nn.Parameter(inputs)], "momentum": 1}), "got 'momentum'"),
         (lambda: Optimizer(mixed, Adam()), "one dtype and on one device"),
         (lambda: Optimizer([nn.Parameter(torch.zeros(2, dtype=torch.complex64))], Adam()), "real floating point"),
     ):
@@ -371,3 +408,294 @@ def test_a_lightning_loop(solver, tmp_path):
     torch.testing.assert_close(flat(resumed.net), flat(plain_again), rtol=0, atol=1e-12)
     assert resumed.trainer.optimizers[0].solver_state.step == 9
     assert module.losses[-1] < module.losses[0]
+
+
+# ------------------------------------------------------------------------------------------------ rates and schedules
+
+
+def test_lr_of_the_constructor_is_the_rate_of_the_solver():
+    module, other = network(), network()
+    optimizer = Optimizer(module.parameters(), Adam(), lr=0.05)
+    losses = train(module, optimizer, 5)
+    assert losses == train(other, torch.optim.Adam(other.parameters(), lr=0.05), 5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05]
+    optimizer = Optimizer(groups(network()), AdaGrad(rate=0.3))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
+
+
+def test_a_schedule_of_a_solver_without_rate():
+    module = network()
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    constant = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    train(module, optimizer, 1)
+    constant.step()
+    train(module, optimizer, 1)  # nothing has changed yet
+    constant.step()
+    before = flat(module)
+    with pytest.raises(ValueError, match=r"`lr` must stay as it was for LBFGS, .* got \[0.1\] after \[1.0\]; leave"):
+        train(module, optimizer, 1)
+    assert torch.equal(flat(module), before)
+    with pytest.warns(UserWarning, match="LBFGS has no rate: `lr` 0.01 is shown, and not used"):
+        optimizer = Optimizer(module.parameters(), LBFGS(), lr=0.01)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(module, optimizer, 1)
+
+
+# ------------------------------------------------------------------------------------------------ without a closure
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_steps_without_a_closure_are_those_of_torch(clears):
+    """In the second case gradients of two batches add up before every step."""
+    module, other = network(), network()
+    inputs, targets = data(module)
+    for m, o in (
+        (module, Optimizer(module.parameters(), Adam(0.01))),
+        (other, torch.optim.Adam(other.parameters(), lr=0.01)),
+    ):
+        for _ in range(6):
+            o.zero_grad()
+            for rows in (slice(0, 20),) if clears else (slice(0, 8), slice(8, 20)):
+                nn.functional.mse_loss(m(inputs[rows]), targets[rows]).backward()
+            assert o.step() is None
+    assert torch.equal(flat(module), flat(other))
+
+
+def test_gradients_scaled_for_half_precision():
+    module, other = network(torch.float32), network(torch.float32)
+    inputs, targets = data(module)
+    for m, o in (
+        (module, Optimizer(module.parameters(), Sgd(0.1, 0.9))),
+        (other, torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)),
+    ):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        for step in range(6):
+            o.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.mse_loss(m(inputs * (math.inf if step == 3 else 1)), targets)
+            scaler.scale(loss).backward()
+            scaler.step(o)
+            scaler.update()
+    assert torch.equal(flat(module), flat(other))
+    assert not torch.equal(flat(module), flat(network(torch.float32)))
+
+
+@pytest.mark.parametrize(
+    "solver", [LBFGS(), TrustRegion(), NewtonCG(), lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2)]
+)
+def test_solvers_that_need_a_closure_refuse_to_do_without(solver):
+    module = network()
+    optimizer = Optimizer(groups(module), solver)
+    inputs, targets = data(module)
+    closure, before = closure_of(module, optimizer, inputs, targets), flat(module)
+    closure()
+    with pytest.raises(ValueError, match="needs a closure that computes the loss anew, got none; write"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="the closure must return the loss, got None; end it with `return loss`"):
+        optimizer.step(lambda: closure() and None)
+    assert torch.equal(flat(module), before)
+    optimizer.step(closure)  # and goes on as if nothing had been
+    expected = network()
+    train(expected, Optimizer(groups(expected), solver), 1)
+    assert torch.equal(flat(module), flat(expected))
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("solver", [Adam(0.01), LBFGS(), partial(SchwarzAdaGrad, rate=0.1)])
+def test_a_copy_goes_on_alike_on_its_own(solver, copied):
+    module = network()
+    options = {"name": "last"} if isinstance(solver, LBFGS) else {"name": "last", "lower": -0.2}
+    optimizer = Optimizer(groups(module, **options), solver)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)  # leaves entries in the groups
+    train(module, optimizer, 4)
+    twin, other = copied((module, optimizer))
+    assert other.param_groups[1]["params"][0] is twin[3].weight
+    assert [{**g, "params": 0} for g in other.param_groups] == [{**g, "params": 0} for g in optimizer.param_groups]
+    before = flat(module)
+    losses = train(twin, other, 5)
+    assert torch.equal(flat(module), before)
+    assert losses == train(module, optimizer, 5)
+    assert torch.equal(flat(twin), flat(module))
+    assert other.solver_state.step == 9
+
+
+def test_a_fresh_optimizer_can_be_copied():
+    module, optimizer = copy.deepcopy((module := network(), Optimizer(module.parameters(), LBFGS())))
+    plain = network()
+    assert train(module, optimizer, 3) == train(plain, Optimizer(plain.parameters(), LBFGS()), 3)
+
+
+# ------------------------------------------------------------------------------------------------ gradients, buffers
+
+
+def test_gradients_of_any_strides_and_parameters_of_any_shape():
+    def convolution():
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 2).double(), nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def losses(net, scale, make):
+        net.to(memory_format=torch.channels_last)
+        optimizer = make([*net.parameters(), scale])
+        images = torch.linspace(-1, 1, 2 * 3 * 5 * 5, dtype=torch.float64).view(2, 3, 5, 5)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (scale * net(images.to(memory_format=torch.channels_last)) - 1).square().mean()
+            loss.backward()
+            # as they may come from hooks or kernels
+            net.weight.grad = net.weight.grad.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+            return loss
+
+        return [float(optimizer.step(closure).detach()) for _ in range(10)]
+
+    ours = losses(*convolution(), lambda params: Optimizer(params, Sgd(0.1)))
+    theirs = losses(*convolution(), lambda params: torch.optim.SGD(params, lr=0.1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
+    fitted = losses(*convolution(), lambda params: Optimizer(params, LBFGS()))
+    assert fitted[-1] < theirs[-1]
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(5, 2, sparse=True).double()
+    optimizer = Optimizer(table.parameters(), Adam())
+    before = flat(table)
+    table(torch.tensor([1, 3])).sum().backward()
+    with pytest.raises(ValueError, match="gradients must be dense, got torch.sparse_coo; use sparse=False"):
+        optimizer.step()
+    assert torch.equal(flat(table), before)
+
+
+def test_strides_that_change_are_noticed():
+    module = nn.Linear(3, 3, bias=False).double()
+    optimizer = Optimizer(module.parameters(), Sgd(0.1))
+    inputs = torch.eye(3, dtype=torch.float64)
+    closure = closure_of(module, optimizer, inputs, torch.zeros(3, 3, dtype=torch.float64))
+    optimizer.step(closure)
+    module.weight.data = module.weight.data.t()
+    expected = module.weight.detach().clone()
+    optimizer.step(closure)
+    torch.testing.assert_close(module.weight.detach(), expected * (1 - 0.1 * 2 / 9))
+
+
+def test_two_optimizers_of_one_module_take_turns():
+    module, other = network(), network()
+    pairs = [
+        (Optimizer(m.parameters(), Sgd(0.1)), torch.optim.SGD(n.parameters(), lr=0.1)) for m, n in [(module, other)] * 2
+    ]
+    for ours, theirs in [*pairs, *pairs]:
+        assert train(module, ours, 2) == train(other, theirs, 2)
+    assert torch.equal(flat(module), flat(other))
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).double()
+    optimizer = Optimizer(module.parameters(), solver)
+    inputs, targets = data(module)
+    closure, calls = closure_of(module, optimizer, inputs, targets), []
+
+    def counted():
+        calls.append(1)
+        return closure()
+
+    twin = copy.deepcopy(module[:2])
+    with pytest.warns(
+        UserWarning, match="evaluates the loss several times a step, and 3 buffers of the module"
+    ) as told:
+        for _ in range(4):
+            twin.load_state_dict(
+                {k: v for k, v in module.state_dict().items() if k in dict(twin.named_parameters())}, strict=False
+            )
+            twin(inputs)
+            optimizer.step(counted)
+            for buffer, expected in zip(module.buffers(), twin.buffers(), strict=True):
+                torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
+    assert len(calls) > 5
+    assert sum("buffers" in str(w.message) for w in told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(module, Optimizer(module.parameters(), Adam()), 2)  # one evaluation: as in torch
+        module.eval()
+        train(module, Optimizer(module.parameters(), solver), 2)
+
+
+def test_an_optimizer_for_each_group_gives_each_its_rate():
+    """The way out that the refusal of several rates names, with one gradient for both."""
+    module, other = network(), network()
+    closure = closure_of(module, module, *data(module))
+    ours = [Optimizer(module[0].parameters(), Adam(0.01)), Optimizer(module[3].parameters(), Adam(0.001))]
+    theirs = torch.optim.Adam(groups(other, lr=0.001), lr=0.01)
+    for _ in range(5):
+        closure()
+        for optimizer in ours:
+            optimizer.step()
+        theirs.step(closure_of(other, theirs, *data(other)))
+    assert torch.equal(flat(module), flat(other))
+
+
+def test_lightning_accumulates_for_one_gradient_a_step_only(tmp_path):
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    class Regression(lightning.LightningModule):
+        def __init__(self, make):
+            super().__init__()
+            self.net, self.make = network(), make
+
+        def training_step(self, batch, number):
+            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            optimizer = self.make(groups(self.net, name="last"))
+            schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 1.0 if "LBFGS" in str(self.make) else 0.5)
+            return [optimizer], [schedule]
+
+    def fitted(make):
+        module = Regression(make)
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data(module.net)), batch_size=10)
+        trainer = lightning.Trainer(
+            max_epochs=3,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            logger=lightning.loggers.CSVLogger(tmp_path),
+            callbacks=[lightning.callbacks.LearningRateMonitor()],
+            log_every_n_steps=1,
+            **{name: False for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")},
+        )
+        trainer.fit(module, loader)
+        return flat(module.net), {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x, rates = fitted(partial(Optimizer, solver=Adam(), lr=0.01))
+        y, expected = fitted(partial(torch.optim.Adam, lr=0.01))
+        assert torch.equal(x, y)
+        assert rates == {key.replace("Adam", "Optimizer"): rate for key, rate in expected.items()} != {}
+        with pytest.raises(ValueError, match="the closure must clear all gradients .*accumulate_grad_batches=1"):
+            fitted(partial(Optimizer, solver=LBFGS()))
+
+
+def test_a_compiled_module_is_compiled_once():
+    torch._dynamo.reset()
+    graphs = []
+
+    def train_norms(compiled):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).double()
+        called = (
+            torch.compile(module, fullgraph=True, backend=lambda g, _: graphs.append(g) or g) if compiled else module
+        )
+        optimizer = Optimizer(module.parameters(), LBFGS())
+        closure = closure_of(called, optimizer, *data(module))
+        return [float(optimizer.step(closure)) for _ in range(4)], list(module.buffers())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (losses, buffers), (expected, kept) = train_norms(True), train_norms(False)
+    assert len(graphs) == 1
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(buffers, kept)
+    assert int(buffers[2]) == 4  # once a step

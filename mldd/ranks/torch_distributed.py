@@ -1,0 +1,139 @@
+"""The ranks of a run that torchrun has started: the communicator over torch.distributed.
+
+Tensors go through the memory of the host, by gloo: it carries all types that are needed, between any devices.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mldd.ranks.communicator import Communicator
+
+
+@dataclass(frozen=True)
+class TorchCommunicator(Communicator):
+    """The ranks of a process group of torch.distributed.
+
+    Parameters
+    ----------
+    mpi, reports : None
+        Not used.
+    group : torch.distributed.ProcessGroup or None
+        What carries the messages, by gloo.
+    quiet : torch.distributed.ProcessGroup or None
+        A second one for `agree`, so that reports of failure never meet the collectives of the work.
+    """
+
+    group: Any = None
+    quiet: Any = None
+
+    @staticmethod
+    def of_torchrun() -> TorchCommunicator:
+        """Return the communicator of all processes that torchrun has started; a group of the user's own stays as is."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+            atexit.register(_leave)
+        return TorchCommunicator(group=dist.new_group(backend="gloo"), quiet=dist.new_group(backend="gloo"))
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        import torch.distributed as dist
+
+        return dist.get_rank(self.group)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        import torch.distributed as dist
+
+        return dist.get_world_size(self.group)
+
+    def _sum(self, vector: Tensor) -> None:
+        import torch.distributed as dist
+
+        dist.all_reduce(vector, group=self.group)
+
+    def _gather(self, mine: Tensor, out: Tensor, lengths: list[int]) -> None:
+        import torch.distributed as dist
+
+        longest = max(lengths)  # gloo gathers equal shapes
+        padded = mine.new_zeros((longest, *mine.shape[1:]))
+        padded[: len(mine)] = mine
+        found = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(found, padded, group=self.group)
+        torch.cat([rows[:length] for rows, length in zip(found, lengths, strict=True)], out=out)
+
+    def _gather_items(self, item: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.ranks
+        dist.all_gather_object(found, item, group=self.group)
+        return found
+
+    def _lowest(self, number: Tensor) -> Callable[[], bool]:
+        import torch.distributed as dist
+
+        work = dist.all_reduce(number, op=dist.ReduceOp.MIN, group=self.quiet, async_op=True)
+        return lambda: bool(work.is_completed())
+
+    def _deal(self, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        # gloo has no such collective; it is for set-up alone
+        dealt = self._gather_items([part.clone() for part in rows.split(counts.tolist())])
+        mine = [parts[self.rank] for parts in dealt]
+        return torch.tensor([len(part) for part in mine]), torch.cat(mine)
+
+    def _end_all(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # torchrun ends the others when one has failed
+
+
+def _leave() -> None:
+    """End the threads of the process group: at the end of Python they would abort the process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class TorchMessages:
+    """Messages by torch.distributed: receives are posted before sends.
+
+    Attributes
+    ----------
+    comm : TorchCommunicator
+        The ranks.
+    readers, owners : tuple of (int, slice)
+        Neighbours, with their parts of the packed rows.
+    """
+
+    comm: TorchCommunicator
+    readers: tuple[tuple[int, slice], ...]
+    owners: tuple[tuple[int, slice], ...]
+
+    def start(self, send: Tensor, receive: Tensor, *, back: bool) -> Any:
+        """Post the messages."""
+        import torch.distributed as dist
+
+        out, into = (self.owners, self.readers) if back else (self.readers, self.owners)
+        group = self.comm.group
+        works = [dist.irecv(receive[part].view(torch.uint8), rank, group=group) for rank, part in into]
+        works += [dist.isend(send[part].view(torch.uint8), rank, group=group) for rank, part in out]
+
+        def wait() -> None:
+            for work in works:
+                work.wait()
+
+        return wait

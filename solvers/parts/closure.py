@@ -1,0 +1,279 @@
+"""The loss that a closure of torch computes, as an objective of the flat vector of its parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import Bounds, Layout, Price
+from mldd.ranks import Replicas, replicas_of, torch_ranks
+from mldd.solvers.parts.buffers import Buffers, holders
+
+
+@dataclass
+class Surroundings:
+    """What lies around the closures of an optimizer, and stays from step to step: ranks, buffers, words already said.
+
+    Parameters
+    ----------
+    solver : str
+        Its name in messages.
+    group : torch.distributed.ProcessGroup, "auto" or None
+        Ranks with averaged gradients; "auto" takes those of DistributedDataParallel around the parameters.
+
+    Attributes
+    ----------
+    replicas : Replicas or None
+        The ranks, once known.
+    clears : bool
+        The closure is known to clear gradients.
+    """
+
+    solver: str
+    group: Any = "auto"
+    replicas: Replicas | None = field(default=None, init=False)
+    clears: bool = field(default=False, init=False)
+    _known: bool = field(default=False, init=False, repr=False)
+    _buffers: Buffers = field(default_factory=lambda: Buffers([]), init=False, repr=False)
+    _told: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def tell(self, what: str, words: str) -> None:
+        """Warn once.
+
+        Parameters
+        ----------
+        what : str
+            What the warning is of.
+        words : str
+            The warning.
+        """
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(words, stacklevel=5)
+
+    @contextmanager
+    def first(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Watch which buffers the first evaluation of a step changes; at the very first, find out who holds them.
+
+        Parameters
+        ----------
+        parameters : list of Parameter
+            Those of the optimizer.
+        """
+        if not self._known:
+            modules = holders(parameters)
+            self._buffers = Buffers(modules)
+            if self.group == "auto":
+                self.replicas = replicas_of(modules)
+            elif self.group is not None and torch_ranks() > 1:
+                self.replicas = Replicas(self.group)
+            self._known = True
+        self._buffers.begin()
+        yield
+        self._buffers.end()
+
+    @contextmanager
+    def further(self) -> Iterator[None]:
+        """Put buffers back after a further evaluation in the same step."""
+        self._buffers.save()
+        try:
+            yield
+        finally:
+            number = self._buffers.put_back()
+        if number:
+            self.tell(
+                "buffers",
+                f"{self.solver} evaluates the loss several times a step, and {number} buffers of the module change "
+                "with every evaluation (running statistics of BatchNorm?); they are kept as after the first one of "
+                "each step",
+            )
+
+    def refuse_unaveraged(self) -> None:
+        """Refuse values of one rank alone where it is not said that ranks are alone.
+
+        Raises
+        ------
+        ValueError
+            Several ranks, none of which is known to hold a copy.
+        """
+        if self.group == "auto" and self.replicas is None and torch_ranks() > 1:
+            self._known = False  # it may be wrapped before the next step
+            raise ValueError(
+                f"{self.solver} needs the loss over all {torch_ranks()} ranks of torch.distributed, got a module "
+                "without a synchronised DistributedDataParallel around it; wrap it, or give `group`: the process group "
+                "over which you average gradients yourself, or None where each rank trains alone"
+            )
+
+
+@dataclass
+class ClosureObjective:
+    """The loss that a closure computes, as a function of the flat vector of its parameters.
+
+    Without a closure, or with one that returns nothing, there is one gradient only: what ``backward`` left behind.
+
+    Parameters
+    ----------
+    closure : callable or None
+        Computes loss and gradients.
+    flat : Tensor, shape (n,)
+        The parameters are views of it; a point is written to it to be evaluated.
+    parameters : list of Parameter
+        In the order of the layout.
+    layout : Layout
+        Where they lie in `flat`.
+    bounds : Bounds
+        Of the parameters.
+    around : Surroundings
+        What stays from step to step.
+    price : Price
+        Every evaluation costs a gradient.
+    evaluations : int
+        How often the closure was called.
+    compared : bool
+        Whether a value was asked for.
+    """
+
+    closure: Callable[[], Any] | None
+    flat: Tensor
+    parameters: list[nn.Parameter]
+    layout: Layout
+    bounds: Bounds
+    around: Surroundings
+    price: Price = Price()  # noqa: RUF009 (frozen)
+    evaluations: int = 0
+    compared: bool = False
+    _last: tuple[Tensor, int, Tensor | None, Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return len(self.flat)
+
+    def evaluate(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Call the closure at a point.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+
+        Returns
+        -------
+        loss : Tensor, shape (), or None
+            Mean over the ranks that hold copies; None where the closure returns nothing.
+        g : Tensor, shape (n,)
+            Gradient.
+
+        Raises
+        ------
+        ValueError
+            The loss cannot be evaluated again, a closure that adds up gradients, or none that is dense.
+        """
+        if self.evaluations > 0:
+            self._refuse_more()
+        self.price.of_gradient()
+        self.evaluations += 1
+        self.flat.copy_(x)
+        if self.evaluations == 1:
+            with self.around.first(self.parameters) if self.closure is not None else nullcontext():
+                loss = self._called()
+        else:
+            with self.around.further():
+                loss = self._called() if self.around.clears else self._probed()
+        value, g = None, self._packed()
+        if loss is not None:
+            value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
+            if value.numel() != 1:
+                raise ValueError(f"the closure must return one number, got shape {tuple(value.shape)}; use .mean()")
+            value = value.reshape(())
+            if self.around.replicas is not None:
+                value = self.around.replicas.mean(value, g)
+        self._last = (x, x._version, value, g)
+        return value, g
+
+    def _called(self) -> Any:
+        with torch.enable_grad():
+            return None if self.closure is None else self.closure()
+
+    def _probed(self) -> Any:
+        """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad.fill_(torch.nan)
+        loss = self._called()
+        # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
+        if not bool(self._packed().isnan().any()):
+            self.around.clears = True
+            return loss
+        for p in self.parameters:
+            p.grad = None
+        loss = self._called()
+        if not bool(self._packed().isnan().any()):
+            raise ValueError(
+                "the closure must clear all gradients before it computes new ones, got one that adds to those of "
+                f"earlier calls, which {self.around.solver} cannot match with a loss; call optimizer.zero_grad() in "
+                "the closure, and do not accumulate gradients over batches (accumulate_grad_batches=1)"
+            )
+        return loss
+
+    def _packed(self) -> Tensor:
+        """Return the gradients as one vector, zero for parameters without one."""
+        if all(p.grad is None for p in self.parameters):
+            raise ValueError(
+                "a step needs gradients of its parameters, got none; call loss.backward() in the closure, or before "
+                "step(), of a module that still has the parameters the optimizer got (fully_shard exchanges them)"
+            )
+        for p in self.parameters:
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise ValueError(
+                    f"gradients must be dense, got {p.grad.layout}; use sparse=False (nn.Embedding has it)"
+                )
+        return self.layout.pack([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
+
+    def _refuse_more(self) -> None:
+        """Refuse evaluations at other points where there can be none."""
+        if self.closure is None:
+            raise ValueError(
+                f"{self.around.solver} needs a closure that computes the loss anew, got none; write "
+                "optimizer.step(closure) with zero_grad, loss, backward and return loss in the closure"
+            )
+        if self._last is not None and self._last[2] is None:
+            raise ValueError("the closure must return the loss, got None; end it with `return loss`")
+        self.around.refuse_unaveraged()
+
+    def _known(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        last = self._last
+        return last[2:] if last is not None and last[0] is x and last[1] == x._version else self.evaluate(x)
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss, shape ()."""
+        return self.value_and_gradient(x)[0]
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, shape (n,)."""
+        return self._known(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both."""
+        self.compared = True
+        value, g = self._known(x)
+        self._refuse_more()
+        assert value is not None
+        return value, g
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``(g(x + t v) - g(x)) / t``, ``t = sqrt(eps) (1 + |x|) / |v|``: a closure offers no more."""
+        norm = torch.linalg.vector_norm(v)
+        if not bool(norm > 0):
+            return torch.zeros_like(v)
+        t = float(torch.finfo(x.dtype).eps ** 0.5 * (1 + torch.linalg.vector_norm(x)) / norm)
+        g, here = self.gradient(x), self._last
+        product = (self.evaluate(torch.add(x, v, alpha=t))[1] - g).div_(t)
+        self._last = here  # the next product at x needs it again
+        return product
