@@ -504,7 +504,7 @@ def test_solvers_that_need_a_closure_refuse_to_do_without(solver):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-@pytest.mark.parametrize("solver", [Adam(0.01), LBFGS(), partial(SchwarzAdaGrad, rate=0.1)])
+@pytest.mark.parametrize("solver", [Adam(0.01), LBFGS(), partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1))])
 def test_a_copy_goes_on_alike_on_its_own(solver, copied):
     module = network()
     options = {"name": "last"} if isinstance(solver, LBFGS) else {"name": "last", "lower": -0.2}
