@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import Bounds, Layout, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
-from mldd.solvers.parts.buffers import Buffers, holders
+from mldd.solvers.parts.buffers import Buffers, holders, modules_alive
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Surroundings:
     replicas: Replicas | None = field(default=None, init=False)
     clears: bool = field(default=False, init=False)
     _known: bool = field(default=False, init=False, repr=False)
-    _buffers: Buffers = field(default_factory=lambda: Buffers([]), init=False, repr=False)
+    _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
 
     def tell(self, what: str, words: str) -> None:
@@ -67,15 +67,20 @@ class Surroundings:
             Those of the optimizer.
         """
         if not self._known:
-            modules = holders(parameters)
-            self._buffers = Buffers(modules)
+            modules = modules_alive()
+            model = holders(parameters, modules)
+            self._buffers = Buffers(modules, model)
             if self.group == "auto":
-                self.replicas = replicas_of(modules)
+                self.replicas = replicas_of(model)
             elif self.group is not None and torch_ranks() > 1:
                 self.replicas = Replicas(self.group)
             self._known = True
         self._buffers.begin()
-        yield
+        try:
+            yield
+        except BaseException:
+            self._known = False  # what the closure does was not seen to its end
+            raise
         self._buffers.end()
 
     @contextmanager

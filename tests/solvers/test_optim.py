@@ -622,6 +622,36 @@ def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
         train(module, Optimizer(module.parameters(), solver), 2)
 
 
+class OwnNorm(nn.Module):
+    """Statistics in buffers of its own: no version and no counter tells that they are written to."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(width, dtype=torch.float64))
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.mean, self.var, training=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3, affine=False).double(), OwnNorm(3)])
+def test_statistics_of_a_module_beside_the_trained_one(norm):
+    head = nn.Linear(3, 1).double()
+    unused = nn.BatchNorm1d(2)
+    unused.running_mean.fill_(math.nan)
+    optimizer = Optimizer(head.parameters(), LBFGS())
+    inputs, targets = data(head)
+    twin = copy.deepcopy(norm)
+    closure = closure_of(lambda x: head(norm(x)), optimizer, inputs, targets)
+    with pytest.warns(UserWarning, match=f" {len(list(norm.buffers()))} buffers of the module"):
+        for _ in range(4):
+            twin(inputs)
+            optimizer.step(closure)
+            for buffer, expected in zip(norm.buffers(), twin.buffers(), strict=True):
+                torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
+    assert float(optimizer.step(closure)) < 0.99 * float(targets.square().mean())
+
+
 def test_an_optimizer_for_each_group_gives_each_its_rate():
     """The way out that the refusal of several rates names, with one gradient for both."""
     module, other = network(), network()
