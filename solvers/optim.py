@@ -149,7 +149,11 @@ class Optimizer(torch.optim.Optimizer):
     def _sizes(self) -> list[int]:
         return [sum(p.numel() for p in group["params"]) for group in self.param_groups]
 
+    def _limits_of_groups(self) -> list[tuple[float, float]]:
+        return [(group["lower"], group["upper"]) for group in self.param_groups]
+
     def _box(self) -> Bounds:
+        self._limits = self._limits_of_groups()
         lower, upper = (
             torch.cat([self._flat.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
             for k in ("lower", "upper")
@@ -232,6 +236,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         rate = self._follow_rate()
         relink(self._parameters, self._views)
+        if self._limits != self._limits_of_groups():
+            self._bounds = self._box()
         with torch.no_grad():
             x = self._bounds.project(self._flat, out=self._x)
             f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds, self._around)

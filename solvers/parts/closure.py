@@ -209,8 +209,10 @@ class ClosureObjective:
     def _probed(self) -> Any:
         """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
         for p in self.parameters:
-            if p.grad is not None:
-                p.grad.fill_(torch.nan)
+            if p.grad is not None and p.grad.is_contiguous():
+                p.grad.fill_(torch.nan)  # in place: it may be a part of a buffer of DistributedDataParallel
+            elif p.grad is not None:
+                p.grad = torch.full_like(p, torch.nan)  # entries may share memory
         loss = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
         if not bool(self._packed().isnan().any()):

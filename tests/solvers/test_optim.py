@@ -144,6 +144,9 @@ def test_groups_of_their_own_bounds():
     assert losses[-1] < losses[0]
     assert max(float(p.detach().abs().max()) for p in module[3].parameters()) == pytest.approx(0.1)
     assert float(module[0].weight.detach().abs().max()) > 0.1
+    optimizer.param_groups[1]["upper"] = 0.05  # as a schedule may do
+    train(module, optimizer, 2)
+    assert max(float(p.detach().max()) for p in module[3].parameters()) == pytest.approx(0.05)
     with pytest.raises(ValueError, match="lower <= upper"):
         Optimizer([{"params": module.parameters(), "lower": 1.0, "upper": 0.0}], AdaGrad())
 

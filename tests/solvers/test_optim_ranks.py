@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mldd.loop import Status
 from mldd.solvers import LBFGS, AdaGrad, NonlinearSchwarz, Optimizer, Sgd, TrustRegion
 
 RANKS = 2
@@ -149,10 +150,24 @@ def norms(rank, solver):
     return found
 
 
+def diverging(rank):
+    """The second rank alone meets an infinite sample in its third step."""
+    module = network()
+    inputs, targets = data(rank)
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    statuses, parallel = [], DistributedDataParallel(module)
+    for step in range(5):
+        factor = torch.inf if (rank, step) == (1, 2) else 1.0
+        optimizer.step(closure_of(parallel, optimizer, factor * inputs, targets))
+        statuses.append(optimizer.status)
+    return statuses, flat(module)
+
+
 JOBS = {
     **{f"{name}, {how}": (data_parallel, name, how) for name in SOLVERS for how in ("wrapped", "by hand")},
     **{case: (message, case) for case in REFUSED},
     "alone": (alone, "lbfgs"),
+    "diverging": (diverging,),
     "norms": (norms, LBFGS()),
 }
 
@@ -198,6 +213,12 @@ def test_ranks_may_train_alone(found):
         assert (losses, calls) == trained(LBFGS(), module, module, *data(rank))[::2]
         assert torch.equal(x, flat(module))
     assert found["alone"][0][0] != found["alone"][1][0]
+
+
+def test_ranks_go_back_together(found):
+    (statuses, x), (others, y) = found["diverging"]
+    assert statuses == others == [None, None, Status.diverged, None, None]
+    assert torch.equal(x, y) and bool(torch.isfinite(x).all())
 
 
 @pytest.mark.parametrize("case", REFUSED)
