@@ -23,7 +23,7 @@ from mldd.algebra import (
     local_restrictions,
     relink,
 )
-from mldd.loop import Solver, State, Status, pack, restore
+from mldd.loop import Solver, State, Status, checkpoint, pack, restore
 from mldd.solvers.parts import ClosureObjective, Surroundings
 
 Factory = Callable[[Decomposition], Solver]
@@ -341,6 +341,12 @@ class Optimizer(torch.optim.Optimizer):
         CheckpointError
             A solver whose memory lives outside of Python (TAO, SNES).
         """
+        if self._state is not None and not checkpoint.is_resumable(self._state):
+            name = type(self._solver).__name__
+            raise checkpoint.CheckpointError(
+                f"the state of {name} lives outside of Python and can be neither saved nor copied; save the module "
+                "alone and start a new optimizer from it, or take a solver of mldd (LBFGS)"
+            )
         saved = self._loaded if self._state is None else pack(self._state, "state")
         return {**super().state_dict(), "mldd": {"solver": type(self._solver).__name__, "state": saved}}
 

@@ -102,8 +102,13 @@ def test_tao_as_an_optimizer():
     from mldd.solvers.petsc import Tao
 
     module = network()
-    losses = train(module, Optimizer(module.parameters(), Tao("lmvm")), 30)
+    optimizer = Optimizer(module.parameters(), Tao("lmvm"))
+    assert copy.deepcopy(optimizer).solver_state is None
+    losses = train(module, optimizer, 30)
     assert losses[-1] < 0.1 * losses[0]
+    for attempt in (optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+        with pytest.raises(ValueError, match="the state of Tao lives outside of Python .* save the module alone"):
+            attempt()
 
 
 # ------------------------------------------------------------------------------------------------ groups
@@ -185,7 +190,16 @@ def test_schedulers_change_the_rate(solver, field):
 
 
 @pytest.mark.parametrize(
-    "solver", [Adam(0.01), LBFGS(), AdaGrad(rate=0.1, curvature="lbfgs"), partial(SchwarzAdaGrad, rate=0.1)]
+    "solver",
+    [
+        Adam(0.01),
+        LBFGS(),
+        TrustRegion(),
+        NewtonCG(),
+        AdaGrad(rate=0.1, curvature="lbfgs"),
+        partial(SchwarzAdaGrad, rate=0.1),
+        lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2),
+    ],
 )
 def test_resumed_is_uninterrupted(solver):
     module = network()
