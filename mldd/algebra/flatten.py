@@ -86,17 +86,37 @@ class Layout:
         return torch.repeat_interleave(torch.tensor(self.layers), torch.tensor(self.sizes))
 
     def views(self, x: Tensor) -> list[Tensor]:
-        """Return the tensors as views of `x`, shape (..., N), with its leading axes kept; nothing is copied."""
+        """Return the tensors as views of `x`, with its leading axes kept; nothing is copied.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N)
+            One flat vector, or several.
+        """
         lead = x.shape[:-1]
         pieces = torch.split(x, self.sizes, dim=-1)
         return [piece.view((*lead, *shape)) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def leaves(self, x: Tensor) -> list[Tensor]:
-        """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`."""
+        """Return the views, each a leaf that autograd differentiates for: cheaper than going through `x`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N)
+            One flat vector, or several.
+        """
         return [view.requires_grad_() for view in self.views(x.detach())]
 
     def pack(self, tensors: Sequence[Tensor], *extra: Tensor) -> Tensor:
-        """Return one new vector, shape (..., N), of tensors of these shapes (`extra` ones behind, for joint sums)."""
+        """Return one new vector, shape (..., N), of tensors of these shapes.
+
+        Parameters
+        ----------
+        tensors : list of Tensor
+            In order, with the same leading axes.
+        *extra : Tensor
+            Others to put behind them, for joint sums.
+        """
         lead = tensors[0].dim() - len(self.shapes[0])
         return torch.cat([t.flatten(lead) if t.dim() > lead else t[..., None] for t in (*tensors, *extra)], dim=-1)
 
@@ -302,7 +322,13 @@ class ModuleObjective:
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep."""
+        """Return loss and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters in the order of the layout.
+        """
         self.price.of_gradient()
         with self._at(x) as leaves:
             value = _differentiable(self.loss(self.module))

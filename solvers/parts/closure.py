@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -65,8 +66,15 @@ class Surroundings:
         ----------
         parameters : list of Parameter
             Those of the optimizer.
+
+        Yields
+        ------
+        None
+            To evaluate in between.
         """
         if not self._known:
+            if torch_ranks() > 1:
+                gc.collect()  # a wrapper that was dropped may still be there
             modules = modules_alive()
             model = holders(parameters, modules)
             self._buffers = Buffers(modules, model)
@@ -85,7 +93,13 @@ class Surroundings:
 
     @contextmanager
     def further(self) -> Iterator[None]:
-        """Put buffers back after a further evaluation in the same step."""
+        """Put buffers back after a further evaluation in the same step.
+
+        Yields
+        ------
+        None
+            To evaluate in between.
+        """
         self._buffers.save()
         try:
             yield
@@ -267,7 +281,13 @@ class ClosureObjective:
         return self._known(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
+        """Return loss and gradient.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.compared = True
         value, g = self._known(x)
         self._refuse_more()

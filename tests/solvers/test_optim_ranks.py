@@ -78,7 +78,9 @@ def trained(solver, module, called, inputs, targets, after=lambda: None, **optio
 def data_parallel(rank, name, how):
     module = network()
     inputs, targets = data(rank)
-    if how == "wrapped":
+    if how == "wrapped anew":  # by one group of ranks, then by another
+        DistributedDataParallel(module, process_group=distributed.new_group())(inputs).sum().backward()
+    if how.startswith("wrapped"):
         return trained(SOLVERS[name], module, DistributedDataParallel(module), inputs, targets)
 
     def average():
@@ -165,6 +167,7 @@ def diverging(rank):
 
 JOBS = {
     **{f"{name}, {how}": (data_parallel, name, how) for name in SOLVERS for how in ("wrapped", "by hand")},
+    "lbfgs, wrapped anew": (data_parallel, "lbfgs", "wrapped anew"),
     **{case: (message, case) for case in REFUSED},
     "alone": (alone, "lbfgs"),
     "diverging": (diverging,),
@@ -203,6 +206,11 @@ def test_ranks_are_equal_and_equal_to_one_process(found, name, how):
     assert expected[-1] < 0.9 * expected[0]
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(x, z, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrapper_that_was_dropped_has_no_say(found):
+    for anew, once in zip(found["lbfgs, wrapped anew"], found["lbfgs, wrapped"], strict=True):
+        assert anew[0] == once[0] and torch.equal(anew[1], once[1])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
