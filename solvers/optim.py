@@ -23,7 +23,7 @@ from mldd.algebra import (
     local_restrictions,
     relink,
 )
-from mldd.loop import Solver, State, Status, pack, restore
+from mldd.loop import Solver, State, Status, checkpoint, pack, restore
 from mldd.solvers.parts import ClosureObjective, Surroundings
 
 Factory = Callable[[Decomposition], Solver]
@@ -149,7 +149,11 @@ class Optimizer(torch.optim.Optimizer):
     def _sizes(self) -> list[int]:
         return [sum(p.numel() for p in group["params"]) for group in self.param_groups]
 
+    def _limits_of_groups(self) -> list[tuple[float, float]]:
+        return [(group["lower"], group["upper"]) for group in self.param_groups]
+
     def _box(self) -> Bounds:
+        self._limits = self._limits_of_groups()
         lower, upper = (
             torch.cat([self._flat.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
             for k in ("lower", "upper")
@@ -232,6 +236,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         rate = self._follow_rate()
         relink(self._parameters, self._views)
+        if self._limits != self._limits_of_groups():
+            self._bounds = self._box()
         with torch.no_grad():
             x = self._bounds.project(self._flat, out=self._x)
             f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds, self._around)
@@ -335,6 +341,12 @@ class Optimizer(torch.optim.Optimizer):
         CheckpointError
             A solver whose memory lives outside of Python (TAO, SNES).
         """
+        if self._state is not None and not checkpoint.is_resumable(self._state):
+            name = type(self._solver).__name__
+            raise checkpoint.CheckpointError(
+                f"the state of {name} lives outside of Python and can be neither saved nor copied; save the module "
+                "alone and start a new optimizer from it, or take a solver of mldd (LBFGS)"
+            )
         saved = self._loaded if self._state is None else pack(self._state, "state")
         return {**super().state_dict(), "mldd": {"solver": type(self._solver).__name__, "state": saved}}
 

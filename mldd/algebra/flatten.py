@@ -322,7 +322,13 @@ class ModuleObjective:
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both in one sweep."""
+        """Return loss and gradient in one sweep.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters in the order of the layout.
+        """
         self.price.of_gradient()
         with self._at(x) as leaves:
             value = _differentiable(self.loss(self.module))

@@ -9,21 +9,29 @@ import torch
 from torch import Tensor, nn
 
 Place = tuple[nn.Module, str]
+_SUMMED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def holders(parameters: Sequence[nn.Parameter]) -> list[nn.Module]:
-    """Return all modules alive that hold any of the parameters, directly or further below, and all those below them.
+def modules_alive() -> list[nn.Module]:
+    """Return all modules there are, those that a closure may call among them.
 
     The garbage collector knows them. Hooks on calls would, too, but torch.compile compiles anew for every hook.
+    """
+    return [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and "_modules" in o.__dict__]
+
+
+def holders(parameters: Sequence[nn.Parameter], modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules that hold any of the parameters, directly or further below, and all those below them.
 
     Parameters
     ----------
     parameters : list of Parameter
         Of one model, or several.
+    modules : iterable of nn.Module
+        Where to look.
     """
     wanted = {id(p) for p in parameters}
-    alive = [o for o in gc.get_objects() if issubclass(type(o), nn.Module) and "_modules" in o.__dict__]
-    roots = [module for module in alive if any(id(p) in wanted for p in module.parameters())]
+    roots = [module for module in modules if any(id(p) in wanted for p in module.parameters())]
     return list(dict.fromkeys(module for root in roots for module in root.modules()))
 
 
@@ -36,14 +44,17 @@ class Buffers:
     Parameters
     ----------
     modules : iterable of nn.Module
-        Each there once.
+        All that the first evaluation may change, each there once.
+    held : iterable of nn.Module
+        Those that later evaluations may change although the first does not, for they belong to the model.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module] = (), held: Iterable[nn.Module] = ()) -> None:
         """Look at all buffers before the first evaluation."""
-        held = [((module, name), b) for module in modules for name, b in module._buffers.items() if b is not None]
-        self._stamps = {place: _stamp(place) for place, _ in held}
-        self._sums = {place: buffer.detach().sum() for place, buffer in held}
+        self._held = set(held)
+        places = [((module, name), b) for module in modules for name, b in module.named_buffers(recurse=False)]
+        self._stamps = {place: _stamp(place) for place, _ in places}
+        self._sums = {place: b.detach().sum() for place, b in places if _can_be_summed(b)}
         self._moving: list[Place] = []
         self._unversioned: set[nn.Module] = set()
         self._saved: list[tuple[Place, Tensor, Tensor]] | None = None
@@ -56,28 +67,40 @@ class Buffers:
     def end(self) -> None:
         """Find out after the first evaluation which buffers it changed."""
         for (module, name), total in self._sums.items():
-            buffer = module._buffers[name]
-            if buffer is not None and not torch.equal(buffer.detach().sum(), total):
+            buffer = _buffer((module, name))
+            if buffer is not None and not torch.allclose(buffer.detach().sum(), total, rtol=0, atol=0, equal_nan=True):
                 self._unversioned.add(module)
         self._sums.clear()
         moved = {module for (module, name), stamp in self._stamps.items() if _stamp((module, name)) != stamp}
-        self._moving = [place for place in self._stamps if place[0] in moved | self._unversioned]
+        moved |= self._unversioned
+        self._moving = [place for place in self._stamps if place[0] in moved]
+        self._held |= moved
+        self._stamps = {place: stamp for place, stamp in self._stamps.items() if place[0] in self._held}
 
     def save(self) -> None:
         """Copy the buffers that change, before the second evaluation of a step."""
         if self._saved is None:
-            places = [(place, place[0]._buffers[place[1]]) for place in self._moving]
+            places = [(place, _buffer(place)) for place in self._moving]
             self._saved = [(place, buffer, buffer.clone()) for place, buffer in places if buffer is not None]
 
     def put_back(self) -> int:
         """Undo what an evaluation did to them, and return their number."""
         for (module, name), buffer, value in self._saved or ():
-            module._buffers[name] = buffer
+            if _buffer((module, name)) is not buffer:
+                setattr(module, name, buffer)
             buffer.copy_(value)
         return len(self._saved or ())
 
 
+def _buffer(place: Place) -> Tensor | None:
+    return getattr(place[0], place[1], None)
+
+
+def _can_be_summed(b: Tensor) -> bool:
+    return b.dtype in _SUMMED and b.layout == torch.strided and not b.is_meta
+
+
 def _stamp(place: Place) -> tuple[int, int]:
     """Return what changes when a buffer is written to or exchanged."""
-    buffer = place[0]._buffers.get(place[1])
+    buffer = _buffer(place)
     return id(buffer), -1 if buffer is None or buffer.is_inference() else buffer._version

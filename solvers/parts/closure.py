@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import Bounds, Layout, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
-from mldd.solvers.parts.buffers import Buffers, holders
+from mldd.solvers.parts.buffers import Buffers, holders, modules_alive
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Surroundings:
     replicas: Replicas | None = field(default=None, init=False)
     clears: bool = field(default=False, init=False)
     _known: bool = field(default=False, init=False, repr=False)
-    _buffers: Buffers = field(default_factory=lambda: Buffers([]), init=False, repr=False)
+    _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
 
     def tell(self, what: str, words: str) -> None:
@@ -65,22 +66,40 @@ class Surroundings:
         ----------
         parameters : list of Parameter
             Those of the optimizer.
+
+        Yields
+        ------
+        None
+            To evaluate in between.
         """
         if not self._known:
-            modules = holders(parameters)
-            self._buffers = Buffers(modules)
+            if torch_ranks() > 1:
+                gc.collect()  # a wrapper that was dropped may still be there
+            modules = modules_alive()
+            model = holders(parameters, modules)
+            self._buffers = Buffers(modules, model)
             if self.group == "auto":
-                self.replicas = replicas_of(modules)
+                self.replicas = replicas_of(model)
             elif self.group is not None and torch_ranks() > 1:
                 self.replicas = Replicas(self.group)
             self._known = True
         self._buffers.begin()
-        yield
+        try:
+            yield
+        except BaseException:
+            self._known = False  # what the closure does was not seen to its end
+            raise
         self._buffers.end()
 
     @contextmanager
     def further(self) -> Iterator[None]:
-        """Yield, and put buffers back after a further evaluation in the same step."""
+        """Put buffers back after a further evaluation in the same step.
+
+        Yields
+        ------
+        None
+            To evaluate in between.
+        """
         self._buffers.save()
         try:
             yield
@@ -204,8 +223,10 @@ class ClosureObjective:
     def _probed(self) -> Any:
         """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
         for p in self.parameters:
-            if p.grad is not None:
-                p.grad.fill_(torch.nan)
+            if p.grad is not None and p.grad.is_contiguous():
+                p.grad.fill_(torch.nan)  # in place: it may be a part of a buffer of DistributedDataParallel
+            elif p.grad is not None:
+                p.grad = torch.full_like(p, torch.nan)  # entries may share memory
         loss = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
         if not bool(self._packed().isnan().any()):
@@ -260,7 +281,13 @@ class ClosureObjective:
         return self._known(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both."""
+        """Return loss and gradient.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The point.
+        """
         self.compared = True
         value, g = self._known(x)
         self._refuse_more()

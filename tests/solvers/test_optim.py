@@ -102,8 +102,13 @@ def test_tao_as_an_optimizer():
     from mldd.solvers.petsc import Tao
 
     module = network()
-    losses = train(module, Optimizer(module.parameters(), Tao("lmvm")), 30)
+    optimizer = Optimizer(module.parameters(), Tao("lmvm"))
+    assert copy.deepcopy(optimizer).solver_state is None
+    losses = train(module, optimizer, 30)
     assert losses[-1] < 0.1 * losses[0]
+    for attempt in (optimizer.state_dict, lambda: copy.deepcopy(optimizer)):
+        with pytest.raises(ValueError, match="the state of Tao lives outside of Python .* save the module alone"):
+            attempt()
 
 
 # ------------------------------------------------------------------------------------------------ groups
@@ -144,6 +149,9 @@ def test_groups_of_their_own_bounds():
     assert losses[-1] < losses[0]
     assert max(float(p.detach().abs().max()) for p in module[3].parameters()) == pytest.approx(0.1)
     assert float(module[0].weight.detach().abs().max()) > 0.1
+    optimizer.param_groups[1]["upper"] = 0.05  # as a schedule may do
+    train(module, optimizer, 2)
+    assert max(float(p.detach().max()) for p in module[3].parameters()) == pytest.approx(0.05)
     with pytest.raises(ValueError, match="lower <= upper"):
         Optimizer([{"params": module.parameters(), "lower": 1.0, "upper": 0.0}], AdaGrad())
 
@@ -183,7 +191,15 @@ def test_schedulers_change_the_rate(solver, field):
 
 @pytest.mark.parametrize(
     "solver",
-    [Adam(0.01), LBFGS(), AdaGrad(rate=0.1, curvature="lbfgs"), partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1))],
+    [
+        Adam(0.01),
+        LBFGS(),
+        TrustRegion(),
+        NewtonCG(),
+        AdaGrad(rate=0.1, curvature="lbfgs"),
+        partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1)),
+        lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2),
+    ],
 )
 def test_resumed_is_uninterrupted(solver):
     module = network()
@@ -621,6 +637,36 @@ def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
         train(module, Optimizer(module.parameters(), Adam()), 2)  # one evaluation: as in torch
         module.eval()
         train(module, Optimizer(module.parameters(), solver), 2)
+
+
+class OwnNorm(nn.Module):
+    """Statistics in buffers of its own: no version and no counter tells that they are written to."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(width, dtype=torch.float64))
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.mean, self.var, training=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3, affine=False).double(), OwnNorm(3)])
+def test_statistics_of_a_module_beside_the_trained_one(norm):
+    head = nn.Linear(3, 1).double()
+    unused = nn.BatchNorm1d(2)
+    unused.running_mean.fill_(math.nan)
+    optimizer = Optimizer(head.parameters(), LBFGS())
+    inputs, targets = data(head)
+    twin = copy.deepcopy(norm)
+    closure = closure_of(lambda x: head(norm(x)), optimizer, inputs, targets)
+    with pytest.warns(UserWarning, match=f" {len(list(norm.buffers()))} buffers of the module"):
+        for _ in range(4):
+            twin(inputs)
+            optimizer.step(closure)
+            for buffer, expected in zip(norm.buffers(), twin.buffers(), strict=True):
+                torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
+    assert float(optimizer.step(closure)) < 0.99 * float(targets.square().mean())
 
 
 def test_an_optimizer_for_each_group_gives_each_its_rate():

@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mldd.loop import Status
 from mldd.solvers import LBFGS, AdaGrad, NonlinearSchwarz, Optimizer, Sgd, TrustRegion
 
 RANKS = 2
@@ -77,7 +78,9 @@ def trained(solver, module, called, inputs, targets, after=lambda: None, **optio
 def data_parallel(rank, name, how):
     module = network()
     inputs, targets = data(rank)
-    if how == "wrapped":
+    if how == "wrapped anew":  # by one group of ranks, then by another
+        DistributedDataParallel(module, process_group=distributed.new_group())(inputs).sum().backward()
+    if how.startswith("wrapped"):
         return trained(SOLVERS[name], module, DistributedDataParallel(module), inputs, targets)
 
     def average():
@@ -149,10 +152,25 @@ def norms(rank, solver):
     return found
 
 
+def diverging(rank):
+    """The second rank alone meets an infinite sample in its third step."""
+    module = network()
+    inputs, targets = data(rank)
+    optimizer = Optimizer(module.parameters(), LBFGS())
+    statuses, parallel = [], DistributedDataParallel(module)
+    for step in range(5):
+        factor = torch.inf if (rank, step) == (1, 2) else 1.0
+        optimizer.step(closure_of(parallel, optimizer, factor * inputs, targets))
+        statuses.append(optimizer.status)
+    return statuses, flat(module)
+
+
 JOBS = {
     **{f"{name}, {how}": (data_parallel, name, how) for name in SOLVERS for how in ("wrapped", "by hand")},
+    "lbfgs, wrapped anew": (data_parallel, "lbfgs", "wrapped anew"),
     **{case: (message, case) for case in REFUSED},
     "alone": (alone, "lbfgs"),
+    "diverging": (diverging,),
     "norms": (norms, LBFGS()),
 }
 
@@ -190,6 +208,11 @@ def test_ranks_are_equal_and_equal_to_one_process(found, name, how):
     torch.testing.assert_close(x, z, rtol=1e-4, atol=1e-5)
 
 
+def test_a_wrapper_that_was_dropped_has_no_say(found):
+    for anew, once in zip(found["lbfgs, wrapped anew"], found["lbfgs, wrapped"], strict=True):
+        assert anew[0] == once[0] and torch.equal(anew[1], once[1])
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_ranks_may_train_alone(found):
     for rank in range(RANKS):
@@ -198,6 +221,12 @@ def test_ranks_may_train_alone(found):
         assert (losses, calls) == trained(LBFGS(), module, module, *data(rank))[::2]
         assert torch.equal(x, flat(module))
     assert found["alone"][0][0] != found["alone"][1][0]
+
+
+def test_ranks_go_back_together(found):
+    (statuses, x), (others, y) = found["diverging"]
+    assert statuses == others == [None, None, Status.diverged, None, None]
+    assert torch.equal(x, y) and bool(torch.isfinite(x).all())
 
 
 @pytest.mark.parametrize("case", REFUSED)
