@@ -114,7 +114,7 @@ class NonlinearSchwarz:
         "line-search": halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run
         as stalled. "proximal": add the proximal term to local models. Without a line search no function value is used
         to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the subdomains
-        update the same unknowns, and none otherwise.
+        update the same unknowns, a line search where they are layers of a network, and none otherwise.
     comm : Communicator
         Its ranks divide the subdomains.
 
@@ -185,7 +185,8 @@ class NonlinearSchwarz:
     def _has(self, means: str) -> bool:
         """Say whether the globalisation includes `means`."""
         if self.globalisation == "auto":
-            return isinstance(self.decomposition, SharedDecomposition)
+            is_shared = isinstance(self.decomposition, SharedDecomposition)
+            return is_shared or (means == "line-search" and len(self.decomposition.blocks) > 1)
         return self.globalisation in (means, "both")
 
     def init(self, objective: Objective, x: Tensor) -> NonlinearSchwarzState:

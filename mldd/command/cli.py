@@ -363,6 +363,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
     comm = early or _begin(options, stage)
     from mldd.command import builder
+    from mldd.command import report as reports
     from mldd.command import run as runs
     from mldd.command.preparation import Preparation
     from mldd.loop import check_replaceable
@@ -383,18 +384,18 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     shown = not options.quiet
     result = runs.execute(run, past, out=options.out, checkpoint=options.checkpoint, shown=shown, first=stage.start)
     stage.running = True
-    content = runs.report(run, result)
+    content = reports.report(run, result)
     if comm.rank == 0:
         written = []
         if options.out is not None:
             written = [
-                *runs.write_result(options.out, content, result.history),
-                *runs.pictures(run, result, options.out),
+                *reports.write_result(options.out, content, result.history),
+                *reports.pictures(run, result, options.out),
             ]
         if options.checkpoint is not None and not result.status.failed:
             written.append(options.checkpoint)
         if shown:
-            print(runs.summary(run, result, content, written), flush=True)
+            print(reports.summary(run, result, content, written), flush=True)
         if result.status.failed:
             print(f"mldd: error: {result.status.name}: {result.status.advice}", file=sys.stderr, flush=True)
     return exit_status(result.status)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
 from mldd.command.names import Spec
@@ -177,9 +178,9 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow
         with contextlib.suppress(OSError, ValueError):
             history = History() if out is None else read_csv(out / "history.csv")
         return TableRow(run.names[1], run.seed, {}, history, error)
-    content = runs.report(run, result)
+    content = reports.report(run, result)
     if out is not None and comm.rank == 0:
-        runs.write_result(out, content, result.history)
+        reports.write_result(out, content, result.history)
     return TableRow(run.names[1], run.seed, content, result.history)
 
 
@@ -254,7 +255,7 @@ def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
             plot.comparison(curves, out / "compare.png", title)
             return [out / "compare.png"]
 
-        written += runs.drawn("compare.png", draw)
+        written += reports.drawn("compare.png", draw)
     return written
 
 

@@ -89,7 +89,7 @@ class TorchCommunicator(Communicator):
 
     def _deal(self, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         # gloo has no such collective; it is for set-up alone
-        dealt = self._gather_items([part.clone() for part in rows.split(counts.tolist())])
+        dealt = self._gather_items([part.clone() for part in torch.split(rows, counts.tolist())])
         mine = [parts[self.rank] for parts in dealt]
         return torch.tensor([len(part) for part in mine]), torch.cat(mine)
 
@@ -134,6 +134,7 @@ class TorchMessages:
 
         def wait() -> None:
             for work in works:
-                work.wait()
+                if work is not None:
+                    work.wait()
 
         return wait

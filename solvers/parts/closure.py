@@ -59,7 +59,7 @@ class Surroundings:
 
     @contextmanager
     def first(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Yield nothing; note which buffers the first evaluation of a step changes, and once who holds them.
+        """Yield while watching which buffers the first evaluation of a step changes; find out first who holds them.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class Surroundings:
 
     @contextmanager
     def further(self) -> Iterator[None]:
-        """Yield nothing; put buffers back after a further evaluation in the same step."""
+        """Yield, and put buffers back after a further evaluation in the same step."""
         self._buffers.save()
         try:
             yield

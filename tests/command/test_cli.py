@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mldd.command import cli, names
+from mldd.command.values import convert
 from mldd.loop import read_csv
 from mldd.loop.monitor import FIELDS
 from tests.helpers import MLDD, result, user_arrays
@@ -352,7 +353,7 @@ def test_petsc_options_are_taken_out():
     ],
 )
 def test_convert(text, hint, value):
-    assert names.convert(text, hint, "x") == value
+    assert convert(text, hint, "x") == value
 
 
 def test_user_files_are_problems(tmp_path):

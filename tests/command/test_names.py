@@ -11,7 +11,8 @@ import pytest
 
 from mldd.command import described, name_of, names, solver_spec
 from mldd.command.listing import keys
-from mldd.command.names import python_specs, split, split_specs
+from mldd.command.names import python_specs, split_specs
+from mldd.command.values import split
 from mldd.solvers import LBFGS, AdaGrad, Radius, TrustRegion
 from mldd.solvers.petsc import Snes, Tao
 

@@ -1,0 +1,92 @@
+"""Text of the command line, cut at commas and turned into the values of fields."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import MISSING
+from typing import Any, Literal
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def split(text: str) -> list[str]:
+    """Return the pieces between the commas outside of parentheses.
+
+    Parameters
+    ----------
+    text : str
+        Of keys.
+
+    Raises
+    ------
+    ValueError
+        A parenthesis without its partner.
+
+    Examples
+    --------
+    >>> split("local=lbfgs(memory=5,rate=1),combine=ras")
+    ['local=lbfgs(memory=5,rate=1)', 'combine=ras']
+    """
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+        if depth < 0:
+            break
+    if depth != 0:
+        raise ValueError(f"every parenthesis must have its partner, got {text!r}; write NAME(key=value,key=value)")
+    return pieces
+
+
+def convert(value: str, hint: Any, what: str) -> Any:
+    """Return what the annotation `hint` asks for, made of the text of a value.
+
+    Parameters
+    ----------
+    value : str
+        What the user wrote.
+    hint : type
+        Annotation of the field.
+    what : str
+        Name of the key, for the message.
+
+    Raises
+    ------
+    ValueError
+        It cannot be one.
+
+    Examples
+    --------
+    >>> convert("64:32", tuple[int, ...], "digits:hidden")
+    (64, 32)
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value.lower() == "none" and type(None) in inner:
+            return None
+        return _first_that_fits(value, [a for a in inner if a is not type(None)], what)
+    if origin is tuple:
+        return tuple(convert(item, inner[0], what) for item in value.split(":"))
+    if origin is Literal:
+        match = next((choice for choice in inner if str(choice) == value), MISSING)
+        if match is not MISSING:
+            return match
+        raise ValueError(f"`{what}` must be one of {' '.join(map(str, inner))}, got {value!r}")
+    try:
+        return _WORDS[value.lower()] if hint is bool else hint(value)
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
+        raise ValueError(f"`{what}` must be {kind}, got {value!r}") from None
+
+
+def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return convert(value, hint, what)
+        except ValueError:
+            continue
+    return convert(value, hints[-1], what)
