@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -70,9 +71,9 @@ class Optimizer(torch.optim.Optimizer):
 
     Notes
     -----
-    Every group has an ``lr``, for schedulers and loggers: the rate of the solver (``lr`` or ``rate``), the same for all
-    groups. A solver without one refuses a step if ``lr`` has changed. Hessian products, for solvers that ask for them,
-    are differences of two gradients.
+    Every group has an ``lr``, for schedulers and loggers: the rate of the solver (``lr`` or ``rate``) or of its local
+    solver, the same for all groups. A solver without one refuses a step if ``lr`` has changed. Hessian products, for
+    solvers that ask for them, are differences of two gradients.
 
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
@@ -134,8 +135,8 @@ class Optimizer(torch.optim.Optimizer):
     def _set_rates(self) -> None:
         """Give every group its ``lr``, and say where that is of no use."""
         name = type(self._solver).__name__
-        self._rate = next((f.name for f in fields(self._solver) if f.name in ("lr", "rate")), None)  # type: ignore[arg-type]
-        own = 1.0 if self._rate is None else getattr(self._solver, self._rate)
+        self._rate = _rate_of(self._solver)
+        own = 1.0 if self._rate is None else attrgetter(self._rate)(self._solver)
         for group in self.param_groups:
             if group["lr"] is None:
                 group["lr"] = own
@@ -270,8 +271,8 @@ class Optimizer(torch.optim.Optimizer):
                 "or make an optimizer for each group"
             )
         rate = rates[0]
-        if rate not in (0.0, getattr(self._solver, self._rate)):
-            self._solver = replace(self._solver, **{self._rate: rate})  # type: ignore[type-var]
+        if rate not in (0.0, attrgetter(self._rate)(self._solver)):
+            self._solver = _with_rate(self._solver, self._rate, rate)
         return rate
 
     def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor) -> None:
@@ -393,6 +394,22 @@ def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[s
     optimizer.defaults = dict(defaults)
     optimizer.load_state_dict(state)
     return optimizer
+
+
+def _rate_of(solver: Any) -> str | None:
+    """Return the field with the rate, with a dot where it is that of a local solver; None where there is no rate."""
+    names = [f.name for f in fields(solver)]
+    for name in ("smoother", "local"):
+        inner = _rate_of(getattr(solver, name)) if name in names and is_dataclass(getattr(solver, name)) else None
+        if inner is not None:
+            return f"{name}.{inner}"
+    return next((name for name in names if name in ("lr", "rate")), None)
+
+
+def _with_rate(solver: Any, path: str, rate: float) -> Any:
+    """Return the solver with the rate in the field that `_rate_of` has found."""
+    name, _, inner = path.partition(".")
+    return replace(solver, **{name: _with_rate(getattr(solver, name), inner, rate) if inner else rate})
 
 
 def _is_solver(thing: object) -> bool:
