@@ -16,10 +16,6 @@ TREES = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in 
 # Classes that are contracts without being a Protocol: others derive from them, or have the same methods.
 BASES = {"Problem", "GridProblem", "Layer", "Around", "State", "Communicator"}
 BASES |= {"Stochastic", "Proximal", "Restricted", "Decomposition"}
-# Rooms whose docstrings are still to be written.
-PENDING = {
-    "problems/graphs",
-}
 
 
 def classes():
@@ -148,8 +144,6 @@ def faults_of(path, name, node):
 
 @pytest.mark.parametrize("room", sorted({str(path.parent) for path in FILES}))
 def test_every_argument_is_described(room):
-    if room in PENDING:
-        pytest.skip("its docstrings are still to be written")
     faults = [
         fault for path, name, node in public() if str(path.parent) == room for fault in faults_of(path, name, node)
     ]

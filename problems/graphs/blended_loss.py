@@ -21,6 +21,7 @@ class Group:
     Parameters
     ----------
     net : GraphNet
+        The network that all share in shape.
     batch : Batch
         p graphs.
     blend : Sparse, shape (M, p r)
@@ -30,6 +31,7 @@ class Group:
     model : Tensor, shape (p,), int64
         The loss, of a batch of losses, that each network belongs to.
     dropout : Dropout, optional
+        None where nothing is dropped.
     """
 
     net: GraphNet
@@ -40,11 +42,25 @@ class Group:
     dropout: Dropout | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """Return the parameters among the unknowns `x`, shape (p, N)."""
+        """Return the parameters among the unknowns `x`, shape (p, N).
+
+        Parameters
+        ----------
+        x : Tensor, shape of the unknowns
+            All unknowns.
+        """
         return x.reshape(-1)[self.unknowns].view(-1, self.net.layout.size)
 
     def store(self, rows: Tensor, x: Tensor) -> None:
-        """Write what belongs to these parameters, shape (p, N), to its places in `x`."""
+        """Write what belongs to these parameters, shape (p, N), to its places in `x`.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (p, N)
+            One row per network.
+        x : Tensor, shape of the unknowns
+            It is written to.
+        """
         x.view(-1)[self.unknowns] = rows.reshape(-1)
 
     @cached_property
@@ -52,7 +68,13 @@ class Group:
         return self.batch.with_dropout(self.dropout, self.net.widths)
 
     def share(self, parameters: list[Tensor]) -> Tensor:
-        """Return what the networks add to the blended outputs, shape (M, C)."""
+        """Return what the networks add to the blended outputs, shape (M, C).
+
+        Parameters
+        ----------
+        parameters : list of Tensor
+            Of all networks, as the layout has them.
+        """
         batch, scales = self._sample
         return self.blend @ self.net.outputs(parameters, batch, scales)
 
@@ -75,9 +97,11 @@ class BlendedLoss:
     shape : tuple of int
         Of the unknowns: (n,), or (k, n) for a batch.
     decay : float
+        Factor of the weight decay.
     constant : Tensor, shape (k,), optional
         Share of the losses that does not depend on these unknowns.
     price : Price
+        Cost of an evaluation in fine gradients.
     comm : Communicator or None
         None where all networks are on this rank.
     remembers : bool
@@ -140,17 +164,35 @@ class BlendedLoss:
         return z, together[own.numel() :]
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Return the blended outputs, shape (M, C)."""
+        """Return the blended outputs, shape (M, C).
+
+        Parameters
+        ----------
+        x : Tensor, shape of the unknowns
+            The point.
+        """
         with torch.no_grad():
             return self._blended(self._own([group.net.layout.views(group.of(x)) for group in self.groups]), x)[0]
 
     def known(self, x: Tensor) -> Tensor | None:
-        """Return the blended outputs if `x` is where they were computed last: nothing is evaluated."""
+        """Return the blended outputs if `x` is where they were computed last: nothing is evaluated.
+
+        Parameters
+        ----------
+        x : Tensor, shape of the unknowns
+            The point.
+        """
         last = self._last.get("x")
         return self._last["z"] if last is not None and torch.equal(last, x) else None
 
     def losses(self, z: Tensor) -> Tensor:
-        """Return the cross-entropy of outputs of shape (M, C), shape (k,)."""
+        """Return the cross-entropy of outputs of shape (M, C), shape (k,).
+
+        Parameters
+        ----------
+        z : Tensor, shape (M, C)
+            Blended outputs.
+        """
         values = -(self.targets * torch.log_softmax(z, dim=1)).view(self.models, -1).sum(1)
         return values if self.constant is None else values + self.constant
 
@@ -265,7 +307,17 @@ class LocalBlends:
     valid: Tensor
 
     def at(self, y: Tensor, z: Tensor, value: Tensor) -> BlendedLoss:
-        """Return the local models at the local unknowns `y`, shape (k, m), where outputs and loss are `z`, `value`."""
+        """Return the local models at the local unknowns `y`, shape (k, m), where outputs and loss are `z`, `value`.
+
+        Parameters
+        ----------
+        y : Tensor, shape (k, m)
+            Local unknowns.
+        z : Tensor, shape (M, C)
+            Blended outputs of the whole there.
+        value : Tensor, shape ()
+            Loss of the whole there.
+        """
         self.local.price.of_value()
         zero = replace(self.local, frozen=torch.zeros_like(self.local.frozen))
         frozen = (z[self.index] - zero.outputs(y)).mul_(self.valid)

@@ -26,6 +26,16 @@ _QUARTER = 4  # nodes of a coarse graph per node of the next
 def kinds_of(coarsen: str) -> tuple[str, ...]:
     """Read what is coarsened, names joined by '+'.
 
+    Parameters
+    ----------
+    coarsen : str
+        As in ``graph+width``.
+
+    Returns
+    -------
+    tuple of str
+        The kinds, in the order in which they were named.
+
     Examples
     --------
     >>> kinds_of("graph+width")
@@ -49,6 +59,7 @@ class Rung:
     Parameters
     ----------
     net : GraphNet
+        The network of the level.
     decay : float
         Weight decay that makes the loss that of the finer network (see `mldd.problems.nets.coarse_networks`).
     piece : Piece
@@ -74,12 +85,19 @@ class Ladder:
     Parameters
     ----------
     kinds : tuple of str
+        In which ways levels are coarser.
     graph : Graph
+        The finest one.
     source : Source
+        What the finest batch is cut from.
     net : GraphNet
+        The finest network.
     decay : float
+        Weight decay of the finest network.
     classes : ndarray, shape (n,), int64
+        Label of every node.
     labelled : ndarray, shape (n,), bool
+        Which nodes are in the loss.
     clusters : int
         Nodes of the first coarse graph.
     method : {"metis", "matching", "features"}
@@ -192,6 +210,23 @@ def clustered(
     """Return the clusters of every node, one map of shape (n,) per number of clusters in `sizes`.
 
     Clusters of neighbours are nested and do not cross the parts `within`; those of nodes with similar inputs may.
+
+    Parameters
+    ----------
+    graph : Graph
+        Its neighbours are joined.
+    source : Source
+        Features and propagation.
+    layers : int
+        Of the network: how many hops its outputs see.
+    sizes : Sequence of int
+        Numbers of clusters, in descending order.
+    method : Clustering
+        Clusters of neighbours, or of nodes with similar inputs.
+    seed : int
+        Of the clustering.
+    within : Tensor, shape (n,), optional
+        Part of every node; clusters of neighbours stay within it.
     """
     if method == "features":
         first = source.terms[0]  # A X where that is all that the first layer sees, else X

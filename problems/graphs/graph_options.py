@@ -34,6 +34,11 @@ _CHOICES = {
 def check_options(problem: Any) -> None:
     """Refuse options of a node classification that make no sense.
 
+    Parameters
+    ----------
+    problem : Any, a node classification
+        What is checked.
+
     Raises
     ------
     ValueError
@@ -59,7 +64,15 @@ def check_options(problem: Any) -> None:
 
 
 def settings_of(solver: str, name: str) -> dict[str, Any]:
-    """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`."""
+    """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`.
+
+    Parameters
+    ----------
+    solver : str
+        Name of the solver on the command line.
+    name : str
+        Of the graph.
+    """
     advised = dict(_SETTINGS.get(solver, {}))
     if name in _LARGE_FEATURES:
         advised |= {key: 0.1 * advised[key] for key in ("rate", "smoother.rate", "local.rate") if key in advised}

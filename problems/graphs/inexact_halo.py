@@ -28,7 +28,13 @@ class Inexact(Protocol):
     """What takes the place of a halo."""
 
     def at(self, step: int) -> Exchange:
-        """Return the exchange of an outer step."""
+        """Return the exchange of an outer step.
+
+        Parameters
+        ----------
+        step : int
+            Number of the outer step.
+        """
         ...
 
 
@@ -87,7 +93,15 @@ class Lane:
     arrived: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def finish(self, receive: Callable[[Pending], Tensor], smoothing: float) -> None:
-        """Wait for the message; another one of the same step takes the place of the first."""
+        """Wait for the message; another one of the same step takes the place of the first.
+
+        Parameters
+        ----------
+        receive : Callable[[Pending], Tensor]
+            Waits for a message and returns its rows.
+        smoothing : float
+            Weight of what arrived before, 0 for none.
+        """
         if self.posted is None:
             return
         (step, pending), self.posted = self.posted, None
@@ -101,12 +115,26 @@ class Lane:
 
 @dataclass
 class Memory:
-    """What a halo remembers from step to step, by direction and kind of rows."""
+    """What a halo remembers from step to step, by direction and kind of rows.
+
+    Parameters
+    ----------
+    lanes : dict[Any, Lane]
+        Rows under way, by direction and kind.
+    """
 
     lanes: dict[Any, Lane] = field(default_factory=dict)
 
     def lane(self, way: str, rows: Tensor) -> Lane:
-        """Return the lane of such rows."""
+        """Return the lane of such rows.
+
+        Parameters
+        ----------
+        way : str
+            ``forward`` or ``back``.
+        rows : Tensor, shape (n, ...)
+            Rows of the kind that is asked for.
+        """
         return self.lanes.setdefault((way, rows.shape[1:], rows.dtype), Lane())
 
 
@@ -131,7 +159,9 @@ class StaleHalo(_Around):
     smoothing : float
         What arrives is averaged, ``s old + (1 - s) new``, in [0, 1).
     memory : Memory
+        What is kept from step to step.
     step : int
+        Number of the outer step.
 
     References
     ----------
@@ -191,9 +221,11 @@ class HistoricalHalo(_Around):
     ----------
     halo : Halo
     every : int
+        Outer steps between two exchanges.
     memory : dict
         Rows of the last exchange, by kind.
     step : int
+        Number of the outer step.
 
     References
     ----------
@@ -244,6 +276,7 @@ class SampledHalo(_Around):
     keep : float
         In (0, 1]; 1 is exact.
     seed : int
+        Of the choice of rows.
 
     References
     ----------
@@ -305,9 +338,11 @@ class QuantisedHalo(_Around):
     bits : int
         8, or 16 for bfloat16.
     seed : int
+        Of the rounding.
     stream : int
         Halos with different numbers draw different random numbers.
     step : int
+        Number of the outer step.
 
     References
     ----------
@@ -350,7 +385,22 @@ class QuantisedHalo(_Around):
 
 
 def coded(rows: Tensor, bits: int, random: torch.Generator) -> Tensor:
-    """Round rows, shape (k, w), float32, at random: to bfloat16, or to bytes with least entry and step behind them."""
+    """Round rows, shape (k, w), float32, at random: to bfloat16, or to bytes with least entry and step behind them.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (k, w), float32
+        What is rounded.
+    bits : int
+        16 for bfloat16, 8 for bytes.
+    random : torch.Generator
+        Draws the rounding.
+
+    Returns
+    -------
+    Tensor, shape (k, w) in bfloat16, or (k, w + 8) in bytes
+        The rounded rows.
+    """
     if bits == 16:
         word = rows.view(torch.int32)
         noise = torch.randint(0, 2**16, rows.shape, generator=random, device=rows.device, dtype=torch.int32)
@@ -366,7 +416,13 @@ def coded(rows: Tensor, bits: int, random: torch.Generator) -> Tensor:
 
 
 def decoded(code: Tensor) -> Tensor:
-    """Return the rows, float32, that `coded` has rounded."""
+    """Return the rows, float32, that `coded` has rounded.
+
+    Parameters
+    ----------
+    code : Tensor, as `coded` returns it
+        Rounded rows.
+    """
     if code.dtype == torch.bfloat16:
         return code.float()
     scale = code[:, -8:].clone(memory_format=torch.contiguous_format)  # at the start of its memory: words are aligned
@@ -422,7 +478,15 @@ class _Sampled(NodeLoss):
 
 
 def replaced(batch: Batch, exchanges: list[Exchange | None]) -> Batch:
-    """Return the batch with other exchanges, one per layer, None where nothing is exchanged."""
+    """Return the batch with other exchanges, one per layer, None where nothing is exchanged.
+
+    Parameters
+    ----------
+    batch : Batch
+        What is evaluated.
+    exchanges : list[Exchange | None]
+        One per layer.
+    """
     layers = [
         tuple(b.through(exchange) if isinstance(b, HaloOperator) and exchange is not None else b for b in layer)
         for layer, exchange in zip(batch.operators, exchanges, strict=True)

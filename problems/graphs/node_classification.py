@@ -50,6 +50,7 @@ class NodeClassification(Problem):
     heads : int
         Of GAT; they share the hidden width.
     activation : {"relu", "gelu", "tanh", "elu"}
+        Between layers.
     residual : bool
         Whether layers add to their state, so that deep networks train; see `GraphNet`.
     hidden, layers : int
@@ -91,7 +92,9 @@ class NodeClassification(Problem):
     evaluate : {"dtype", "float32", "bfloat16"}
         Precision of evaluating the loss and the local models; bfloat16 is that of dense products, all else in float32.
     device : {"cpu", "cuda", "auto"}
+        As torch knows it: cpu, cuda, cuda:1.
     comm : Communicator
+        The ranks that share the nodes.
 
     Raises
     ------
@@ -302,7 +305,13 @@ class NodeClassification(Problem):
     # -------------------------------------------------------------------------------- subdomains
 
     def parts(self, parts: int) -> Tensor:
-        """Return the part of every node, shape (n,): METIS, which cuts edges between dissimilar nodes first."""
+        """Return the part of every node, shape (n,): METIS, which cuts edges between dissimilar nodes first.
+
+        Parameters
+        ----------
+        parts : int
+            Number of parts.
+        """
         graph = self.graph_data.graph
         weighted = Graph(graph.indptr, graph.indices, edge_weights(graph, self.graph_data.features))
         return partition(weighted, parts, seed=self.seed)
@@ -430,7 +439,13 @@ class NodeClassification(Problem):
         return stack([piece], single=True, **self._kind)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the outputs at all nodes without dropout, shape (n, C)."""
+        """Return the outputs at all nodes without dropout, shape (n, C).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 

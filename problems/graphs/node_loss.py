@@ -24,10 +24,13 @@ class NodeLoss:
     Parameters
     ----------
     net : GraphNet
+        The network.
     batch : Batch
         Graphs and targets Y of this rank.
     decay : float
+        Factor of the weight decay.
     price : Price
+        Cost of an evaluation in fine gradients.
     comm : Communicator or None
         Ranks to sum over; None where every rank evaluates all of it.
     dropout : Dropout, optional

@@ -59,6 +59,7 @@ class ShardGraph:
     targets : ndarray, shape (m, C)
         Weight of every class of the own nodes in the loss.
     comm : Communicator
+        The ranks that hold shards.
     messages : {"auto", "mpi", "petsc"}
         What carries halos.
     precision : {"float64", "float32"}
@@ -79,11 +80,23 @@ class ShardGraph:
         return Halo(self.comm, self.shard.own, owner, index, self.messages)
 
     def fetched(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return the rows of the halo, of any dtype that torch knows."""
+        """Return the rows of the halo, of any dtype that torch knows.
+
+        Parameters
+        ----------
+        rows : NDArray[Any], shape (n, ...)
+            Own rows.
+        """
         return self.halo.exchange(torch.from_numpy(np.ascontiguousarray(rows))).numpy()
 
     def fetched_matrix(self, rows: Any) -> Any:
-        """Return the rows of the halo of a dense or a CSR matrix; entries of the latter are a halo of their own."""
+        """Return the rows of the halo of a dense or a CSR matrix; entries of the latter are a halo of their own.
+
+        Parameters
+        ----------
+        rows : Any, shape (n, F)
+            Own rows, dense or CSR.
+        """
         if not sp.issparse(rows):
             return self.fetched(rows)
         starts = rows.indptr[:-1].astype(np.int64)
@@ -179,7 +192,9 @@ class ShardGraph:
         Parameters
         ----------
         outputs : ndarray, shape (m,), bool
+            Own nodes whose outputs are asked for.
         layers : int
+            Of the network.
         propagated : bool, optional
             Whether the first propagation is done beforehand; by default where that is cheaper.
         **kind
@@ -266,7 +281,13 @@ class ShardGraph:
         return sp.csr_matrix((data, (row.astype(np.int64), column.astype(np.int64))), (sum(lengths), rows.shape[1]))
 
     def reduced(self, clusters: Clustered) -> Source:
-        """Return the graph of the own nodes, first, and the clusters of all other ranks: no exchange is left in it."""
+        """Return the graph of the own nodes, first, and the clusters of all other ranks: no exchange is left in it.
+
+        Parameters
+        ----------
+        clusters : Clustered
+            What stands for the other ranks.
+        """
         whole, labels, m = clusters.source, clusters.labels, self.shard.own
         others = np.delete(np.arange(whole.operator.shape[0]), clusters.mine)
         place = np.full(whole.operator.shape[0], -1)

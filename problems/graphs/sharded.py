@@ -89,12 +89,15 @@ class ShardedClassification(Problem):
         every `lag` steps, a share `keep` of the rows, or rows of fewer bits: see `mldd.problems.graphs.inexact_halo`.
         Values for the user, metrics and Hessian products are exact.
     lag : int
+        Outer steps that stale rows are old.
     smoothing : float
         Of stale rows.
     keep : float
+        Share of the rows of a sampled halo that is exchanged.
     messages : {"auto", "mpi", "petsc"}
         What carries halos: see `mldd.ranks.messages`.
     comm : Communicator
+        The ranks, each with its shard.
 
     Raises
     ------
@@ -138,7 +141,24 @@ class ShardedClassification(Problem):
 
     @staticmethod
     def of(data: GraphData, part: Tensor, comm: Communicator = SERIAL, **options: Any) -> ShardedClassification:
-        """Cut `data` by the part of every node, shape (n,), in memory and keep the shard of this rank."""
+        """Cut `data` by the part of every node, shape (n,), in memory and keep the shard of this rank.
+
+        Parameters
+        ----------
+        data : GraphData
+            The whole graph.
+        part : Tensor, shape (n,)
+            Part of every node.
+        comm : Communicator
+            The ranks.
+        **options : Any
+            Fields of the problem.
+
+        Returns
+        -------
+        ShardedClassification
+            The problem on the shard of this rank.
+        """
         shards = cut(data, part)
         mine = shares(len(shards), comm.ranks)[comm.rank]
         return ShardedClassification(joined(shards[mine.start : mine.stop], comm.ranks), comm=comm, **options)
@@ -287,7 +307,13 @@ class ShardedClassification(Problem):
         return Hierarchy(tuple(made))
 
     def coarse(self, clusters: int) -> NodeLoss:
-        """Return the loss on the graph of about `clusters` clusters, which every rank holds and evaluates."""
+        """Return the loss on the graph of about `clusters` clusters, which every rank holds and evaluates.
+
+        Parameters
+        ----------
+        clusters : int
+            About how many nodes the coarse graph has.
+        """
         source = self.graph.clustered(self._cluster(clusters)).source
         piece = source.aggregated(np.arange(len(source.targets)), self.layers)
         batch = stack([piece], single=True, **self._kind)
@@ -299,6 +325,11 @@ class ShardedClassification(Problem):
         """Return the part of every own node among those of this rank, shape (m,), int64.
 
         The parts of the shards where their number is `parts`; else each rank cuts its nodes anew.
+
+        Parameters
+        ----------
+        parts : int
+            Number of parts of all ranks.
 
         Raises
         ------
@@ -389,7 +420,13 @@ class ShardedClassification(Problem):
         return self.graph.batch(np.ones(self.shard.own, dtype=bool), self.layers, **self._kind)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the outputs at the own nodes without dropout, shape (m, C)."""
+        """Return the outputs at the own nodes without dropout, shape (m, C).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
@@ -438,7 +475,15 @@ class ShardedClassification(Problem):
 
 
 def memory(shard: Shard, batch: Batch) -> dict[str, int]:
-    """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory."""
+    """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory.
+
+    Parameters
+    ----------
+    shard : Shard
+        What the rank holds of the graph.
+    batch : Batch
+        What it evaluates.
+    """
     operators = [b for layer in batch.operators for b in layer if b is not None]
     held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
     return {

@@ -34,6 +34,7 @@ def similar(operator: Any, features: Any, hops: int, sizes: Sequence[int], *, se
     sizes : sequence of int
         Numbers of clusters, one map each; the maps are not nested.
     seed : int
+        Of the first centres.
 
     Returns
     -------

@@ -51,10 +51,17 @@ def partition_of_unity(graph: Graph, part: Tensor, overlap: int) -> Any:
         The part of every node, 0..p-1.
     overlap : int
         Layers of nodes that are added to every part; 0 for the indicators of the parts.
+    graph : Graph
+        Its hops are the distance.
 
     Returns
     -------
     csc_matrix, shape (n, p)
+
+    Raises
+    ------
+    ValueError
+        A part without nodes, or a negative overlap.
 
     References
     ----------
@@ -290,7 +297,13 @@ class SubdomainNetworks(NodeClassification):
         return Hierarchy((Level(self.objective()),))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the blended outputs at all nodes without dropout, shape (n, C)."""
+        """Return the blended outputs at all nodes without dropout, shape (n, C).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters of all networks.
+        """
         return self._everywhere.outputs(x.to(self._low)).to(x.dtype)
 
     @cached_property

@@ -49,6 +49,14 @@ class SyntheticClassification(ShardedClassification):
         Of the grid, which are the rows of a halo per neighbour and layer of stencil; 0: as many as it has rows.
     **others
         As for `ShardedClassification`; `seed` is that of the data, too.
+    hidden : int
+        Units of a hidden layer.
+    dropout : float
+        Probability with which an entry is dropped.
+    decay : float
+        Factor of the weight decay.
+    dtype : {"float64", "float32"}
+        float64 or float32.
 
     Raises
     ------
