@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.test_docstrings import implements  # noqa: E402 (the rule stands beside the test that holds it)
+from tests.test_docstrings import arguments, implements  # noqa: E402 (the rule stands beside the test that holds it)
 
 TOPS = ("mldd", "solvers", "problems")
 
@@ -34,17 +34,19 @@ def sources() -> dict[Path, str]:
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
-    """Yield the public functions and methods with arguments."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            if [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]:
-                yield node
+    """Yield the public functions with arguments, and those of public classes."""
+    public = [node for node in tree.body if not getattr(node, "name", "_").startswith("_")]
+    inner = [item for node in public if isinstance(node, ast.ClassDef) for item in node.body]
+    for node in public + inner:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and arguments(node):
+            yield node
 
 
 def methods(trees: dict[Path, ast.Module]) -> Iterator[ast.FunctionDef]:
     """Yield the public methods with arguments."""
-    for node in (n for tree in trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)):
-        yield from functions(ast.Module([item for item in node.body if isinstance(item, ast.FunctionDef)], []))
+    for tree in trees.values():
+        outer = {node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        yield from (node for node in functions(tree) if node not in outer)
 
 
 def fields(tree: ast.AST) -> Iterator[tuple[str, int]]:
