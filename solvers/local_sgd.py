@@ -97,10 +97,8 @@ class LocalSgd:
     ----------
     decomposition : SharedDecomposition
         Parts of the data or graph.
-    lr, momentum : float
-        Of the local SGD.
-    local : Solver, optional
-        Another local solver instead.
+    local : Solver
+        What every part does its steps with.
     local_steps : int
         H, the steps between two synchronisations.
     memory : {"reset", "keep", "average"}
@@ -121,9 +119,7 @@ class LocalSgd:
     """
 
     decomposition: Decomposition | SharedDecomposition
-    lr: float = 0.1
-    momentum: float = 0.0
-    local: Solver | None = None
+    local: Solver = Sgd(0.1)  # noqa: RUF009 (frozen)
     local_steps: int = 10
     memory: Memory = "reset"
     comm: Communicator = SERIAL
@@ -137,8 +133,7 @@ class LocalSgd:
     @cached_property
     def sweep(self) -> Sweep:
         """The local steps of all parts and their average."""
-        local = Sgd(self.lr, self.momentum) if self.local is None else self.local
-        return _averaging(self.decomposition, local, self.local_steps, self.memory, self.comm)
+        return _averaging(self.decomposition, self.local, self.local_steps, self.memory, self.comm)
 
     def init(self, objective: Objective, x: Tensor) -> LocalSgdState:
         """Return fresh states of the local solver, where they are kept."""
@@ -161,10 +156,8 @@ class DiLoCo:
     ----------
     decomposition : SharedDecomposition
         Parts of the data or graph.
-    lr : float
-        Of the local Adam (weight decay belongs to the loss).
-    local : Solver, optional
-        Another local solver instead.
+    local : Solver
+        What every part does its steps with (weight decay belongs to the loss).
     outer_lr, outer_momentum : float
         Step size and momentum of the outer step.
     local_steps, memory, comm
@@ -181,8 +174,7 @@ class DiLoCo:
     """
 
     decomposition: Decomposition | SharedDecomposition
-    lr: float = 1e-3
-    local: Solver | None = None
+    local: Solver = Adam(1e-3)  # noqa: RUF009 (frozen)
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
     local_steps: int = 10
@@ -202,8 +194,7 @@ class DiLoCo:
     @cached_property
     def sweep(self) -> Sweep:
         """The local steps of all parts and their average."""
-        local = Adam(self.lr) if self.local is None else self.local
-        return _averaging(self.decomposition, local, self.local_steps, self.memory, self.comm)
+        return _averaging(self.decomposition, self.local, self.local_steps, self.memory, self.comm)
 
     @cached_property
     def outer(self) -> Sgd:

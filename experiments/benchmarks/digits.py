@@ -88,12 +88,12 @@ METHODS: dict[str, Method] = {
     "trust region": Method(lambda d, comm, rate: TrustRegion(comm=comm)),
     "lbfgs": Method(lambda d, comm, rate: LBFGS()),
     "adam": Method(lambda d, comm, rate: Adam(rate), (1e-4, *RATES, 1e-1)),
-    "localsgd, momentum": Method(lambda d, comm, rate: LocalSgd(d, rate, 0.9, comm=comm), (0.03, 0.1, 0.3)),
+    "localsgd, momentum": Method(lambda d, comm, rate: LocalSgd(d, Sgd(rate, 0.9), comm=comm), (0.03, 0.1, 0.3)),
     "localsgd, adam": Method(lambda d, comm, rate: LocalSgd(d, local=Adam(rate), memory="average", comm=comm), RATES),
     "localsgd, batches of 64": Method(
         lambda d, comm, rate: LocalSgd(d, local=Sgd(rate, 0.9), comm=comm), (0.03, 0.1, 0.3), BATCHES
     ),
-    "diloco": Method(lambda d, comm, rate: DiLoCo(d, rate, comm=comm), (3e-4, *RATES)),
+    "diloco": Method(lambda d, comm, rate: DiLoCo(d, Adam(rate), comm=comm), (3e-4, *RATES)),
 }
 
 

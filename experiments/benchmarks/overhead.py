@@ -49,6 +49,7 @@ from mldd.solvers import (
     Recursion,
     SchwarzAdaGrad,
     SchwarzLBFGS,
+    Sgd,
     TrustRegion,
 )
 
@@ -108,7 +109,7 @@ def solvers(f: Classification, half: Classification) -> dict[str, Any]:
         "aspqn": SchwarzLBFGS(layers, local_steps=10),
         "mspqn": SchwarzLBFGS(layers, order="multiplicative", local_steps=10),
         "apts": Apts(data),
-        "localsgd": LocalSgd(data, lr=0.01),
+        "localsgd": LocalSgd(data, Sgd(0.01)),
         "diloco": DiLoCo(data),
     }
     if f.size < 20_000:

@@ -55,8 +55,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "schwarz": {"parts": 3, "damping": 1 / 3},
     "mofftr": {"smoother.rate": 0.1, "smoother.varsigma": 1e-3, "coarse.steps": 5},
     # after 50 synchronisations of two parts, seed 1
-    "localsgd": {"parts": 2, "lr": 0.3, "momentum": 0.9, "memory": "keep"},
-    "diloco": {"parts": 2, "lr": 0.01},
+    "localsgd": {"parts": 2, "local.lr": 0.3, "local.momentum": 0.9, "memory": "keep"},
+    "diloco": {"parts": 2, "local.lr": 0.01},
 }
 _CHOICES = {
     "activation": tuple(ACTIVATIONS),

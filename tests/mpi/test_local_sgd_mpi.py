@@ -9,7 +9,7 @@ SCRIPT = """
     from mldd.ranks import SERIAL, world
     from mldd.problems.images import Digits
     from mldd.loop import Status, Stop, minimise
-    from mldd.solvers import Adam
+    from mldd.solvers import Adam, Sgd
     from mldd.solvers import DiLoCo, LocalSgd
     from mldd.solvers import AdaGrad, MultilevelAdaGrad
     from mldd.solvers import SchwarzAdaGrad
@@ -30,14 +30,14 @@ SCRIPT = """
         assert (again.accepted, again.rejected) == (record.accepted, record.rejected)
 
     for memory in ("reset", "keep", "average"):
-        same(lambda p, d, comm: LocalSgd(d, 0.1, 0.9, local_steps=3, memory=memory, comm=comm))
-        same(lambda p, d, comm: DiLoCo(d, 0.01, local_steps=3, memory=memory, comm=comm))
+        same(lambda p, d, comm: LocalSgd(d, Sgd(0.1, 0.9), local_steps=3, memory=memory, comm=comm))
+        same(lambda p, d, comm: DiLoCo(d, Adam(0.01), local_steps=3, memory=memory, comm=comm))
     for options in (
         {"batch": 20, "growth": 1.5, "sampling": "nested"},
         {"batch": 20, "sampling": "shared"},
         {"batch": 20, "sampling": "independent"},
     ):
-        same(lambda p, d, comm: DiLoCo(d, 0.01, local_steps=3, comm=comm), **options)
+        same(lambda p, d, comm: DiLoCo(d, Adam(0.01), local_steps=3, comm=comm), **options)
         same(lambda p, d, comm: MultilevelAdaGrad(p.hierarchy(2), AdaGrad(rate=0.1)), **options)
         rate = {"local": AdaGrad(rate=0.1), "local_steps": 2, "combine": "wasm"}
         same(lambda p, d, comm: SchwarzAdaGrad(d, comm=comm, **rate), **options)

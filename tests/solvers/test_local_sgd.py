@@ -59,22 +59,22 @@ def reference(problem, parts, steps, local_steps, inner, outer=None, memory="res
 def test_one_step_of_equal_parts_is_a_step_of_sgd(digits):
     expected = run(digits, Sgd(0.3), 4)
     for parts in (1, 2, 5):
-        x = run(digits, LocalSgd(digits.decomposition(parts), lr=0.3, local_steps=1), 4)
+        x = run(digits, LocalSgd(digits.decomposition(parts), local=Sgd(0.3), local_steps=1), 4)
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-14)
     # Momentum that is averaged is the momentum of the mean gradient.
-    averaged = LocalSgd(digits.decomposition(2), lr=0.1, momentum=0.9, local_steps=1, memory="average")
+    averaged = LocalSgd(digits.decomposition(2), local=Sgd(0.1, 0.9), local_steps=1, memory="average")
     torch.testing.assert_close(run(digits, averaged, 6), run(digits, Sgd(0.1, 0.9), 6), rtol=0, atol=1e-13)
 
 
 def test_one_part_is_the_plain_method(digits):
-    solver = LocalSgd(digits.decomposition(1), lr=0.1, momentum=0.9, local_steps=3, memory="keep")
+    solver = LocalSgd(digits.decomposition(1), local=Sgd(0.1, 0.9), local_steps=3, memory="keep")
     torch.testing.assert_close(run(digits, solver, 4), run(digits, Sgd(0.1, 0.9), 12), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("memory", ["reset", "keep", "average"])
 @pytest.mark.parametrize("parts", [2, 3])
 def test_local_sgd_against_copies(digits, memory, parts):
-    solver = LocalSgd(digits.decomposition(parts), lr=0.2, momentum=0.9, local_steps=4, memory=memory)
+    solver = LocalSgd(digits.decomposition(parts), local=Sgd(0.2, 0.9), local_steps=4, memory=memory)
     inner = lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9)  # noqa: E731
     expected = reference(digits, parts, 3, 4, inner, memory=memory, average=["momentum_buffer"])
     torch.testing.assert_close(run(digits, solver, 3), expected, rtol=0, atol=1e-12)
@@ -82,7 +82,7 @@ def test_local_sgd_against_copies(digits, memory, parts):
 
 @pytest.mark.parametrize("memory", ["reset", "keep", "average"])
 def test_diloco_against_copies(digits, memory):
-    solver = DiLoCo(digits.decomposition(2), lr=0.01, local_steps=5, memory=memory)
+    solver = DiLoCo(digits.decomposition(2), local=Adam(0.01), local_steps=5, memory=memory)
     inner = lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0)  # noqa: E731
     outer = lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.9, nesterov=True)  # noqa: E731
     expected = reference(digits, 2, 4, 5, inner, outer, memory, average=["exp_avg", "exp_avg_sq"])
@@ -93,7 +93,7 @@ def test_diloco_without_outer_momentum_is_local_sgd(digits):
     d = digits.decomposition(3)
     plain = LocalSgd(d, local=Adam(0.01), local_steps=3, memory="keep")
     assert torch.equal(
-        run(digits, DiLoCo(d, 0.01, outer_lr=1.0, outer_momentum=0.0, local_steps=3), 4), run(digits, plain, 4)
+        run(digits, DiLoCo(d, Adam(0.01), outer_lr=1.0, outer_momentum=0.0, local_steps=3), 4), run(digits, plain, 4)
     )
 
 
@@ -106,7 +106,7 @@ def test_any_local_solver(digits):
 def test_every_local_step_has_a_mini_batch_of_its_own(digits):
     problem = replace(digits, batch=40, sampling="independent")
     d = problem.decomposition(2)
-    solver = LocalSgd(d, lr=0.2, local_steps=3)
+    solver = LocalSgd(d, local=Sgd(0.2), local_steps=3)
     x = problem.initial(0)
     expected = x.clone()
     for step in range(2):
@@ -178,7 +178,7 @@ def shared(f, scale):
 
 def test_iterates_stay_in_the_box():
     f = quadratic(6, bounded=True)
-    for solver in (LocalSgd(shared(f, [0.5, 1.5]), lr=0.3), DiLoCo(shared(f, [0.5, 1.5]), lr=0.3)):
+    for solver in (LocalSgd(shared(f, [0.5, 1.5]), local=Sgd(0.3)), DiLoCo(shared(f, [0.5, 1.5]), local=Adam(0.3))):
         result = minimise(f, f.bounds.project(torch.full((6,), 9.0, dtype=torch.float64)), solver, stop=Stop(15))
         assert f.bounds.violation(result.x) == 0.0
 
@@ -186,7 +186,7 @@ def test_iterates_stay_in_the_box():
 def test_a_part_that_diverges_is_counted_and_all_of_them_end_the_run():
     f = quadratic(6)
     x = torch.ones(6, dtype=torch.float64)
-    one = minimise(f, x, LocalSgd(shared(f, [1e-2, torch.inf]), lr=0.1, local_steps=2), stop=Stop(3))
+    one = minimise(f, x, LocalSgd(shared(f, [1e-2, torch.inf]), local=Sgd(0.1), local_steps=2), stop=Stop(3))
     assert (one.record.accepted, one.record.rejected) == (3, 3)
     assert one.state.notes == {"local solves that were not finite": 3}
     assert bool(torch.isfinite(one.x).all()) and one.status is Status.max_steps
@@ -197,7 +197,7 @@ def test_a_part_that_diverges_is_counted_and_all_of_them_end_the_run():
 def test_fixed_points():
     f = quadratic(6)
     solution = f.solution()
-    for solver in (LocalSgd(shared(f, [0.5, 1.5]), lr=0.005), DiLoCo(shared(f, [0.5, 1.5]), local=Sgd(0.005))):
+    for solver in (LocalSgd(shared(f, [0.5, 1.5]), local=Sgd(0.005)), DiLoCo(shared(f, [0.5, 1.5]), local=Sgd(0.005))):
         result = minimise(f, solution, solver, stop=Stop(5))  # a critical point of every part is one of the method
         torch.testing.assert_close(result.x, solution, rtol=0, atol=1e-13)
 
@@ -208,7 +208,7 @@ def test_parts_that_differ_have_a_fixed_point_of_their_own():
     d = SharedDecomposition(1, 2, lambda d, f, x, g: Parts(a, c), torch.tensor([0]), range(2))
     f = Quadratic(a.mean(0)[None], (a * c).mean(0), Bounds.free(1))
     for steps, weight in ((1, a), (H, 1 - (1 - lr * a) ** H)):
-        x = minimise(f, torch.ones(1).double(), LocalSgd(d, lr=lr, local_steps=steps), stop=Stop(400)).x
+        x = minimise(f, torch.ones(1).double(), LocalSgd(d, local=Sgd(lr), local_steps=steps), stop=Stop(400)).x
         torch.testing.assert_close(x, (weight * c).sum(0) / weight.sum(0))
 
 
@@ -226,7 +226,7 @@ def test_refuses(digits):
     d = digits.decomposition(2)
     for make, words in (
         (lambda: LocalSgd(d, local_steps=0), "`local_steps` must be >= 1, got 0"),
-        (lambda: LocalSgd(d, lr=0.0), "`lr` must be > 0"),
+        (lambda: LocalSgd(d, local=Sgd(0.0)), "`lr` must be > 0"),
         (lambda: LocalSgd(d, memory="lost"), "`memory` must be one of reset, keep, average"),
         (lambda: DiLoCo(d, outer_lr=0.0), "`outer_lr` must be > 0, got 0.0"),
         (lambda: DiLoCo(d, outer_momentum=1.0), r"`outer_momentum` must be in \[0, 1\), got 1.0"),
