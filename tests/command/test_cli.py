@@ -415,9 +415,7 @@ def test_two_solvers_with_the_same_subdomains_have_the_same_set_up(run, tmp_path
 
 
 def test_measured_prices_change_the_books_and_nothing_else(run, tmp_path):
-    line = (
-        "train digits:samples=100,subdomains=data --solver dd-adagrad --parts 2 --levels 2 --steps 3 --quiet --prices"
-    )
+    line = "train sbm:dropout=0.0 --solver dd-adagrad --parts 4 --levels 2 --steps 3 --quiet --prices"
     assert run(f"{line} estimated --out", tmp_path / "a")[0] == 0
     assert run(f"{line} measured --out", tmp_path / "b")[0] == 0
     estimated, measured = result(tmp_path / "a"), result(tmp_path / "b")
