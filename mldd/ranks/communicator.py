@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import count, waiting
-from mldd.ranks.launchers import by_mpi, by_torchrun, local_rank, local_ranks, unrelated_tasks
+from mldd.ranks.launchers import announced, by_mpi, by_torchrun, local_rank, local_ranks, unrelated_tasks
 
 # mpiexec drops what it has not passed on when it hears of an abort: without a pause, one message in nine was lost.
 _LAST_WORDS = 0.5  # seconds
@@ -135,7 +135,8 @@ class Communicator:
     def agree(self, failed: bool, patience: float = math.inf) -> int | None:
         """Wait until all ranks have reported; return the lowest that failed, or `ranks` if none did.
 
-        None after `patience` seconds means that a rank is elsewhere, perhaps waiting for this one: only `abort` helps.
+        None after `patience` seconds means that a rank is elsewhere, perhaps waiting for this one, and None at once
+        that one has left: only `abort` helps.
 
         Parameters
         ----------
@@ -149,10 +150,13 @@ class Communicator:
         report = torch.tensor([self.rank if failed else self.ranks])
         has_come = self._lowest(report)
         end = time.monotonic() + patience
-        while not has_come():
-            if time.monotonic() > end:
-                return None
-            time.sleep(0.002)
+        try:
+            while not has_come():
+                if time.monotonic() > end:
+                    return None
+                time.sleep(0.002)
+        except ConnectionError:
+            return None
         return int(report)
 
     def share(self, parts: int) -> range:
@@ -239,9 +243,10 @@ def world() -> Communicator:
     Raises
     ------
     ImportError
-        Started by an MPI launcher, but mpi4py is missing.
+        Started by an MPI launcher, but mpi4py is missing, or by torchrun, but torch has no torch.distributed.
     ValueError
-        Started by srun as one of several tasks that do not know of each other.
+        Started by srun as one of several tasks that do not know of each other, or by an MPI launcher that announces
+        more ranks than the MPI library has.
     """
     if not _world and by_torchrun():
         from mldd.ranks.torch_distributed import TorchCommunicator
@@ -262,6 +267,11 @@ def world() -> Communicator:
                 "started by an MPI launcher, but mpi4py cannot be imported "
                 f"({error}); install it with `pip install mldd[mpi]`, or start a single process without mpiexec"
             ) from error
+        if announced() > MPI.COMM_WORLD.Get_size():
+            raise ValueError(
+                f"the launcher announces {announced()} ranks, but the MPI library of mpi4py has "
+                f"{MPI.COMM_WORLD.Get_size()}: all would do the same run; use the mpiexec of that library, or torchrun"
+            )
         _world.append(Communicator(MPI.COMM_WORLD, MPI.COMM_WORLD.Dup()))
     return _world[0]
 

@@ -6,12 +6,17 @@ import os
 
 # One of these is set in a process started by mpiexec, mpirun or srun.
 _MPI = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_RANKID", "MLDD_MPI")
+_SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # srun names its tasks where PMIx names no size
+_TORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torch.distributed reads, by whoever it is set
 _RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PALS_RANKID")
 
 
 def by_torchrun() -> bool:
-    """Return whether torchrun has started this process; srun may have started torchrun, so this is asked first."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Return whether torchrun has started this process, or what sets its variables and none of MPI's.
+
+    srun may have started torchrun, so this is asked first.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ or (all(name in os.environ for name in _TORCH) and not by_mpi())
 
 
 def by_mpi() -> bool:
@@ -27,6 +32,13 @@ def launched() -> bool:
 def launched_rank() -> int:
     """Return the number of this rank as the launcher says it, before any communicator is made; 0 without a launcher."""
     return _first(("RANK",) if by_torchrun() else _RANK, 0)
+
+
+def announced() -> int:
+    """Return how many ranks the launcher says there are; 1 without a launcher."""
+    if by_torchrun():
+        return _first(("WORLD_SIZE",), 1)
+    return _first(_SIZE, 1) if by_mpi() else 1
 
 
 def unrelated_tasks() -> int:

@@ -37,9 +37,19 @@ class TorchCommunicator(Communicator):
 
     @staticmethod
     def of_torchrun() -> TorchCommunicator:
-        """Return the communicator of all processes that torchrun has started; a group of the user's own stays as is."""
+        """Return the communicator of all processes that torchrun has started; a group of the user's own stays as is.
+
+        Raises
+        ------
+        ImportError
+            This torch has no torch.distributed.
+        """
         import torch.distributed as dist
 
+        if not dist.is_available():
+            raise ImportError(
+                "started by torchrun, but this torch has no torch.distributed; install one that has, or use mpiexec"
+            )
         if not dist.is_initialized():
             dist.init_process_group("gloo")
             atexit.register(_leave)
@@ -85,7 +95,17 @@ class TorchCommunicator(Communicator):
         import torch.distributed as dist
 
         work = dist.all_reduce(number, op=dist.ReduceOp.MIN, group=self.quiet, async_op=True)
-        return lambda: bool(work.is_completed())
+
+        def has_come() -> bool:
+            if not work.is_completed():
+                return False
+            try:
+                work.wait()
+            except RuntimeError as error:  # completed by the end of another rank: `number` is not the lowest
+                raise ConnectionError(str(error)) from error
+            return True
+
+        return has_come
 
     def _deal(self, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         # gloo has no such collective; it is for set-up alone

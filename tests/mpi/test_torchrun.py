@@ -1,5 +1,6 @@
 """torchrun starts ranks as mpiexec does: same histories, same halos, and an error on one ends all."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -122,7 +123,7 @@ def test_an_error_on_one_rank_ends_all():
 
 
 def test_tasks_that_do_not_know_of_each_other_are_refused(monkeypatch):
-    for name in (*launchers._MPI, *launchers._RANK, "TORCHELASTIC_RUN_ID"):
+    for name in (*launchers._MPI, *launchers._RANK, *launchers._TORCH, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(ValueError, match="srun started 4 tasks that do not know of each other.*--mpi=pmix.*torchrun"):
@@ -132,7 +133,7 @@ def test_tasks_that_do_not_know_of_each_other_are_refused(monkeypatch):
 
 
 def test_the_launcher_is_read_from_the_environment(monkeypatch):
-    for name in (*launchers._MPI, *launchers._RANK, "TORCHELASTIC_RUN_ID"):
+    for name in (*launchers._MPI, *launchers._RANK, *launchers._TORCH, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     assert not launchers.launched() and launchers.launched_rank() == 0
     monkeypatch.setenv("PMI_RANK", "2")  # srun has started torchrun on this machine
@@ -141,3 +142,40 @@ def test_the_launcher_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert (launchers.launched_rank(), launchers.local_rank(9), launchers.local_ranks(9)) == (5, 1, 9)
+
+
+def test_a_rank_that_has_left_did_not_agree():
+    program = """
+        import os, time
+        from mldd.ranks import world
+
+        comm = world()
+        if comm.rank == 1:
+            os._exit(0)
+        time.sleep(2)
+        assert comm.agree(False, patience=20.0) is None
+        print("it has left")
+    """
+    done = torchrun(2, sys.executable, "-c", textwrap.dedent(program))
+    assert "it has left" in done.stdout, done.stderr
+
+
+@needs_mpi
+def test_a_launcher_of_another_library_is_refused(tmp_path):
+    """The library of mpi4py is not told of the second rank: both would do the same run."""
+    kept = {k: v for k, v in os.environ.items() if k not in (*launchers._MPI, *launchers._RANK)}
+    foreign = "OMPI_COMM_WORLD_SIZE" if "Open MPI" not in communicator.library() else "PMI_SIZE"
+    words = [*TRAIN, "digits", "--solver", "lbfgs", "--steps", "2", "--quiet", "--out", "a"]
+    done = subprocess.run(words, cwd=tmp_path, timeout=100, env={**kept, foreign: "2"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "announces 2 ranks, but the MPI library of mpi4py has 1" in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+def test_variables_of_torch_set_by_hand_make_ranks(monkeypatch):
+    for name in (*launchers._MPI, *launchers._RANK, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in zip(launchers._TORCH, ("1", "2", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert launchers.by_torchrun() and (launchers.launched_rank(), launchers.announced()) == (1, 2)
+    monkeypatch.setenv("PMI_SIZE", "3")  # MPI has started the process, and somebody uses torch.distributed beside it
+    assert not launchers.by_torchrun() and launchers.announced() == 3
