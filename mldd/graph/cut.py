@@ -25,8 +25,10 @@ class Cut:
     graph : Graph
         Of n nodes; symmetric, ascending in each row, without self loops. It has an edge or `coordinates` are given:
         for other graphs `partition` asks ``contiguous``.
-    parts, seed : int
-        At least 2 parts, fewer than nodes.
+    parts : int
+        At least 2, fewer than nodes.
+    seed : int
+        Of what the partitioner draws.
     imbalance : float
         A part may weigh as much as `heaviest` says.
     weights : array of float64, shape (n,), optional

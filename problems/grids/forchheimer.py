@@ -37,8 +37,10 @@ class FluxEnergy:
         Integrals of f against the hat functions.
     left, right : Tensor, shape () or (p, 1)
         Values of u at the two ends.
-    h, gamma : float
+    h : float
         Mesh width.
+    gamma : float
+        Strength of the nonlinearity; 0 is linear flow.
     bounds : Bounds
         Of the unknowns.
     price : Price

@@ -205,8 +205,10 @@ class Obstacle(GridProblem):
 
     Parameters
     ----------
-    load, lower : float
+    load : float
         Constant force density.
+    lower : float
+        Height of the obstacle.
     """
 
     load: float = 10.0
@@ -316,8 +318,10 @@ class Bratu(GridProblem):
 
     Parameters
     ----------
-    lam, upper : float
+    lam : float
         The lambda of the equation.
+    upper : float
+        Upper bound of u.
 
     References
     ----------

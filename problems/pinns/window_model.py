@@ -56,7 +56,7 @@ class WindowModel:
     net : Network
         Of one window.
     centres, radii : Tensor, shape (w, d), float64
-        Centres of the windows.
+        Centres of the windows, and their half widths.
     coarse : Network, optional
         Of the whole domain.
 
