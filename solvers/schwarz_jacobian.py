@@ -121,10 +121,11 @@ class Linearised:
         c = sweep.corrections(objective, start, state)
         total = sweep.total(c, state)
         self._failed = state.failed - before
-        self.unsolved = self._count_unsolved(start, c, floor)
+        local, y0 = d.models(objective, start, None), d.gather(start)
+        self.unsolved = self._count_unsolved(local, y0, c, floor)
         self.residual = start + total - x
-        at, y = (start, d.gather(start) + c) if exact else (start + total, d.gather(start + total))
-        models = d.models(objective, at, None)
+        at, y = (start, y0 + c) if exact else (start + total, d.gather(start + total))
+        models = local if exact else d.models(objective, at, None)
         restrictions = next((layer for layer in layers_of(models) if isinstance(layer, LocalRestrictions)), None)
         self._points = start + d.spread(c * d.valid) if exact else at
         if exact and restrictions is not None:
@@ -134,11 +135,10 @@ class Linearised:
             lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(models)
         )
 
-    def _count_unsolved(self, start: Tensor, c: Tensor, floor: float) -> int:
+    def _count_unsolved(self, models: Objective, y: Tensor, c: Tensor, floor: float) -> int:
         """Measure the gradients of the local models before and after the local solves; one collective on a number."""
         d, missed = self._decomposition, 0
         if len(d.local):
-            models, y = d.models(self._f, start, None), d.gather(start)
             before, after = (torch.linalg.vector_norm(models.gradient(at) * d.valid, dim=1) for at in (y, y + c))
             missed = int((~(after <= (SOLVED * before).clamp_min(floor))).sum())
         return int(self._sweep.comm.sum_scalars([float(missed)])[0])

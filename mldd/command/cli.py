@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mldd.algebra import did_you_mean
 from mldd.command import names
+from mldd.command.values import one_line
 from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _fail(error: Exception, stage: Stage) -> int:
     """Print one line, on one rank where all have failed, and end the other ranks where they have not."""
     expected = isinstance(error, ValueError | OSError | ImportError)
     code = 2 if expected and not stage.running else 1
-    text = _one_line(error, expected)
+    text = _with_way_out(error)
     ranks = 1 if stage.comm is None else stage.comm.ranks
     lowest = 0 if stage.comm is None else stage.comm.agree(True, patience=10.0 if code == 2 else 2.0)
     if stage.debug:
@@ -148,14 +149,14 @@ def _fail(error: Exception, stage: Stage) -> int:
     return code
 
 
-def _one_line(error: Exception, expected: bool) -> str:
-    """Return what went wrong, with the way out where Python or torch do not name it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def _with_way_out(error: Exception) -> str:
+    """Return what went wrong on one line, with the way out where Python or torch do not name it."""
+    text = one_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name and "install" not in text:
         return f"{text}; install it with `pip install {error.name.partition('.')[0]}`"
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
         return f"the run does not fit into memory ({text[-120:]}); make it smaller, or try --dtype float32"
-    return text if expected else f"{type(error).__name__}: {text}"
+    return text
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

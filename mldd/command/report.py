@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mldd.algebra import uncounted
 from mldd.command import info
 from mldd.command.names import described
+from mldd.command.values import one_line
 from mldd.loop import History, Result, replacing
 
 if TYPE_CHECKING:
@@ -183,15 +184,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line; the kind of error is told where it is not the user's.
-
-    Parameters
-    ----------
-    error : BaseException
-        What was raised.
-    """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"

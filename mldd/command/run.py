@@ -17,7 +17,7 @@ from mldd.algebra import Objective, sampled, uncounted
 from mldd.command.builder import Builder
 from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
-from mldd.command.report import one_line
+from mldd.command.values import one_line
 from mldd.loop import CsvWriter, History, Problem, Progress, Result, Solver, Status, Stop, minimise, replacing
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator

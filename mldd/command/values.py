@@ -1,4 +1,4 @@
-"""Text of the command line, cut at commas and turned into the values of fields."""
+"""Text of the command line: cut at commas, turned into the values of fields, and what is said of an error."""
 
 from __future__ import annotations
 
@@ -90,3 +90,15 @@ def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
         except ValueError:
             continue
     return convert(value, hints[-1], what)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of `error` on one line; the kind of error is told where it is not the user's.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
