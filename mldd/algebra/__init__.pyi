@@ -1,11 +1,16 @@
 from .bounds import Bounds as Bounds
+from .calibration import calibrated as calibrated
 from .calibration import calibrated_decomposition as calibrated_decomposition
 from .calibration import calibrated_hierarchy as calibrated_hierarchy
+from .calibration import factors_of as factors_of
 from .calibration import unit_of as unit_of
+from .checks import check_choices as check_choices
+from .checks import check_least as check_least
 from .cost import Ledger as Ledger
 from .cost import Price as Price
 from .cost import count as count
 from .cost import counting as counting
+from .cost import is_counted as is_counted
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
 from .cost import waiting as waiting

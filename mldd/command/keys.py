@@ -112,7 +112,15 @@ def default_of(kind: type, key: str) -> Any:
 
 
 def with_nested(written: dict[str, Any], record: Callable[[str], Any]) -> dict[str, Any]:
-    """Return values by field; keys of a nested record are changes to what `record` returns for its name."""
+    """Return values by field; keys of a nested record are changes to what `record` returns for its name.
+
+    Parameters
+    ----------
+    written : dict
+        Values by key.
+    record : callable
+        Returns the record that is changed, by the name of its field.
+    """
     values = {key: value for key, value in written.items() if "." not in key}
     for name in dict.fromkeys(key.partition(".")[0] for key in written if "." in key):
         old = record(name)

@@ -158,7 +158,7 @@ def test_a_key_of_a_record_may_be_written_without_its_record() -> None:
 def test_a_problem_is_made_in_python_by_the_keys_of_the_command_line() -> None:
     made = problem("poisson1d:points=20", depth=3)
     assert made == problem_spec("poisson1d:points=20,network.depth=3").make()
-    assert problem(type(made), points=20).points == 20
+    assert problem(type(made), name="poisson1d", points=20).points == 20
     with pytest.raises(ValueError, match=r"no key 'dept' \(did you mean depth"):
         problem("poisson1d", dept=3)
 
