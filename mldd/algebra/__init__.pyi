@@ -9,12 +9,14 @@ from .cost import counting as counting
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
 from .cost import waiting as waiting
+from .decomposition import Build as Build
 from .decomposition import Combine as Combine
 from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition
 from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
 from .flatten import Layout as Layout
+from .flatten import ModuleObjective as ModuleObjective
 from .flatten import joined as joined
 from .flatten import relink as relink
 from .hierarchy import Hierarchy as Hierarchy
