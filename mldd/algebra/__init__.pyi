@@ -16,7 +16,6 @@ from .decomposition import SharedDecomposition as SharedDecomposition
 from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
 from .flatten import Layout as Layout
-from .flatten import ModuleObjective as ModuleObjective
 from .flatten import joined as joined
 from .flatten import relink as relink
 from .hierarchy import Hierarchy as Hierarchy
@@ -25,6 +24,9 @@ from .models import Corrected as Corrected
 from .models import Proximal as Proximal
 from .models import Restricted as Restricted
 from .models import Row as Row
+from .module_objective import FlatModule as FlatModule
+from .module_objective import Modes as Modes
+from .module_objective import ModuleObjective as ModuleObjective
 from .objective import Around as Around
 from .objective import Noisy as Noisy
 from .objective import Objective as Objective
