@@ -14,6 +14,7 @@ from .cost import is_counted as is_counted
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
 from .cost import waiting as waiting
+from .decomposition import Build as Build
 from .decomposition import Combine as Combine
 from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition
@@ -28,6 +29,9 @@ from .models import Corrected as Corrected
 from .models import Proximal as Proximal
 from .models import Restricted as Restricted
 from .models import Row as Row
+from .module_objective import FlatModule as FlatModule
+from .module_objective import Modes as Modes
+from .module_objective import ModuleObjective as ModuleObjective
 from .objective import Around as Around
 from .objective import Noisy as Noisy
 from .objective import Objective as Objective
