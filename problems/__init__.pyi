@@ -12,4 +12,5 @@ from .grids.pde import MoreBV as MoreBV
 from .grids.pde import Obstacle as Obstacle
 from .grids.quadratic import Quadratic as Quadratic
 from .images.supervised import Digits as Digits
+from .modules.graph_problem import GraphProblem as GraphProblem
 from .pinns.pinn import PhysicsInformed as PhysicsInformed

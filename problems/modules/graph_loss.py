@@ -1,0 +1,221 @@
+"""The loss of a network over pieces of a graph: one whose share every rank evaluates, or one with parameters each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import Bounds, FlatModule, Price
+from mldd.problems.modules.graph_arguments import Arguments
+from mldd.problems.modules.graph_task import Task
+from mldd.problems.modules.part_functions import Noise, PartFunctions
+from mldd.ranks import Communicator
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A graph that the network is evaluated on, and what of it counts in the loss.
+
+    Parameters
+    ----------
+    values : dict
+        Arguments of the network by name.
+    rows : Tensor, shape (m,) or (2, m), int64
+        Nodes of this graph that the items are.
+    targets : Tensor, shape (m, ...)
+        Of the items.
+    weight : float
+        Of the mean loss over these items in the loss.
+    nodes, edges : Tensor, int64
+        Global numbers of nodes and edges, for dropout; empty for an aggregated graph, which has none.
+    owned : int
+        How many of the nodes, the first ones, count in batch statistics.
+    """
+
+    values: Mapping[str, Any]
+    rows: Tensor
+    targets: Tensor
+    weight: float
+    nodes: Tensor
+    edges: Tensor
+    owned: int
+
+    @property
+    def work(self) -> float:
+        """Nodes and edges, in proportion to which a sweep costs."""
+        edges = self.values.get("edge_index")
+        return float(self.size + (0 if edges is None else edges.shape[1]))
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        features = self.values.get("x")
+        return len(self.nodes) if features is None else len(features)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphLoss:
+    """The loss of a network over pieces of a graph.
+
+    One piece is this rank's share, of parameters of shape (N,); several are local models with parameters (p, N), which
+    are evaluated one after the other.
+
+    Parameters
+    ----------
+    model : FlatModule
+        The network.
+    arguments : Arguments
+        How it is called.
+    task : Task
+        The loss at the items.
+    pieces : tuple of Piece
+        Where it is evaluated.
+    price : Price
+        What evaluations cost, in fine gradients.
+    batched : bool
+        Whether the pieces have parameters each.
+    noise : Noise, optional
+        The sample of dropout; none without.
+    comm : Communicator, optional
+        Ranks whose shares are summed.
+    """
+
+    model: FlatModule
+    arguments: Arguments
+    task: Task
+    pieces: tuple[Piece, ...]
+    price: Price
+    batched: bool = False
+    noise: Noise | None = None
+    comm: Communicator | None = None
+
+    @property
+    def size(self) -> int:
+        """Number N of unknowns."""
+        return self.model.size
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """No bounds."""
+        like = self.model.flat
+        shape = (len(self.pieces), self.size) if self.batched else (self.size,)
+        return Bounds.free(*shape, dtype=like.dtype, device=like.device)
+
+    @cached_property
+    def _modes(self) -> dict[nn.Module, bool]:
+        return modes(self.model.module, self.noise is not None)
+
+    @cached_property
+    def _shared(self) -> Communicator | None:
+        """Ranks over which batch statistics are taken, None where no rank or no statistics are shared."""
+        several = self.comm is not None and self.comm.ranks > 1
+        return self.comm if several and any(map(has_statistics, self.model.module.modules())) else None
+
+    def _of(self, piece: Piece) -> Callable[[nn.Module], Tensor]:
+        def loss(net: nn.Module) -> Tensor:
+            plain = self.noise is None and self._shared is None
+            inside = (
+                nullcontext()
+                if plain
+                else PartFunctions(piece.nodes, piece.edges, piece.owned, self.noise, self._shared)
+            )
+            with inside:
+                states = self.arguments.call(net, piece.values)
+            if piece.weight == 0:  # a rank without items, which still takes part in collectives
+                return 0.0 * states.sum()
+            return piece.weight * self.task.mean(self.task.outputs(states, piece.rows), piece.targets)
+
+        return loss
+
+    def _seed(self) -> int:
+        return 0 if self.noise is None else hash((self.noise.seed, self.noise.step)) % 2**63
+
+    def _each(self, x: Tensor) -> list[tuple[Piece, Tensor]]:
+        rows = x if self.batched else x[None]
+        return list(zip(self.pieces, rows, strict=True))
+
+    def _shaped(self, rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows) if self.batched else rows[0]
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss, shape () or (p,)."""
+        self.price.of_value()
+        made = [self.model.value(row, self._of(piece), self._seed(), self._modes) for piece, row in self._each(x)]
+        value = self._shaped(made)
+        return value if self.comm is None else self.comm.sum_values(value)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, of the shape of x."""
+        return self.value_and_gradient(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one sweep and one collective."""
+        self.price.of_gradient()
+        both = [
+            self.model.value_and_gradient(row, self._of(piece), self._seed(), self._modes)
+            for piece, row in self._each(x)
+        ]
+        buffer = self._shaped([torch.cat([g, value[None]]) for value, g in both])
+        buffer = buffer if self.comm is None else self.comm.sum(buffer)
+        return buffer[..., -1], buffer[..., :-1]
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v``, of the shape of x."""
+        self.price.of_product()
+        directions = v if self.batched else v[None]
+        made = [
+            self.model.hessian_product(row, u, self._of(piece), self._seed(), self._modes)
+            for (piece, row), u in zip(self._each(x), directions, strict=True)
+        ]
+        product = self._shaped(made)
+        return product if self.comm is None else self.comm.sum(product)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return what the network returns on the only piece, without dropout, shape (m, k).
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,)
+            Parameters.
+        """
+        (piece,) = self.pieces
+        with self.model.at(x, modes=modes(self.model.module, False)), torch.no_grad():
+            shared = self._shared
+            inside = (
+                nullcontext() if shared is None else PartFunctions(piece.nodes, piece.edges, piece.owned, None, shared)
+            )
+            with inside:
+                return self.arguments.call(self.model.module, piece.values)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether a module normalises by statistics of a batch.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Which one.
+    """
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def modes(net: nn.Module, noisy: bool) -> dict[nn.Module, bool]:
+    """Return the training modes of the modules of a network: with dropout all train, else batch normalisation alone.
+
+    Batch normalisation always takes the statistics of the nodes at hand, so that the loss is a function of the
+    parameters; running statistics are set when a trained module is handed out.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    noisy : bool
+        Whether there is dropout.
+    """
+    return {module: noisy or has_statistics(module) for module in net.modules()}

@@ -1,0 +1,494 @@
+"""Training of any network on a graph, a torch or torch_geometric module, decomposed by graph parts or by layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import (
+    Corrected,
+    FlatModule,
+    Hierarchy,
+    Identity,
+    Level,
+    ModuleObjective,
+    Objective,
+    Price,
+    SharedDecomposition,
+    Stochastic,
+    check_choices,
+    check_least,
+    sampled,
+)
+from mldd.graph import aggregate, grow, partition
+from mldd.loop import Problem
+from mldd.problems.modules.graph_arguments import Arguments, fields_of_data, names_of_arguments, nodes_of
+from mldd.problems.modules.graph_loss import GraphLoss, Piece, has_statistics, modes
+from mldd.problems.modules.graph_pieces import GraphPieces
+from mldd.problems.modules.graph_task import SPLITS, Task, is_loss_of_network, is_mean, task_of
+from mldd.problems.modules.locality import hops_of, ignored
+from mldd.problems.modules.module_layers import ModuleLayers
+from mldd.problems.modules.part_functions import Draws, Noise
+from mldd.problems.nets import MiniBatches, composite_labels
+from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import device as pick_device
+
+_SHARE = 0.037  # of the nodes: clusters of the first coarse graph
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.05},
+    "adagrad": {"rate": 0.05, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.05, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class GraphProblem(Problem):
+    """Train a network of one's own on a graph.
+
+    The network is called on the whole graph, on the part of a rank with the nodes around it that its outputs depend on,
+    on parts of subdomains and on aggregated graphs; how many hops its outputs reach is measured. The loss is the mean
+    over the labelled training nodes. Dropout is drawn anew for every outer step, the same on any number of ranks; batch
+    normalisation takes the statistics of all nodes at hand, of all ranks together.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network, with a row of outputs per node; its parameters are the start. It is trained in place by
+        ``module(x)`` and left alone otherwise.
+    data : torch_geometric.data.Data, or dict
+        ``x``, ``edge_index``, ``y``, ``train_mask``, ``val_mask``, ``test_mask`` and what else the network takes.
+    loss : callable, optional
+        ``loss(outputs, targets)``, a mean over rows, or ``loss(net, data)``, which can be decomposed by layers alone.
+        By default cross-entropy for classes, with logits for several labels per node and for links (inner products of
+        the states of two nodes, `edge_label_index`), mean square for numbers.
+    inputs : tuple of str
+        Fields that ``forward`` takes, in its order; by default those that its parameters are named after.
+    layers : tuple of str
+        Names of modules that are layers together, see `ModuleLayers`; empty for a layer per module.
+    subdomains : {"graph", "layers"}
+        What is decomposed.
+    local : {"composite", "own"}
+        Local models of graph parts: the nodes of the part and clusters of all others, or the mean loss over the
+        labelled nodes of the part with the nodes around it.
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
+    labels : {"train", "all"}
+        Fit to the training nodes, or to all that are not for testing.
+    batch : int
+        Labelled nodes (or pairs) per gradient, drawn anew for every step; 0: all.
+    seed : int
+        Of dropout, mini-batches and partitions.
+    device : {"cpu", "cuda", "auto"}
+        Where it is evaluated; the network and the data are moved there.
+    comm : Communicator
+        Ranks that share the nodes.
+
+    Raises
+    ------
+    ValueError
+        Data that the network or the loss cannot be evaluated on, or an option that makes no sense.
+    """
+
+    net: nn.Module
+    data: Any
+    loss: Callable[..., Tensor] | None = None
+    inputs: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    subdomains: Literal["graph", "layers"] = "graph"
+    local: Literal["composite", "own"] = "composite"
+    clusters: int = 0
+    labels: Literal["train", "all"] = "train"
+    batch: int = 0
+    seed: int = 0
+    device: str = "cpu"
+    comm: Communicator = SERIAL
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense, and data that do not fit."""
+        choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
+        check_choices(self, choices)
+        check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
+        if self._whole_loss and self.batch:
+            raise ValueError(f"`batch` must be 0 for loss(net, data), got {self.batch}; draw the batch in the loss")
+        _ = self.arguments, self.model
+
+    # -------------------------------------------------------------------------------- what everything is made of
+
+    @cached_property
+    def _whole_loss(self) -> bool:
+        return is_loss_of_network(self.loss)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return torch.device(pick_device(self.device, self.comm))
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """What the network is called with."""
+        fields = fields_of_data(self.data)
+        nodes_of(fields)
+        dtype = next(self.net.parameters()).dtype
+        moved = {key: _to(value, self._device, dtype) for key, value in fields.items()}
+        if isinstance(moved.get("x"), Tensor) and not bool(moved["x"].isfinite().all()):
+            row = int((~moved["x"].isfinite()).flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
+        names = names_of_arguments(self.net, moved, self.inputs)
+        return Arguments(names, moved, bool(self.inputs))
+
+    @cached_property
+    def model(self) -> FlatModule:
+        """The network as a function of one vector."""
+        return FlatModule(self.net.to(self._device))
+
+    @cached_property
+    def _start(self) -> Tensor:
+        return self.model.flat.clone()
+
+    @cached_property
+    def task(self) -> Task:
+        """The labelled nodes or pairs.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        return task_of(self.arguments.fields, self.arguments.nodes, self.loss, self.labels)
+
+    @cached_property
+    def hops(self) -> int:
+        """How many edges away a node may be that an output depends on, measured.
+
+        Raises
+        ------
+        NotLocalError
+            The network looks at all nodes.
+        """
+        return hops_of(self.net, self.arguments, self.seed)
+
+    @cached_property
+    def _noisy(self) -> bool:
+        """Whether the network draws dropout: it is looked for in a call in training mode."""
+        seen = Draws()
+        with self.model.at(self._start, modes=modes(self.net, True)), torch.no_grad(), seen:
+            self.arguments.call(self.net, self.arguments.whole)
+        return seen.drawn
+
+    @cached_property
+    def pieces(self) -> GraphPieces:
+        """Graphs that the network is evaluated on.
+
+        Raises
+        ------
+        NotLocalError
+            On several ranks, a network that looks at all nodes.
+        """
+        return GraphPieces(self.arguments, self.task, lambda: self.hops, self._statistics, self.seed, self.comm)
+
+    @cached_property
+    def _statistics(self) -> bool:
+        return any(map(has_statistics, self.net.modules()))
+
+    # -------------------------------------------------------------------------------- the problem
+
+    @cached_property
+    def _plain(self) -> Objective:
+        if self._whole_loss:
+            return self._of_network()
+        self._check_mean()
+        return self._loss_of(self.pieces.share(self.task.fitted))
+
+    def _loss_of(self, piece: Piece) -> GraphLoss:
+        comm = self.comm if self.comm.ranks > 1 else None
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), Price(self.pieces.work(piece)), comm=comm)
+
+    def _of_network(self) -> Objective:
+        if self.comm.ranks > 1:
+            raise ValueError(
+                f"loss(net, data) needs one rank, got {self.comm.ranks}; give loss(outputs, targets) for several"
+            )
+        loss, data = self.loss, self.data
+        assert loss is not None
+        return ModuleObjective(self.net, lambda net: loss(net, data))
+
+    def _check_mean(self) -> None:
+        """Refuse to share out a loss that is no mean over rows."""
+        if self.loss is None or (self.comm.ranks == 1 and self.batch == 0):
+            return
+        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
+            states = self.arguments.call(self.net, self.arguments.whole)
+        items = self.task.fitted
+        if not is_mean(self.task, self.task.outputs(states, self.task.items[..., items])):
+            raise ValueError(
+                "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
+                "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
+            )
+
+    @cached_property
+    def _objective(self) -> Objective:
+        f = self._plain
+        if not isinstance(f, GraphLoss) or not (self._noisy or self.batch):
+            return f
+        return Stochastic(f, self._drawn)
+
+    def _drawn(self, step: int) -> Objective:
+        """Return the loss of an outer step: with dropout, over a mini-batch."""
+        f, items = self._plain, self.task.fitted
+        assert isinstance(f, GraphLoss)
+        noise = Noise(self.seed, step) if self._noisy else None
+        if not self.batch or self.batch >= len(items):
+            return replace(f, noise=noise)
+        chosen = items[MiniBatches(len(items), self.batch, key=(self.seed,)).rows(step).to(items.device)]
+        piece = self.pieces.share(chosen)
+        return replace(f, pieces=(piece,), price=Price(self.pieces.work(piece)), noise=noise)
+
+    def objective(self, sample: int | None = None) -> Any:
+        """Return the loss; with dropout or mini-batches it offers ``sample(step)``.
+
+        Parameters
+        ----------
+        sample : int, optional
+            Step whose loss is asked for.
+        """
+        return self._objective if sample is None else sampled(self._objective, sample)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """Return the network's own parameters for seed 0, and newly drawn ones for others, shape (N,).
+
+        Parameters
+        ----------
+        seed : int
+            Of the draw.
+
+        Raises
+        ------
+        ValueError
+            A module inside has parameters and no ``reset_parameters``.
+        """
+        if seed == 0:
+            return self._start.clone()
+        again = copy.deepcopy(self.net)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            for name, module in again.named_modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                elif any(True for _ in module.parameters(recurse=False)):
+                    raise ValueError(
+                        f"{name or type(module).__name__} must have reset_parameters() for another start, got none; "
+                        "use --seed 0, or make a network per seed"
+                    )
+        return torch.cat([p.detach().flatten() for p in again.parameters() if p.requires_grad])
+
+    # -------------------------------------------------------------------------------- levels
+
+    @property
+    def _first_clusters(self) -> int:
+        n = self.arguments.nodes
+        return min(n, self.clusters or max(4, round(_SHARE * n)))
+
+    def _refuse_whole(self, what: str) -> None:
+        if self._whole_loss:
+            raise ValueError(f"{what} need loss(outputs, targets), got loss(net, data); use subdomains=layers")
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the loss and those of the same network on coarser graphs, which every rank evaluates, without dropout.
+
+        The first has 3.7 % of the nodes (or `clusters`), the others a quarter each.
+
+        Raises
+        ------
+        ValueError
+            No level, more than the graph has nodes for, or a loss of the network.
+        """
+        sizes = [self._first_clusters // 4**k for k in range(max(levels - 1, 0))]
+        if levels < 1 or (sizes and sizes[-1] < 2):
+            most = 1 + sum(self._first_clusters // 4**k >= 2 for k in range(64))
+            raise ValueError(f"`levels` must be in 1..{most} for {self.arguments.nodes} nodes, got {levels}")
+        made = [Level(self.objective())]
+        if sizes:
+            self._refuse_whole("coarse graphs")
+        for size in sizes:
+            f = self.coarse(size)
+            made.append(Level(f, Identity(self.model.size), f.price.gradient))
+        return Hierarchy(tuple(made))
+
+    def coarse(self, clusters: int) -> GraphLoss:
+        """Return the loss on the aggregated graph.
+
+        Parameters
+        ----------
+        clusters : int
+            How many nodes it has.
+        """
+        piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
+        price = Price(self.pieces.work(piece), fine=False)
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price)
+
+    # -------------------------------------------------------------------------------- subdomains
+
+    def parts(self, parts: int) -> Tensor:
+        """Return the part of every node, shape (n,): METIS.
+
+        Parameters
+        ----------
+        parts : int
+            Number of parts.
+        """
+        return partition(self.arguments.graph, parts, seed=self.seed)
+
+    def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
+        """Return the decomposition into parts of the graph or runs of layers (`subdomains`).
+
+        Local models of graph parts are first-order corrected: their gradient at the current iterate is the global one.
+
+        Raises
+        ------
+        ValueError
+            More parts than nodes or layers, fewer than ranks, a negative overlap, or a network that cannot be cut.
+        """
+        comm = self.comm if comm is None else comm
+        if self.subdomains == "layers":
+            if self.comm.ranks > 1:
+                raise ValueError(
+                    f"subdomains=layers needs one rank, got {self.comm.ranks}; use subdomains=graph on several"
+                )
+            return ModuleLayers.of(self.net, self.layers).decomposition(parts, overlap, comm)
+        self._refuse_whole("graph parts")
+        for name, least, given in (("parts", comm.ranks, parts), ("overlap", 0, overlap)):
+            if given < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {given}")
+        part, mine = self.parts(parts), comm.share(parts)
+
+        @cache
+        def losses(chosen: range) -> GraphLoss:
+            return self.local_losses(part, chosen, overlap)
+
+        def build(d: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            y0, local = d.gather(x), losses(d.local)
+            delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
+            return Corrected(local, delta, y0, d.gather_bounds(f.bounds, y0))
+
+        losses(mine)  # here, where bad parts are refused, and outside of any clock
+        blocks = ModuleLayers.of(self.net, self.layers).layout.slices
+        return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=blocks, device=self._device)
+
+    def local_losses(self, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> GraphLoss:
+        """Return the local losses of some parts as a batch of (p, N), without correction and dropout.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            The part of every node.
+        chosen : sequence of int
+            Which parts.
+        overlap : int
+            Layers of nodes that are added to every part.
+        """
+        own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
+        pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
+        price = Price(sum(map(self.pieces.work, pieces)), fine=False)
+        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True)
+
+    def _composites(self, part: Tensor, own: Sequence[Tensor]) -> list[Piece]:
+        within = max(self._first_clusters, int(part.max()) + 1)
+        clusters = aggregate(self.arguments.graph, within, seed=self.seed, within=part).numpy()
+        return [self.pieces.aggregated(composite_labels(nodes.numpy(), clusters)) for nodes in own]
+
+    # -------------------------------------------------------------------------------- what the user sees
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters of a solver of the command line that suit small networks on graphs."""
+        return dict(_SETTINGS.get(solver, {}))
+
+    def module(self, x: Tensor) -> nn.Module:
+        """Return the network with parameters `x`, and with the running statistics of the graph they were fitted on.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,)
+            Parameters.
+        """
+        net = self.model.load(x)
+        if not self._statistics:
+            return net
+        norms = [module for module in net.modules() if has_statistics(module)]
+        before = [(module, module.momentum, module.training) for module in norms]
+        training = {module: module.training for module in net.modules()}
+        net.eval()
+        for module in norms:
+            module.train()
+            module.momentum = 1.0  # type: ignore[assignment]
+        with torch.no_grad():
+            self.arguments.call(net, self.arguments.whole)
+        for module, momentum, _ in before:
+            module.momentum = momentum  # type: ignore[assignment]
+        for module, mode in training.items():
+            module.training = mode
+        return net
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return what the network returns at all nodes without dropout, shape (n, k).
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,)
+            Parameters.
+        """
+        with self.model.at(x, modes=modes(self.net, False)), torch.no_grad():
+            return self.arguments.call(self.net, self.arguments.whole)
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return loss and accuracy, or the root mean square of errors, on training, validation and test items."""
+        if self._whole_loss:
+            return {}
+        states, task, found = self.outputs(x), self.task, {}
+        for name in (name for name in SPLITS if name in task.masks):
+            items = task.masks[name].nonzero().flatten()
+            if not len(items):
+                continue
+            outputs, targets = task.outputs(states, task.items[..., items]), task.targets[items]
+            found[f"{name}_loss"] = float(task.mean(outputs, targets))
+            for key, total in task.scores(outputs, targets).items():
+                mean = total / len(items)
+                found |= {f"{name}_rmse": mean**0.5} if key == "mse" else {f"{name}_{key}": mean}
+        return found
+
+    def details(self) -> dict[str, Any]:
+        """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
+        used = {
+            *self.arguments.names,
+            "y",
+            "edge_index",
+            "num_nodes",
+            "edge_label",
+            "edge_label_index",
+            *SPLITS.values(),
+        }
+        fields = self.arguments.fields
+        lost = [key for key, value in fields.items() if key not in used and isinstance(value, Tensor)]
+        with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
+            lost += ignored(self.net, self.arguments)
+        notes = [f"not used: {', '.join(lost)}"] if lost else []
+        told = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
+        if "hops" in vars(self):
+            told["hops"] = self.hops
+        if self._whole_loss:
+            return told | ({"notes": notes} if notes else {})
+        return told | {"task": self.task.kind} | ({"notes": notes} if notes else {})
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a tensor on the device, floating point numbers in the precision of the network."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.dtype.is_floating_point else value.to(device)

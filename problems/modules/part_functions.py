@@ -1,0 +1,172 @@
+"""Dropout and batch normalisation of a network that sees a part of a graph as on the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from mldd.problems.nets import Dropout
+from mldd.ranks import Communicator
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The sample of dropout of an outer step.
+
+    Parameters
+    ----------
+    seed, step : int
+        Other pairs are independent.
+    """
+
+    seed: int
+    step: int
+
+
+class PartFunctions(TorchFunctionMode):
+    """Lets dropout depend on the global numbers of nodes and edges, and batch statistics on the nodes of all ranks.
+
+    Inside of the context ``torch.nn.functional.dropout`` drops the same entries of a node on any number of ranks, and
+    ``batch_norm`` takes mean and variance over the nodes that the ranks own. Tensors that have a row for neither nodes
+    nor edges get torch's own functions, with the same generator on all ranks.
+
+    Parameters
+    ----------
+    nodes : Tensor, shape (m,), int64
+        Global numbers of the nodes of the part.
+    edges : Tensor, shape (e,), int64
+        Global numbers of its edges.
+    owned : int
+        How many of the nodes, the first ones, count in batch statistics on this rank.
+    noise : Noise, optional
+        The sample of dropout; without it dropout is torch's.
+    comm : Communicator, optional
+        Ranks over which batch statistics are taken; without them those of the part count.
+    """
+
+    def __init__(
+        self, nodes: Tensor, edges: Tensor, owned: int, noise: Noise | None, comm: Communicator | None
+    ) -> None:
+        """Keep what is needed inside of the context."""
+        super().__init__()
+        self.rows = {len(edges): edges, len(nodes): nodes}
+        self.nodes, self.owned, self.noise, self.comm, self.calls = len(nodes), owned, noise, comm, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, or what stands for it here.
+
+        Parameters
+        ----------
+        func : callable
+            Of torch.
+        types : sequence of type
+            Of its arguments.
+        args : sequence
+            Its arguments by position.
+        kwargs : dict
+            Those by name.
+        """
+        kwargs = kwargs or {}
+        if func is functional.dropout and self.noise is not None:
+            return self._dropout(*args, **kwargs)
+        if func is functional.batch_norm and self.comm is not None:
+            return self._batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0:
+            return x
+        self.calls += 1
+        numbers = self.rows.get(len(x)) if x.dim() else None
+        if numbers is None:
+            return functional.dropout(x, p, True)
+        assert self.noise is not None
+        width = x[0].numel() if len(x) else 1
+        ids = numbers.to(x.device)[:, None] * width + torch.arange(width, device=x.device)
+        scale = Dropout(p, self.noise.seed, self.noise.step).scale(ids, self.calls, x.dtype)
+        return x * scale.view(x.shape)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training or x.dim() != 2 or len(x) != self.nodes:
+            return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        own = x[: self.owned].double()
+        local = torch.stack(
+            [
+                torch.full_like(own[0], self.owned) if self.owned else x.new_zeros(x.shape[1]).double(),
+                own.sum(0),
+                own.square().sum(0),
+            ]
+        )
+        count, total, squares = summed(local, self.comm)
+        mean = total / count
+        variance = squares / count - mean.square()
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.detach().to(running_mean), momentum)
+            unbiased = variance.detach() * count.detach() / (count.detach() - 1).clamp(min=1)
+            running_var.lerp_(unbiased.to(running_var), momentum)
+        y = (x - mean.to(x)) * (variance.clamp(min=0) + eps).rsqrt().to(x)
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+
+class Draws(PartFunctions):
+    """Notices whether dropout is drawn."""
+
+    def __init__(self) -> None:
+        """Start with nothing noticed."""
+        none = torch.zeros(0, dtype=torch.int64)
+        super().__init__(none, none, 0, None, None)
+        self.drawn = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`, whose arguments are `args` and `kwargs`."""
+        kwargs = kwargs or {}
+        if func in (functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout):
+            bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+            self.drawn = self.drawn or (bound.get("p", 0.5) > 0 and bool(bound.get("training", True)))
+        return func(*args, **kwargs)
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, comm: Communicator) -> Tensor:
+        ctx.comm = comm
+        return comm.sum(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return summed(grads[0], ctx.comm), None
+
+
+def summed(x: Tensor, comm: Communicator | None) -> Tensor:
+    """Return the sum over ranks, which autograd differentiates: the derivative by a rank's share is summed likewise.
+
+    Parameters
+    ----------
+    x : Tensor
+        The share of this rank.
+    comm : Communicator, optional
+        The ranks; None for one.
+    """
+    if comm is None:
+        return x
+    made: Tensor = _Summed.apply(x, comm)  # type: ignore[no-untyped-call]
+    return made
