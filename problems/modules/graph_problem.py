@@ -133,7 +133,13 @@ class GraphProblem(Problem):
 
     @cached_property
     def arguments(self) -> Arguments:
-        """What the network is called with."""
+        """What the network is called with.
+
+        Raises
+        ------
+        ValueError
+            The data lack a field, or have features that are not finite.
+        """
         fields = fields_of_data(self.data)
         nodes_of(fields)
         dtype = next(self.net.parameters()).dtype

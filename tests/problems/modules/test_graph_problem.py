@@ -287,9 +287,8 @@ def test_links_are_inner_products_of_states():
     p = problem("by hand", given, local="own")
     x = p.initial(0)
     z = p.outputs(x)
-    expected = functional.binary_cross_entropy_with_logits(
-        (z[pairs[0]] * z[pairs[1]]).sum(1), (torch.arange(50) % 2).double()
-    )
+    linked = (torch.arange(50) % 2).double()
+    expected = functional.binary_cross_entropy_with_logits((z[pairs[0]] * z[pairs[1]]).sum(1), linked)
     torch.testing.assert_close(p.objective().value(x), expected)
     d = p.decomposition(3)
     inside = p.parts(3)[pairs[0]] == 0
