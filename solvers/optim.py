@@ -10,22 +10,19 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from mldd.algebra import (
     Bounds,
     Decomposition,
-    Layout,
     Remembered,
     Subdomain,
     did_you_mean,
-    joined,
     local_restrictions,
-    relink,
 )
 from mldd.loop import Solver, State, Status, checkpoint, pack, restore
-from mldd.solvers.parts import ClosureObjective, Surroundings
+from mldd.solvers.parts import ClosureObjective, FlatParameters, Surroundings
 
 Factory = Callable[[Decomposition], Solver]
 # What a group of parameters may hold: the first four are for callers, the others come from torch and its schedulers.
@@ -83,6 +80,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Examples
     --------
+    >>> from torch import nn
     >>> from mldd.solvers import LBFGS
     >>> module = nn.Linear(1, 1).double()
     >>> optimizer = Optimizer(module.parameters(), LBFGS())
@@ -120,13 +118,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
-        self._parameters: list[nn.Parameter] = [p for group in self.param_groups for p in group["params"]]
-        self._flat = joined(self._parameters)
-        if not self._flat.dtype.is_floating_point:
-            raise ValueError(f"parameters must be real floating point numbers, got {self._flat.dtype}")
-        self._layout = Layout(tuple(tuple(p.shape) for p in self._parameters))
-        self._views = self._layout.views(self._flat)
-        self._x, self._good = self._flat.clone(), self._flat.clone()
+        self._unknowns = FlatParameters([p for group in self.param_groups for p in group["params"]])
+        self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
         self._bounds = self._box()
         self._solver = self._made()
         self._around = Surroundings(type(self._solver).__name__, self._group)
@@ -155,24 +148,27 @@ class Optimizer(torch.optim.Optimizer):
 
     def _box(self) -> Bounds:
         self._limits = self._limits_of_groups()
+        x = self._unknowns.vector
         lower, upper = (
-            torch.cat([self._flat.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
+            torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
             for k in ("lower", "upper")
         )
         bounds = Bounds(lower, upper)
-        bounds.check(self._flat)
+        bounds.check(x)
         if bool(torch.isinf(lower).all() and torch.isinf(upper).all()):
             return Bounds.free(len(lower), dtype=lower.dtype, device=lower.device)
         return bounds
 
     def _made(self) -> Solver:
         """Return the solver, made for the groups as subdomains if it is to be made."""
-        solver = self._given
+        solver, layout = self._given, self._unknowns.layout
         if not _is_solver(solver) and callable(solver):
             owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes()))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
-            subdomains = [Subdomain(i.to(self._flat.device), torch.ones_like(i, dtype=torch.bool)) for i in indices]
-            decomposition = Decomposition(self._layout.size, subdomains, local_restrictions, blocks=self._layout.slices)
+            subdomains = [
+                Subdomain(i.to(self._unknowns.vector.device), torch.ones_like(i, dtype=torch.bool)) for i in indices
+            ]
+            decomposition = Decomposition(layout.size, subdomains, local_restrictions, blocks=layout.slices)
             solver = solver(decomposition)
         if not _is_solver(solver):
             raise ValueError(
@@ -236,12 +232,11 @@ class Optimizer(torch.optim.Optimizer):
             heeded; ranks that differ in their gradients.
         """
         rate = self._follow_rate()
-        relink(self._parameters, self._views)
         if self._limits != self._limits_of_groups():
             self._bounds = self._box()
         with torch.no_grad():
-            x = self._bounds.project(self._flat, out=self._x)
-            f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds, self._around)
+            x = self._bounds.project(self._unknowns.read(), out=self._x)
+            f = ClosureObjective(closure, self._unknowns, self._bounds, self._around)
             try:
                 loss, g = f.evaluate(x)
                 if not bool(torch.isfinite(g).all() & (True if loss is None else torch.isfinite(loss))):
@@ -252,7 +247,7 @@ class Optimizer(torch.optim.Optimizer):
                     self._advance(f, x, g)
                     self._examine(f, loss, g)
             finally:
-                self._flat.copy_(x)
+                self._unknowns.write(x)
         return loss
 
     def _follow_rate(self) -> float | None:

@@ -3,6 +3,7 @@ from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .closure import ClosureObjective as ClosureObjective
 from .closure import Surroundings as Surroundings
+from .flat_parameters import FlatParameters as FlatParameters
 from .hessian_solve import Factors as Factors
 from .hessian_solve import Inverse as Inverse
 from .hessian_solve import colours as colours

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Bounds, Layout, Price
+from mldd.algebra import Bounds, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
 from mldd.solvers.parts.buffers import Buffers, holders, modules_alive
+from mldd.solvers.parts.flat_parameters import FlatParameters
 
 
 @dataclass
@@ -140,12 +141,8 @@ class ClosureObjective:
     ----------
     closure : callable or None
         Computes loss and gradients.
-    flat : Tensor, shape (n,)
-        The parameters are views of it; a point is written to it to be evaluated.
-    parameters : list of Parameter
-        In the order of the layout.
-    layout : Layout
-        Where they lie in `flat`.
+    unknowns : FlatParameters
+        The parameters; a point is written to them to be evaluated.
     bounds : Bounds
         Of the parameters.
     around : Surroundings
@@ -159,9 +156,7 @@ class ClosureObjective:
     """
 
     closure: Callable[[], Any] | None
-    flat: Tensor
-    parameters: list[nn.Parameter]
-    layout: Layout
+    unknowns: FlatParameters
     bounds: Bounds
     around: Surroundings
     price: Price = Price()  # noqa: RUF009 (frozen)
@@ -172,7 +167,7 @@ class ClosureObjective:
     @property
     def size(self) -> int:
         """Number of unknowns."""
-        return len(self.flat)
+        return len(self.unknowns.vector)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Call the closure at a point.
@@ -198,14 +193,14 @@ class ClosureObjective:
             self._refuse_more()
         self.price.of_gradient()
         self.evaluations += 1
-        self.flat.copy_(x)
+        self.unknowns.write(x)
         if self.evaluations == 1:
-            with self.around.first(self.parameters) if self.closure is not None else nullcontext():
+            with self.around.first(self.unknowns.parameters) if self.closure is not None else nullcontext():
                 loss = self._called()
         else:
             with self.around.further():
                 loss = self._called() if self.around.clears else self._probed()
-        value, g = None, self._packed()
+        value, g = None, self.unknowns.gradient()
         if loss is not None:
             value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
             if value.numel() != 1:
@@ -222,40 +217,21 @@ class ClosureObjective:
 
     def _probed(self) -> Any:
         """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
-        for p in self.parameters:
-            if p.grad is not None and p.grad.is_contiguous():
-                p.grad.fill_(torch.nan)  # in place: it may be a part of a buffer of DistributedDataParallel
-            elif p.grad is not None:
-                p.grad = torch.full_like(p, torch.nan)  # entries may share memory
+        self.unknowns.spoil_gradients()
         loss = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
-        if not bool(self._packed().isnan().any()):
+        if not bool(self.unknowns.gradient().isnan().any()):
             self.around.clears = True
             return loss
-        for p in self.parameters:
-            p.grad = None
+        self.unknowns.drop_gradients()
         loss = self._called()
-        if not bool(self._packed().isnan().any()):
+        if not bool(self.unknowns.gradient().isnan().any()):
             raise ValueError(
                 "the closure must clear all gradients before it computes new ones, got one that adds to those of "
                 f"earlier calls, which {self.around.solver} cannot match with a loss; call optimizer.zero_grad() in "
                 "the closure, and do not accumulate gradients over batches (accumulate_grad_batches=1)"
             )
         return loss
-
-    def _packed(self) -> Tensor:
-        """Return the gradients as one vector, zero for parameters without one."""
-        if all(p.grad is None for p in self.parameters):
-            raise ValueError(
-                "a step needs gradients of its parameters, got none; call loss.backward() in the closure, or before "
-                "step(), of a module that still has the parameters the optimizer got (fully_shard exchanges them)"
-            )
-        for p in self.parameters:
-            if p.grad is not None and p.grad.layout != torch.strided:
-                raise ValueError(
-                    f"gradients must be dense, got {p.grad.layout}; use sparse=False (nn.Embedding has it)"
-                )
-        return self.layout.pack([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
 
     def _refuse_more(self) -> None:
         """Refuse evaluations at other points where there can be none."""
