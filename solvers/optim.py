@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -22,7 +21,16 @@ from mldd.algebra import (
     local_restrictions,
 )
 from mldd.loop import Solver, State, Status, checkpoint, pack, restore
-from mldd.solvers.parts import ClosureObjective, FlatParameters, Surroundings
+from mldd.solvers.parts import (
+    ClosureObjective,
+    FlatParameters,
+    Span,
+    Surroundings,
+    rate_of,
+    runs,
+    step_by_spans,
+    with_rate,
+)
 
 Factory = Callable[[Decomposition], Solver]
 # What a group of parameters may hold: the first four are for callers, the others come from torch and its schedulers.
@@ -69,8 +77,9 @@ class Optimizer(torch.optim.Optimizer):
     Notes
     -----
     Every group has an ``lr``, for schedulers and loggers: the rate of the solver (``lr`` or ``rate``) or of its local
-    solver, the same for all groups. A solver without one refuses a step if ``lr`` has changed. Hessian products, for
-    solvers that ask for them, are differences of two gradients.
+    solver. Groups may differ in it for solvers that move each unknown by its own gradient (Adam, Sgd, TorchAdaGrad,
+    AdaGrad without curvature); with a rate of zero these only learn. A solver without a rate refuses a step if ``lr``
+    has changed. Hessian products, for solvers that ask for them, are differences of two gradients.
 
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
@@ -118,6 +127,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
+        self._sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
         self._unknowns = FlatParameters([p for group in self.param_groups for p in group["params"]])
         self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
         self._bounds = self._box()
@@ -128,7 +138,7 @@ class Optimizer(torch.optim.Optimizer):
     def _set_rates(self) -> None:
         """Give every group its ``lr``, and say where that is of no use."""
         name = type(self._solver).__name__
-        self._rate = _rate_of(self._solver)
+        self._rate = rate_of(self._solver)
         own = 1.0 if self._rate is None else attrgetter(self._rate)(self._solver)
         for group in self.param_groups:
             if group["lr"] is None:
@@ -138,10 +148,7 @@ class Optimizer(torch.optim.Optimizer):
         if self.defaults["lr"] is None:
             self.defaults["lr"] = own
         self._constant = [float(group["lr"]) for group in self.param_groups]
-        self._follow_rate()
-
-    def _sizes(self) -> list[int]:
-        return [sum(p.numel() for p in group["params"]) for group in self.param_groups]
+        self._spans()
 
     def _limits_of_groups(self) -> list[tuple[float, float]]:
         return [(group["lower"], group["upper"]) for group in self.param_groups]
@@ -150,7 +157,7 @@ class Optimizer(torch.optim.Optimizer):
         self._limits = self._limits_of_groups()
         x = self._unknowns.vector
         lower, upper = (
-            torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
+            torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes, self.param_groups, strict=True)])
             for k in ("lower", "upper")
         )
         bounds = Bounds(lower, upper)
@@ -163,7 +170,7 @@ class Optimizer(torch.optim.Optimizer):
         """Return the solver, made for the groups as subdomains if it is to be made."""
         solver, layout = self._given, self._unknowns.layout
         if not _is_solver(solver) and callable(solver):
-            owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes()))
+            owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
             subdomains = [
                 Subdomain(i.to(self._unknowns.vector.device), torch.ones_like(i, dtype=torch.bool)) for i in indices
@@ -231,7 +238,7 @@ class Optimizer(torch.optim.Optimizer):
             No closure, or one that returns nothing, where the solver needs one; no gradients; rates that cannot be
             heeded; ranks that differ in their gradients.
         """
-        rate = self._follow_rate()
+        spans = self._spans()
         if self._limits != self._limits_of_groups():
             self._bounds = self._box()
         with torch.no_grad():
@@ -242,47 +249,58 @@ class Optimizer(torch.optim.Optimizer):
                 if not bool(torch.isfinite(g).all() & (True if loss is None else torch.isfinite(loss))):
                     x.copy_(x if self._state is None else self._good)
                     self._end(Status.diverged)
-                elif rate != 0:
+                elif self._entrywise or spans[0].moves:
                     self._good.copy_(x)
-                    self._advance(f, x, g)
+                    self._advance(f, x, g, spans)
                     self._examine(f, loss, g)
             finally:
                 self._unknowns.write(x)
         return loss
 
-    def _follow_rate(self) -> float | None:
-        """Take over the rate that the groups have now."""
+    def _spans(self) -> list[Span]:
+        """Return the solvers of neighbouring groups with one rate, with the rates that the groups have now."""
         rates, name = [float(group["lr"]) for group in self.param_groups], type(self._solver).__name__
+        if len(set(rates)) > 1 and not self._entrywise:
+            raise ValueError(
+                f"`lr` must be the same for all groups of parameters with {name}, got {rates}; take a solver that "
+                "moves each unknown by its own gradient (Adam, Sgd, TorchAdaGrad, AdaGrad without curvature), or make "
+                "an optimizer for each group"
+            )
         if self._rate is None:
             if rates != self._constant:
                 raise ValueError(
                     f"`lr` must stay as it was for {name}, which has no rate, got {rates} after {self._constant}; "
                     "leave the schedule out, or take a solver with a rate (Adam, Sgd, AdaGrad)"
                 )
-            return None
-        if len(set(rates)) > 1:
-            raise ValueError(
-                f"`lr` must be the same for all groups of parameters, got {sorted(set(rates))}; give {name} one rate, "
-                "or make an optimizer for each group"
-            )
-        rate = rates[0]
-        if rate not in (0.0, attrgetter(self._rate)(self._solver)):
-            self._solver = _with_rate(self._solver, self._rate, rate)
-        return rate
+            return [Span(slice(0, sum(self._sizes)), self._solver, True)]
+        own, found = attrgetter(self._rate)(self._solver), []
+        for where, rate in runs(self._sizes, rates):
+            solver = self._solver if rate in (0.0, own) else with_rate(self._solver, self._rate, rate)
+            found.append(Span(where, solver, rate != 0))
+        self._solver = found[0].solver
+        return found
 
-    def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor) -> None:
-        objective = Remembered(f)
+    def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor, spans: list[Span]) -> None:
+        objective, y = Remembered(f), x
         objective.keep(x, g)
         try:
             state = self._ready(objective, x)
-            y, self._state = self._solver.step(objective, x, state)
+            if len(spans) == 1 and spans[0].moves:
+                y, state = self._solver.step(objective, x, state)
+            else:
+                step_by_spans(spans, f, x, g, state)
         except BaseException:
             x.copy_(self._good)
             raise
-        self._state.step += 1
+        self._state = state
+        state.step += 1
         if y is not x:
             x.copy_(y)
-        self._end(self._state.status)
+        self._end(state.status)
+
+    @property
+    def _entrywise(self) -> bool:
+        return getattr(self._solver, "entrywise", False)
 
     def _ready(self, objective: Remembered, x: Tensor) -> Any:
         """Return the state to go on with: as it is or was loaded, or a fresh one where the solver could not go on."""
@@ -389,22 +407,6 @@ def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[s
     optimizer.defaults = dict(defaults)
     optimizer.load_state_dict(state)
     return optimizer
-
-
-def _rate_of(solver: Any) -> str | None:
-    """Return the field with the rate, with a dot where it is that of a local solver; None where there is no rate."""
-    names = [f.name for f in fields(solver)]
-    for name in ("smoother", "local"):
-        inner = _rate_of(getattr(solver, name)) if name in names and is_dataclass(getattr(solver, name)) else None
-        if inner is not None:
-            return f"{name}.{inner}"
-    return next((name for name in names if name in ("lr", "rate")), None)
-
-
-def _with_rate(solver: Any, path: str, rate: float) -> Any:
-    """Return the solver with the rate in the field that `_rate_of` has found."""
-    name, _, inner = path.partition(".")
-    return replace(solver, **{name: _with_rate(getattr(solver, name), inner, rate) if inner else rate})
 
 
 def _is_solver(thing: object) -> bool:

@@ -4,6 +4,11 @@ from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .closure import ClosureObjective as ClosureObjective
 from .closure import Surroundings as Surroundings
 from .flat_parameters import FlatParameters as FlatParameters
+from .group_rates import Span as Span
+from .group_rates import rate_of as rate_of
+from .group_rates import runs as runs
+from .group_rates import step_by_spans as step_by_spans
+from .group_rates import with_rate as with_rate
 from .hessian_solve import Factors as Factors
 from .hessian_solve import Inverse as Inverse
 from .hessian_solve import colours as colours
