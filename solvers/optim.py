@@ -33,8 +33,9 @@ from mldd.solvers.parts import (
 )
 
 Factory = Callable[[Decomposition], Solver]
-# What a group of parameters may hold: the first four are for callers, the others come from torch and its schedulers.
-_OPTIONS = ("lr", "lower", "upper", "name", "params", "param_names", "initial_lr")
+# What a group of parameters may hold, from callers, and from torch and its schedulers.
+_OPTIONS = ("lr", "weight_decay", "lower", "upper", "name")
+_KEPT = (*_OPTIONS, "params", "param_names", "initial_lr")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -47,12 +48,15 @@ class Optimizer(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable of Parameter, or of dict
-        As torch has it. They become views of one flat vector, so move or cast the module before. A group may bound its
-        parameters by ``lower`` and ``upper``, for solvers that heed bounds, and may have a ``name``.
+        As torch has it. They become views of one flat vector, so move or cast the module before. A group may have an
+        ``lr``, a ``weight_decay`` and a ``name`` of its own, and bound its parameters by ``lower`` and ``upper``, for
+        solvers that heed bounds.
     solver : Solver, or callable
         ``solver(decomposition)`` makes one for subdomains that are the groups of parameters.
     lr : float, optional
         Rate to start with instead of the solver's own, for solvers that have one.
+    weight_decay : float
+        Add ``weight_decay/2 |x|^2`` to the loss that the solver sees, as torch.optim.SGD and Adam do (AdamW does not).
     group : torch.distributed.ProcessGroup, "auto" or None
         Ranks that train copies of the module on shares of the data: the mean of their losses is what the solver sees.
         "auto" takes those of the DistributedDataParallel module that holds the parameters. A group is for gradients
@@ -72,7 +76,8 @@ class Optimizer(torch.optim.Optimizer):
     ------
     ValueError
         Parameters of several dtypes or devices or in pieces on several ranks (DTensor), unknown options of a group,
-        rates that differ between groups, bounds that are no box, or a solver that is none.
+        rates that differ between groups where they cannot, negative decay, bounds that are no box, or a solver that is
+        none.
 
     Notes
     -----
@@ -83,6 +88,9 @@ class Optimizer(torch.optim.Optimizer):
 
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
+
+    A parameter without a gradient has a gradient of zero and no decay; its part of the solver's memory goes on, which
+    the optimizers of torch leave out.
 
     Buffers that change with every evaluation, as the running statistics of BatchNorm, are kept as the first evaluation
     of a step leaves them.
@@ -110,6 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         solver: Solver | Factory,
         *,
         lr: float | None = None,
+        weight_decay: float = 0.0,
         group: Any = "auto",
         check: bool = True,
     ) -> None:
@@ -119,7 +128,7 @@ class Optimizer(torch.optim.Optimizer):
         self._loaded: dict[str, Any] | None = None
         self._status: Status | None = None
         self._building = True
-        super().__init__(params, {"lr": lr, "lower": -math.inf, "upper": math.inf})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "lower": -math.inf, "upper": math.inf})
         self._building = False
         self._build()
 
@@ -149,6 +158,7 @@ class Optimizer(torch.optim.Optimizer):
             self.defaults["lr"] = own
         self._constant = [float(group["lr"]) for group in self.param_groups]
         self._spans()
+        self._decays()
 
     def _limits_of_groups(self) -> list[tuple[float, float]]:
         return [(group["lower"], group["upper"]) for group in self.param_groups]
@@ -189,7 +199,7 @@ class Optimizer(torch.optim.Optimizer):
         Parameters
         ----------
         param_group : dict
-            Its ``params``, and any of ``lr``, ``lower``, ``upper`` and ``name``.
+            Its ``params``, and any of ``lr``, ``weight_decay``, ``lower``, ``upper`` and ``name``.
 
         Raises
         ------
@@ -197,11 +207,15 @@ class Optimizer(torch.optim.Optimizer):
             After the first step, or an unknown option.
         """
         for key in param_group:
-            if key not in _OPTIONS:
+            if key == "decoupled_weight_decay":
                 raise ValueError(
-                    f"a group of parameters may have {', '.join(_OPTIONS[:4])}, got {key!r}"
-                    f"{did_you_mean(str(key), _OPTIONS[:4])}; other settings belong to the solver or, as weight decay, "
-                    "to the loss"
+                    "`weight_decay` is a term of the loss here, got decoupled_weight_decay; multiply the parameters by "
+                    "1 - lr * weight_decay between backward() and step(), or use torch.optim.AdamW"
+                )
+            if key not in _KEPT:
+                raise ValueError(
+                    f"a group of parameters may have {', '.join(_OPTIONS)}, got {key!r}"
+                    f"{did_you_mean(str(key), _OPTIONS)}; other settings belong to the solver"
                 )
         if not self._building and (self._state is not None or self._loaded is not None):
             raise ValueError(
@@ -239,20 +253,22 @@ class Optimizer(torch.optim.Optimizer):
             heeded; ranks that differ in their gradients.
         """
         spans = self._spans()
+        decays = self._decays()
         if self._limits != self._limits_of_groups():
             self._bounds = self._box()
         with torch.no_grad():
             x = self._bounds.project(self._unknowns.read(), out=self._x)
-            f = ClosureObjective(closure, self._unknowns, self._bounds, self._around)
+            f = ClosureObjective(closure, self._unknowns, self._bounds, self._around, decays)
             try:
-                loss, g = f.evaluate(x)
-                if not bool(torch.isfinite(g).all() & (True if loss is None else torch.isfinite(loss))):
+                value, g = f.evaluate(x)
+                loss = f.loss
+                if not bool(torch.isfinite(g).all() & (True if value is None else torch.isfinite(value))):
                     x.copy_(x if self._state is None else self._good)
                     self._end(Status.diverged)
                 elif self._entrywise or spans[0].moves:
                     self._good.copy_(x)
                     self._advance(f, x, g, spans)
-                    self._examine(f, loss, g)
+                    self._examine(f, value, g)
             finally:
                 self._unknowns.write(x)
         return loss
@@ -279,6 +295,13 @@ class Optimizer(torch.optim.Optimizer):
             found.append(Span(where, solver, rate != 0))
         self._solver = found[0].solver
         return found
+
+    def _decays(self) -> list[tuple[slice, float]]:
+        """Return the weights that groups have now, where there are any."""
+        weights = [float(group["weight_decay"]) for group in self.param_groups]
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise ValueError(f"`weight_decay` must be >= 0 and finite, got {weights}; 0 is for none")
+        return [(where, weight) for where, weight in runs(self._sizes, weights) if weight]
 
     def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor, spans: list[Span]) -> None:
         objective, y = Remembered(f), x
@@ -389,9 +412,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to make a copy that goes on alike: for pickle, and for ``copy.deepcopy`` with the module."""
-        kept = [
-            {k: v for k, v in g.items() if k not in ("lr", "initial_lr") and k in _OPTIONS} for g in self.param_groups
-        ]
+        kept = [{k: v for k, v in g.items() if k not in ("lr", "initial_lr") and k in _KEPT} for g in self.param_groups]
         options = {"group": self._group, "check": self._check}
         return _rebuilt, (kept, self._given, options, self.defaults, self.state_dict())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,21 +147,27 @@ class ClosureObjective:
         Of the parameters.
     around : Surroundings
         What stays from step to step.
+    decays : list of (slice, float)
+        Weights of a term ``weight/2 |x|^2`` for parts of the vector, which is added to what the closure returns.
     price : Price
         Every evaluation costs a gradient.
     evaluations : int
         How often the closure was called.
     compared : bool
         Whether a value was asked for.
+    loss : Tensor, shape (), or None
+        What the last evaluation returned without the term of `decays`.
     """
 
     closure: Callable[[], Any] | None
     unknowns: FlatParameters
     bounds: Bounds
     around: Surroundings
+    decays: Sequence[tuple[slice, float]] = ()
     price: Price = Price()  # noqa: RUF009 (frozen)
     evaluations: int = 0
     compared: bool = False
+    loss: Tensor | None = field(default=None, init=False)
     _last: tuple[Tensor, int, Tensor | None, Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -179,8 +185,8 @@ class ClosureObjective:
 
         Returns
         -------
-        loss : Tensor, shape (), or None
-            Mean over the ranks that hold copies; None where the closure returns nothing.
+        value : Tensor, shape (), or None
+            Mean over the ranks that hold copies, with decay; None where the closure returns nothing.
         g : Tensor, shape (n,)
             Gradient.
 
@@ -208,8 +214,23 @@ class ClosureObjective:
             value = value.reshape(())
             if self.around.replicas is not None:
                 value = self.around.replicas.mean(value, g)
+        self.loss = value
+        if self.decays:
+            value = self._decayed(x, value, g)
         self._last = (x, x._version, value, g)
         return value, g
+
+    def _decayed(self, x: Tensor, value: Tensor | None, g: Tensor) -> Tensor | None:
+        """Return the value with decay, and add the gradient of that to `g`; parameters without a gradient have none."""
+        if self.unknowns.without_gradient(x):
+            x = x.clone()
+            for part in self.unknowns.without_gradient(x):
+                part.zero_()
+        for where, weight in self.decays:
+            part = x[where]
+            g[where].add_(part, alpha=weight)
+            value = None if value is None else value + 0.5 * weight * torch.dot(part, part)
+        return value
 
     def _called(self) -> Any:
         with torch.enable_grad():

@@ -372,8 +372,14 @@ def test_refuses():
         (lambda: Optimizer(module.parameters(), lambda d: None), "`solver` must be a solver of mldd .*got NoneType"),
         (lambda: Optimizer(module.parameters(), Adam(), lr=-1.0), "`lr` must be > 0, got -1.0"),
         (
-            lambda: Optimizer(groups(module, weight_decay=0.1), Adam()),
-            "a group of parameters may have lr, lower, upper, name, got 'weight_decay'; .* to the loss",
+            lambda: Optimizer(groups(module, betas=0.1), Adam()),
+            "a group of parameters may have lr, weight_decay, lower, upper, name, got 'betas'; .* to the solver",
+        ),
+        (lambda: Optimizer(groups(module, weight_decay=-0.1), Adam()), r"`weight_decay` must be >= 0 .*\[0.0, -0.1\]"),
+        (lambda: Optimizer(module.parameters(), Adam(), weight_decay=math.inf), r"`weight_decay` must be .*\[inf\]"),
+        (
+            lambda: Optimizer(groups(module, decoupled_weight_decay=True), Adam()),
+            "got decoupled_weight_decay; multiply",
         ),
         (lambda: Optimizer(groups(module, uper=1.0), Adam()), r"got 'uper' \(did you mean upper\?\)"),
         (lambda: optimizer.add_param_group({"params": [nn.Parameter(inputs)], "momentum": 1}), "got 'momentum'"),

@@ -9,7 +9,18 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Optimizer, SchwarzAdaGrad, Sgd, TorchAdaGrad
+from mldd.solvers import (
+    LBFGS,
+    AdaGrad,
+    Adam,
+    NewtonCG,
+    NonlinearSchwarz,
+    Optimizer,
+    SchwarzAdaGrad,
+    Sgd,
+    TorchAdaGrad,
+    TrustRegion,
+)
 
 INITIAL = 0.01  # of the weights of AdaGrad
 PAIRS = {
@@ -202,3 +213,79 @@ def test_the_ways_out_that_the_refusal_names_work():
         optimizer.zero_grad()
         loop(module, optimizer, 1)
     assert bool((flat(module) != start).all())
+
+
+# ------------------------------------------------------------------------------------------------ weight decay
+
+
+@pytest.mark.parametrize("decays", [{}, {"weight_decay": 0.0}, {"weight_decay": 0.3}])
+@pytest.mark.parametrize("name", PAIRS)
+def test_weight_decay_is_that_of_torch(name, decays):
+    solver, theirs = PAIRS[name]
+    ours = partial(Optimizer, solver=solver, weight_decay=0.1)
+    assert same(ours, partial(theirs, weight_decay=0.1), parameters=partial(groups, **decays))
+    assert not same(ours, theirs, parameters=partial(groups, **decays))
+    rates = partial(groups, lr=0.003, **decays)
+    assert same(ours, partial(theirs, weight_decay=0.1), parameters=rates)
+
+
+@pytest.mark.parametrize("case", ["frozen", "unused"])
+def test_parameters_without_a_gradient_do_not_decay(case):
+    solver, theirs = PAIRS["nesterov"]
+    ends = []
+    for make in (partial(Optimizer, solver=solver), theirs):
+        module = nn.ModuleList([network(), nn.Linear(2, 2)])
+        frozen = module[0][0].bias.requires_grad_(case == "unused")
+        start, unused = frozen.detach().clone(), module[1].weight.detach().clone()
+        loop(module[0], make(module.parameters(), weight_decay=0.1))
+        assert torch.equal(module[1].weight.detach(), unused)
+        assert (case == "unused") != torch.equal(frozen.detach(), start)
+        ends.append(flat(module))
+    assert torch.equal(*ends)
+
+
+def closure_of(module, optimizer, term=lambda: 0.0):
+    inputs, targets = data(torch.float64)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(module(inputs), targets) + term()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+@pytest.mark.parametrize(
+    "solver", [LBFGS(), TrustRegion(), NewtonCG(), lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2)]
+)
+def test_solvers_that_compare_values_see_the_loss_with_decay(solver):
+    """As where the closure adds the term itself; the loss that comes back is the closure's own."""
+    module, other = network(torch.float64), network(torch.float64)
+    ours = Optimizer(groups(module, weight_decay=0.2), solver, weight_decay=0.05)
+    theirs = Optimizer(groups(other), solver)
+
+    def term():
+        return sum(w / 2 * p.square().sum() for k, w in ((0, 0.05), (2, 0.2)) for p in other[k].parameters())
+
+    closure, other_closure = closure_of(module, ours), closure_of(other, theirs, term)
+    for _ in range(6):
+        with torch.no_grad():
+            added = float(term())
+        assert float(ours.step(closure)) == pytest.approx(float(theirs.step(other_closure)) - added, rel=1e-5)
+        torch.testing.assert_close(flat(module), flat(other), rtol=1e-5, atol=1e-7)  # Newton: by differences
+
+
+def test_decay_apart_from_the_gradient_by_hand():
+    """The way out that the refusal names."""
+    module, other, (inputs, targets) = network(), network(), data(torch.float32)
+    ours = Optimizer(module.parameters(), Adam(0.01))
+    loop(other, torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.1))
+    for _ in range(10):
+        ours.zero_grad()
+        nn.functional.mse_loss(module(inputs), targets).backward()
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(1 - 0.01 * 0.1)
+        ours.step()
+    assert torch.equal(flat(module), flat(other))
