@@ -33,14 +33,11 @@ class Surroundings:
     ----------
     replicas : Replicas or None
         The ranks, once known.
-    clears : bool
-        The closure is known to clear gradients.
     """
 
     solver: str
     group: Any = "auto"
     replicas: Replicas | None = field(default=None, init=False)
-    clears: bool = field(default=False, init=False)
     _known: bool = field(default=False, init=False, repr=False)
     _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
@@ -205,7 +202,7 @@ class ClosureObjective:
                 loss = self._called()
         else:
             with self.around.further():
-                loss = self._called() if self.around.clears else self._probed()
+                loss = self._probed() if self.evaluations == 2 else self._called()
         value, g = None, self.unknowns.gradient()
         if loss is not None:
             value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
@@ -237,12 +234,14 @@ class ClosureObjective:
             return None if self.closure is None else self.closure()
 
     def _probed(self) -> Any:
-        """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
+        """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls.
+
+        Done once in every step, for a schedule may begin to accumulate gradients at any of them.
+        """
         self.unknowns.spoil_gradients()
         loss = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
         if not bool(self.unknowns.gradient().isnan().any()):
-            self.around.clears = True
             return loss
         self.unknowns.drop_gradients()
         loss = self._called()

@@ -291,6 +291,26 @@ def test_gradients_that_pile_up_are_refused(solver, leftover):
     assert torch.equal(flat(module), before)
 
 
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+def test_gradients_that_begin_to_pile_up_on_the_way_are_refused(solver):
+    """As a schedule of accumulation does: some steps with zero_grad in the closure, then some without."""
+    module = network()
+    optimizer = Optimizer(module.parameters(), solver)
+    train(module, optimizer, 3)
+    before = flat(module)
+    inputs, targets = data(module)
+
+    def closure():
+        loss = nn.functional.mse_loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"the closure must clear all gradients .*zero_grad\(\) .*batches"):
+        optimizer.step(closure)
+    assert torch.equal(flat(module), before)
+    assert train(module, optimizer, 2)[-1] > 0  # and goes on with the closure that clears them
+
+
 def test_float32_is_told_where_values_are_compared():
     module = network(torch.float32)
     with pytest.warns(

@@ -269,7 +269,7 @@ def test_solvers_that_compare_values_see_the_loss_with_decay(solver):
         return sum(w / 2 * p.square().sum() for k, w in ((0, 0.05), (2, 0.2)) for p in other[k].parameters())
 
     closure, other_closure = closure_of(module, ours), closure_of(other, theirs, term)
-    for _ in range(6):
+    for _ in range(3):
         with torch.no_grad():
             added = float(term())
         assert float(ours.step(closure)) == pytest.approx(float(theirs.step(other_closure)) - added, rel=1e-5)
