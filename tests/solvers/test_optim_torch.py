@@ -257,9 +257,15 @@ def closure_of(module, optimizer, term=lambda: 0.0):
 
 
 @pytest.mark.parametrize(
-    "solver", [LBFGS(), TrustRegion(), NewtonCG(), lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2)]
+    ("solver", "slack"),
+    [
+        (LBFGS(), 1e-8),
+        (TrustRegion(), 1e-8),
+        (NewtonCG(), 1e-3),  # its Hessian is one of differences
+        (lambda d: NonlinearSchwarz(d, local=LBFGS(), local_steps=2), 1e-8),
+    ],
 )
-def test_solvers_that_compare_values_see_the_loss_with_decay(solver):
+def test_solvers_that_compare_values_see_the_loss_with_decay(solver, slack):
     """As where the closure adds the term itself; the loss that comes back is the closure's own."""
     module, other = network(torch.float64), network(torch.float64)
     ours = Optimizer(groups(module, weight_decay=0.2), solver, weight_decay=0.05)
@@ -272,8 +278,8 @@ def test_solvers_that_compare_values_see_the_loss_with_decay(solver):
     for _ in range(3):
         with torch.no_grad():
             added = float(term())
-        assert float(ours.step(closure)) == pytest.approx(float(theirs.step(other_closure)) - added, rel=1e-5)
-        torch.testing.assert_close(flat(module), flat(other), rtol=1e-5, atol=1e-7)  # Newton: by differences
+        assert float(ours.step(closure)) == pytest.approx(float(theirs.step(other_closure)) - added, rel=slack)
+        torch.testing.assert_close(flat(module), flat(other), rtol=slack, atol=0.1 * slack)
 
 
 def test_decay_apart_from_the_gradient_by_hand():
