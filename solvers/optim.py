@@ -23,9 +23,9 @@ from mldd.algebra import (
 from mldd.loop import Solver, State, Status, checkpoint, pack, restore
 from mldd.solvers.parts import (
     ClosureObjective,
-    FlatParameters,
     Span,
     Surroundings,
+    flat_parameters,
     rate_of,
     runs,
     step_by_spans,
@@ -59,8 +59,9 @@ class Optimizer(torch.optim.Optimizer):
         Add ``weight_decay/2 |x|^2`` to the loss that the solver sees, as torch.optim.SGD and Adam do (AdamW does not).
     group : torch.distributed.ProcessGroup, "auto" or None
         Ranks that train copies of the module on shares of the data: the mean of their losses is what the solver sees.
-        "auto" takes those of the DistributedDataParallel module that holds the parameters. A group is for gradients
-        that the closure averages itself; None is for ranks that train alone.
+        "auto" takes those of the DistributedDataParallel module that holds the parameters, or of the mesh over which
+        fully_shard (FSDP2) has cut them. A group is for gradients that the closure averages itself; None is for ranks
+        that train alone.
     check : bool
         Look once whether the closure gives the same twice, if a step evaluates it several times, and whether function
         values are compared in less than float64; warn if so.
@@ -75,9 +76,8 @@ class Optimizer(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        Parameters of several dtypes or devices or in pieces on several ranks (DTensor), unknown options of a group,
-        rates that differ between groups where they cannot, negative decay, bounds that are no box, or a solver that is
-        none.
+        Parameters of several dtypes or devices, or in pieces (DTensor) not made by fully_shard, unknown options of a
+        group, rates that differ where they cannot, negative decay, bounds that are no box, or a solver that is none.
 
     Notes
     -----
@@ -88,6 +88,9 @@ class Optimizer(torch.optim.Optimizer):
 
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
+
+    With fully_shard, whole vectors of parameters, gradient and the solver's memory are on every rank (7 for Adam, 29 for
+    L-BFGS of memory 10); a gradient is gathered once. The module, its gradients and activations stay in pieces.
 
     A parameter without a gradient has a gradient of zero and no decay; its part of the solver's memory goes on, which
     the optimizers of torch leave out.
@@ -137,12 +140,20 @@ class Optimizer(torch.optim.Optimizer):
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
         self._sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
-        self._unknowns = FlatParameters([p for group in self.param_groups for p in group["params"]])
+        self._unknowns = flat_parameters([p for group in self.param_groups for p in group["params"]])
         self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
         self._bounds = self._box()
         self._solver = self._made()
-        self._around = Surroundings(type(self._solver).__name__, self._group)
+        self._around = Surroundings(type(self._solver).__name__, self._ranks())
         self._set_rates()
+
+    def _ranks(self) -> Any:
+        """Return the group of ranks, which is known where they hold pieces of the parameters."""
+        if self._unknowns.group is None:
+            return self._group
+        if self._group != "auto":
+            raise ValueError("`group` must be left out for parameters in pieces, which know their ranks, got one")
+        return self._unknowns.group
 
     def _set_rates(self) -> None:
         """Give every group its ``lr``, and say where that is of no use."""

@@ -22,3 +22,6 @@ from .petsc import insert_options as insert_options
 from .petsc import load_petsc as load_petsc
 from .petsc import read as read
 from .petsc import write as write
+from .shards import Shards as Shards
+from .shards import are_sharded as are_sharded
+from .shards import local_piece as local_piece

@@ -199,11 +199,11 @@ class ClosureObjective:
         self.unknowns.write(x)
         if self.evaluations == 1:
             with self.around.first(self.unknowns.parameters) if self.closure is not None else nullcontext():
-                loss = self._called()
+                loss, g = self._called()
         else:
             with self.around.further():
-                loss = self._probed() if self.evaluations == 2 else self._called()
-        value, g = None, self.unknowns.gradient()
+                loss, g = self._probed() if self.evaluations == 2 else self._called()
+        value = None
         if loss is not None:
             value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
             if value.numel() != 1:
@@ -229,29 +229,31 @@ class ClosureObjective:
             value = None if value is None else value + 0.5 * weight * torch.dot(part, part)
         return value
 
-    def _called(self) -> Any:
+    def _called(self) -> tuple[Any, Tensor]:
+        """Return what the closure returns, and the gradient it leaves."""
         with torch.enable_grad():
-            return None if self.closure is None else self.closure()
+            loss = None if self.closure is None else self.closure()
+        return loss, self.unknowns.gradient()
 
-    def _probed(self) -> Any:
+    def _probed(self) -> tuple[Any, Tensor]:
         """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls.
 
         Done once in every step, for a schedule may begin to accumulate gradients at any of them.
         """
         self.unknowns.spoil_gradients()
-        loss = self._called()
+        loss, g = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
-        if not bool(self.unknowns.gradient().isnan().any()):
-            return loss
+        if not bool(g.isnan().any()):
+            return loss, g
         self.unknowns.drop_gradients()
-        loss = self._called()
-        if not bool(self.unknowns.gradient().isnan().any()):
+        loss, g = self._called()
+        if not bool(g.isnan().any()):
             raise ValueError(
                 "the closure must clear all gradients before it computes new ones, got one that adds to those of "
                 f"earlier calls, which {self.around.solver} cannot match with a loss; call optimizer.zero_grad() in "
                 "the closure, and do not accumulate gradients over batches (accumulate_grad_batches=1)"
             )
-        return loss
+        return loss, g
 
     def _refuse_more(self) -> None:
         """Refuse evaluations at other points where there can be none."""
