@@ -89,8 +89,8 @@ class Optimizer(torch.optim.Optimizer):
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
 
-    With fully_shard, whole vectors of parameters, gradient and the solver's memory are on every rank (7 for Adam, 29 for
-    L-BFGS of memory 10); a gradient is gathered once. The module, its gradients and activations stay in pieces.
+    With fully_shard, whole vectors of parameters, gradient and the solver's memory are on every rank (7 for Adam, 29
+    for L-BFGS of memory 10); a gradient is gathered once. The module, its gradients and activations stay in pieces.
 
     A parameter without a gradient has a gradient of zero and no decay; its part of the solver's memory goes on, which
     the optimizers of torch leave out.

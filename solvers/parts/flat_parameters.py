@@ -178,7 +178,13 @@ class ShardedParameters(FlatParameters):
         return self.vector.copy_(self._shards.whole(self.parameters, self.vector))
 
     def write(self, x: Tensor) -> None:
-        """Let the parameters have other values: each rank its pieces."""
+        """Let the parameters have other values: each rank its pieces.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The values, the same on all ranks.
+        """
         self._shards.reshard()
         for p, piece in zip(self.parameters, self._shards.pieces(x), strict=True):
             mine = local_piece(p)
