@@ -26,10 +26,13 @@ from mldd.solvers.parts import (
     Span,
     Surroundings,
     flat_parameters,
+    memory_of,
     rate_of,
     runs,
     step_by_spans,
+    with_memory,
     with_rate,
+    without_memory,
 )
 
 Factory = Callable[[Decomposition], Solver]
@@ -145,6 +148,8 @@ class Optimizer(torch.optim.Optimizer):
         self._bounds = self._box()
         self._solver = self._made()
         self._around = Surroundings(type(self._solver).__name__, self._ranks())
+        for p in self._unknowns.parameters:
+            self.state[p]["solver"] = type(self._solver).__name__
         self._set_rates()
 
     def _ranks(self) -> Any:
@@ -384,6 +389,8 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return parameter groups and state of the solver as plain data, which ``torch.load`` reads without trust.
 
+        Checkpoints of torch.distributed take it too, and fit any number of ranks.
+
         Raises
         ------
         CheckpointError
@@ -395,8 +402,8 @@ class Optimizer(torch.optim.Optimizer):
                 f"the state of {name} lives outside of Python and can be neither saved nor copied; save the module "
                 "alone and start a new optimizer from it, or take a solver of mldd (LBFGS)"
             )
-        saved = self._loaded if self._state is None else pack(self._state, "state")
-        return {**super().state_dict(), "mldd": {"solver": type(self._solver).__name__, "state": saved}}
+        memory = self._loaded if self._state is None else pack(self._state, "state")
+        return with_memory(super().state_dict(), type(self._solver).__name__, memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned; the parameters are loaded with their module.
@@ -411,12 +418,9 @@ class Optimizer(torch.optim.Optimizer):
         ValueError
             From another solver, or of parameters that do not fit (the solver's part of it at the next step).
         """
-        mine, expected = state_dict.get("mldd"), type(self._solver).__name__
-        if not isinstance(mine, dict) or mine.get("solver") != expected:
-            got = mine.get("solver") if isinstance(mine, dict) else "that of another optimizer"
-            raise ValueError(f"`state_dict` must be that of {expected}, got {got}; make the optimizer that was saved")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "mldd"})
-        self._loaded, self._state, self._status = mine["state"], None, None
+        memory = memory_of(state_dict, type(self._solver).__name__)
+        super().load_state_dict(without_memory(state_dict))
+        self._loaded, self._state, self._status = memory, None, None
         self._check = self._check and self._loaded is None
         self._bounds = self._box()
         self._constant = [float(group["lr"]) for group in self.param_groups]

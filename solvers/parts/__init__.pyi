@@ -17,6 +17,9 @@ from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
 from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
 from .lbfgs_pairs import rows_for as rows_for
+from .optimizer_state import memory_of as memory_of
+from .optimizer_state import with_memory as with_memory
+from .optimizer_state import without_memory as without_memory
 from .quasi_newton import Flags as Flags
 from .quasi_newton import Secant as Secant
 from .quasi_newton import column as column

@@ -2,6 +2,8 @@
 
 import datetime
 import re
+import shutil
+import tempfile
 import warnings
 from functools import partial
 
@@ -131,18 +133,28 @@ def without_a_closure(rank):
 
 
 def resumed(rank):
-    """Five steps, and five more of another optimizer and another sharding from what was saved."""
-    module, again = sharded("by layer"), sharded("whole")
-    losses, x, optimizer = trained(module, "lbfgs", data(rank), steps=5)
-    saved = optimizer.state_dict()
-    views = x.split([p.numel() for p in again.parameters()])
-    optimizer = Optimizer(groups(again, {}), SOLVERS["lbfgs"])
-    optimizer.load_state_dict(saved)
-    from torch.distributed.tensor import distribute_tensor
+    """Five steps, and five more in another sharding from a checkpoint of torch on files."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+    folder = [tempfile.mkdtemp()]
+    distributed.broadcast_object_list(folder)
+    module, again = sharded("by layer"), sharded("whole")
+    losses, _, optimizer = trained(module, "lbfgs", data(rank), steps=5)
+    optimizer.zero_grad()  # torch would then do a step of an optimizer that has no state
+    checkpoint.save(
+        dict(zip(("model", "optimizer"), get_state_dict(module, optimizer), strict=True)), checkpoint_id=folder[0]
+    )
     with torch.no_grad():
-        for p, view in zip(again.parameters(), views, strict=True):
-            p.copy_(distribute_tensor(view.view(p.shape), p.device_mesh, p.placements))
+        for p in again.parameters():
+            p.zero_()
+    optimizer = Optimizer(groups(again, {}), SOLVERS["lbfgs"])
+    states = dict(zip(("model", "optimizer"), get_state_dict(again, optimizer), strict=True))
+    checkpoint.load(states, checkpoint_id=folder[0])
+    set_state_dict(again, optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+    distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(folder[0])
     closure = closure_of(again, optimizer, data(rank))
     return losses + [float(optimizer.step(closure)) for _ in range(5)], flat(again), 0
 
