@@ -93,7 +93,7 @@ class Shards:
         from torch import distributed
 
         mine = of.new_zeros(self._longest)
-        for place, tensor in zip(mine.split([*self._sizes, self._longest - sum(self._sizes)]), tensors, strict=False):
+        for place, tensor in zip(self._cut(mine), tensors, strict=True):
             if tensor is not None:
                 place.copy_(local_piece(tensor).reshape(-1))
         found = of.new_empty(self._ranks * self._longest)
@@ -110,7 +110,11 @@ class Shards:
         x : Tensor, shape (n,)
             Values of whole parameters.
         """
-        return x[self._own].split(self._sizes)
+        return self._cut(x[self._own])
+
+    def _cut(self, mine: Tensor) -> tuple[Tensor, ...]:
+        """Return the flat pieces of this rank, which lie one behind the other, with padding behind the last."""
+        return torch.split(mine[: sum(self._sizes)], self._sizes)
 
     def reshard(self) -> None:
         """Let the modules forget whole parameters that an evaluation without ``backward`` may have left behind."""

@@ -635,7 +635,10 @@ def test_two_optimizers_of_one_module_take_turns():
     assert torch.equal(flat(module), flat(other))
 
 
-@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+@pytest.mark.parametrize(
+    "solver",
+    [LBFGS(), TrustRegion(), AdaGrad(rate=0.1, curvature="exact"), partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1))],
+)
 def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).double()
@@ -663,7 +666,8 @@ def test_batch_norm_keeps_the_statistics_of_the_first_evaluation(solver):
     assert sum("buffers" in str(w.message) for w in told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(module, Optimizer(module.parameters(), Adam()), 2)  # one evaluation: as in torch
+        for single in (Adam(), Sgd(), TorchAdaGrad(), AdaGrad(rate=0.1)):
+            train(module, Optimizer(module.parameters(), single), 2)  # one evaluation: as in torch
         module.eval()
         train(module, Optimizer(module.parameters(), solver), 2)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from mldd.algebra import counting
 from mldd.solvers import (
     LBFGS,
     AdaGrad,
@@ -126,10 +127,31 @@ def without_a_closure(rank):
     module = sharded("by layer")
     optimizer = Optimizer(module.parameters(), Sgd(0.1, 0.9))
     closure = closure_of(module, optimizer, data(rank))
-    for _ in range(STEPS):
-        closure()
-        optimizer.step()
-    return [], flat(module), 0
+    with counting() as cost:
+        for _ in range(STEPS):
+            closure()
+            optimizer.step()
+    return [], flat(module), cost.synchronisations
+
+
+def norms(rank):
+    """Statistics of a BatchNorm after a step of many evaluations, and after its first evaluation alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    found = []
+    for steps in (1, 0):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).double()
+        fully_shard(module, mesh=init_device_mesh("cpu", (RANKS,)))
+        optimizer = Optimizer(module.parameters(), LBFGS())
+        closure = closure_of(module, optimizer, data(rank))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            optimizer.step(closure) if steps else closure()
+        said = sum("3 buffers of the module change with every evaluation" in str(w.message) for w in told)
+        found.append((said, [buffer.clone() for buffer in module.buffers()]))
+    return found
 
 
 def resumed(rank):
@@ -198,6 +220,7 @@ JOBS = {
     "without a closure": without_a_closure,
     "after a forecast": after_a_forecast,
     "resumed": resumed,
+    "norms": norms,
 }
 
 
@@ -246,6 +269,14 @@ def test_steps_without_a_closure(found):
     for _ in range(STEPS):
         theirs.step(closure_of(module, theirs, data(0, 1)))
     check(found["without a closure"], [], flat(module))
+    assert all(out[2] == 2 * STEPS for out in found["without a closure"])  # parameters and gradient, once each
+
+
+def test_batch_norm_keeps_what_the_first_evaluation_left(found):
+    for (said, after_step), (silent, after_call) in found["norms"]:
+        assert (said, silent) == (1, 0) and int(after_call[2]) == 1
+        for buffer, expected in zip(after_step, after_call, strict=True):
+            torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
