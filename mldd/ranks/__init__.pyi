@@ -5,6 +5,7 @@ from .communicator import library as library
 from .communicator import prepare as prepare
 from .communicator import world as world
 from .data_parallel import Replicas as Replicas
+from .data_parallel import refuse_fsdp1 as refuse_fsdp1
 from .data_parallel import replicas_of as replicas_of
 from .data_parallel import torch_ranks as torch_ranks
 from .halo import Exchange as Exchange

@@ -96,11 +96,11 @@ class Shards:
         for place, tensor in zip(self._cut(mine), tensors, strict=True):
             if tensor is not None:
                 place.copy_(local_piece(tensor).reshape(-1))
-        found = of.new_empty(self._ranks * self._longest)
+        found = of.new_empty(self._ranks, self._longest)
         count(synchronisations=1, sent=mine.numel() * mine.element_size())
         with waiting():
-            distributed.all_gather_into_tensor(found, mine, group=self.group)
-        return found[self._order]
+            distributed.all_gather(list(found), mine, group=self.group)
+        return found.view(-1)[self._order]
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what this rank holds of a flat vector, a flat piece per parameter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import Layout, joined, relink
-from mldd.ranks import Shards, are_sharded, local_piece
+from mldd.ranks import Shards, are_sharded, local_piece, refuse_fsdp1, torch_ranks
 from mldd.solvers.parts.buffers import holders, modules_alive
 
 
@@ -21,8 +22,18 @@ def flat_parameters(parameters: Sequence[nn.Parameter]) -> FlatParameters:
     ----------
     parameters : list of Parameter
         All of one kind.
+
+    Raises
+    ------
+    ValueError
+        Pieces of FSDP1.
     """
-    return (ShardedParameters if are_sharded(parameters) else FlatParameters)(parameters)
+    if are_sharded(parameters):
+        return ShardedParameters(parameters)
+    if torch_ranks() > 1:
+        gc.collect()  # a wrapper that was dropped may still be there
+        refuse_fsdp1(holders(parameters, modules_alive()))
+    return FlatParameters(parameters)
 
 
 class FlatParameters:

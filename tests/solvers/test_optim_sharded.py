@@ -39,6 +39,8 @@ SOLVERS = {
 SHARDINGS = ("whole", "by layer", "second axis")
 REFUSED = {
     "some whole": r"all parameters must be in pieces \(DTensor\) or none, got 2 of 6 whole; shard the whole module",
+    "FSDP1": "every rank must hold all parameters, or pieces by fully_shard, got FullyShardedDataParallel",
+    "left whole": "parameters must be in pieces where others of their module are, got whole ones in FSDPSeq.*`group`",
     "two axes": r"parameters must be cut along one axis, got placements \(Replicate\(\), Shard\(dim=0\)\); shard",
     "tensor parallel": "parameters in pieces must be those of fully_shard, got DTensor without it; shard the",
     "group": "`group` must be left out for parameters in pieces",
@@ -184,11 +186,17 @@ def resumed(rank):
 def message(rank, case):
     """What a run that cannot be right says."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    module, options = network(), {}
-    if case == "some whole":
+    module, solver, options = network(), LBFGS(), {}
+    chosen = None
+    if case == "FSDP1":
+        module, solver = FullyShardedDataParallel(module, device_id=torch.device("cpu")), Sgd(0.1)
+    elif case == "left whole":
+        fully_shard(module, mesh=init_device_mesh("cpu", (RANKS,)), ignored_params=set(module[2].parameters()))
+        chosen = module[2].parameters()
+    elif case == "some whole":
         fully_shard(module, mesh=init_device_mesh("cpu", (RANKS,)), ignored_params=set(module[2].parameters()))
     elif case == "two axes":
         fully_shard(module, mesh=init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("copies", "pieces")))
@@ -200,7 +208,7 @@ def message(rank, case):
         module.set_requires_gradient_sync(case != "no synchronisation")
         options = {"group": distributed.group.WORLD} if case == "group" else {}
     try:
-        optimizer = Optimizer(module.parameters(), LBFGS(), **options)
+        optimizer = Optimizer(chosen or module.parameters(), solver, **options)
         optimizer.step(closure_of(module, optimizer, data(rank), clears=case != "accumulated"))
     except ValueError as error:
         return str(error)
