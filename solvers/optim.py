@@ -25,7 +25,7 @@ from mldd.solvers.parts import (
     ClosureObjective,
     Span,
     Surroundings,
-    flat_parameters,
+    flattened,
     memory_of,
     rate_of,
     runs,
@@ -143,7 +143,7 @@ class Optimizer(torch.optim.Optimizer):
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
         self._sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
-        self._unknowns = flat_parameters([p for group in self.param_groups for p in group["params"]])
+        self._unknowns = flattened([p for group in self.param_groups for p in group["params"]])
         self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
         self._bounds = self._box()
         self._solver = self._made()

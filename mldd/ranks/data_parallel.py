@@ -89,7 +89,8 @@ def replicas_of(modules: Iterable[nn.Module]) -> Replicas | None:
         if isinstance(module, FSDPModule):
             raise ValueError(
                 "parameters must be in pieces where others of their module are, got whole ones in "
-                f"{type(module).__name__}; leave out ignored_params, or average their gradients over the ranks yourself and give `group`"
+                f"{type(module).__name__}; leave out ignored_params, or average their gradients "
+                "over the ranks yourself and give `group`"
             )
         if isinstance(module, DistributedDataParallel) and module.require_backward_grad_sync:
             found.append(module.process_group)

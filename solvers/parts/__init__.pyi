@@ -3,7 +3,7 @@ from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .closure import ClosureObjective as ClosureObjective
 from .closure import Surroundings as Surroundings
-from .flat_parameters import flat_parameters as flat_parameters
+from .flat_parameters import flattened as flattened
 from .group_rates import Span as Span
 from .group_rates import rate_of as rate_of
 from .group_rates import runs as runs

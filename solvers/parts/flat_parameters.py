@@ -15,7 +15,7 @@ from mldd.ranks import Shards, are_sharded, local_piece, refuse_fsdp1, torch_ran
 from mldd.solvers.parts.buffers import holders, modules_alive
 
 
-def flat_parameters(parameters: Sequence[nn.Parameter]) -> FlatParameters:
+def flattened(parameters: Sequence[nn.Parameter]) -> FlatParameters:
     """Return the parameters as one flat vector, of views where they are whole and a gathered one where in pieces.
 
     Parameters
