@@ -25,6 +25,7 @@ from mldd.solvers.parts import (
     ClosureObjective,
     Span,
     Surroundings,
+    check_closure,
     flattened,
     memory_of,
     rate_of,
@@ -66,8 +67,8 @@ class Optimizer(torch.optim.Optimizer):
         fully_shard (FSDP2) has cut them. A group is for gradients that the closure averages itself; None is for ranks
         that train alone.
     check : bool
-        Look once whether the closure gives the same twice, if a step evaluates it several times, and whether function
-        values are compared in less than float64; warn if so.
+        Look once whether the closure gives the same twice, with a gradient that fits, if a step evaluates it several
+        times, and whether function values are compared in less than float64; warn if so. Three more evaluations.
 
     Attributes
     ----------
@@ -358,31 +359,12 @@ class Optimizer(torch.optim.Optimizer):
                 self._state.status = status
             self._around.tell(status.name, f"{type(self._solver).__name__}: {status.advice}")
 
-    def _examine(self, f: ClosureObjective, loss: Tensor | None, g: Tensor) -> None:
-        """Look once, after the first step with several evaluations, whether the closure gives the same twice."""
-        if not self._check or f.evaluations == 1:
-            return
-        self._check = False
-        again, g_again = f.evaluate(self._good)
-        assert loss is not None and again is not None  # or there would have been one evaluation
-        eps = torch.finfo(g.dtype).eps
-        largest = float(torch.maximum(loss.abs(), again.abs()))
-        noise, slack = float(torch.linalg.vector_norm(g_again - g)), float(torch.linalg.vector_norm(g))
-        name = type(self._solver).__name__
-        if not (float((again - loss).abs()) <= eps**0.75 * largest and noise <= eps**0.5 * slack + eps * largest):
-            self._around.tell(
-                "closure",
-                f"the closure must give the same at the same parameters, got loss {float(loss):.9g} and then "
-                f"{float(again):.9g}, with gradients that differ by {noise:.1e} (dropout, another mini-batch per "
-                f"call?); {name} evaluates it several times a step: fix the sample, or use a solver that "
-                "evaluates it once (adam, sgd)",
-            )
-        if f.compared and g.dtype != torch.float64:
-            self._around.tell(
-                "float32",
-                f"{name} compares function values, got {g.dtype}, which cannot tell them apart below a relative "
-                f"difference of {eps:.0e}; for accurate minimisers use module.double()",
-            )
+    def _examine(self, f: ClosureObjective, value: Tensor | None, g: Tensor) -> None:
+        """Look once, after the first step with several evaluations, whether the closure is a function."""
+        if self._check and f.evaluations > 1:
+            self._check = False
+            assert value is not None  # or there would have been one evaluation
+            check_closure(f, self._good, value, g)
 
     # -------------------------------------------------------------------------------- saving
 

@@ -3,6 +3,7 @@ from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .closure import ClosureObjective as ClosureObjective
 from .closure import Surroundings as Surroundings
+from .closure_checks import check_closure as check_closure
 from .flat_parameters import flattened as flattened
 from .group_rates import Span as Span
 from .group_rates import rate_of as rate_of

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import re
 import warnings
 from functools import partial
 from operator import attrgetter
@@ -328,6 +329,33 @@ def test_gradients_that_begin_to_pile_up_on_the_way_are_refused(solver):
     assert train(module, optimizer, 2)[-1] > 0  # and goes on with the closure that clears them
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion(), NewtonCG()])
+def test_gradients_that_are_not_those_of_the_loss_are_told_once(solver, dtype):
+    """Scaled as GradScaler does inside of a closure, or clipped to a small norm."""
+    module = network(dtype)
+    inputs, targets = data(module)
+
+    def clip():
+        nn.utils.clip_grad_norm_(module.parameters(), 1e-2)
+
+    for scale, after, factor in ((1024.0, lambda: None, "9.8e-04"), (1.0, clip, r"\d.*e\+0[12]")):
+        optimizer = Optimizer(module.parameters(), solver)
+
+        def closure(optimizer=optimizer, scale=scale, after=after):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(module(inputs), targets)
+            (scale * loss).backward()
+            after()
+            return loss
+
+        words = rf"the gradient must be that of the loss .*, got slopes that differ by the factor {factor} \(a scaled"
+        with pytest.warns(UserWarning) as told:
+            for _ in range(3):
+                optimizer.step(closure)
+        assert [bool(re.search(words, str(w.message))) for w in told].count(True) == 1
+
+
 def test_float32_is_told_where_values_are_compared():
     module = network(torch.float32)
     with pytest.warns(
@@ -367,8 +395,11 @@ def test_a_solver_that_stalls_says_so():
         return loss
 
     before = flat(module)
-    with pytest.warns(UserWarning, match="LBFGS: the solver cannot improve the point"):
+    with pytest.warns(UserWarning) as told:
         optimizer.step(lying)
+    words = [str(w.message) for w in told]
+    assert len(words) == 2 and "LBFGS: the solver cannot improve the point" in words[0]
+    assert "slopes that differ by the factor -1.0e+00" in words[1]
     assert optimizer.status is Status.stalled
     assert torch.equal(flat(module), before)
 
