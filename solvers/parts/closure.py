@@ -260,7 +260,8 @@ class ClosureObjective:
         if self.closure is None:
             raise ValueError(
                 f"{self.around.solver} needs a closure that computes the loss anew, got none; write "
-                "optimizer.step(closure) with zero_grad, loss, backward and return loss in the closure"
+                "optimizer.step(closure) with zero_grad, loss, backward and return loss in the closure (GradScaler "
+                "allows none: leave it out, autocast to bfloat16 needs no scale)"
             )
         if self._last is not None and self._last[2] is None:
             raise ValueError("the closure must return the loss, got None; end it with `return loss`")

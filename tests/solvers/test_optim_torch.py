@@ -139,6 +139,29 @@ def test_gradients_scaled_for_half_precision(name, schedule):
     assert not torch.equal(points[9], points[5])
 
 
+@pytest.mark.filterwarnings("ignore:LBFGS")
+def test_half_precision_without_a_scale_for_solvers_that_compare_values():
+    """The way out that the refusal of a step by GradScaler names."""
+    module, (inputs, targets) = network(), data(torch.float32)
+    optimizer, scaler = Optimizer(module.parameters(), LBFGS()), torch.amp.GradScaler("cpu")
+
+    def closure():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.functional.mse_loss(module(inputs), targets)
+        loss.backward()
+        return loss
+
+    scaler.scale(closure())
+    with pytest.raises(
+        ValueError, match="LBFGS needs a closure .*GradScaler allows none: leave it out, autocast to bf"
+    ):
+        scaler.step(optimizer)
+    assert torch.equal(flat(module), flat(network()))
+    losses = [float(optimizer.step(closure)) for _ in range(40)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
 # ------------------------------------------------------------------------------------------------ rates by group
 
 
