@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import count, waiting
 
-_WAY_OUT = "shard the whole module by fully_shard over one mesh of one axis, or use an optimizer of torch.optim"
+_WAY_OUT = "shard the whole module by fully_shard over one mesh, or use an optimizer of torch.optim"
 
 
 def are_sharded(parameters: Sequence[nn.Parameter]) -> bool:
@@ -49,7 +49,7 @@ class Shards:
     Attributes
     ----------
     group : torch.distributed.ProcessGroup
-        The ranks.
+        The ranks, with all copies where pieces are held several times.
 
     Raises
     ------
@@ -59,17 +59,19 @@ class Shards:
 
     def __init__(self, parameters: Sequence[nn.Parameter], modules: Iterable[nn.Module]) -> None:
         """Refuse what is not supported, and number the entries."""
+        from torch import distributed
         from torch.distributed.fsdp import FSDPModule
 
         self._modules = [module for module in modules if isinstance(module, FSDPModule)]
         axes = _axes(parameters, bool(self._modules))
-        mesh: Any = parameters[0].data.device_mesh  # type: ignore[attr-defined]
-        self.group, self._ranks, rank = mesh.get_group(), mesh.size(), mesh.get_local_rank()
+        mesh, cut = _mesh_of(parameters)
+        self.group = mesh.get_group() if mesh.ndim == 1 else distributed.group.WORLD
+        self._pieces, self._ranks, rank = mesh.get_group(cut), mesh.size(cut), mesh.get_local_rank(cut)
         pieces, start = [], 0
         for p, axis in zip(parameters, axes, strict=True):
             whole = torch.arange(start, start + p.numel()).view(p.shape)
-            cut = whole.chunk(self._ranks, axis)  # the rule of DTensor
-            pieces.append([*cut, *[whole.new_empty(0)] * (self._ranks - len(cut))])
+            parts = whole.chunk(self._ranks, axis)  # the rule of DTensor
+            pieces.append([*parts, *[whole.new_empty(0)] * (self._ranks - len(parts))])
             start += p.numel()
         owned = [torch.cat([of[r].flatten() for of in pieces]) for r in range(self._ranks)]
         self._sizes = [of[rank].numel() for of in pieces]
@@ -99,7 +101,7 @@ class Shards:
         found = of.new_empty(self._ranks, self._longest)
         count(synchronisations=1, sent=mine.numel() * mine.element_size())
         with waiting():
-            distributed.all_gather(list(found), mine, group=self.group)
+            distributed.all_gather(list(found), mine, group=self._pieces)
         return found.view(-1)[self._order]
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -137,8 +139,6 @@ def local_piece(tensor: Tensor) -> Tensor:
 
 def _axes(parameters: Sequence[nn.Parameter], are_of_fsdp: bool) -> list[int]:
     """Return the axis along which each parameter is cut, refusing all that are not those of FSDP2 on one mesh."""
-    from torch.distributed.tensor import Shard
-
     whole = sum(not _is_dtensor(p.data) for p in parameters)
     if whole:
         raise ValueError(
@@ -146,17 +146,39 @@ def _axes(parameters: Sequence[nn.Parameter], are_of_fsdp: bool) -> list[int]:
         )
     if not are_of_fsdp:
         raise ValueError(f"parameters in pieces must be those of fully_shard, got DTensor without it; {_WAY_OUT}")
-    axes, mesh = [], parameters[0].data.device_mesh  # type: ignore[attr-defined]
+    mesh, cut = _mesh_of(parameters)
+    axes = []
     for p in parameters:
         data: Any = p.data
-        if len(data.placements) != 1 or type(data.placements[0]) is not Shard:
-            raise ValueError(f"parameters must be cut along one axis, got placements {data.placements}; {_WAY_OUT}")
-        if data.device_mesh != mesh:
+        if data.device_mesh != mesh or _cut(data) != cut:
             raise ValueError(f"all parameters must be on one mesh, got {mesh} and {data.device_mesh}; {_WAY_OUT}")
         if local_piece(data).device.type != mesh.device_type:
             raise ValueError(
                 f"parameters must stay on the {mesh.device_type} of their mesh, got pieces on the "
                 f"{local_piece(data).device.type}; leave out the offload_policy"
             )
-        axes.append(data.placements[0].dim)
+        axes.append(data.placements[cut].dim)
     return axes
+
+
+def _mesh_of(parameters: Sequence[nn.Parameter]) -> tuple[Any, int]:
+    """Return the mesh of the parameters, and its axis along which they are cut; along another one they are copied."""
+    from torch import distributed
+
+    data: Any = parameters[0].data
+    if data.device_mesh.ndim > 1 and data.device_mesh.size() != distributed.get_world_size():
+        raise ValueError(
+            f"a mesh of several axes must have all {distributed.get_world_size()} ranks, got "
+            f"{data.device_mesh.size()}; {_WAY_OUT}"
+        )
+    return data.device_mesh, _cut(data)
+
+
+def _cut(data: Any) -> int:
+    """Return the axis of the mesh along which a parameter is cut, refusing all but cuts along one axis."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    cuts = [k for k, placement in enumerate(data.placements) if not isinstance(placement, Replicate)]
+    if len(cuts) != 1 or type(data.placements[cuts[0]]) is not Shard:
+        raise ValueError(f"parameters must be cut along one axis of a mesh, got {data.placements}; {_WAY_OUT}")
+    return cuts[0]

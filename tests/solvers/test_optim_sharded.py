@@ -36,12 +36,12 @@ SOLVERS = {
     "schwarz, multiplicative": lambda d: SchwarzLBFGS(d, order="multiplicative"),
     "dd-adagrad": partial(SchwarzAdaGrad, local=AdaGrad(rate=0.1), local_steps=3),
 }
-SHARDINGS = ("whole", "by layer", "second axis")
+SHARDINGS = ("whole", "by layer", "second axis", "copies", "pieces and copies")
 REFUSED = {
     "some whole": r"all parameters must be in pieces \(DTensor\) or none, got 2 of 6 whole; shard the whole module",
     "FSDP1": "every rank must hold all parameters, or pieces by fully_shard, got FullyShardedDataParallel",
     "left whole": "parameters must be in pieces where others of their module are, got whole ones in FSDPSeq.*`group`",
-    "two axes": r"parameters must be cut along one axis, got placements \(Replicate\(\), Shard\(dim=0\)\); shard",
+    "cut twice": r"parameters must be cut along one axis of a mesh, got \(_StridedShard.*\); shard the whole module by",
     "tensor parallel": "parameters in pieces must be those of fully_shard, got DTensor without it; shard the",
     "group": "`group` must be left out for parameters in pieces",
     "no synchronisation": r"a step needs gradients of its parameters, got none; .*set_requires_gradient_sync\(True\)",
@@ -68,6 +68,9 @@ def sharded(how):
     from torch.distributed.tensor import Shard
 
     module, mesh = network(), init_device_mesh("cpu", (RANKS,))
+    if "copies" in how:
+        shape = (RANKS, 1) if how == "copies" else (1, RANKS)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "pieces"))
     even = {"shard_placement_fn": lambda p: Shard(int(p.shape[-1] == 6 and p.dim() == 2))}
     if how == "by layer":
         for k in (0, 2):
@@ -198,8 +201,10 @@ def message(rank, case):
         chosen = module[2].parameters()
     elif case == "some whole":
         fully_shard(module, mesh=init_device_mesh("cpu", (RANKS,)), ignored_params=set(module[2].parameters()))
-    elif case == "two axes":
-        fully_shard(module, mesh=init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("copies", "pieces")))
+    elif case == "cut twice":
+        mesh = init_device_mesh("cpu", (1, RANKS), mesh_dim_names=("data", "tensor"))
+        module = parallelize_module(network()[:1], mesh["tensor"], {"0": ColwiseParallel()})
+        fully_shard(module, mesh=mesh["data"])
     elif case == "tensor parallel":
         plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
         module = parallelize_module(module[:3], init_device_mesh("cpu", (RANKS,)), plan)
@@ -262,12 +267,15 @@ def check(pair, losses, x):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("job", RUNS)
 def test_ranks_with_pieces_are_one_process(found, job):
-    name, _, options = RUNS[job]
+    name, how, options = RUNS[job]
     losses, x, _ = trained(network(), name, data(0, 1), **options)
     assert losses[-1] < 0.98 * losses[0]
     check(found[job], losses, x)
     held = [out[2] for out in found[job]]
-    assert sum(held) == len(x) and max(held) < 0.7 * len(x)  # the module stays in pieces
+    if how == "copies":
+        assert held == [len(x)] * RANKS
+    else:
+        assert sum(held) == len(x) and max(held) < 0.7 * len(x)  # the module stays in pieces
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
