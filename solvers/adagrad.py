@@ -76,6 +76,11 @@ class AdaGrad:
         if self.curvature not in ("auto", "none", "exact", "diagonal", "lbfgs"):
             raise ValueError(f"`curvature` must be auto, none, exact, diagonal or lbfgs, got {self.curvature!r}")
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether unknowns do not interact: without curvature, which "auto" takes of cheap products (stencils) only."""
+        return self.curvature in ("auto", "none")
+
     def init(self, objective: Objective, x: Tensor) -> AdaGradState:
         """Return weights at `varsigma` and no curvature pairs.
 

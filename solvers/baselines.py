@@ -80,6 +80,7 @@ class Adam:
     """
 
     batched: ClassVar[bool] = True  # rows of a batch do not interact
+    entrywise: ClassVar[bool] = True  # nor do its entries
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -147,6 +148,7 @@ class Sgd:
     """
 
     batched: ClassVar[bool] = True  # rows of a batch do not interact
+    entrywise: ClassVar[bool] = True  # nor do its entries
 
     lr: float = 0.1
     momentum: float = 0.0
@@ -216,6 +218,7 @@ class TorchAdaGrad:
     """
 
     batched: ClassVar[bool] = True  # rows of a batch do not interact
+    entrywise: ClassVar[bool] = True  # nor do its entries
 
     lr: float = 1e-2
     initial: float = 0.0

@@ -5,31 +5,41 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from mldd.algebra import (
     Bounds,
     Decomposition,
-    Layout,
     Remembered,
     Subdomain,
     did_you_mean,
-    joined,
     local_restrictions,
-    relink,
 )
 from mldd.loop import Solver, State, Status, checkpoint, pack, restore
-from mldd.solvers.parts import ClosureObjective, Surroundings
+from mldd.solvers.parts import (
+    ClosureObjective,
+    Span,
+    Surroundings,
+    check_closure,
+    flattened,
+    memory_of,
+    rate_of,
+    runs,
+    step_by_spans,
+    with_memory,
+    with_rate,
+    without_memory,
+)
 
 Factory = Callable[[Decomposition], Solver]
-# What a group of parameters may hold: the first four are for callers, the others come from torch and its schedulers.
-_OPTIONS = ("lr", "lower", "upper", "name", "params", "param_names", "initial_lr")
+# What a group of parameters may hold, from callers, and from torch and its schedulers.
+_OPTIONS = ("lr", "weight_decay", "lower", "upper", "name")
+_KEPT = (*_OPTIONS, "params", "param_names", "initial_lr")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -42,19 +52,23 @@ class Optimizer(torch.optim.Optimizer):
     Parameters
     ----------
     params : iterable of Parameter, or of dict
-        As torch has it. They become views of one flat vector, so move or cast the module before. A group may bound its
-        parameters by ``lower`` and ``upper``, for solvers that heed bounds, and may have a ``name``.
+        As torch has it. They become views of one flat vector, so move or cast the module before. A group may have an
+        ``lr``, a ``weight_decay`` and a ``name`` of its own, and bound its parameters by ``lower`` and ``upper``, for
+        solvers that heed bounds.
     solver : Solver, or callable
         ``solver(decomposition)`` makes one for subdomains that are the groups of parameters.
     lr : float, optional
         Rate to start with instead of the solver's own, for solvers that have one.
+    weight_decay : float
+        Add ``weight_decay/2 |x|^2`` to the loss that the solver sees, as torch.optim.SGD and Adam do (AdamW does not).
     group : torch.distributed.ProcessGroup, "auto" or None
         Ranks that train copies of the module on shares of the data: the mean of their losses is what the solver sees.
-        "auto" takes those of the DistributedDataParallel module that holds the parameters. A group is for gradients
-        that the closure averages itself; None is for ranks that train alone.
+        "auto" takes those of the DistributedDataParallel module that holds the parameters, or of the mesh over which
+        fully_shard (FSDP2) has cut them. A group is for gradients that the closure averages itself; None is for ranks
+        that train alone.
     check : bool
-        Look once whether the closure gives the same twice, if a step evaluates it several times, and whether function
-        values are compared in less than float64; warn if so.
+        Look once whether the closure gives the same twice, with a gradient that fits, if a step evaluates it several
+        times, and whether function values are compared in less than float64; warn if so. Three more evaluations.
 
     Attributes
     ----------
@@ -66,23 +80,31 @@ class Optimizer(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        Parameters of several dtypes or devices or in pieces on several ranks (DTensor), unknown options of a group,
-        rates that differ between groups, bounds that are no box, or a solver that is none.
+        Parameters of several dtypes or devices, or in pieces (DTensor) not made by fully_shard, unknown options of a
+        group, rates that differ where they cannot, negative decay, bounds that are no box, or a solver that is none.
 
     Notes
     -----
     Every group has an ``lr``, for schedulers and loggers: the rate of the solver (``lr`` or ``rate``) or of its local
-    solver, the same for all groups. A solver without one refuses a step if ``lr`` has changed. Hessian products, for
-    solvers that ask for them, are differences of two gradients.
+    solver. Groups may differ in it for solvers that move each unknown by its own gradient (Adam, Sgd, TorchAdaGrad,
+    AdaGrad without curvature); with a rate of zero these only learn. A solver without a rate refuses a step if ``lr``
+    has changed. Hessian products, for solvers that ask for them, are differences of two gradients.
 
     Solvers that need one gradient a step (Adam, Sgd, AdaGrad) also do ``step()`` after ``loss.backward()``, so with
     gradients accumulated over batches or scaled by torch's GradScaler. The others refuse both: they compare losses.
+
+    With fully_shard, whole vectors of parameters, gradient and the solver's memory are on every rank (7 for Adam, 29
+    for L-BFGS of memory 10); a gradient is gathered once. The module, its gradients and activations stay in pieces.
+
+    A parameter without a gradient has a gradient of zero and no decay; its part of the solver's memory goes on, which
+    the optimizers of torch leave out.
 
     Buffers that change with every evaluation, as the running statistics of BatchNorm, are kept as the first evaluation
     of a step leaves them.
 
     Examples
     --------
+    >>> from torch import nn
     >>> from mldd.solvers import LBFGS
     >>> module = nn.Linear(1, 1).double()
     >>> optimizer = Optimizer(module.parameters(), LBFGS())
@@ -103,6 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         solver: Solver | Factory,
         *,
         lr: float | None = None,
+        weight_decay: float = 0.0,
         group: Any = "auto",
         check: bool = True,
     ) -> None:
@@ -112,7 +135,7 @@ class Optimizer(torch.optim.Optimizer):
         self._loaded: dict[str, Any] | None = None
         self._status: Status | None = None
         self._building = True
-        super().__init__(params, {"lr": lr, "lower": -math.inf, "upper": math.inf})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "lower": -math.inf, "upper": math.inf})
         self._building = False
         self._build()
 
@@ -120,22 +143,28 @@ class Optimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
-        self._parameters: list[nn.Parameter] = [p for group in self.param_groups for p in group["params"]]
-        self._flat = joined(self._parameters)
-        if not self._flat.dtype.is_floating_point:
-            raise ValueError(f"parameters must be real floating point numbers, got {self._flat.dtype}")
-        self._layout = Layout(tuple(tuple(p.shape) for p in self._parameters))
-        self._views = self._layout.views(self._flat)
-        self._x, self._good = self._flat.clone(), self._flat.clone()
+        self._sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
+        self._unknowns = flattened([p for group in self.param_groups for p in group["params"]])
+        self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
         self._bounds = self._box()
         self._solver = self._made()
-        self._around = Surroundings(type(self._solver).__name__, self._group)
+        self._around = Surroundings(type(self._solver).__name__, self._ranks())
+        for p in self._unknowns.parameters:
+            self.state[p]["solver"] = type(self._solver).__name__
         self._set_rates()
+
+    def _ranks(self) -> Any:
+        """Return the group of ranks, which is known where they hold pieces of the parameters."""
+        if self._unknowns.group is None:
+            return self._group
+        if self._group != "auto":
+            raise ValueError("`group` must be left out for parameters in pieces, which know their ranks, got one")
+        return self._unknowns.group
 
     def _set_rates(self) -> None:
         """Give every group its ``lr``, and say where that is of no use."""
         name = type(self._solver).__name__
-        self._rate = _rate_of(self._solver)
+        self._rate = rate_of(self._solver)
         own = 1.0 if self._rate is None else attrgetter(self._rate)(self._solver)
         for group in self.param_groups:
             if group["lr"] is None:
@@ -145,34 +174,35 @@ class Optimizer(torch.optim.Optimizer):
         if self.defaults["lr"] is None:
             self.defaults["lr"] = own
         self._constant = [float(group["lr"]) for group in self.param_groups]
-        self._follow_rate()
-
-    def _sizes(self) -> list[int]:
-        return [sum(p.numel() for p in group["params"]) for group in self.param_groups]
+        self._spans()
+        self._decays()
 
     def _limits_of_groups(self) -> list[tuple[float, float]]:
         return [(group["lower"], group["upper"]) for group in self.param_groups]
 
     def _box(self) -> Bounds:
         self._limits = self._limits_of_groups()
+        x = self._unknowns.vector
         lower, upper = (
-            torch.cat([self._flat.new_full((n,), g[k]) for n, g in zip(self._sizes(), self.param_groups, strict=True)])
+            torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes, self.param_groups, strict=True)])
             for k in ("lower", "upper")
         )
         bounds = Bounds(lower, upper)
-        bounds.check(self._flat)
+        bounds.check(x)
         if bool(torch.isinf(lower).all() and torch.isinf(upper).all()):
             return Bounds.free(len(lower), dtype=lower.dtype, device=lower.device)
         return bounds
 
     def _made(self) -> Solver:
         """Return the solver, made for the groups as subdomains if it is to be made."""
-        solver = self._given
+        solver, layout = self._given, self._unknowns.layout
         if not _is_solver(solver) and callable(solver):
-            owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes()))
+            owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
-            subdomains = [Subdomain(i.to(self._flat.device), torch.ones_like(i, dtype=torch.bool)) for i in indices]
-            decomposition = Decomposition(self._layout.size, subdomains, local_restrictions, blocks=self._layout.slices)
+            subdomains = [
+                Subdomain(i.to(self._unknowns.vector.device), torch.ones_like(i, dtype=torch.bool)) for i in indices
+            ]
+            decomposition = Decomposition(layout.size, subdomains, local_restrictions, blocks=layout.slices)
             solver = solver(decomposition)
         if not _is_solver(solver):
             raise ValueError(
@@ -186,7 +216,7 @@ class Optimizer(torch.optim.Optimizer):
         Parameters
         ----------
         param_group : dict
-            Its ``params``, and any of ``lr``, ``lower``, ``upper`` and ``name``.
+            Its ``params``, and any of ``lr``, ``weight_decay``, ``lower``, ``upper`` and ``name``.
 
         Raises
         ------
@@ -194,11 +224,15 @@ class Optimizer(torch.optim.Optimizer):
             After the first step, or an unknown option.
         """
         for key in param_group:
-            if key not in _OPTIONS:
+            if key == "decoupled_weight_decay":
                 raise ValueError(
-                    f"a group of parameters may have {', '.join(_OPTIONS[:4])}, got {key!r}"
-                    f"{did_you_mean(str(key), _OPTIONS[:4])}; other settings belong to the solver or, as weight decay, "
-                    "to the loss"
+                    "`weight_decay` is a term of the loss here, got decoupled_weight_decay; multiply the parameters by "
+                    "1 - lr * weight_decay between backward() and step(), or use torch.optim.AdamW"
+                )
+            if key not in _KEPT:
+                raise ValueError(
+                    f"a group of parameters may have {', '.join(_OPTIONS)}, got {key!r}"
+                    f"{did_you_mean(str(key), _OPTIONS)}; other settings belong to the solver"
                 )
         if not self._building and (self._state is not None or self._loaded is not None):
             raise ValueError(
@@ -235,59 +269,78 @@ class Optimizer(torch.optim.Optimizer):
             No closure, or one that returns nothing, where the solver needs one; no gradients; rates that cannot be
             heeded; ranks that differ in their gradients.
         """
-        rate = self._follow_rate()
-        relink(self._parameters, self._views)
+        spans = self._spans()
+        decays = self._decays()
         if self._limits != self._limits_of_groups():
             self._bounds = self._box()
         with torch.no_grad():
-            x = self._bounds.project(self._flat, out=self._x)
-            f = ClosureObjective(closure, self._flat, self._parameters, self._layout, self._bounds, self._around)
+            x = self._bounds.project(self._unknowns.read(), out=self._x)
+            f = ClosureObjective(closure, self._unknowns, self._bounds, self._around, decays)
             try:
-                loss, g = f.evaluate(x)
-                if not bool(torch.isfinite(g).all() & (True if loss is None else torch.isfinite(loss))):
+                value, g = f.evaluate(x)
+                loss = f.loss
+                if not bool(torch.isfinite(g).all() & (True if value is None else torch.isfinite(value))):
                     x.copy_(x if self._state is None else self._good)
                     self._end(Status.diverged)
-                elif rate != 0:
+                elif self._entrywise or spans[0].moves:
                     self._good.copy_(x)
-                    self._advance(f, x, g)
-                    self._examine(f, loss, g)
+                    self._advance(f, x, g, spans)
+                    self._examine(f, value, g)
             finally:
-                self._flat.copy_(x)
+                self._unknowns.write(x)
         return loss
 
-    def _follow_rate(self) -> float | None:
-        """Take over the rate that the groups have now."""
+    def _spans(self) -> list[Span]:
+        """Return the solvers of neighbouring groups with one rate, with the rates that the groups have now."""
         rates, name = [float(group["lr"]) for group in self.param_groups], type(self._solver).__name__
+        if len(set(rates)) > 1 and not self._entrywise:
+            raise ValueError(
+                f"`lr` must be the same for all groups of parameters with {name}, got {rates}; take a solver that "
+                "moves each unknown by its own gradient (Adam, Sgd, TorchAdaGrad, AdaGrad without curvature), or make "
+                "an optimizer for each group"
+            )
         if self._rate is None:
             if rates != self._constant:
                 raise ValueError(
                     f"`lr` must stay as it was for {name}, which has no rate, got {rates} after {self._constant}; "
                     "leave the schedule out, or take a solver with a rate (Adam, Sgd, AdaGrad)"
                 )
-            return None
-        if len(set(rates)) > 1:
-            raise ValueError(
-                f"`lr` must be the same for all groups of parameters, got {sorted(set(rates))}; give {name} one rate, "
-                "or make an optimizer for each group"
-            )
-        rate = rates[0]
-        if rate not in (0.0, attrgetter(self._rate)(self._solver)):
-            self._solver = _with_rate(self._solver, self._rate, rate)
-        return rate
+            return [Span(slice(0, sum(self._sizes)), self._solver, True)]
+        own, found = attrgetter(self._rate)(self._solver), []
+        for where, rate in runs(self._sizes, rates):
+            solver = self._solver if rate in (0.0, own) else with_rate(self._solver, self._rate, rate)
+            found.append(Span(where, solver, rate != 0))
+        self._solver = found[0].solver
+        return found
 
-    def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor) -> None:
-        objective = Remembered(f)
+    def _decays(self) -> list[tuple[slice, float]]:
+        """Return the weights that groups have now, where there are any."""
+        weights = [float(group["weight_decay"]) for group in self.param_groups]
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise ValueError(f"`weight_decay` must be >= 0 and finite, got {weights}; 0 is for none")
+        return [(where, weight) for where, weight in runs(self._sizes, weights) if weight]
+
+    def _advance(self, f: ClosureObjective, x: Tensor, g: Tensor, spans: list[Span]) -> None:
+        objective, y = Remembered(f), x
         objective.keep(x, g)
         try:
             state = self._ready(objective, x)
-            y, self._state = self._solver.step(objective, x, state)
+            if len(spans) == 1 and spans[0].moves:
+                y, state = self._solver.step(objective, x, state)
+            else:
+                step_by_spans(spans, f, x, g, state)
         except BaseException:
             x.copy_(self._good)
             raise
-        self._state.step += 1
+        self._state = state
+        state.step += 1
         if y is not x:
             x.copy_(y)
-        self._end(self._state.status)
+        self._end(state.status)
+
+    @property
+    def _entrywise(self) -> bool:
+        return getattr(self._solver, "entrywise", False)
 
     def _ready(self, objective: Remembered, x: Tensor) -> Any:
         """Return the state to go on with: as it is or was loaded, or a fresh one where the solver could not go on."""
@@ -306,36 +359,19 @@ class Optimizer(torch.optim.Optimizer):
                 self._state.status = status
             self._around.tell(status.name, f"{type(self._solver).__name__}: {status.advice}")
 
-    def _examine(self, f: ClosureObjective, loss: Tensor | None, g: Tensor) -> None:
-        """Look once, after the first step with several evaluations, whether the closure gives the same twice."""
-        if not self._check or f.evaluations == 1:
-            return
-        self._check = False
-        again, g_again = f.evaluate(self._good)
-        assert loss is not None and again is not None  # or there would have been one evaluation
-        eps = torch.finfo(g.dtype).eps
-        largest = float(torch.maximum(loss.abs(), again.abs()))
-        noise, slack = float(torch.linalg.vector_norm(g_again - g)), float(torch.linalg.vector_norm(g))
-        name = type(self._solver).__name__
-        if not (float((again - loss).abs()) <= eps**0.75 * largest and noise <= eps**0.5 * slack + eps * largest):
-            self._around.tell(
-                "closure",
-                f"the closure must give the same at the same parameters, got loss {float(loss):.9g} and then "
-                f"{float(again):.9g}, with gradients that differ by {noise:.1e} (dropout, another mini-batch per "
-                f"call?); {name} evaluates it several times a step: fix the sample, or use a solver that "
-                "evaluates it once (adam, sgd)",
-            )
-        if f.compared and g.dtype != torch.float64:
-            self._around.tell(
-                "float32",
-                f"{name} compares function values, got {g.dtype}, which cannot tell them apart below a relative "
-                f"difference of {eps:.0e}; for accurate minimisers use module.double()",
-            )
+    def _examine(self, f: ClosureObjective, value: Tensor | None, g: Tensor) -> None:
+        """Look once, after the first step with several evaluations, whether the closure is a function."""
+        if self._check and f.evaluations > 1:
+            self._check = False
+            assert value is not None  # or there would have been one evaluation
+            check_closure(f, self._good, value, g)
 
     # -------------------------------------------------------------------------------- saving
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameter groups and state of the solver as plain data, which ``torch.load`` reads without trust.
+
+        Checkpoints of torch.distributed take it too, and fit any number of ranks.
 
         Raises
         ------
@@ -348,8 +384,8 @@ class Optimizer(torch.optim.Optimizer):
                 f"the state of {name} lives outside of Python and can be neither saved nor copied; save the module "
                 "alone and start a new optimizer from it, or take a solver of mldd (LBFGS)"
             )
-        saved = self._loaded if self._state is None else pack(self._state, "state")
-        return {**super().state_dict(), "mldd": {"solver": type(self._solver).__name__, "state": saved}}
+        memory = self._loaded if self._state is None else pack(self._state, "state")
+        return with_memory(super().state_dict(), type(self._solver).__name__, memory)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned; the parameters are loaded with their module.
@@ -364,21 +400,16 @@ class Optimizer(torch.optim.Optimizer):
         ValueError
             From another solver, or of parameters that do not fit (the solver's part of it at the next step).
         """
-        mine, expected = state_dict.get("mldd"), type(self._solver).__name__
-        if not isinstance(mine, dict) or mine.get("solver") != expected:
-            got = mine.get("solver") if isinstance(mine, dict) else "that of another optimizer"
-            raise ValueError(f"`state_dict` must be that of {expected}, got {got}; make the optimizer that was saved")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "mldd"})
-        self._loaded, self._state, self._status = mine["state"], None, None
+        memory = memory_of(state_dict, type(self._solver).__name__)
+        super().load_state_dict(without_memory(state_dict))
+        self._loaded, self._state, self._status = memory, None, None
         self._check = self._check and self._loaded is None
         self._bounds = self._box()
         self._constant = [float(group["lr"]) for group in self.param_groups]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to make a copy that goes on alike: for pickle, and for ``copy.deepcopy`` with the module."""
-        kept = [
-            {k: v for k, v in g.items() if k not in ("lr", "initial_lr") and k in _OPTIONS} for g in self.param_groups
-        ]
+        kept = [{k: v for k, v in g.items() if k not in ("lr", "initial_lr") and k in _KEPT} for g in self.param_groups]
         options = {"group": self._group, "check": self._check}
         return _rebuilt, (kept, self._given, options, self.defaults, self.state_dict())
 
@@ -394,22 +425,6 @@ def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[s
     optimizer.defaults = dict(defaults)
     optimizer.load_state_dict(state)
     return optimizer
-
-
-def _rate_of(solver: Any) -> str | None:
-    """Return the field with the rate, with a dot where it is that of a local solver; None where there is no rate."""
-    names = [f.name for f in fields(solver)]
-    for name in ("smoother", "local"):
-        inner = _rate_of(getattr(solver, name)) if name in names and is_dataclass(getattr(solver, name)) else None
-        if inner is not None:
-            return f"{name}.{inner}"
-    return next((name for name in names if name in ("lr", "rate")), None)
-
-
-def _with_rate(solver: Any, path: str, rate: float) -> Any:
-    """Return the solver with the rate in the field that `_rate_of` has found."""
-    name, _, inner = path.partition(".")
-    return replace(solver, **{name: _with_rate(getattr(solver, name), inner, rate) if inner else rate})
 
 
 def _is_solver(thing: object) -> bool:

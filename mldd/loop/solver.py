@@ -90,7 +90,8 @@ class State:
 class Solver(Protocol):
     """Frozen hyper-parameters with two methods. `step` may write to `x`, and returns the iterate it reached.
 
-    Three class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    Four class attributes say more. ``batched = True``: it takes (p, m) tensors of p independent vectors.
+    ``entrywise = True``: it moves each unknown by the gradient there alone, whatever the others do.
     ``needs_gradient = False``: it never asks for the gradient of the whole, which `minimise` then evaluates for the
     user's eyes only. ``needs_value = True``: it asks for the value where it asks for a gradient, so that both are
     evaluated together.

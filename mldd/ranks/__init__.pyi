@@ -5,6 +5,7 @@ from .communicator import library as library
 from .communicator import prepare as prepare
 from .communicator import world as world
 from .data_parallel import Replicas as Replicas
+from .data_parallel import refuse_fsdp1 as refuse_fsdp1
 from .data_parallel import replicas_of as replicas_of
 from .data_parallel import torch_ranks as torch_ranks
 from .halo import Exchange as Exchange
@@ -22,3 +23,6 @@ from .petsc import insert_options as insert_options
 from .petsc import load_petsc as load_petsc
 from .petsc import read as read
 from .petsc import write as write
+from .shards import Shards as Shards
+from .shards import are_sharded as are_sharded
+from .shards import local_piece as local_piece

@@ -77,19 +77,20 @@ def replicas_of(modules: Iterable[nn.Module]) -> Replicas | None:
     Raises
     ------
     ValueError
-        Modules whose parameters are in pieces on the ranks, or copies on different ranks.
+        Parameters that a module in pieces has left whole, or copies on different ranks.
     """
     if torch_ranks() == 1:
         return None
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DistributedDataParallel
 
     found = []
     for module in modules:
-        if isinstance(module, FSDPModule | FullyShardedDataParallel):
+        if isinstance(module, FSDPModule):
             raise ValueError(
-                "every rank must hold all parameters, got a module whose parameters are in pieces (FSDP); wrap it in "
-                "DistributedDataParallel, or use an optimizer of torch.optim"
+                "parameters must be in pieces where others of their module are, got whole ones in "
+                f"{type(module).__name__}; leave out ignored_params, or average their gradients "
+                "over the ranks yourself and give `group`"
             )
         if isinstance(module, DistributedDataParallel) and module.require_backward_grad_sync:
             found.append(module.process_group)
@@ -99,3 +100,25 @@ def replicas_of(modules: Iterable[nn.Module]) -> Replicas | None:
             "optimizer for each"
         )
     return Replicas(found[0]) if found else None
+
+
+def refuse_fsdp1(modules: Iterable[nn.Module]) -> None:
+    """Refuse parameters that are pieces of which nothing says where they belong.
+
+    Parameters
+    ----------
+    modules : iterable of nn.Module
+        All that hold the parameters.
+
+    Raises
+    ------
+    ValueError
+        One of them is of type FullyShardedDataParallel.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if any(isinstance(module, FullyShardedDataParallel) for module in modules):
+        raise ValueError(
+            "every rank must hold all parameters, or pieces by fully_shard, got FullyShardedDataParallel (FSDP1); use "
+            "fully_shard (FSDP2) or DistributedDataParallel instead"
+        )

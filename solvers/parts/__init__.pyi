@@ -3,6 +3,13 @@ from .ball import in_ball as in_ball
 from .batch_lbfgs import BatchLBFGS as BatchLBFGS
 from .closure import ClosureObjective as ClosureObjective
 from .closure import Surroundings as Surroundings
+from .closure_checks import check_closure as check_closure
+from .flat_parameters import flattened as flattened
+from .group_rates import Span as Span
+from .group_rates import rate_of as rate_of
+from .group_rates import runs as runs
+from .group_rates import step_by_spans as step_by_spans
+from .group_rates import with_rate as with_rate
 from .hessian_solve import Factors as Factors
 from .hessian_solve import Inverse as Inverse
 from .hessian_solve import colours as colours
@@ -11,6 +18,9 @@ from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
 from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
 from .lbfgs_pairs import rows_for as rows_for
+from .optimizer_state import memory_of as memory_of
+from .optimizer_state import with_memory as with_memory
+from .optimizer_state import without_memory as without_memory
 from .quasi_newton import Flags as Flags
 from .quasi_newton import Secant as Secant
 from .quasi_newton import column as column

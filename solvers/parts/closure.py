@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Bounds, Layout, Price
+from mldd.algebra import Bounds, Price
 from mldd.ranks import Replicas, replicas_of, torch_ranks
 from mldd.solvers.parts.buffers import Buffers, holders, modules_alive
+from mldd.solvers.parts.flat_parameters import FlatParameters
 
 
 @dataclass
@@ -32,14 +33,11 @@ class Surroundings:
     ----------
     replicas : Replicas or None
         The ranks, once known.
-    clears : bool
-        The closure is known to clear gradients.
     """
 
     solver: str
     group: Any = "auto"
     replicas: Replicas | None = field(default=None, init=False)
-    clears: bool = field(default=False, init=False)
     _known: bool = field(default=False, init=False, repr=False)
     _buffers: Buffers = field(default_factory=Buffers, init=False, repr=False)
     _told: set[str] = field(default_factory=set, init=False, repr=False)
@@ -140,39 +138,39 @@ class ClosureObjective:
     ----------
     closure : callable or None
         Computes loss and gradients.
-    flat : Tensor, shape (n,)
-        The parameters are views of it; a point is written to it to be evaluated.
-    parameters : list of Parameter
-        In the order of the layout.
-    layout : Layout
-        Where they lie in `flat`.
+    unknowns : FlatParameters
+        The parameters; a point is written to them to be evaluated.
     bounds : Bounds
         Of the parameters.
     around : Surroundings
         What stays from step to step.
+    decays : list of (slice, float)
+        Weights of a term ``weight/2 |x|^2`` for parts of the vector, which is added to what the closure returns.
     price : Price
         Every evaluation costs a gradient.
     evaluations : int
         How often the closure was called.
     compared : bool
         Whether a value was asked for.
+    loss : Tensor, shape (), or None
+        What the last evaluation returned without the term of `decays`.
     """
 
     closure: Callable[[], Any] | None
-    flat: Tensor
-    parameters: list[nn.Parameter]
-    layout: Layout
+    unknowns: FlatParameters
     bounds: Bounds
     around: Surroundings
+    decays: Sequence[tuple[slice, float]] = ()
     price: Price = Price()  # noqa: RUF009 (frozen)
     evaluations: int = 0
     compared: bool = False
+    loss: Tensor | None = field(default=None, init=False)
     _last: tuple[Tensor, int, Tensor | None, Tensor] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
         """Number of unknowns."""
-        return len(self.flat)
+        return len(self.unknowns.vector)
 
     def evaluate(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         """Call the closure at a point.
@@ -184,8 +182,8 @@ class ClosureObjective:
 
         Returns
         -------
-        loss : Tensor, shape (), or None
-            Mean over the ranks that hold copies; None where the closure returns nothing.
+        value : Tensor, shape (), or None
+            Mean over the ranks that hold copies, with decay; None where the closure returns nothing.
         g : Tensor, shape (n,)
             Gradient.
 
@@ -198,14 +196,14 @@ class ClosureObjective:
             self._refuse_more()
         self.price.of_gradient()
         self.evaluations += 1
-        self.flat.copy_(x)
+        self.unknowns.write(x)
         if self.evaluations == 1:
-            with self.around.first(self.parameters) if self.closure is not None else nullcontext():
-                loss = self._called()
+            with self.around.first(self.unknowns.parameters) if self.closure is not None else nullcontext():
+                loss, g = self._called()
         else:
             with self.around.further():
-                loss = self._called() if self.around.clears else self._probed()
-        value, g = None, self._packed()
+                loss, g = self._probed() if self.evaluations == 2 else self._called()
+        value = None
         if loss is not None:
             value = torch.as_tensor(loss, dtype=x.dtype, device=x.device).detach()
             if value.numel() != 1:
@@ -213,56 +211,57 @@ class ClosureObjective:
             value = value.reshape(())
             if self.around.replicas is not None:
                 value = self.around.replicas.mean(value, g)
+        self.loss = value
+        if self.decays:
+            value = self._decayed(x, value, g)
         self._last = (x, x._version, value, g)
         return value, g
 
-    def _called(self) -> Any:
-        with torch.enable_grad():
-            return None if self.closure is None else self.closure()
+    def _decayed(self, x: Tensor, value: Tensor | None, g: Tensor) -> Tensor | None:
+        """Return the value with decay, and add the gradient of that to `g`; parameters without a gradient have none."""
+        if self.unknowns.without_gradient(x):
+            x = x.clone()
+            for part in self.unknowns.without_gradient(x):
+                part.zero_()
+        for where, weight in self.decays:
+            part = x[where]
+            g[where].add_(part, alpha=weight)
+            value = None if value is None else value + 0.5 * weight * torch.dot(part, part)
+        return value
 
-    def _probed(self) -> Any:
-        """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls."""
-        for p in self.parameters:
-            if p.grad is not None and p.grad.is_contiguous():
-                p.grad.fill_(torch.nan)  # in place: it may be a part of a buffer of DistributedDataParallel
-            elif p.grad is not None:
-                p.grad = torch.full_like(p, torch.nan)  # entries may share memory
-        loss = self._called()
+    def _called(self) -> tuple[Any, Tensor]:
+        """Return what the closure returns, and the gradient it leaves."""
+        with torch.enable_grad():
+            loss = None if self.closure is None else self.closure()
+        return loss, self.unknowns.gradient()
+
+    def _probed(self) -> tuple[Any, Tensor]:
+        """Call the closure with gradients of NaN: where they shine through, it adds to those of other calls.
+
+        Done once in every step, for a schedule may begin to accumulate gradients at any of them.
+        """
+        self.unknowns.spoil_gradients()
+        loss, g = self._called()
         # Gradients decide, not the loss: they are the same on all ranks, which have to call it as often.
-        if not bool(self._packed().isnan().any()):
-            self.around.clears = True
-            return loss
-        for p in self.parameters:
-            p.grad = None
-        loss = self._called()
-        if not bool(self._packed().isnan().any()):
+        if not bool(g.isnan().any()):
+            return loss, g
+        self.unknowns.drop_gradients()
+        loss, g = self._called()
+        if not bool(g.isnan().any()):
             raise ValueError(
                 "the closure must clear all gradients before it computes new ones, got one that adds to those of "
                 f"earlier calls, which {self.around.solver} cannot match with a loss; call optimizer.zero_grad() in "
                 "the closure, and do not accumulate gradients over batches (accumulate_grad_batches=1)"
             )
-        return loss
-
-    def _packed(self) -> Tensor:
-        """Return the gradients as one vector, zero for parameters without one."""
-        if all(p.grad is None for p in self.parameters):
-            raise ValueError(
-                "a step needs gradients of its parameters, got none; call loss.backward() in the closure, or before "
-                "step(), of a module that still has the parameters the optimizer got (fully_shard exchanges them)"
-            )
-        for p in self.parameters:
-            if p.grad is not None and p.grad.layout != torch.strided:
-                raise ValueError(
-                    f"gradients must be dense, got {p.grad.layout}; use sparse=False (nn.Embedding has it)"
-                )
-        return self.layout.pack([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
+        return loss, g
 
     def _refuse_more(self) -> None:
         """Refuse evaluations at other points where there can be none."""
         if self.closure is None:
             raise ValueError(
                 f"{self.around.solver} needs a closure that computes the loss anew, got none; write "
-                "optimizer.step(closure) with zero_grad, loss, backward and return loss in the closure"
+                "optimizer.step(closure) with zero_grad, loss, backward and return loss in the closure (GradScaler "
+                "allows none: leave it out, autocast to bfloat16 needs no scale)"
             )
         if self._last is not None and self._last[2] is None:
             raise ValueError("the closure must return the loss, got None; end it with `return loss`")
