@@ -9,5 +9,6 @@ from .loop.solver import State as State
 from .loop.solver import Status as Status
 from .loop.solver import Stop as Stop
 from .loop.solver import minimise as minimise
+from .models.model_file import load as load
 
 __version__: str

@@ -26,6 +26,7 @@ from mldd.algebra import (
 from mldd.graph import aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import (
+    NORMALISED,
     SPLITS,
     DataError,
     GraphData,
@@ -48,6 +49,7 @@ from mldd.problems.graphs.inexact_halo import (
 )
 from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
+from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.nets import (
     Batch,
@@ -429,6 +431,10 @@ class ShardedClassification(Problem):
         """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def module(self, x: Tensor) -> NodeModel:
+        """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
+        return NodeModel(self.net, x, self.shard.name, self.shard.name in NORMALISED)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""

@@ -61,7 +61,7 @@ FILES = {
     "few.npz": (lambda path: npz(path, **user_arrays(6)), "expected masks, or a class of >= 3 nodes to draw a split"),
     "truncated.pt": (lambda path: cut(path, with_()), "it is truncated, or not a file of torch.save"),
     "text.pt": (lambda path: path.write_text("hello\n"), "expected a .pt of plain tensors"),
-    "foreign.pt": (lambda path: torch.save({"x": nan}, path), "got no edge_index, y; add them"),
+    "foreign.pt": (lambda path: torch.save({"x": nan}, path), "got no edge_index; add them"),
     "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "it asks for torch.nn.modules.linear.Linear"),
     "evil.pt": (lambda path: torch.save(Evil(path.with_name("proof")), path), "it asks for posix.system, which no"),
     "bare.pt": (
