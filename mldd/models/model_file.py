@@ -168,12 +168,9 @@ def _made(path: Path, content: dict[str, Any]) -> Model:
     """Return the model that a file describes, with any parameters."""
     table = kinds()
     if content["kind"] not in table:
-        what = (
-            f"of the kind {content['kind']!r}, which is not known here" if content["kind"] else "of a module of yours"
-        )
-        raise ModelError(
-            f"{path} holds the parameters {what}; make the module and give it: mldd.load({str(path)!r}, net)"
-        )
+        what = f"the kind {content['kind']!r}, which is not known here" if content["kind"] else "a module of yours"
+        way = f"make the module and give it: mldd.load({str(path)!r}, net)"
+        raise ModelError(f"{path} must be of a kind of models in {', '.join(table)}, got {what}; {way}")
     kind: type[Model] = loaded(table[content["kind"]], "class")
     try:
         return kind.of(content["config"])

@@ -138,21 +138,16 @@ class ForecastData:
         outside = origins[(origins < self.first) | (origins >= self.series.times)]
         if len(outside):
             raise DataError(
-                f"{self.series.name}: origins must be in {self.first}..{self.series.times - 1}, as forecasts need the "
-                f"{self.first} steps before them and the series has {self.series.times} times, got {outside[0]}; leave "
-                "it out, or give a longer series"
+                f"{self.series.name}: origins must be in {self.first}..{self.series.times - 1} (steps of history and the "
+                f"last time), got {outside[0]}; leave it out, or give a longer series"
             )
 
     # -------------------------------------------------------------------------------- normalisation
 
     def normalisation(self) -> dict[str, Any]:
         """Return all that was fitted to the training part, for the `given` of another series."""
-        fitted = {name: getattr(self, name) for name in _FITTED}
-        if self.is_cyclic:
-            fitted["harmonics"] = self.harmonics
-        if self.plan.base == "linear":
-            fitted["coefficients"] = self.coefficients
-        return fitted
+        linear = ("coefficients",) * (self.plan.base == "linear")
+        return {name: getattr(self, name) for name in (*_FITTED, *("harmonics",) * self.is_cyclic, *linear)}
 
     @cached_property
     def mean(self) -> Floats:

@@ -17,9 +17,11 @@ from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition,
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
+from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import scored
+from mldd.problems.forecasts.forecast_model import ForecastModel
 from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.forecasts.forecast_plan import Plan
@@ -452,6 +454,13 @@ class Forecasting(Problem):
             An origin whose inputs the series does not hold.
         """
         return self.forecaster(self.net.layout.views(x.to(**self.kind)), np.asarray(origins))
+
+    def module(self, x: Tensor) -> ForecastModel:
+        """Return the forecaster with these parameters, which needs no series of the training."""
+        options = {"weighted": self.weighted, "mesh_nodes": self.mesh_nodes}
+        options |= {"missing": self.missing, "stations": self.stations}
+        data = self.forecast_data
+        return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)
 
     def pictures(self, folder: Path, x: Tensor, parts: int = 1) -> list[Path]:
         """Draw forecast, errors and parts into `folder`; return the files."""

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Field, ModelError, Prediction
+from mldd.models import Field, Prediction
 from mldd.problems.data import DataError, GraphInputs, inputs_of, unused_note
-from mldd.problems.nets import GraphNet, NetworkModel, Source, stack
-from mldd.problems.nets.layers import layer_kinds, layer_of
+from mldd.problems.nets import GraphNet, NetworkModel, Source, network_of, stack
+from mldd.problems.nets.layers import layer_of
 
 
 class NodeModel(NetworkModel):
@@ -48,19 +48,8 @@ class NodeModel(NetworkModel):
         ----------
         config : dict
             What `config` has returned.
-
-        Raises
-        ------
-        ModelError
-            A layer of another package.
         """
-        network = dict(config["network"], widths=tuple(config["network"]["widths"]))
-        if network["kind"] not in layer_kinds():  # a file must not say which code is run
-            raise ModelError(
-                f"the model must have layers {' '.join(layer_kinds())}, got {network['kind']}; make its layer an entry "
-                "point of mldd.layers, or give the module: mldd.load(path, net)"
-            )
-        return cls(GraphNet(**network), None, config["data"], config["row_normalise"])
+        return cls(network_of(config["network"]), None, config["data"], config["row_normalise"])
 
     def forward(self, inputs: GraphInputs) -> Tensor:
         """Return the outputs at all nodes, shape (n, C), before the softmax.

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.models import Model
+from mldd.models import Model, ModelError
+from mldd.problems.nets.graph_net import GraphNet
+from mldd.problems.nets.layers import layer_kinds
 
 
 class NetworkModel(Model):
@@ -44,3 +46,24 @@ class NetworkModel(Model):
         """Dtype and device of the parameters, and so of evaluations."""
         first = self.tensors[0]
         return {"dtype": first.dtype, "device": first.device}
+
+
+def network_of(config: dict[str, Any]) -> GraphNet:
+    """Return the graph network that a file describes.
+
+    Parameters
+    ----------
+    config : dict
+        Its fields.
+
+    Raises
+    ------
+    ModelError
+        It has layers of a file of a user's: no model may say which code is run.
+    """
+    if config["kind"] not in layer_kinds():
+        raise ModelError(
+            f"the model must have layers {' '.join(layer_kinds())}, got {config['kind']}; make its layer an entry "
+            "point of mldd.layers, or give the module: mldd.load(path, net)"
+        )
+    return GraphNet(**dict(config, widths=tuple(config["widths"])))
