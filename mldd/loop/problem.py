@@ -124,6 +124,21 @@ class Problem:
         """
         return {}
 
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return numbers over data that are not trained on, the loss first; all ranks call it together.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it: it has no such data.
+        """
+        raise ValueError(lacks(self, "validation(x)"))
+
     def module(self, x: Tensor) -> nn.Module:
         """Return the network with the parameters `x`, to be kept in a file; see `mldd.models.Model`.
 

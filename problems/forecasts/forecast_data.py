@@ -138,8 +138,8 @@ class ForecastData:
         outside = origins[(origins < self.first) | (origins >= self.series.times)]
         if len(outside):
             raise DataError(
-                f"{self.series.name}: origins must be in {self.first}..{self.series.times - 1} (steps of history and the "
-                f"last time), got {outside[0]}; leave it out, or give a longer series"
+                f"{self.series.name}: origins must be in {self.first}..{self.series.times - 1} (history, and last "
+                f"time), got {outside[0]}; leave it out, or give a longer series"
             )
 
     # -------------------------------------------------------------------------------- normalisation

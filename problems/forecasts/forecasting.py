@@ -20,7 +20,7 @@ from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
-from mldd.problems.forecasts.forecast_metrics import scored
+from mldd.problems.forecasts.forecast_metrics import moments, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
 from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecasts.forecast_parts import decomposition
@@ -454,6 +454,20 @@ class Forecasting(Problem):
             An origin whose inputs the series does not hold.
         """
         return self.forecaster(self.net.layout.views(x.to(**self.kind)), np.asarray(origins))
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return the loss over the validation part, without weight decay, and the root mean square error there."""
+        if self.labels == "all":
+            raise ValueError(
+                "validation needs times that are not trained on, got labels=all, which trains on the validation part; "
+                "leave out labels=all or the validation"
+            )
+        data = self.forecast_data
+        found = moments(data, "validation", lambda origins: self.forecasts(x, origins))
+        return {
+            "validation_loss": float((found.area / data.scales**2).mean()),
+            "validation_rmse": float(np.sqrt(found.square[:, 0].mean())),
+        }
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""

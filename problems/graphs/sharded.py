@@ -38,7 +38,7 @@ from mldd.problems.data import (
     shares,
     unused_note,
 )
-from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
+from mldd.problems.graphs.graph_options import SHARE, check_options, check_validated, settings_of
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
     Inexact,
@@ -431,6 +431,16 @@ class ShardedClassification(Problem):
         """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return the mean cross-entropy and the accuracy over the validation nodes of all ranks, without dropout."""
+        check_validated(self.labels)
+        mask = self.shard.validation
+        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.labels[mask])
+        lost = float(torch.nn.functional.cross_entropy(outputs, labels, reduction="sum"))
+        right = float((outputs.argmax(1) == labels).sum())
+        loss, hits, count = self.comm.sum_scalars([lost, right, float(mask.sum())])
+        return {"validation_loss": loss / max(count, 1.0), "validation_accuracy": hits / max(count, 1.0)}
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""

@@ -74,7 +74,7 @@ def test_origins_without_history_or_beyond_the_end_are_refused(base):
     assert problem.forecasts(x, np.array([first, 199])).shape == (2, 30, 1, 1)
     assert problem.forecasts(x, np.array([], dtype=np.int64)).shape == (0, 30, 1, 1)
     for bad in (-1, 0, first - 1, 200):
-        with pytest.raises(DataError, match=rf"origins must be in {first}..199, .* got {bad}; leave it out") as error:
+        with pytest.raises(DataError, match=rf"origins must be in {first}..199 .* got {bad}; leave it out") as error:
             problem.forecasts(x, np.array([100, bad]))
         assert "\n" not in str(error.value)
     with pytest.raises(DataError, match=r"whole numbers of shape \(S,\), got float64"):
