@@ -125,7 +125,7 @@ def test_infeasible_start_is_said(run, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a command is needed: list, info, train, compare, plot or partition"),
+        ("", "a command is needed: list, info, train, compare, predict, plot or partition"),
         ("tain", "invalid choice: 'tain'"),
         ("train", "the following arguments are required: PROBLEM, --solver"),
         ("train obstacel --solver adagrad", "unknown problem 'obstacel' (did you mean obstacle?); there are "),
