@@ -141,6 +141,11 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
         Of the command line.
     preparation : Preparation
         Of the problem.
+
+    Raises
+    ------
+    ValueError
+        A validation of a problem that has no data for it.
     """
     builder = Builder(options, preparation)
     stop = Stop(

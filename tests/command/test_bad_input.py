@@ -114,7 +114,7 @@ def test_odd_graphs_train(run, tmp_path, solver):
     for name, edges in GRAPHS.items():
         features = np.random.default_rng(0).random((60, 3)) + np.eye(3)[np.arange(60) % 3]
         np.savez(tmp_path / "own.npz", edges=edges, node_features=features, node_labels=np.arange(60) % 3)
-        line = f"train {tmp_path / 'own.npz'}:dropout=0 --solver {solver} --steps 8 --quiet --out"
+        line = f"train {tmp_path / 'own.npz'}:dropout=0 --solver {solver} --steps 8 --quiet --overwrite --out"
         assert run(line, tmp_path)[::2] == (0, ""), name
         losses[name] = read_csv(tmp_path / "history.csv").column("value")
         assert losses[name][-1] < losses[name][0], name
