@@ -117,7 +117,7 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         data = self.problem.identity()  # a run is known by its data, not by how their path is spelt
-        places = dict.fromkeys(("name", "folder", "data", "reader"), "") if data else {}
+        places = dict.fromkeys(("name", "folder", "data", "reader", "reading.reader"), "") if data else {}
         return {
             "problem": described(self.problem, type(self.problem).__name__ if data else self.specs[0].name, places),
             "data": data,

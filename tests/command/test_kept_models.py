@@ -59,7 +59,7 @@ def test_the_best_is_kept_by_the_number_that_is_named(run, tmp_path, graph):
         assert np.isfinite(column).sum() == 16 and np.isfinite(column[::2]).all()
         about = torch.load(out / "model.pt", weights_only=True)["about"]
         assert about["kept"] == f"best {name}" and column[about["step"]] == wanted(column)
-        problem = NodeClassification(str(graph), hidden=6, dropout=0.0)
+        problem = mldd.problem(NodeClassification, name=str(graph), hidden=6, dropout=0.0)
         model = mldd.load(out)
         x = torch.cat([p.detach().flatten() for p in model.tensors])
         assert problem.validation(x)[name] == pytest.approx(wanted(column), rel=1e-9)

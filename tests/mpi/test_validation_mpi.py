@@ -8,14 +8,14 @@ SCRIPT = """
     import torch
     from mldd.loop import Status, Stop, Validation, minimise
     from mldd.problems.data import load_graph
-    from mldd.problems.graphs import NodeClassification, ShardedClassification
+    from mldd.problems.graphs import Network, NodeClassification, ShardedClassification
     from mldd.ranks import world
     from mldd.solvers import Adam
 
     comm = world()
     assert comm.ranks == 2
     data = load_graph("sbm")
-    whole = NodeClassification(data, comm=comm, hidden=8)
+    whole = NodeClassification(data, network=Network(hidden=8), comm=comm)
     loss = {0: iter([5, 4, 3, 3.5, 3.6, 3.7, 1]), 1: iter([1, 1, 1, 1, 1, 1, 1])}[comm.rank]
     validation = Validation(lambda x: {"validation_loss": next(loss)}, patience=3)
     result = minimise(whole.objective(), whole.initial(), Adam(0.01), stop=Stop(50), comm=comm, validation=validation)
@@ -25,8 +25,8 @@ SCRIPT = """
 
     x = whole.initial(3)
     part = torch.arange(whole.graph.nodes) % 2
-    shards = ShardedClassification.of(data, part, comm, hidden=8)
-    alone = NodeClassification(data, hidden=8).validation(x)
+    shards = ShardedClassification.of(data, part, comm, network=Network(hidden=8))
+    alone = NodeClassification(data, network=Network(hidden=8)).validation(x)
     for problem in (whole, shards):
         found = problem.validation(x)
         assert all(abs(found[name] - alone[name]) < 1e-10 for name in alone), (found, alone)
