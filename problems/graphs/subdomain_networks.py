@@ -113,8 +113,6 @@ class OwnNetworks:
     coarse: Literal["graph", "whole", "none"] = "graph"
     coarse_hidden: int = 0
 
-    module = Problem.module  # one network per part, and none of the whole
-
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_choices(self, {"coarse": ("graph", "whole", "none")})
@@ -144,6 +142,8 @@ class SubdomainNetworks(NodeClassification):
     """
 
     own: OwnNetworks = OwnNetworks()
+
+    module = Problem.module  # one network per part, and none of the whole
 
     def __post_init__(self) -> None:
         """Refuse options that have no meaning here."""

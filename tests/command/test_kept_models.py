@@ -130,7 +130,7 @@ MODULE = """
 from dataclasses import dataclass
 import torch
 from mldd import Problem
-from mldd.algebra.flatten import ModuleObjective
+from mldd.algebra import ModuleObjective
 
 @dataclass(frozen=True)
 class Line(Problem):
