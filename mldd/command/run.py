@@ -239,7 +239,7 @@ class Keeper:
             All records so far.
         """
         self.last = history.records[-1].cost.seconds
-        of_run = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
+        of_run: dict[str, Any] = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
         checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
 
 

@@ -76,7 +76,7 @@ class ForecastModel(NetworkModel):
         domain = Domain.from_config(config["domain"])
         return cls(net, None, plan, domain, _arrays(config["fitted"]), config["options"])
 
-    def predict(
+    def predict(  # type: ignore[override]  # which options there are is said
         self,
         data: Any,
         *,

@@ -375,7 +375,7 @@ class Forecasting(Problem):
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""
-        options = {"weighted": self.links.weighted, "mesh_nodes": self.network.mesh_nodes}
+        options: dict[str, Any] = {"weighted": self.links.weighted, "mesh_nodes": self.network.mesh_nodes}
         options |= {"missing": self.reading.missing, "stations": self.reading.stations}
         data = self.forecast_data
         return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)

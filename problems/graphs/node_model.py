@@ -68,7 +68,9 @@ class NodeModel(NetworkModel):
         outputs: Tensor = net.outputs(self.tensors, batch)
         return outputs
 
-    def predict(self, data: Any, *, folder: str | os.PathLike[str] | None = None, reader: str = "") -> Prediction:
+    def predict(  # type: ignore[override]  # which options there are is said
+        self, data: Any, *, folder: str | os.PathLike[str] | None = None, reader: str = ""
+    ) -> Prediction:
         """Return class and probabilities of every node.
 
         Parameters

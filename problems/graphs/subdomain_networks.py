@@ -143,7 +143,7 @@ class SubdomainNetworks(NodeClassification):
 
     own: OwnNetworks = OwnNetworks()
 
-    module = Problem.module  # one network per part, and none of the whole
+    module = Problem.module  # type: ignore[assignment]  # one network per part, and none of the whole
 
     def __post_init__(self) -> None:
         """Refuse options that have no meaning here."""
