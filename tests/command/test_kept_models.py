@@ -201,6 +201,14 @@ def test_keys_of_a_prediction(run, tmp_path, graph):
     refused(run, "has no key 'raeder' (did you mean reader?) for a prediction; its keys are reader", wrong)
 
 
+def test_samples_from_the_command_line(run, tmp_path):
+    assert run("train digits:hidden=8,samples=50 --solver adam --steps 3 --quiet --out", tmp_path / "out")[0] == 0
+    line = f"predict {tmp_path / 'out'} digits --out {tmp_path / 'p.npz'}"
+    refused(run, "--data is of no use to the model in", f"{line} --data {tmp_path}")
+    code, said, err = run(line)
+    assert (code, err) == (0, "") and "probability (sample 1797, class 10)" in said
+
+
 def test_forecasts_from_the_command_line(run, tmp_path):
     xarray = pytest.importorskip("xarray")
     from tests.problems.forecasts.test_forecast_model import last, waves, written
