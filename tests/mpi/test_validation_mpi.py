@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import agree, needs_mpi
+from tests.helpers import MLDD, agree, launch, needs_mpi
 
 SCRIPT = """
     import torch
@@ -39,3 +39,13 @@ SCRIPT = """
 @pytest.mark.mpi
 def test_ranks_validate_and_stop_together():
     agree(2, SCRIPT)
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_all_ranks_refuse_a_folder_with_results(tmp_path):
+    line = "train obstacle:n=7 --solver adagrad --steps 2 --quiet --out out"
+    first, second = (launch(2, MLDD, *line.split(), cwd=tmp_path) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 2), first.stderr + second.stderr
+    assert "mldd: error: the folder out must be free" in second.stderr and "rank" not in second.stderr
+    assert launch(2, MLDD, *line.split(), "--overwrite", cwd=tmp_path).returncode == 0
