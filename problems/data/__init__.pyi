@@ -1,3 +1,4 @@
+from .arrays import load_array as load_array
 from .calendars import CALENDARS as CALENDARS
 from .calendars import Calendar as Calendar
 from .contents import SPLITS as SPLITS

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mldd.models import Prediction
-from mldd.problems.data import DataError, load_digits_images
+from mldd.problems.data import DataError, load_array, load_digits_images
 from mldd.problems.nets import Dense, NetworkModel, classified
 
 
@@ -74,7 +71,8 @@ class SampleModel(NetworkModel):
         DataError
             Samples with other inputs.
         """
-        name, inputs = _samples(data)
+        is_known = isinstance(data, str) and data == "digits"
+        name, inputs = ("digits", load_digits_images()[0].numpy()) if is_known else load_array(data, "digits")
         if inputs.ndim != 2 or inputs.shape[1] != self.net.widths[0] or inputs.dtype.kind not in "fiu":
             raise DataError(
                 f"{name}: samples must be numbers of shape (m, {self.net.widths[0]}) as in the training, got "
@@ -88,27 +86,3 @@ class SampleModel(NetworkModel):
         with torch.no_grad():
             probability = torch.softmax(self(torch.from_numpy(inputs)).double(), 1).cpu().numpy()
         return classified(probability, "sample", name, notes * beyond)
-
-
-def _samples(data: Any) -> tuple[str, Any]:
-    """Return name and inputs of samples."""
-    if not isinstance(data, str | os.PathLike):
-        return "data", data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
-    name = os.fspath(data)
-    if name == "digits":
-        return name, load_digits_images()[0].numpy()
-    path = Path(name).expanduser()
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        raise DataError(f"data must be digits or a file .npz of samples, got {name!r}; correct the name")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            if "x" not in names and len(names) != 1:
-                raise DataError(
-                    f"{name}: expected one array, or one called x, got {', '.join(names) or 'none'}; rename"
-                )
-            return name, archive["x" if "x" in names else names[0]]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{name}: expected a .npz of plain arrays, got another file ({error}); write it anew") from None

@@ -44,7 +44,7 @@ def test_other_scales_are_said_and_other_inputs_refused(kept, tmp_path):
     for data, words in (
         (np.eye(63), r"shape \(m, 64\) as in the training, got float64 of shape \(63, 63\)"),
         (np.full((2, 64), np.nan), "samples must be finite, got 128"),
-        ("mnist", "must be digits or a file .npz of samples, got 'mnist'"),
+        ("mnist", "must be digits or a file .npz with one array, got 'mnist'"),
         (tmp_path / "text.npz", "expected a .npz of plain arrays"),
         (tmp_path / "two.npz", "expected one array, or one called x, got a, b"),
     ):
