@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str], module: nn.Module | None = None) -> Any:
         model = mldd.load("runs/cora")
         model.predict("other_graph.npz")["probability"]
     """
-    file = found(Path(path))
+    file = found(Path(path).expanduser())
     content = _read(file)
     if module is None:
         module = _made(file, content)
