@@ -3,6 +3,7 @@ from .graph_options import Spaces as Spaces
 from .halos import Halos as Halos
 from .node_classification import NodeClassification as NodeClassification
 from .node_loss import NodeLoss as NodeLoss
+from .node_model import NodeModel as NodeModel
 from .sharded import ShardedClassification as ShardedClassification
 from .subdomain_networks import OwnNetworks as OwnNetworks
 from .subdomain_networks import SubdomainNetworks as SubdomainNetworks

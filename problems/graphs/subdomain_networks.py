@@ -33,6 +33,7 @@ from mldd.algebra import (
     on_this_rank,
 )
 from mldd.graph import Graph, grow
+from mldd.loop import Problem
 from mldd.problems.graphs.blended_loss import BlendedLoss, Group, LocalBlends, blended_with_dropout
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.node_classification import NodeClassification
@@ -141,6 +142,8 @@ class SubdomainNetworks(NodeClassification):
     """
 
     own: OwnNetworks = OwnNetworks()
+
+    module = Problem.module  # type: ignore[assignment]  # one network per part, and none of the whole
 
     def __post_init__(self) -> None:
         """Refuse options that have no meaning here."""

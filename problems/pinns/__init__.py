@@ -11,3 +11,4 @@ REGISTERED = {
     name: f"mldd.problems.pinns.pinn:PhysicsInformed?name={name}"
     for name in ("poisson1d", "burgers", "diffusion-advection", "klein-gordon", "allen-cahn")
 }
+MODELS = {"solutions": "mldd.problems.pinns.solution_model:SolutionModel"}

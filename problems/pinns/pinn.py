@@ -31,6 +31,7 @@ from mldd.problems.pinns.equations import Equation, equation, hammersley
 from mldd.problems.pinns.layer_models import LayerModels
 from mldd.problems.pinns.pinn_windows import by_windows, parse_layout
 from mldd.problems.pinns.residual_loss import ResidualLoss
+from mldd.problems.pinns.solution_model import SolutionModel
 from mldd.problems.pinns.taylor import Network
 from mldd.problems.pinns.window_loss import WindowLoss
 from mldd.problems.pinns.window_model import WindowModel
@@ -457,6 +458,10 @@ class PhysicsInformed(Problem):
         return every | known.get(solver, {})
 
     # -------------------------------------------------------------------------------- what the user sees
+
+    def module(self, x: Tensor) -> SolutionModel:
+        """Return the networks with these parameters, which give u at any points."""
+        return SolutionModel(self, x)
 
     def predict(self, x: Tensor, points: Tensor) -> Tensor:
         """Return the approximate solution u at any points of the box, shape (m,).

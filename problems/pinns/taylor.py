@@ -112,6 +112,13 @@ class Network:
             layers += [layer] * (3 if scaled else 2)
         return Layout(tuple(shapes), tuple(layers))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors of the layout: ``layers.0.weight``."""
+        kinds = ("weight", "bias", "scale")
+        places = self.layout.layers
+        return tuple(f"layers.{k}.{kinds[i - places.index(k)]}" for i, k in enumerate(places))
+
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's uniform start, biases zero, scales 0.1; shape (N,), float64."""
         generator = torch.Generator().manual_seed(seed)
