@@ -25,7 +25,7 @@ from mldd.command.values import one_line
 from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
-    from mldd.loop import History, Status
+    from mldd.loop import Status
     from mldd.ranks import Communicator
 
 _EXAMPLES = """
@@ -265,7 +265,17 @@ def _parser() -> _Parser:
         _add_options(both)
     plot = command("plot", "compare the results in folders in a figure")
     plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="the figure; default: beside the results")
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR",
+    )
+    plot.add_argument("--overwrite", action="store_true", help="replace a figure that is there")
+    plot.add_argument(
+        "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
+    )
+    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure")
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
 
@@ -431,20 +441,10 @@ def _compare(options: argparse.Namespace, stage: Stage) -> int:
 
 
 def _plot(options: argparse.Namespace, stage: Stage) -> int:
-    from mldd.command.compare import collect
-    from mldd.figures import curves as plot
+    from mldd.command import plot
 
-    found = collect(options.folders)
-    first: History = next(iter(found.values()))[0]
-    alone = len(found) == 1 and len(next(iter(found.values()))) == 1
-    home = options.folders[0] if len(options.folders) == 1 else Path()
-    figure = options.out or home / ("convergence.png" if alone else "compare.png")
     if stage.rank == 0:
-        if alone:
-            plot.convergence(first, figure, next(iter(found)))
-        else:
-            plot.comparison(found, figure)
-        print(figure)
+        print(*plot.plot(options))
     return 0
 
 

@@ -1,10 +1,9 @@
-"""Several solvers on one problem from the same starts: runs, table, CSV and figure; results that lie in folders."""
+"""Several solvers on one problem from the same starts: runs, table, CSV and figure."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -177,6 +176,7 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow
     if result is None:
         with contextlib.suppress(OSError, ValueError):
             history = History() if out is None else read_csv(out / "history.csv")
+        history.norm = run.stop.norm
         return TableRow(run.names[1], run.seed, {}, history, error)
     content = reports.report(run, result)
     if out is not None and comm.rank == 0:
@@ -223,7 +223,7 @@ def _statuses(rows: Sequence[TableRow]) -> str:
 
 
 def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
-    """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``; return the files.
+    """Write ``compare.csv`` (one row per solver and seed), ``compare.pdf`` and ``.png``; return the files.
 
     Parameters
     ----------
@@ -243,61 +243,23 @@ def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
         table.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
     write_table(out / "compare.csv", table)
     written = [out / "compare.csv"]
-    curves: dict[str, list[History]] = {}
-    for row in rows:
-        if row.history.records:
-            curves.setdefault(row.solver, []).append(row.history)
-    if curves:
+    if any(row.history.records for row in rows):
 
         def draw() -> list[Path]:
-            from mldd.figures import curves as plot
+            from mldd.figures import curves, figure_files
 
-            plot.comparison(curves, out / "compare.png", title)
-            return [out / "compare.png"]
+            curves.comparison(_histories(rows), out / "compare", title)
+            return figure_files(out / "compare")
 
-        written += reports.drawn("compare.png", draw)
+        written += reports.drawn("the figure compare", draw)
     return written
 
 
-def collect(folders: Sequence[Path]) -> dict[str, list[History]]:
-    """Return the histories below `folders`, by solver (and problem, where there are several).
-
-    Parameters
-    ----------
-    folders : sequence of Path
-        They are searched with all below them.
-
-    Raises
-    ------
-    FileNotFoundError
-        A folder that is not there, or that holds no ``history.csv``.
-    ValueError
-        A file that is none.
-    """
-    found: list[tuple[str, str, History]] = []
-    for folder in folders:
-        paths = sorted(folder.rglob("history.csv"))
-        if not paths:
-            raise FileNotFoundError(f"{folder} must hold results of mldd, got no history.csv; give the DIR of --out")
-        for path in paths:
-            history = read_csv(path)
-            if history.records:
-                found.append((*_labels(path.parent), history))
-    if not found:
-        raise ValueError(f"{folders[0]} must hold results of mldd, got a history without records")
-    several = len({problem for problem, _, _ in found}) > 1
-    curves: dict[str, list[History]] = {}
-    for problem, solver, history in found:
-        curves.setdefault(f"{problem} {solver}" if several else solver, []).append(history)
-    return curves
-
-
-def _labels(folder: Path) -> tuple[str, str]:
-    try:
-        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return str(content["problem"]), str(content["solver"])
-    except (OSError, ValueError, KeyError, TypeError):  # a run that was killed has none
-        return "", str(folder.absolute().name)
+def _histories(rows: Sequence[TableRow]) -> dict[str, list[History]]:
+    """Return the histories by solver, one per seed; an empty one keeps the place of a run that never began."""
+    found = {(row.solver, row.seed): row.history for row in rows}
+    seeds = dict.fromkeys(row.seed for row in rows)
+    return {name: [found.get((name, s), History()) for s in seeds] for name in dict.fromkeys(r.solver for r in rows)}
 
 
 def _folders(solvers: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mldd.loop.solver import Status
 
 
 @dataclass(frozen=True)
@@ -184,9 +187,15 @@ class History:
     ----------
     records : list of Record
         In the order of the steps.
+    norm : float, optional
+        Norm of the measure, where it is known.
+    status : Status, optional
+        Why the run has ended, once it has and where it is known.
     """
 
     records: list[Record] = field(default_factory=list)
+    norm: float | None = None
+    status: Status | None = None
 
     def __call__(self, record: Record) -> None:
         """Keep `record`."""
@@ -200,7 +209,9 @@ class History:
         name : str
             A field of `Record` or `Cost`.
         """
-        return [record.row()[name] for record in self.records]
+        if name in Record.__dataclass_fields__:
+            return [getattr(record, name) for record in self.records]
+        return [getattr(record.cost, name) for record in self.records]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -313,7 +313,7 @@ def minimise(
     """
     check_start(objective, x)
     x, projected = _project_start(objective, x)
-    history = History(list(past.records) if past else [])
+    history = History(list(past.records) if past else [], stop.norm)
     before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
     seen = bool(values) or stop.target > -math.inf
     rise = Rise.of(record.value for record in history.records)
@@ -353,6 +353,7 @@ def minimise(
                 good.copy_(x)
                 x, state = solver.step(f, x, state)
                 state.step += 1
+    history.status = status
     return Result(good if status is Status.diverged and not risen else x, status, state, history, projected)
 
 
