@@ -1,7 +1,7 @@
 """The command ``mldd``: list, info, train, compare, plot, partition.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
-ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C.
+ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C, 141 when nobody reads what it prints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mldd.algebra import did_you_mean
-from mldd.command import names
+from mldd.command import names, output
 from mldd.command.values import one_line
 from mldd.ranks import launched, launched_rank
 
@@ -108,7 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Words of the command line, by default those of the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _answer(list(sys.argv[1:] if argv is None else argv))
+    output.close()
+    return code
+
+
+def _answer(words: list[str]) -> int:
     stage = Stage(debug="--debug" in words)
     try:
         with contextlib.redirect_stdout(sys.stdout if stage.rank == 0 else io.StringIO()):  # --help comes once
@@ -117,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.formatwarning = lambda message, *_: f"mldd: warning: {message}\n"  # where it was is of no use here
             if stage.rank != 0:
                 warnings.simplefilter("ignore")
-            return int(_COMMANDS[options.command](options, stage))
+            code = int(_COMMANDS[options.command](options, stage))
+        sys.stdout.flush()
+        return code
     except SystemExit as end:
         return int(end.code or 0)
     except _ElsewhereError:
@@ -128,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stage.comm.abort(130)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.reader_is_gone():
+            return output.READER_IS_GONE
         return _fail(error, stage)
 
 
