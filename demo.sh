@@ -31,6 +31,6 @@ fi
 
 # Both solvers run until the loss without dropout is down to the same target: the table compares what that cost.
 run() { echo "+ $*"; "$@"; }
-run $launch "$mldd" train $graph --solver dd-adagrad --parts 4 --levels 2 --steps 60 --out "$out/train"
+run $launch "$mldd" train $graph --solver dd-adagrad --parts 4 --levels 2 --steps 60 --overwrite --out "$out/train"
 run $launch "$mldd" compare $graph --solvers dd-adagrad,adam --parts 4 --levels 2 --seeds 0,1,2 \
-    --target 0.46 --steps 1000 --out "$out/compare"
+    --target 0.46 --steps 1000 --overwrite --out "$out/compare"

@@ -21,11 +21,12 @@ ARROWS = {
     "mldd/algebra": set(),
     "mldd/ranks": {"mldd/algebra"},
     "mldd/loop": {"mldd/algebra", "mldd/ranks"},
+    "mldd/models": {"mldd/algebra", "mldd/loop"},
     "mldd/graph": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     # a partitioner knows what it cuts; who cuts looks it up by name in a table, as the command line does a solver
     "mldd/graph/partitioners": {"mldd/algebra", "mldd/ranks", "mldd/graph"},
     "mldd/figures": {"mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/graph"},
-    "mldd/command": {"mldd", "mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/graph", "mldd/figures"},
+    "mldd/command": {"mldd", "mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/models", "mldd/graph", "mldd/figures"},
     "solvers": {"solvers/parts", "solvers/petsc"},
     "solvers/parts": set(),
     "solvers/petsc": {"solvers/parts"},

@@ -34,7 +34,11 @@ CASES: dict[str, tuple[str, ...]] = {
     "digits:hidden=128-64": ("lbfgs", "trust-region", "schwarz --parts 3", "ml-adagrad --levels 3"),
     "digits:hidden=128-64,subdomains=data": ("apts --parts 4", "dd-adagrad --parts 4 --levels 2"),
     "klein-gordon:points=4000": ("lbfgs", "mspqn --parts 4", "schwarz --parts 4"),
-    "poisson1d:model=windows,windows.count=8,points=4000": ("lbfgs", "schwarz --parts 8", "schwarz --parts 8 --overlap 1"),
+    "poisson1d:model=windows,windows.count=8,points=4000": (
+        "lbfgs",
+        "schwarz --parts 8",
+        "schwarz --parts 8 --overlap 1",
+    ),
     "sbm": GRAPH,
     "cora": GRAPH,
     "cora:model=gat,hidden=8": GRAPH,

@@ -18,22 +18,25 @@ from typing import Any, Literal
 _OUTSIDE = re.compile(r"(?P<home>[^:(]*\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*(?=[:(]|$)")
 
 
-def registered(home: str) -> dict[str, str]:
+def registered(home: str, table: str = "REGISTERED") -> dict[str, str]:
     """Return names and where their objects are, ``module:Attribute``, without importing any of them.
 
-    The door of `home` and those of the rooms in it have a table ``REGISTERED`` each; packages of others have entry
-    points of the group ``mldd.WORD``, where WORD is the last one of `home`.
+    The door of `home` and those of the rooms in it have a `table` each; packages of others have entry points of the
+    group ``mldd.WORD``, where WORD is the last one of `home`, or another table in small letters.
 
     Parameters
     ----------
     home : str
         A package: ``mldd.problems``, ``mldd.solvers``, ``mldd.graph.partitioners``.
+    table : str
+        Name of the tables.
     """
     door = import_module(home)
     rooms = [door, *(import_module(f"{home}.{m.name}") for m in pkgutil.iter_modules(door.__path__) if m.ispkg)]
-    tables = [vars(room).get("REGISTERED", {}) for room in rooms]
-    return {entry.name: entry.value for entry in entry_points(group=f"mldd.{home.rpartition('.')[2]}")} | {
-        name: target for table in tables for name, target in table.items()
+    tables = [vars(room).get(table, {}) for room in rooms]
+    word = home.rpartition(".")[2] if table == "REGISTERED" else table.lower()
+    return {entry.name: entry.value for entry in entry_points(group=f"mldd.{word}")} | {
+        name: target for of_room in tables for name, target in of_room.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, plot, partition.
+"""The command ``mldd``: list, info, train, compare, predict, plot, partition.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C, 141 when nobody reads what it prints.
@@ -34,6 +34,8 @@ separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash op
 
   mldd train obstacle:n=63 --solver ml-adagrad --levels 4 --atol 1e-6 --out results
   mpiexec -n 4 mldd train cora --solver dd-adagrad --parts 8 --levels 2
+  mldd train cora --solver adam --validate-every 5 --patience 10 --keep best --out results
+  mldd predict results my_graph.npz --out classes.csv
   mldd compare cora --solvers adam:lr=0.01,dd-adagrad --seeds 0,1,2 --steps 200 --out results
   mldd partition cora --parts 16 --methods metis,kahypar-km1,best --out parts
 """
@@ -185,7 +187,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     own, petsc = _split(words)
     options = parser.parse_args(own)
     if options.command is None:
-        raise ValueError("a command is needed: list, info, train, compare, plot or partition; see mldd --help")
+        raise ValueError("a command is needed: list, info, train, compare, predict, plot or partition; see mldd --help")
     if petsc and options.command not in ("train", "compare"):
         raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
     for word in petsc:
@@ -233,6 +235,12 @@ def _number(text: str) -> float:
     return number
 
 
+def _kept(text: str) -> str:
+    if not re.fullmatch(r"last|best(:\w+)?", text):
+        raise argparse.ArgumentTypeError(f"must be last, best or best:NAME, got {text!r}")
+    return text
+
+
 def _words(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(",")))
 
@@ -250,7 +258,9 @@ def _parser() -> _Parser:
         prog="mldd", description="Multilevel domain-decomposition training.", epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", metavar="list | info | train | compare | plot | partition")
+    commands = parser.add_subparsers(
+        dest="command", metavar="list | info | train | compare | predict | plot | partition"
+    )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         new = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -272,6 +282,7 @@ def _parser() -> _Parser:
     compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default 0")
     for both in (train, compare):
         _add_options(both)
+    _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
     plot = command("plot", "compare the results in folders in a figure")
     plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     plot.add_argument(
@@ -284,9 +295,19 @@ def _parser() -> _Parser:
     plot.add_argument(
         "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
     )
-    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure")
+    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run, or its model.pt")
+    add("of", metavar="DATA", help="a name or file, with keys: era5-uk:origins=all, FILE.nc:origins=2019-03-31T06")
+    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .npz or .csv")
+    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--quiet", action="store_true", help="no summary")
 
 
 def _add_partition(parser: argparse.ArgumentParser) -> None:
@@ -343,7 +364,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
-    add("--out", type=Path, metavar="DIR", help="receives result.json, history.csv, convergence.png")
+    add("--out", type=Path, metavar="DIR", help="receives result.json, history.csv, convergence.png, model.pt")
+    add("--overwrite", action="store_true", help="replace the results of another run in DIR")
+    add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
+    add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
+    add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
     add("--quiet", action="store_true", help="neither progress bar nor summary")
 
 
@@ -382,13 +407,16 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     names.check_solver(options.solver)
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
     comm = early or _begin(options, stage)
-    from mldd.command import builder
+    from mldd.command import builder, checks
     from mldd.command import report as reports
     from mldd.command import run as runs
     from mldd.command.preparation import Preparation
     from mldd.loop import check_replaceable
 
     builder.check_options(options, [pair[1]])
+    checks.check_validation(options)
+    if options.out is not None and options.resume is None:
+        checks.check_free(options.out, options.overwrite, comm)
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
         if folder is not None:
             runs.check_folder(folder, comm)
@@ -400,6 +428,8 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     if options.checkpoint is not None:
         runs.fresh_state(run)
     past = runs.resumed(run, options.resume) if options.resume is not None else runs.Past(run.x)
+    if options.out is not None and options.resume is not None:
+        checks.check_free(options.out, options.overwrite, comm, past.history)
     stage.agree()
     shown = not options.quiet
     result = runs.execute(run, past, out=options.out, checkpoint=options.checkpoint, shown=shown, first=stage.start)
@@ -410,6 +440,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
         if options.out is not None:
             written = [
                 *reports.write_result(options.out, content, result.history),
+                *reports.keep(run, result, content, options.out),
                 *reports.pictures(run, result, options.out),
             ]
         if options.checkpoint is not None and not result.status.failed:
@@ -440,13 +471,25 @@ def _compare(options: argparse.Namespace, stage: Stage) -> int:
     problem = names.problem_spec(options.problem)
     solvers = [names.solver_spec(text) for text in texts]
     comm = early or _begin(options, stage)
-    from mldd.command import builder, compare
+    from mldd.command import builder, checks, compare
     from mldd.command import run as runs
 
     builder.check_options(options, solvers)
+    checks.check_validation(options)
     if options.out is not None:
+        checks.check_free(options.out, options.overwrite, comm)
         runs.check_folder(options.out, comm)
     return compare.compare(problem, solvers, options, stage)
+
+
+def _predict(options: argparse.Namespace, stage: Stage) -> int:
+    if stage.rank == 0:  # one process does it, however many there are
+        from mldd.command import predict
+
+        lines = predict.run(options)
+        if not options.quiet:
+            print("\n".join(lines))
+    return 0
 
 
 def _plot(options: argparse.Namespace, stage: Stage) -> int:
@@ -476,6 +519,7 @@ _COMMANDS = {
     "info": _info,
     "train": _train,
     "compare": _compare,
+    "predict": _predict,
     "plot": _plot,
     "partition": _partition,
 }

@@ -181,6 +181,7 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow
     content = reports.report(run, result)
     if out is not None and comm.rank == 0:
         reports.write_result(out, content, result.history)
+        reports.keep(run, result, content, out)
     return TableRow(run.names[1], run.seed, content, result.history)
 
 

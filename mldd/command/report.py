@@ -10,11 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mldd.algebra import uncounted
 from mldd.command import info
 from mldd.command.names import described
 from mldd.command.values import one_line
-from mldd.loop import History, Result, replacing
+from mldd.loop import History, Result, Validation, has, replacing
+from mldd.models import MODEL, SOLUTION, save
 
 if TYPE_CHECKING:
     from mldd.command.run import Run
@@ -56,8 +59,31 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         **asdict(result.record.cost),
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
+        **({"validation": _of_validation(run, result.validation)} if result.validation is not None else {}),
         **({"details": details} if (details := run.problem.details()) else {}),
     }
+
+
+def _of_validation(run: Run, validation: Validation) -> dict[str, Any]:
+    """Return what ``result.json`` says of the validation, with the metrics of its best iterate."""
+    with uncounted():
+        metrics = {} if validation.best is None else run.problem.metrics(validation.best)
+    return {
+        "times": validation.times,
+        "seconds": validation.seconds,
+        "best_by": validation.chosen,
+        "best": validation.value,
+        "best_step": validation.step,
+        "metrics_of_best": {name: float(value) for name, value in metrics.items()},
+    }
+
+
+def _validation_line(found: dict[str, Any]) -> str:
+    """Return the validation of a run in words."""
+    return (
+        f"{found['times']} times, {found['seconds']:.3g} s outside of the clock; best "
+        f"{found['best_by'].replace('_', ' ')} {found['best']:.4g} after step {found['best_step']}"
+    )
 
 
 def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
@@ -86,6 +112,8 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
     ]
     if content["setup_seconds"] > 0:
         lines.append(("set-up", f"{content['setup_work']:.4g} work units, {content['setup_seconds']:.3g} s before"))
+    if "validation" in content:
+        lines.append(("validation", _validation_line(content["validation"])))
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]
     lines += [("data", note) for note in content.get("details", {}).get("notes", [])]
     if result.projected:
@@ -155,6 +183,40 @@ def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
     except Exception as error:  # no backend, no font, no disk: matplotlib raises anything
         warnings.warn(f"{name} was not drawn: {one_line(error)}", stacklevel=2)
         return []
+
+
+def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[Path]:
+    """Write the trained network, or the unknowns where the problem has none (rank 0); return the files.
+
+    Of a run that failed only the best iterate of a validation is kept.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    content : dict
+        Of ``result.json``.
+    out : Path
+        The folder.
+    """
+    best = result.validation if run.options["keep"] != "last" else None
+    x = result.x if best is None or best.best is None else best.best
+    if result.status.failed and x is result.x:
+        return []
+    if not has(run.problem, "module"):
+        with replacing(out / SOLUTION) as new:
+            np.savez(new, x=x.cpu().numpy(), shape=np.array(run.problem.array_shape() or x.shape))
+        return [out / SOLUTION]
+    of_run = {key: content[key] for key in ("problem", "solver", "options", "seed", "status", "ranks", "versions")}
+    of_x = {"step": content["steps"], "kept": "last", "metrics": content["metrics"]}
+    if x is not result.x and best is not None:
+        metrics = content["validation"]["metrics_of_best"]
+        of_x = {"step": best.step, "kept": f"best {best.chosen}", "metrics": metrics}
+    with uncounted():
+        save(out / MODEL, run.problem.module(x), _plain(of_run | of_x))
+    return [out / MODEL]
 
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,24 @@ from torch import Tensor
 import mldd
 from mldd.algebra import Objective, sampled, uncounted
 from mldd.command.builder import Builder
+from mldd.command.checks import RESULTS
 from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
-from mldd.loop import CsvWriter, History, Problem, Progress, Result, Solver, Status, Stop, minimise, replacing
+from mldd.loop import (
+    CsvWriter,
+    History,
+    Problem,
+    Progress,
+    Result,
+    Solver,
+    Status,
+    Stop,
+    Validation,
+    has,
+    minimise,
+    replacing,
+)
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
 
@@ -82,6 +96,23 @@ class Run:
         """The ranks."""
         return self.builder.comm
 
+    def validation(self, past: Mapping[str, Any] | None = None) -> Validation | None:
+        """Return the validation of the run, None where there is none.
+
+        Parameters
+        ----------
+        past : dict, optional
+            What a checkpoint says of it.
+        """
+        every = self.options["validate_every"]
+        if every is None:
+            return None
+        by = self.options["keep"].partition(":")[2]
+        made = Validation(self.problem.validation, every, self.options["patience"] or 0, by)
+        if past:
+            made.restore(past)
+        return made
+
     @property
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
@@ -110,6 +141,11 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
         Of the command line.
     preparation : Preparation
         Of the problem.
+
+    Raises
+    ------
+    ValueError
+        A validation of a problem that has no data for it.
     """
     builder = Builder(options, preparation)
     stop = Stop(
@@ -120,7 +156,13 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
         max_seconds=options.max_seconds,
         norm=math.inf if options.norm == "inf" else 2.0,
     )
+    if options.validate_every is not None and not has(builder.problem, "validation"):
+        raise ValueError(
+            f"--validate-every needs `validation(x)`, which problem {type(builder.problem).__name__} does not have: it "
+            "has no data for it; leave it out, or add it to the class"
+        )
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
+    kept += " validate_every patience keep"
     return Run(
         specs=specs,
         solver=builder.solver(specs[1]),
@@ -168,12 +210,15 @@ class Keeper:
         Of the checkpoint.
     run : Run
         The run that it is of.
+    validation : Validation or None
+        That of the run.
     last : float
         Second of the last one.
     """
 
     path: Path
     run: Run
+    validation: Validation | None = None
     last: float = 0.0
 
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
@@ -194,7 +239,8 @@ class Keeper:
             All records so far.
         """
         self.last = history.records[-1].cost.seconds
-        checkpoints.save(self.path, x=x, state=state, history=history, meta=self.run.meta, comm=self.run.comm)
+        of_run = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
+        checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
 
 
 def fresh_state(run: Run) -> Any:
@@ -231,11 +277,14 @@ class Past:
         Of the solver.
     history : History
         Records up to there.
+    validation : dict
+        What a checkpoint says of it.
     """
 
     x: Tensor
     state: Any = None
     history: History = field(default_factory=History)
+    validation: dict[str, Any] = field(default_factory=dict)
 
 
 def resumed(run: Run, path: Path) -> Past:
@@ -259,7 +308,9 @@ def resumed(run: Run, path: Path) -> Past:
     saved.check(run.meta)
     state = saved.state(fresh_state(run), run.comm)
     saved.restore_random()
-    return Past(saved.x.to(run.x.device), state, saved.history)
+    best = saved.validation.get("best")
+    validation = saved.validation | ({} if best is None else {"best": best.to(run.x.device)})
+    return Past(saved.x.to(run.x.device), state, saved.history, validation)
 
 
 def execute(
@@ -288,7 +339,8 @@ def execute(
     first : callable
         Called when the first record is made.
     """
-    keeper = None if checkpoint is None else Keeper(checkpoint, run)
+    validation = run.validation(past.validation)
+    keeper = None if checkpoint is None else Keeper(checkpoint, run, validation)
     with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
         result = minimise(
             run.objective,
@@ -302,6 +354,7 @@ def execute(
             setup=run.builder.setup(),
             after_step=keeper,
             past=past.history if past.history.records else None,
+            validation=validation,
         )
     if keeper is not None and result.status is not Status.diverged:
         keeper.save(result.x, result.state, result.history)
@@ -313,7 +366,7 @@ def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[l
     monitors: list[Any] = []
     if run.comm.rank == 0:
         if out is not None:
-            for stale in ("result.json", "convergence.png"):  # of an older run: they would contradict the new history
+            for stale in RESULTS:  # of an older run: they would contradict the new history
                 (out / stale).unlink(missing_ok=True)
             monitors.append(CsvWriter(out / "history.csv", past.history))
         monitors.append(Progress(run.stop.max_steps, " ".join(run.names), shown))

@@ -42,6 +42,7 @@ _ENDS = {
     "stalled": ("X", "stalled"),
     "diverged": ("^", "diverged"),
     "interrupted": ("D", "interrupted"),
+    "stopped_early": ("P", "stopped early"),
 }
 _CUT_SHORT = (None, Status.max_steps, Status.max_seconds, Status.interrupted)
 
@@ -83,7 +84,7 @@ def convergence(
     against : sequence of str
         Costs, a column of panels each: ``step seconds work_units gradient_evaluations synchronisations``.
     show : sequence of str
-        Quantities, a row of panels each: ``value``, ``gap`` and ``measure``.
+        Quantities, a row of panels each: ``value``, ``gap``, ``measure``, and numbers of the validation by name.
     """
     return _panels({"": [history]}, path, title, _NO_LABELS, against, show)
 
@@ -117,7 +118,8 @@ def comparison(
     against : sequence of str
         Costs, a column of panels each; by default work units and synchronisations, or seconds where a solver has none.
     show : sequence of str
-        Quantities, a row of panels each: the objective ``value``, its ``gap`` to the lowest one, and the ``measure``.
+        Quantities, a row of panels each: the objective ``value``, its ``gap`` to the lowest one, the ``measure``, and
+        numbers of the validation by name.
 
     Raises
     ------
@@ -164,7 +166,8 @@ def _panels(
 
 def _check(runs: Runs, against: Sequence[str], show: Sequence[str]) -> None:
     """Refuse what cannot be drawn, or would be wrong on one axis."""
-    for kind, given, there in (("cost", against, COSTS), ("quantity", show, QUANTITIES)):
+    validated = dict.fromkeys(name for row in runs.values() for history in row for name in history.validated)
+    for kind, given, there in (("cost", against, COSTS), ("quantity", show, {**QUANTITIES, **validated})):
         unknown = [name for name in given if name not in there]
         if unknown or not given:
             raise ValueError(f"a {kind} of a figure must be one of {' '.join(there)}, got {(unknown or ['none'])[0]}")
@@ -281,7 +284,9 @@ def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     finite = np.concatenate([v[np.isfinite(v)] for row in values.values() for v in row] or [np.empty(0)])
     starts = [float(v[np.isfinite(v)][0]) for row in values.values() for v in row if np.isfinite(v).any()]
     positive = finite[finite > 0]  # a measure of exactly 0 (converged to the last bit) is left out
-    logarithmic = len(positive) > 0 and (y != "value" or (finite.min() > 0 and positive.max() > 10 * positive.min()))
+    logarithmic = len(positive) > 0 and (
+        y in ("gap", "measure") or (finite.min() > 0 and positive.max() > 10 * positive.min())
+    )
     if logarithmic:
         ax.set_yscale("log", nonpositive="mask")
         top = max(starts)
@@ -307,7 +312,7 @@ def _label(runs: Runs, y: str) -> str:
     """Return the label of a vertical axis, for the measure with its norm; P projects onto the bounds."""
     norm = next((h.norm for row in runs.values() for h in row if h.norm is not None), None)
     if y != "measure" or norm is None:
-        return QUANTITIES[y]
+        return QUANTITIES.get(y, wrapped(y.replace("_", " "), _PANEL))
     index = r"\infty" if norm == math.inf else f"{norm:g}"
     return rf"$\Vert P(x - g) - x\,\Vert_{{{index}}}$"
 
@@ -317,7 +322,7 @@ def _styles(number: int) -> list[tuple[str, str]]:
 
 
 def _sign(status: Status) -> tuple[str, str]:
-    return _ENDS.get(status.name, ("P", status.name.replace("_", " ")))
+    return _ENDS[status.name]
 
 
 def _handles(runs: Runs, unequal: bool) -> Iterator[Artist]:

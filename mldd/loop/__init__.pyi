@@ -17,6 +17,7 @@ from .problem import has as has
 from .solver import Result as Result
 from .solver import Solver as Solver
 from .solver import State as State
-from .solver import Status as Status
 from .solver import Stop as Stop
 from .solver import minimise as minimise
+from .status import Status as Status
+from .validation import Validation as Validation

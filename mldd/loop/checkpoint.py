@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from mldd.loop.monitor import FIELDS, History, Record, replacing
-from mldd.loop.solver import Status
+from mldd.loop.status import Status
+from mldd.loop.validation import Validation
 from mldd.ranks import SERIAL, Communicator
 
-FORMAT = "mldd checkpoint 2"
+FORMAT = "mldd checkpoint 3"
 _STATUS, _GENERATOR, _STATE_DICT = "!status", "!generator", "!state_dict"
 
 
@@ -50,6 +51,8 @@ class Checkpoint:
         Problem, solver, options, seed, version: what has to be the same for the run to go on.
     random : dict
         State of torch's and NumPy's global generators.
+    validation : dict
+        What `Validation.state` has returned; empty where the run had none.
     """
 
     x: Tensor
@@ -57,6 +60,7 @@ class Checkpoint:
     history: History
     meta: dict[str, Any]
     random: dict[str, Any]
+    validation: dict[str, Any]
 
     def check(self, meta: dict[str, Any]) -> None:
         """Refuse to go on with another run than the one described by `meta` (its version may differ).
@@ -117,6 +121,7 @@ def save(
     history: History,
     meta: dict[str, Any],
     comm: Communicator = SERIAL,
+    validation: Validation | None = None,
 ) -> None:
     """Write a checkpoint whole or not at all. Called by all ranks; rank 0 writes.
 
@@ -134,6 +139,8 @@ def save(
         What has to be the same for the checkpoint to be of a run.
     comm : Communicator
         The ranks.
+    validation : Validation, optional
+        That of the run.
 
     Raises
     ------
@@ -152,6 +159,8 @@ def save(
         "x": pack(x, "x"),
         "states": states,
         "history": {name: _column(history.column(name)) for name in FIELDS},
+        "validated": {k: dict(record.validation) for k, record in enumerate(history.records) if record.validation},
+        "validation": {} if validation is None else pack(validation.state(), "validation"),
         "meta": pack(meta, "meta"),
         "random": _random_state(),
     }
@@ -315,14 +324,15 @@ def pack(value: Any, where: str) -> Any:
 def _unpack(content: Any) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"it does not say {FORMAT!r}")
-    x, states, meta, random = (content[key] for key in ("x", "states", "meta", "random"))
-    if not (isinstance(x, Tensor) and isinstance(meta, dict) and isinstance(random, dict)):
+    x, states, meta, random, last = (content[key] for key in ("x", "states", "meta", "random", "validation"))
+    if not (isinstance(x, Tensor) and all(isinstance(part, dict) for part in (meta, random, last))):
         raise TypeError("a part has the wrong type")
     if not states or not all(isinstance(state, dict) for state in states):
         raise TypeError("it has no state of a solver")
     columns = [content["history"][name].tolist() for name in FIELDS]
-    history = History([Record.of(row) for row in zip(*columns, strict=True)])
-    return Checkpoint(x, list(states), history, meta, random)
+    rows, validated = zip(*columns, strict=True), content["validated"]
+    history = History([Record.of(row, validated.get(k)) for k, row in enumerate(rows)])
+    return Checkpoint(x, list(states), history, meta, random, last)
 
 
 def _restore(template: Any, saved: Any, where: str, hint: Any) -> Any:

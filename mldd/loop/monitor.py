@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mldd.loop.solver import Status
+from mldd.loop.status import Status
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Record:
         Corrections (coarse or subdomain) accepted and rejected so far.
     cost : Cost
         What the run has cost so far.
+    validation : dict of str to float
+        Numbers over data that are not trained on, by name; empty where there was no validation.
     """
 
     step: int
@@ -92,29 +94,32 @@ class Record:
     accepted: int
     rejected: int
     cost: Cost
+    validation: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(row: Sequence[Any]) -> Record:
+    def of(row: Sequence[Any], validation: Mapping[str, float] | None = None) -> Record:
         """Return the record of a row of a table.
 
         Parameters
         ----------
         row : sequence of float, int or str
             One entry per name in `FIELDS`.
+        validation : dict of str to float, optional
+            Numbers of the validation after this step.
         """
         numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
-        own = len(fields(Record)) - 1
+        own = len(_OWN)
         step, level, measure, value, accepted, rejected = numbers[:own]
-        return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]))
+        return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]), validation or {})
 
     def row(self) -> dict[str, Any]:
-        """Return the record as a row of a table: its numbers and those of its cost, by name."""
-        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cost"}
-        return mine | asdict(self.cost)
+        """Return the record as a row of a table: its numbers, those of its cost and of the validation, by name."""
+        return {f.name: getattr(self, f.name) for f in _OWN} | asdict(self.cost) | dict(self.validation)
 
 
 Monitor = Callable[[Record], None]
-_KINDS = {f.name: float if f.type == "float" else int for f in (*fields(Record)[:-1], *fields(Cost))}
+_OWN = fields(Record)[:-2]
+_KINDS = {f.name: float if f.type == "float" else int for f in (*_OWN, *fields(Cost))}
 FIELDS = tuple(_KINDS)
 
 
@@ -207,11 +212,18 @@ class History:
         Parameters
         ----------
         name : str
-            A field of `Record` or `Cost`.
+            A field of `Record` or `Cost`, or the name of a number of the validation, which is NaN where there was none.
         """
         if name in Record.__dataclass_fields__:
             return [getattr(record, name) for record in self.records]
-        return [getattr(record.cost, name) for record in self.records]
+        if name in Cost.__dataclass_fields__:
+            return [getattr(record.cost, name) for record in self.records]
+        return [record.validation.get(name, math.nan) for record in self.records]
+
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Names of the numbers of the validation, in their order; none where there was no validation."""
+        return tuple(dict.fromkeys(name for record in self.records for name in record.validation))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -248,12 +260,18 @@ def read_csv(path: Path) -> History:
             rows = list(csv.reader(stream))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be a history.csv of mldd, got a file that is no text table ({error})") from error
-    if not rows or tuple(rows[0]) != FIELDS:
+    if not rows or tuple(rows[0][: len(FIELDS)]) != FIELDS:
         raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
     try:
-        return History([Record.of(row) for row in rows[1:]])
+        return History([_read_row(row, rows[0][len(FIELDS) :]) for row in rows[1:]])
     except ValueError as error:
         raise ValueError(f"{path} has a row that is not a record ({error}); write it again") from error
+
+
+def _read_row(row: Sequence[str], names: Sequence[str]) -> Record:
+    """Return the record of a row, whose last entries are numbers of the validation, empty where there was none."""
+    pairs = zip(names, row[len(FIELDS) :], strict=True)
+    return Record.of(row[: len(FIELDS)], {name: float(text) for name, text in pairs if text})
 
 
 class CsvWriter:
@@ -271,14 +289,27 @@ class CsvWriter:
         self._path = path
         self._stream = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (lives as long as the run)
         self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._writer.writerow(FIELDS)
+        self._names: tuple[str, ...] = ()  # of the numbers of the validation
+        self._head(past.validated if past else ())
         for record in past.records if past else ():
             self(record)
 
+    def _head(self, names: tuple[str, ...]) -> None:
+        """Write the header, in the place of one that was written before there was a record."""
+        self._names = names
+        self._stream.seek(0)
+        self._stream.truncate()
+        self._writer.writerow((*FIELDS, *names))
+        self._is_empty = True
+
     def __call__(self, record: Record) -> None:
-        """Append one row; floats keep all their digits."""
+        """Append one row; floats keep all their digits, and entries without a validation are empty."""
+        if self._is_empty and record.validation and not self._names:
+            self._head(tuple(record.validation))
+        self._is_empty, row = False, record.row()
+        entries = (row.get(name, "") for name in (*FIELDS, *self._names))
         try:
-            self._writer.writerow(repr(v) if isinstance(v, float) else v for v in record.row().values())
+            self._writer.writerow(repr(v) if isinstance(v, float) else v for v in entries)
         except OSError as error:
             raise unwritten(self._path, error) from error
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mldd.algebra import Decomposition, Hierarchy, Objective, SharedDecomposition
 from mldd.ranks import Communicator
@@ -123,6 +123,40 @@ class Problem:
             The iterate.
         """
         return {}
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return numbers over data that are not trained on, the loss first; all ranks call it together.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it: it has no such data.
+        """
+        raise ValueError(lacks(self, "validation(x)"))
+
+    def module(self, x: Tensor) -> nn.Module:
+        """Return the network with the parameters `x`, to be kept in a file; see `mldd.models.Model`.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it: its unknowns are no network.
+        """
+        raise ValueError(lacks(self, "module(x)"))
+
+    def array_shape(self) -> tuple[int, ...]:
+        """Return the shape of the array that the unknowns are, where they are one: rows and columns of a grid."""
+        return ()
 
     def details(self) -> dict[str, Any]:
         """Return what else ``result.json`` should say of the problem, how it is distributed say."""

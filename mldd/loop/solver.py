@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,30 +18,9 @@ from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
 from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.loop.rise import Rise
+from mldd.loop.status import Status
+from mldd.loop.validation import Validation
 from mldd.ranks import SERIAL, Communicator
-
-
-class Status(enum.Enum):
-    """Why a run ended; `advice` says what to do about it."""
-
-    converged_atol = "the measure is below atol"
-    converged_rtol = "the measure fell by the factor rtol"
-    target_reached = "the objective is at or below the target"
-    max_steps = "all steps used; allow more steps or loosen the tolerance"
-    max_seconds = "all seconds used; allow more time or loosen the tolerance"
-    stalled = "the solver cannot improve the point; loosen the tolerance, use float64, or another solver"
-    diverged = "gradient or objective is not finite, or the objective is above its start: use a smaller step (rate)"
-    interrupted = "stopped by the user; resume from the checkpoint"
-
-    @property
-    def advice(self) -> str:
-        """One sentence for the user."""
-        return self.value
-
-    @property
-    def failed(self) -> bool:
-        """Whether the run did not end as asked."""
-        return self is Status.diverged
 
 
 @dataclass
@@ -192,6 +170,8 @@ class Result:
         One record per outer step, and one of the start.
     projected : bool
         The start was infeasible and was projected.
+    validation : Validation, optional
+        That of the run, with the best iterate.
     """
 
     x: Tensor
@@ -199,6 +179,7 @@ class Result:
     state: Any
     history: History
     projected: bool = False
+    validation: Validation | None = None
 
     @property
     def record(self) -> Record:
@@ -267,6 +248,7 @@ def minimise(
     setup: Cost = Cost(),  # noqa: B008 (frozen)
     after_step: Callable[[Tensor, Any, History], None] | None = None,
     past: History | None = None,
+    validation: Validation | None = None,
 ) -> Result:
     """Minimise `objective` over its bounds from `x` with `solver`: the only loop.
 
@@ -300,6 +282,8 @@ def minimise(
         Called with (x, state, history) after every step, outside the clock: checkpoints.
     past : History, optional
         Records of the run that is resumed.
+    validation : Validation, optional
+        It sees the iterates at its interval, outside the clock and uncounted, and may end the run.
 
     Returns
     -------
@@ -343,6 +327,8 @@ def minimise(
             if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
             with clock.unseen():
+                if before is None or record.step > before.step:
+                    record, status = _validated(validation, x, record, status, comm)
                 risen = _has_risen(rise, status, objective, None if seen or values is False else x, comm)
                 if before is None or record.step > before.step:
                     _tell(record, history, *monitors)
@@ -354,10 +340,27 @@ def minimise(
                 x, state = solver.step(f, x, state)
                 state.step += 1
     history.status = status
-    return Result(good if status is Status.diverged and not risen else x, status, state, history, projected)
+    end = good if status is Status.diverged and not risen else x
+    return Result(end, status, state, history, projected, validation)
 
 
-_AS_ASKED = (Status.converged_atol, Status.converged_rtol, Status.max_steps, Status.max_seconds)
+_AS_ASKED = (
+    Status.converged_atol,
+    Status.converged_rtol,
+    Status.max_steps,
+    Status.max_seconds,
+    Status.stopped_early,
+)
+
+
+def _validated(
+    validation: Validation | None, x: Tensor, record: Record, status: Status | None, comm: Communicator
+) -> tuple[Record, Status | None]:
+    """Return the record with the numbers of the validation, if it is time for one, and why to stop after it."""
+    if validation is None or status is Status.diverged or not validation.is_due(record.step, status is not None):
+        return record, status
+    record = replace(record, validation=validation.see(x, record.step, comm))
+    return record, Status.stopped_early if status is None and validation.is_exhausted else status
 
 
 def _has_risen(rise: Rise, status: Status | None, objective: Objective, x: Tensor | None, comm: Communicator) -> bool:

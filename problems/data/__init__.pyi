@@ -9,6 +9,7 @@ from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
 from .contents import one_line as one_line
 from .contents import unused_note as unused_note
+from .datasets import NORMALISED as NORMALISED
 from .datasets import GraphData as GraphData
 from .datasets import load_digits_images as load_digits_images
 from .datasets import load_graph as load_graph
@@ -19,6 +20,8 @@ from .forcings import hour as hour
 from .geography import GraphKind as GraphKind
 from .geography import connect as connect
 from .geography import nearest as nearest
+from .graph_inputs import GraphInputs as GraphInputs
+from .graph_inputs import inputs_of as inputs_of
 from .mesh_levels import HiddenMesh as HiddenMesh
 from .mesh_levels import Link as Link
 from .mesh_levels import hidden_mesh as hidden_mesh

@@ -30,6 +30,7 @@ _GRAPHDATA = f"{_GITHUB}/EdisonLeeeee/GraphData/f8022c26b917346f2a461ffec0ec5ae2
 _YANDEX = f"{_GITHUB}/yandex-research/heterophilous-graphs/a431395582e929d88271309716bea4fe24ce6318/data"
 
 _PLANETOID_FOLDERS = {"cora": "Cora", "citeseer": "CiteSeer"}
+NORMALISED = tuple(_PLANETOID_FOLDERS)  # sets whose features are divided by the sums of their rows
 _PLANETOID_SUMS = {
     "citeseer.allx": "2ac30345d95c9ec933a817ee0bdd6a5f077f8c184a20e696910192d534414668",
     "citeseer.ally": "f704b2d986dde6c2669934de1f3ae5696a6cf9455c0f6b2646a2d135ea0a1c95",
@@ -227,7 +228,7 @@ def load_graph(
         raw = _of_user(key, reader)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}, or a file .npz or .pt, got {key!r}")
-    normalise = key in _PLANETOID_FOLDERS if row_normalise is None else row_normalise and key != "minesweeper"
+    normalise = key in NORMALISED if row_normalise is None else row_normalise and key != "minesweeper"
     return _assembled(key, raw, split, normalise)
 
 
@@ -283,6 +284,8 @@ def _known(name: str, data: str | os.PathLike[str] | None) -> GraphArrays:
 def _assembled(name: str, raw: GraphArrays, split: int, normalise: bool) -> GraphData:
     """Make the graph, the tensors and the split of what a file says."""
     nodes, classes = len(raw.labels), int(raw.labels.max()) + 1
+    if classes == 0:
+        raise DataError(f"{name}: expected labels (y, node_labels or labels) of some nodes, got none; add them")
     labels = torch.from_numpy(raw.labels)
     if raw.masks is None:
         largest = int(torch.bincount(labels[labels >= 0]).max())

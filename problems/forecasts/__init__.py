@@ -10,3 +10,4 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 REGISTERED = {
     name: f"mldd.problems.forecasts.forecasting:Forecasting?name={name}" for name in ("era5-uk", "molene", "metr-la")
 }
+MODELS = {"forecasts": "mldd.problems.forecasts.forecast_model:ForecastModel"}

@@ -7,7 +7,8 @@ training part: the zero network is the base, persistence or a linear model, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.problems.data import FORCING_NAMES as FORCING
-from mldd.problems.data import DataError, Series, forcing, hour, on_sphere
-from mldd.problems.forecasts.linear_forecast import LinearForecast, first_origin, fit_linear
+from mldd.problems.data import DataError, Series, forcing, hour
+from mldd.problems.forecasts.forecast_plan import Plan
+from mldd.problems.forecasts.linear_forecast import LinearForecast, first_origin, fit_linear, linear_model
+from mldd.problems.forecasts.static_inputs import static_inputs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,48 +27,8 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _CUTS = 0.6, 0.8  # of the series: ends of training and validation part
 _YEAR = 365 * 86400
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is forecast from what, all times in steps of the series.
-
-    Parameters
-    ----------
-    leads : tuple of int
-        Lead times h of the outputs; with a rollout the only one.
-    history : int
-        Values of every variable before and at the origin.
-    rollout : int
-        How often a forecast is fed back: leads h, 2 h, ..., the history at the origin, one h before, ...
-    forcing, climatology : bool
-        Whether hour and sun, and the mean daily cycle of the node, are inputs.
-    base : {"persistence", "linear"}
-        Forecast that a network starts from: the value at the origin, or that of a linear model.
-    stride : int
-        Every how many origins of the training part is a sample.
-    labels : {"train", "all"}
-        Fit on the first 60 % of the series, or on all before the test part.
-    """
-
-    leads: tuple[int, ...]
-    history: int = 6
-    rollout: int = 1
-    forcing: bool = True
-    climatology: bool = True
-    base: Literal["persistence", "linear"] = "persistence"
-    stride: int = 1
-    labels: Literal["train", "all"] = "train"
-
-    @property
-    def reached(self) -> tuple[int, ...]:
-        """All lead times that are evaluated."""
-        return tuple(self.leads[0] * (k + 1) for k in range(self.rollout)) if self.rollout > 1 else self.leads
-
-    @property
-    def spacing(self) -> int:
-        """Steps between two values of the history."""
-        return self.leads[0] if self.rollout > 1 else 1
+# What is fitted to the training part, by the names of the properties; a trained forecast keeps all of it.
+_FITTED = ("mean", "deviation", "scales", "spreads", "static", "forced", "is_cyclic", "marks_gaps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,18 +41,30 @@ class ForecastData:
         Values of the field.
     plan : Plan
         What is forecast from what.
+    given : dict
+        What was fitted to another series, as `normalisation` returns it; nothing is then fitted to this one, which has
+        no parts and may be as short as the history.
 
     Raises
     ------
     DataError
-        A part of the series without a sample of every lead time.
+        A part of the series without a sample of every lead time, or a series without any origin.
     """
 
     series: Series
     plan: Plan
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a horizon that is longer than the series."""
+        if self.given:
+            vars(self).update(self.given)  # in the place of what the properties would fit
+            if self.first >= self.series.times:
+                raise DataError(
+                    f"{self.series.name}: there must be {self.first + 1} times for the history of a forecast, got "
+                    f"{self.series.times}; give a longer series"
+                )
+            return
         reach = max(self.plan.reached)
         for part in PARTS:
             if not (self.origins[part] + reach < self.end_of(part)).any():
@@ -143,12 +118,41 @@ class ForecastData:
         """
         return {"train": self.fitted, "validation": self.cuts[1], "test": self.series.times}[part]
 
+    def check_origins(self, origins: Ints) -> None:
+        """Refuse origins whose inputs the series does not hold.
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+
+        Raises
+        ------
+        DataError
+            One line with the first of them.
+        """
+        if origins.ndim != 1 or origins.dtype.kind not in "iu":
+            raise DataError(
+                f"origins must be whole numbers of shape (S,), got {origins.dtype} of shape {origins.shape}"
+            )
+        outside = origins[(origins < self.first) | (origins >= self.series.times)]
+        if len(outside):
+            raise DataError(
+                f"{self.series.name}: origins must be in {self.first}..{self.series.times - 1} (history, and last "
+                f"time), got {outside[0]}; leave it out, or give a longer series"
+            )
+
     # -------------------------------------------------------------------------------- normalisation
+
+    def normalisation(self) -> dict[str, Any]:
+        """Return all that was fitted to the training part, for the `given` of another series."""
+        linear = ("coefficients",) * (self.plan.base == "linear")
+        return {name: getattr(self, name) for name in (*_FITTED, *("harmonics",) * self.is_cyclic, *linear)}
 
     @cached_property
     def mean(self) -> Floats:
         """Mean of every variable over the fitted part, shape (V,)."""
-        return np.asarray(_or(np.nanmean(self._past, axis=(0, 1)), 0.0))
+        return np.nan_to_num(np.nanmean(self._past, axis=(0, 1)))
 
     @cached_property
     def deviation(self) -> Floats:
@@ -211,12 +215,23 @@ class ForecastData:
         return np.asarray(there & inside[:, None, None])
 
     @cached_property
-    def linear(self) -> dict[tuple[int, int], LinearForecast]:
-        """The linear model of every lead and variable, fitted to the fitted part."""
-        return {
-            (lead, v): fit_linear(self.series, self.carried[:, :, v], self.observed[:, :, v], lead, self.fitted)
+    def coefficients(self) -> list[list[Floats]]:
+        """Coefficients of the linear model of every lead time and variable, fitted to the fitted part."""
+        return [
+            [
+                fit_linear(self.series, self.carried[:, :, v], self.observed[:, :, v], lead, self.fitted).coefficients
+                for v in range(len(self.series.variables))
+            ]
             for lead in self.plan.reached
-            for v in range(len(self.series.variables))
+        ]
+
+    @cached_property
+    def linear(self) -> dict[tuple[int, int], LinearForecast]:
+        """The linear model of every lead and variable."""
+        return {
+            (lead, v): linear_model(self.series, lead, coefficients)
+            for lead, of_lead in zip(self.plan.reached, self.coefficients, strict=True)
+            for v, coefficients in enumerate(of_lead)
         }
 
     def base(self, origins: Ints, lead: int) -> Floats:
@@ -264,7 +279,7 @@ class ForecastData:
         return tuple(lead - day * -(-lead // day) for lead in self.plan.leads if lead % day)
 
     @cached_property
-    def _harmonics(self) -> Floats:
+    def harmonics(self) -> Floats:
         """Coefficients of the mean daily cycle of every node in the fitted part, normalised, shape (5, n V)."""
         past = self.normal[: self.fitted]
         waves = _waves(self.series.moments(np.arange(self.fitted)))
@@ -279,41 +294,30 @@ class ForecastData:
             Steps, beyond the end of the series too.
         """
         return np.asarray(
-            (_waves(self.series.moments(times)) @ self._harmonics).reshape(len(times), *self.normal.shape[1:])
+            (_waves(self.series.moments(times)) @ self.harmonics).reshape(len(times), *self.normal.shape[1:])
         )
 
-    @property
-    def _cyclic(self) -> bool:
+    @cached_property
+    def is_cyclic(self) -> bool:
         """Whether there is a daily cycle to be fitted: two days of the training part, and steps within the day."""
         seconds = self.fitted * self.series.step
         return self.plan.climatology and seconds >= 2 * 86400 and self.series.step <= 6 * 3600
 
     @cached_property
-    def _static(self) -> tuple[Floats, tuple[str, ...]]:
+    def static(self) -> tuple[Floats, tuple[str, ...]]:
         """Place, altitude and variability of every node, normalised, shape (n, k), and their names."""
-        series = self.series
-        columns = [*on_sphere(series.latitude, series.longitude).T]
-        names = ["x", "y", "z"]
-        if series.altitude is not None:
-            columns, names = [*columns, series.altitude], [*names, "altitude"]
-        if self.plan.climatology:
-            columns += [*self.normal[: self.fitted].std(0).T]
-            names += [f"deviation of {name}" for name in series.variables]
-        table = np.stack(columns, -1)
-        spread = table.std(0)
-        return (table - table.mean(0)) / np.where(spread > 1e-9 * (1 + np.abs(table).max(0)), spread, np.inf), tuple(
-            names
-        )
+        of_variables = self.normal[: self.fitted].std(0) if self.plan.climatology else None
+        return static_inputs(self.series, of_variables)
 
     @cached_property
-    def _spreads(self) -> dict[str, Floats]:
+    def spreads(self) -> dict[str, Floats]:
         """Root mean squares over training samples that make differences comparable to the values."""
         t = self.origins["train"]
         z, lead = self.normal, self.plan.leads
         made = {"increment": _rms(z[t] - z[np.maximum(t - self.plan.spacing, 0)])}
         for k, offset in enumerate(self._daily[: len(lead)]):
             made[f"day {k}"] = _rms(z[t + offset] - z[t])
-        if self._cyclic:
+        if self.is_cyclic:
             made["anomaly"] = _rms(z[t] - self.cycle(t))
             for k, of in enumerate(lead):
                 made[f"cycle {k}"] = _rms(self.cycle(t + of) - self.cycle(t))
@@ -327,18 +331,23 @@ class ForecastData:
         names += [f"{v}: increment {k}" for k in range(1, plan.history) for v in variables]
         daily = plan.leads if plan.rollout > 1 else [k for k in plan.leads if self._daily and k % self.series.per_day]
         names += [f"{v}: last day at lead {k}" for k in daily[: len(self._daily)] for v in variables]
-        if self._cyclic:
+        if self.is_cyclic:
             names += [f"{v}: anomaly" for v in variables]
             names += [f"{v}: daily cycle to lead {k}" for k in plan.leads for v in variables]
         if plan.forcing:
-            names += [f"{name} at lead {k}" for k in plan.leads for name in self._forced]
+            names += [f"{name} at lead {k}" for k in plan.leads for name in self.forced]
             names += ["cos_zenith"]
-        if self.series.gaps:
+        if self.marks_gaps:
             names += [f"{v}: observed" for v in variables]
-        return (*names, *self._static[1])
+        return (*names, *self.static[1])
 
-    @property
-    def _forced(self) -> tuple[str, ...]:
+    @cached_property
+    def marks_gaps(self) -> bool:
+        """Whether inputs say which values are observed: where some are not."""
+        return self.series.gaps > 0
+
+    @cached_property
+    def forced(self) -> tuple[str, ...]:
         """Forcing without the day of the year, unless the training part has seen a year."""
         whole = self.fitted * self.series.step >= _YEAR
         return tuple(name for name in FORCING if whole or not name.endswith("day"))
@@ -365,11 +374,11 @@ class ForecastData:
         blocks = [level]
         for k in range(plan.history - 1):
             block = np.zeros((plan.history, v, v))
-            block[k], block[k + 1] = one / self._spreads["increment"], -one / self._spreads["increment"]
+            block[k], block[k + 1] = one / self.spreads["increment"], -one / self.spreads["increment"]
             blocks.append(block.reshape(-1, v))
-        blocks += [-level / self._spreads[f"day {k}"] for k in range(len(self._daily[: len(plan.leads)]))]
-        if self._cyclic:
-            blocks.append(level / self._spreads["anomaly"])
+        blocks += [-level / self.spreads[f"day {k}"] for k in range(len(self._daily[: len(plan.leads)]))]
+        if self.is_cyclic:
+            blocks.append(level / self.spreads["anomaly"])
         made = np.concatenate(blocks, axis=1)
         rest = len(self.feature_names) - made.shape[1]
         return np.concatenate([made, np.zeros((len(made), rest))], axis=1)
@@ -389,19 +398,19 @@ class ForecastData:
         shape = (len(origins), series.nodes, len(series.variables))
         parts: list[Any] = [np.zeros((*shape[:2], plan.history * shape[2]))]
         offsets = self._daily[turn : turn + 1] if plan.rollout > 1 else self._daily
-        parts += [self.normal[origins + o] / self._spreads[f"day {k}"] for k, o in enumerate(offsets)]
-        if self._cyclic:
+        parts += [self.normal[origins + o] / self.spreads[f"day {k}"] for k, o in enumerate(offsets)]
+        if self.is_cyclic:
             cycle = self.cycle(now)
-            parts.append(-cycle / self._spreads["anomaly"])
+            parts.append(-cycle / self.spreads["anomaly"])
             parts += [
-                (self.cycle(now + lead) - cycle) / self._spreads[f"cycle {k}"] for k, lead in enumerate(plan.leads)
+                (self.cycle(now + lead) - cycle) / self.spreads[f"cycle {k}"] for k, lead in enumerate(plan.leads)
             ]
         if plan.forcing:
-            parts += [self._forcing(now + lead, self._forced) for lead in plan.leads]
+            parts += [self._forcing(now + lead, self.forced) for lead in plan.leads]
             parts.append(self._forcing(now, ("cos_zenith",)))
-        if series.gaps:
+        if self.marks_gaps:
             parts.append(self.observed[origins] if turn == 0 else np.zeros(shape))
-        static = self._static[0]
+        static = self.static[0]
         parts.append(np.broadcast_to(static, (len(origins), *static.shape)))
         return np.asarray(_by_node(np.concatenate(parts, axis=-1)))
 
@@ -438,7 +447,3 @@ def _rms(array: Floats) -> Floats:
 def _scale(array: Any) -> Floats:
     """Replace scales of nothing by 1."""
     return np.where(np.isfinite(array) & (array > 1e-12), array, 1.0)
-
-
-def _or(array: Any, other: float) -> Any:
-    return np.where(np.isfinite(array), array, other)

@@ -59,6 +59,26 @@ class Rollout:
         return torch.cat(made, dim=2) * self.units
 
 
+def outputs_of(net: Any, parameters: list[Tensor], batch: Any, rollout: Rollout | None) -> Tensor:
+    """Return the outputs z of a forecasting network, shape (p r, S, C).
+
+    Parameters
+    ----------
+    net : GraphNet or EncodeProcessDecode
+        The network.
+    parameters : list of Tensor
+        Its tensors.
+    batch : Batch or MeshBatch
+        Graphs and inputs.
+    rollout : Rollout, optional
+        None for forecasts in one go.
+    """
+    if rollout is not None:
+        return rollout.outputs(net, parameters, batch)
+    outputs: Tensor = net.outputs(parameters, batch, None)
+    return outputs.view(len(outputs), batch.samples, -1)
+
+
 @dataclass(frozen=True)
 class ForecastLoss(NodeLoss):
     """Weighted squares ``sum_isc W_isc (z_isc(x) - Y_isc)^2`` plus weight decay, over nodes i, samples s and outputs c.
@@ -98,10 +118,7 @@ class ForecastLoss(NodeLoss):
         batch : Batch or MeshBatch
             Graphs, inputs and targets.
         """
-        if self.rollout is not None:
-            return self.rollout.outputs(self.net, parameters, batch)
-        outputs: Tensor = self.net.outputs(parameters, batch, None)
-        return outputs.view(len(outputs), batch.samples, -1)
+        return outputs_of(self.net, parameters, batch, self.rollout)
 
     def _of(self, parameters: list[Tensor], batch: Any) -> Tensor:
         """Return the squares of one chunk, shape () or (p,)."""

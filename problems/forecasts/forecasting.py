@@ -17,19 +17,21 @@ from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition,
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
-from mldd.problems.forecasts.forecast_data import ForecastData, Plan
-from mldd.problems.forecasts.forecast_loss import ForecastLoss, Rollout, StochasticForecastLoss
-from mldd.problems.forecasts.forecast_metrics import scored
+from mldd.problems.forecasts.domain import Domain
+from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
+from mldd.problems.forecasts.forecast_metrics import moments, scored
+from mldd.problems.forecasts.forecast_model import ForecastModel
 from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
 from mldd.problems.forecasts.forecast_parts import decomposition
+from mldd.problems.forecasts.forecast_plan import Plan
+from mldd.problems.forecasts.forecaster import Forecaster
 from mldd.problems.nets import Ints, MiniBatches
 from mldd.problems.nets.layers import check_kind, layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
 Floats = NDArray[np.float64]
-_FREE = Price(0.0, fine=False)
-_EVALUATED = 64  # samples at once where forecasts are made for the user
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.005},
@@ -292,27 +294,12 @@ class Forecasting(Problem):
         """The whole graph with inputs and targets of the samples of the training part."""
         values, weights = self.weights
         targets = np.concatenate([values * weights, weights], axis=2)
-        return self._graphs(self._inputs(self.forecast_data.origins["train"]), targets)
-
-    def _inputs(self, origins: Ints) -> Floats:
-        """Return the inputs, shape (n, S, F); of a rollout the history and what is known at every turn."""
-        data = self.forecast_data
-        if self.rollout == 1:
-            return data.features(origins)
-        return np.concatenate([data.window(origins), *(data.known(origins, k) for k in range(self.rollout))], axis=2)
-
-    def _graphs(self, inputs: Floats, targets: Floats) -> LocalGraphs:
-        n, samples = inputs.shape[:2]
-        flat = inputs.reshape(n, -1), targets.reshape(n, -1)
-        return LocalGraphs(self.net, self.graph, *flat, samples, self.rollout, self.mesh, self.weighted)
+        return self.forecaster.graphs(self.forecaster.inputs(self.forecast_data.origins["train"]), targets)
 
     @cached_property
-    def _rollout(self) -> Rollout | None:
-        if self.rollout == 1:
-            return None
-        data = self.forecast_data
-        change, units = data.scales[0] / data.deviation, (data.deviation / data.scales).ravel()
-        return Rollout(self.rollout, *(torch.from_numpy(a).to(**self.kind) for a in (data.mixing, change, units)))
+    def forecaster(self) -> Forecaster:
+        """The network on the graph of the series, for any origins."""
+        return Forecaster(self.forecast_data, self.net, self.graph, self.mesh, self.weighted, self.kind)
 
     def share(self, batch: Any) -> float:
         """Return the cost of evaluating a batch over that of the fine objective on a single rank.
@@ -360,7 +347,7 @@ class Forecasting(Problem):
         stochastic : bool, optional
             Whether it offers mini-batches, by default where the problem has them.
         """
-        given: dict[str, Any] = {"comm": comm, "rollout": self._rollout, "chunk": self.chunk}
+        given: dict[str, Any] = {"comm": comm, "rollout": self.forecaster.rollout, "chunk": self.chunk}
         given["shared"] = self.model == "epd"  # its outputs depend on nearly all nodes: ranks share samples instead
         if self.batch == 0 or stochastic is False:
             return ForecastLoss(self.net, batch, self.decay, price, **given)
@@ -460,20 +447,34 @@ class Forecasting(Problem):
             Parameters of the network.
         origins : ndarray, shape (S,), int64
             Steps at which forecasts begin.
+
+        Raises
+        ------
+        DataError
+            An origin whose inputs the series does not hold.
         """
-        data, leads = self.forecast_data, len(self.forecast_data.plan.reached)
-        made = []
-        for start_ in range(0, len(origins), _EVALUATED):
-            t = origins[start_ : start_ + _EVALUATED]
-            inputs = self._inputs(t)
-            graphs = self._graphs(inputs, np.zeros((self.series.nodes, len(t), 2)))
-            every = graphs.piece(np.arange(self.series.nodes))
-            f = self.loss(graphs.stack([every], single=True, **self.kind), _FREE)
-            with torch.no_grad():
-                z = f.forecast(self.net.layout.views(x), f.batch).double().cpu().numpy()
-            base = np.stack([data.base(t, lead) for lead in data.plan.reached], axis=2)
-            made.append(base + z.transpose(1, 0, 2).reshape(len(t), len(z), leads, -1) * data.scales)
-        return np.concatenate(made)
+        return self.forecaster(self.net.layout.views(x.to(**self.kind)), np.asarray(origins))
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return the loss over the validation part, without weight decay, and the root mean square error there."""
+        if self.labels == "all":
+            raise ValueError(
+                "validation needs times that are not trained on, got labels=all, which trains on the validation part; "
+                "leave out labels=all or the validation"
+            )
+        data = self.forecast_data
+        found = moments(data, "validation", lambda origins: self.forecasts(x, origins))
+        return {
+            "validation_loss": float((found.area / data.scales**2).mean()),
+            "validation_rmse": float(np.sqrt(found.square[:, 0].mean())),
+        }
+
+    def module(self, x: Tensor) -> ForecastModel:
+        """Return the forecaster with these parameters, which needs no series of the training."""
+        options = {"weighted": self.weighted, "mesh_nodes": self.mesh_nodes}
+        options |= {"missing": self.missing, "stations": self.stations}
+        data = self.forecast_data
+        return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)
 
     def pictures(self, folder: Path, x: Tensor, parts: int = 1) -> list[Path]:
         """Draw forecast, errors and parts into `folder`; return the files."""

@@ -89,13 +89,28 @@ def fit_linear(series: Series, values: Floats, observed: NDArray[np.bool_], lead
     lead, end : int
         Steps ahead, and number of leading times that the model is fitted to.
     """
+    empty = linear_model(series, lead, np.zeros(0))
+    origins = np.arange(first_origin(series, lead), end - lead)
+    return replace(empty, coefficients=_solved(empty, values, observed, origins))
+
+
+def linear_model(series: Series, lead: int, coefficients: Floats) -> LinearForecast:
+    """Return the linear model of a variable of a series, see `fit_linear`, with coefficients that were fitted before.
+
+    Parameters
+    ----------
+    series : Series
+        Where forecasts begin.
+    lead : int
+        Steps ahead.
+    coefficients : ndarray, shape (F + 1,)
+        In units of the series, the constant last.
+    """
     history, day = _memory(series, lead)
     time = series.moments(np.arange(series.times + lead))
     angle = 2 * np.pi * hour(time) / 24.0
     phase = np.stack([np.sin(angle), np.cos(angle)], axis=-1) if series.step >= 3600 else np.zeros((len(time), 0))
-    empty = LinearForecast(lead, history, day, phase, *_neighbours(series), np.zeros(0))
-    origins = np.arange(first_origin(series, lead), end - lead)
-    return replace(empty, coefficients=_solved(empty, values, observed, origins))
+    return LinearForecast(lead, history, day, phase, *_neighbours(series), coefficients)
 
 
 def first_origin(series: Series, lead: int) -> int:

@@ -13,3 +13,4 @@ REGISTERED = {
     **{f"{name}-own": f"mldd.problems.graphs.subdomain_networks:SubdomainNetworks?name={name}" for name in _DATA},
     "synthetic": "mldd.problems.graphs.synthetic:SyntheticClassification",
 }
+MODELS = {"nodes": "mldd.problems.graphs.node_model:NodeModel"}

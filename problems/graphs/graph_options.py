@@ -63,6 +63,26 @@ def check_options(problem: Any) -> None:
         raise ValueError(f"`decay` must be >= 0 and finite, got {problem.decay}")
 
 
+def check_validated(labels: str) -> None:
+    """Refuse a validation on nodes that are trained on.
+
+    Parameters
+    ----------
+    labels : str
+        Which nodes are in the loss.
+
+    Raises
+    ------
+    ValueError
+        The validation nodes are among them.
+    """
+    if labels == "all":
+        raise ValueError(
+            "validation needs nodes that are not trained on, got labels=all, which trains on the validation nodes; "
+            "leave out labels=all or the validation"
+        )
+
+
 def settings_of(solver: str, name: str) -> dict[str, Any]:
     """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`.
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
 from mldd.loop import Problem
-from mldd.problems.data import GraphData, from_tensor, load_graph, unused_note, write
+from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
-from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
+from mldd.problems.graphs.graph_options import SHARE, check_options, check_validated, settings_of
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
+from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.nets import (
     Batch,
     GraphActivation,
@@ -448,6 +449,21 @@ class NodeClassification(Problem):
         """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return the mean cross-entropy and the accuracy over the validation nodes, without dropout."""
+        data = self.graph_data
+        check_validated(self.labels)
+        outputs, labels = self.logits(x).cpu()[data.validation].double(), data.labels[data.validation]
+        return {
+            "validation_loss": float(torch.nn.functional.cross_entropy(outputs, labels)),
+            "validation_accuracy": float((outputs.argmax(1) == labels).double().mean()),
+        }
+
+    def module(self, x: Tensor) -> NodeModel:
+        """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
+        name = self.graph_data.name
+        return NodeModel(self.net, x, name, name in NORMALISED)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""

@@ -26,6 +26,7 @@ from mldd.algebra import (
 from mldd.graph import aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import (
+    NORMALISED,
     SPLITS,
     DataError,
     GraphData,
@@ -37,7 +38,7 @@ from mldd.problems.data import (
     shares,
     unused_note,
 )
-from mldd.problems.graphs.graph_options import SHARE, check_options, settings_of
+from mldd.problems.graphs.graph_options import SHARE, check_options, check_validated, settings_of
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
     Inexact,
@@ -48,6 +49,7 @@ from mldd.problems.graphs.inexact_halo import (
 )
 from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
+from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.nets import (
     Batch,
@@ -429,6 +431,20 @@ class ShardedClassification(Problem):
         """
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return the mean cross-entropy and the accuracy over the validation nodes of all ranks, without dropout."""
+        check_validated(self.labels)
+        mask = self.shard.validation
+        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.labels[mask])
+        lost = float(torch.nn.functional.cross_entropy(outputs, labels, reduction="sum"))
+        right = float((outputs.argmax(1) == labels).sum())
+        loss, hits, count = self.comm.sum_scalars([lost, right, float(mask.sum())])
+        return {"validation_loss": loss / max(count, 1.0), "validation_accuracy": hits / max(count, 1.0)}
+
+    def module(self, x: Tensor) -> NodeModel:
+        """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
+        return NodeModel(self.net, x, self.shard.name, self.shard.name in NORMALISED)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""

@@ -31,6 +31,7 @@ from mldd.algebra import (
     on_this_rank,
 )
 from mldd.graph import Graph, grow
+from mldd.loop import Problem
 from mldd.problems.graphs.blended_loss import BlendedLoss, Group, LocalBlends, blended_with_dropout
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.node_classification import NodeClassification
@@ -116,6 +117,8 @@ class SubdomainNetworks(NodeClassification):
     blend: int = 1
     coarse: Literal["graph", "whole", "none"] = "graph"
     coarse_hidden: int = 0
+
+    module = Problem.module  # one network per part, and none of the whole
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""

@@ -162,6 +162,10 @@ class GridProblem(Problem):
         """
         return grid_decomposition(self.grid(), parts, overlap, comm, self.torch_device)
 
+    def array_shape(self) -> tuple[int, ...]:
+        """Return the numbers of unknowns along y and x."""
+        return self.grid().shape
+
     def solution(self) -> Tensor | None:
         """Return the minimiser where it is known in closed form."""
         return None

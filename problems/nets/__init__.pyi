@@ -31,6 +31,8 @@ from .minibatch import MiniBatches as MiniBatches
 from .minibatch import subset as subset
 from .mixed import MixedNet as MixedNet
 from .mixed import widened as widened
+from .network_model import NetworkModel as NetworkModel
+from .network_model import network_of as network_of
 from .operators import Operator as Operator
 from .operators import Sparse as Sparse
 from .operators import multiply as multiply

@@ -77,6 +77,11 @@ class Dense:
             shapes += [(o, i), (o,)]
         return Layout(tuple(shapes), tuple(k // 2 for k in range(2 * self.layers)))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors of the layout: ``layers.0.weight``."""
+        return tuple(f"layers.{k}.{name}" for k in range(self.layers) for name in ("weight", "bias"))
+
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's uniform start, biases zero; shape (N,), float64."""
         generator = torch.Generator().manual_seed(seed)

@@ -36,7 +36,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 _EDGE, _STATIC = 4, 3  # features of an edge and of a mesh node
-_BLOCK = 11  # tensors of a block without norm
+_EMBEDDING = ("grid.weight", "grid.bias", "mesh.weight", "mesh.bias")
+_BLOCK = ("edge.weight", "edge.bias", "message.edge", "message.sender", "message.receiver", "message.bias") + (
+    "update.state",
+    "update.message",
+    "update.bias",
+    "output.weight",
+    "output.bias",
+)  # tensors of a block without norm
 _EPSILON = 1e-5  # of the norm
 
 
@@ -108,6 +115,14 @@ class EncodeProcessDecode:
         return Layout(shapes, tuple(k for k, group in enumerate(groups) for _ in group))
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors of the layout: ``encoder.message.sender``."""
+        block = _BLOCK + ("norm.gain", "norm.shift") * self.norm
+        blocks = ("encoder", *(f"rounds.{k}" for k in range(self.rounds)), "decoder")
+        head = ("head.weight", "head.bias") + ("skip.weight",) * self.skip
+        return _EMBEDDING + tuple(f"{of}.{name}" for of in blocks for name in block) + head
+
+    @cached_property
     def units(self) -> Tensor:
         """The unit of its layer that every unknown feeds, shape (N,), int64: the column of a weight."""
         layout = self.layout
@@ -153,7 +168,7 @@ class EncodeProcessDecode:
         """
         if scales is not None:
             raise ValueError("an encode-process-decode network has no dropout, got factors of it; use dropout=0")
-        act, p, size = _ACTIVATIONS[self.activation], batch.parts or 1, _BLOCK + 2 * self.norm
+        act, p, size = _ACTIVATIONS[self.activation], batch.parts or 1, len(_BLOCK) + 2 * self.norm
         inputs = batch.features[0].reshape(len(batch.features[0]), batch.samples, self.features)
         grid = act(_affine(inputs, parameters[0], parameters[1]))
         mesh = act(_affine(batch.static[:, None], parameters[2], parameters[3]))

@@ -274,6 +274,11 @@ class GraphNet:
         return Layout(tuple(shapes), tuple(k for k, named in enumerate(self._tensors) for _ in named))
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors of the layout: ``layers.0.weight``."""
+        return tuple(f"layers.{k}.{name}" for k, named in enumerate(self._tensors) for name in named)
+
+    @cached_property
     def units(self) -> Tensor:
         """The unit of its layer that every unknown feeds, shape (N,), int64: the column of a weight."""
         layout, widths = self.layout, self.widths

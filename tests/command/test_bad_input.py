@@ -61,7 +61,7 @@ FILES = {
     "few.npz": (lambda path: npz(path, **user_arrays(6)), "expected masks, or a class of >= 3 nodes to draw a split"),
     "truncated.pt": (lambda path: cut(path, with_()), "it is truncated, or not a file of torch.save"),
     "text.pt": (lambda path: path.write_text("hello\n"), "expected a .pt of plain tensors"),
-    "foreign.pt": (lambda path: torch.save({"x": nan}, path), "got no edge_index, y; add them"),
+    "foreign.pt": (lambda path: torch.save({"x": nan}, path), "got no edge_index; add them"),
     "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "it asks for torch.nn.modules.linear.Linear"),
     "evil.pt": (lambda path: torch.save(Evil(path.with_name("proof")), path), "it asks for posix.system, which no"),
     "bare.pt": (
@@ -114,7 +114,7 @@ def test_odd_graphs_train(run, tmp_path, solver):
     for name, edges in GRAPHS.items():
         features = np.random.default_rng(0).random((60, 3)) + np.eye(3)[np.arange(60) % 3]
         np.savez(tmp_path / "own.npz", edges=edges, node_features=features, node_labels=np.arange(60) % 3)
-        line = f"train {tmp_path / 'own.npz'}:dropout=0 --solver {solver} --steps 8 --quiet --out"
+        line = f"train {tmp_path / 'own.npz'}:dropout=0 --solver {solver} --steps 8 --quiet --overwrite --out"
         assert run(line, tmp_path)[::2] == (0, ""), name
         losses[name] = read_csv(tmp_path / "history.csv").column("value")
         assert losses[name][-1] < losses[name][0], name

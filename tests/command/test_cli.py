@@ -45,14 +45,19 @@ def test_train_writes_what_the_contract_says(run, tmp_path):
     assert len(history.records) == 31
     assert history.records[-1].measure == content["measure"] and history.records[-1].value == content["loss"]
     assert (tmp_path / "a" / "b" / "history.csv").read_text().splitlines()[0] == ",".join(FIELDS)
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["convergence.png", "history.csv", "result.json"]
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
+        "convergence.png",
+        "history.csv",
+        "result.json",
+        "solution.npz",
+    ]
     for word in ("max_steps: all steps used", "work units", "infinity norm", "history.csv", "loss"):
         assert word in out
 
 
 def test_statuses_and_norm(run, tmp_path):
     def ends(options):
-        assert run(f"train obstacle:n=15 --solver adagrad --quiet {options} --out", tmp_path)[:2] == (0, "")
+        assert run(f"train obstacle:n=15 --solver adagrad --quiet {options} --overwrite --out", tmp_path)[:2] == (0, "")
         return result(tmp_path)["status"], result(tmp_path)["measure"]
 
     status, infinity = ends("--atol 1e-4")
@@ -70,7 +75,7 @@ def test_dtype_reaches_the_problem(run, tmp_path):
 
 
 def _loss(run, options, folder):
-    run(f"train obstacle:n=7 --solver adagrad --steps 3 {options} --out", folder)
+    run(f"train obstacle:n=7 --solver adagrad --steps 3 {options} --overwrite --out", folder)
     return result(folder)["loss"]
 
 
@@ -104,7 +109,7 @@ def test_a_failure_during_the_run_keeps_the_history_and_no_old_result(run, tmp_p
         return step(self, objective, x, state)
 
     monkeypatch.setattr(AdaGrad, "step", broken)
-    code, out, err = run("train obstacle:n=7 --solver adagrad --out", tmp_path)
+    code, out, err = run("train obstacle:n=7 --solver adagrad --overwrite --out", tmp_path)
     assert (code, out, err) == (1, "", "mldd: error: the machine broke\n")
     assert read_csv(tmp_path / "history.csv").column("step") == [0, 1, 2, 3, 4, 5]
     assert [p.name for p in tmp_path.iterdir()] == ["history.csv"]
@@ -125,7 +130,7 @@ def test_infeasible_start_is_said(run, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a command is needed: list, info, train, compare, plot or partition"),
+        ("", "a command is needed: list, info, train, compare, predict, plot or partition"),
         ("tain", "invalid choice: 'tain'"),
         ("train", "the following arguments are required: PROBLEM, --solver"),
         ("train obstacel --solver adagrad", "unknown problem 'obstacel' (did you mean obstacle?); there are "),

@@ -174,6 +174,23 @@ def test_refusals(runs, options, message):
     assert "\n" not in str(error.value)
 
 
+def test_numbers_of_the_validation_are_quantities():
+    def record(k):
+        return Record(k, 0, 1.0, 1.0, 0, 0, Cost(), {"validation_accuracy": 0.1 * k} if k % 3 == 0 else {})
+
+    figure = comparison(
+        {"a": [History([record(k) for k in range(10)])]}, against=["step"], show=["validation_accuracy"]
+    )
+    (line,) = lines(figure.axes[0])
+    np.testing.assert_allclose(line.get_xydata(), [[0, 0], [3, 0.3], [6, 0.6], [9, 0.9]])
+    assert figure.axes[0].get_ylabel().replace("\n", " ") == "validation accuracy"
+
+
+def test_every_status_has_a_sign():
+    for status in Status:
+        convergence(history(3, status=status), against=["step"], show=["measure"])
+
+
 def test_the_way_out_of_two_norms_is_one():
     runs = {"a": [history(norm=2.0)], "b": [history(norm=math.inf)]}
     assert len(comparison(runs, against=("step",), show=("value", "gap")).axes) == 2

@@ -100,13 +100,13 @@ def integers(values: Array, where: str, what: str) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
-def checked_labels(values: Array, nodes: int, where: str) -> NDArray[np.int64]:
+def checked_labels(values: Array | None, nodes: int, where: str) -> NDArray[np.int64]:
     """Return labels: one class number 0, 1, ... per node, -1 for a node without label.
 
     Parameters
     ----------
-    values : array, shape (n,) or (n, 1)
-        As the file has them.
+    values : array, shape (n,) or (n, 1), optional
+        As the file has them; None where it has none.
     nodes : int
         Number n of nodes.
     where : str
@@ -117,11 +117,13 @@ def checked_labels(values: Array, nodes: int, where: str) -> NDArray[np.int64]:
     DataError
         They are something else.
     """
+    if values is None:
+        return np.full(nodes, UNLABELLED)
     labels = integers(values, where, "labels (class numbers)")
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (nodes,):
         raise DataError(f"{where}: labels must have shape ({nodes},), got {labels.shape}; give one per node")
-    if labels.min() < UNLABELLED or labels.max() >= max(nodes, 2) or labels.max() < 0:
+    if labels.min() < UNLABELLED or labels.max() >= max(nodes, 2):
         span = f"{labels.min()}..{labels.max()}"
         raise DataError(
             f"{where}: labels must be classes 0, 1, ..., fewer than nodes, or -1 for none, got {span}; renumber them"

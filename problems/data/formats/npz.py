@@ -36,7 +36,7 @@ Array = NDArray[Any]
 _CSR = ("data", "indices", "indptr", "shape")
 _MASKS = tuple(f"{part}_{mask}" for part in ("train", "val", "test") for mask in ("mask", "masks"))
 _OF_EDGES = ("edge_weight", "edge_attr")
-_PLAIN = ("edges", "node_features", "node_labels")  # the layout of the heterophilous sets
+_PLAIN = ("edges", "node_features")  # the layout of the heterophilous sets, with node_labels
 
 
 def holds(path: Path) -> Literal["graph", "series"]:
@@ -133,7 +133,7 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
     """
     arrays = _Archive(content, where)
     plain = set(_PLAIN) <= set(arrays)
-    if not plain and not {"adj_indptr", "labels"} <= set(arrays):
+    if not plain and "adj_indptr" not in arrays:
         wanted = "edges (E, 2), node_features, node_labels (or adj_data/indices/indptr/shape, attr_..., labels)"
         raise DataError(
             f"{where}: expected the arrays {wanted}, got {', '.join(sorted(arrays)[:12]) or 'none'}; rename them"
@@ -151,14 +151,15 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
     return GraphArrays(ends, features, classes, masks, unused, edge_weights=weights, edge_attributes=attributes)
 
 
-Parts = tuple[Array, Any, Array, set[str], dict[str, Array]]  # edges, features, labels, names used, arrays of edges
+# Edges, features, labels if there are any, names used, arrays of edges.
+Parts = tuple[Array, Any, Array | None, set[str], dict[str, Array]]
 
 
 def _plain(arrays: Mapping[str, Array], where: str) -> Parts:
     """Return what the layout of the heterophilous sets says, weights and attributes of edges beside it."""
     features = checked_features(arrays["node_features"], where)
     of_edge = {name: arrays[name] for name in _OF_EDGES if name in arrays}
-    return arrays["edges"].T, features, arrays["node_labels"], {*_PLAIN, *of_edge}, of_edge
+    return arrays["edges"].T, features, arrays.get("node_labels"), {*_PLAIN, "node_labels", *of_edge}, of_edge
 
 
 def _compressed(arrays: Mapping[str, Array], where: str) -> Parts:
@@ -176,7 +177,7 @@ def _compressed(arrays: Mapping[str, Array], where: str) -> Parts:
     used |= {"attr_matrix"} if dense else {f"attr_{piece}" for piece in _CSR}
     weights = adjacency.data[adjacency.data != 0]
     of_edge = {"edge_weight": weights} if (weights != 1).any() else {}
-    return np.stack(adjacency.nonzero()), features, arrays["labels"], used, of_edge
+    return np.stack(adjacency.nonzero()), features, arrays.get("labels"), used, of_edge
 
 
 def _matrix(arrays: Mapping[str, Array], prefix: str, where: str) -> sp.csr_matrix:

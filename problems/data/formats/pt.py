@@ -24,7 +24,8 @@ from mldd.problems.data.formats.checks import (
 )
 
 Array = NDArray[Any]
-_NEEDED = ("x", "edge_index", "y")
+_NEEDED = ("x", "edge_index")
+_LABELS = "y"  # not needed where a trained network predicts them
 _OF_EDGES = ("edge_weight", "edge_attr")
 _MASKS = ("train_mask", "val_mask", "test_mask")
 _SIZES = ("num_nodes", "_num_nodes")  # say nothing that the features do not say
@@ -49,14 +50,16 @@ def read(file: File) -> GraphArrays:
     found = {key: value for key, value in fields.items() if isinstance(value, Tensor)}
     missing = [key for key in _NEEDED if key not in found]
     if missing:
-        raise DataError(f"{where}: expected tensors x, edge_index, y, got no {', '.join(missing)}; add them")
+        raise DataError(f"{where}: expected tensors x and edge_index, got no {', '.join(missing)}; add them")
     features = _features(found["x"], where)
     nodes = int(features.shape[0])
-    arrays = {key: _array(found[key], key, where) for key in ("edge_index", "y", *_OF_EDGES, *_MASKS) if key in found}
+    arrays = {
+        key: _array(found[key], key, where) for key in ("edge_index", _LABELS, *_OF_EDGES, *_MASKS) if key in found
+    }
     unused = tuple(
         str(key)
         for key, value in fields.items()
-        if key not in (*_NEEDED, *_OF_EDGES, *_MASKS, *_SIZES) and value is not None and not _is_empty(value)
+        if key not in (*_NEEDED, _LABELS, *_OF_EDGES, *_MASKS, *_SIZES) and value is not None and not _is_empty(value)
     )
     edges = checked_edges(arrays["edge_index"], nodes, where)
     on_edges = {key: arrays[key] for key in _OF_EDGES if key in arrays}
@@ -64,7 +67,7 @@ def read(file: File) -> GraphArrays:
     return GraphArrays(
         edges,
         features,
-        checked_labels(arrays["y"], nodes, where),
+        checked_labels(arrays.get(_LABELS), nodes, where),
         checked_masks(arrays, nodes, where, columns=True),
         unused,
         edge_weights=weights,

@@ -95,7 +95,9 @@ def npz_cases():
         "short-mask": ({**thirds, "test_mask": number[:50] > 40}, ["test mask", "60"]),
         "uneven-masks": ({**thirds, "test_mask": np.stack([number >= 40] * 2)}, ["[1, 1, 2]"]),
         "missing": ({"adj_data": None}, ["adj_data"]),
-        "keys": ({"labels": None}, ["expected the arrays", "labels"]),
+        "keys": ({"adj_indptr": None}, ["expected the arrays", "labels"]),
+        "no-labels": ({"labels": None}, ["expected labels", "got none; add them"]),
+        "labels-unknown": ({"labels": np.full(60, -1)}, ["expected labels", "got none; add them"]),
     }
     return [pytest.param(change, words, id=name) for name, (change, words) in bad.items()]
 
@@ -185,7 +187,8 @@ def test_pt_with_short_floats(tmp_path):
         ({"edge_index": torch.ones(2, 3)}, ["integers", "float32"]),
         ({"edge_index": torch.ones(3, 2, dtype=torch.int64)}, ["two rows"]),
         ({"y": torch.ones(60)}, ["labels", "integers"]),
-        ({"y": -torch.ones(60, dtype=torch.int64)}, ["labels", "-1..-1"]),
+        ({"y": -torch.ones(60, dtype=torch.int64)}, ["labels", "got none"]),
+        ({"y": None}, ["labels", "got none; add them"]),
         ({"train_mask": torch.ones(60, dtype=torch.bool)}, ["or none"]),
     ],
 )

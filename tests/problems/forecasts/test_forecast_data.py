@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mldd.problems.data import DataError
-from mldd.problems.forecasts.forecast_data import PARTS, ForecastData, Plan
+from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
+from mldd.problems.forecasts.forecast_plan import Plan
 from tests.small_series import waves
 
 SERIES = waves(200, 3, 4)
@@ -100,12 +101,12 @@ def test_inputs_are_what_they_are_called():
     features = dict(zip(d.feature_names, d.features(t).transpose(2, 1, 0), strict=True))
     z = d.normal[:, :, 0]
     assert np.allclose(features["a"], z[t])
-    assert np.allclose(features["a: increment 1"] * d._spreads["increment"], z[t] - z[t - 1])
-    assert np.allclose(features["a: increment 2"] * d._spreads["increment"], z[t - 1] - z[t - 2])
-    assert np.allclose(features["a: last day at lead 6"] * d._spreads["day 0"], z[t - 18] - z[t])
+    assert np.allclose(features["a: increment 1"] * d.spreads["increment"], z[t] - z[t - 1])
+    assert np.allclose(features["a: increment 2"] * d.spreads["increment"], z[t - 1] - z[t - 2])
+    assert np.allclose(features["a: last day at lead 6"] * d.spreads["day 0"], z[t - 18] - z[t])
     cycle = d.cycle(np.arange(200))[:, :, 0]
-    assert np.allclose(features["a: anomaly"] * d._spreads["anomaly"], z[t] - cycle[t])
-    assert np.allclose(features["a: daily cycle to lead 6"] * d._spreads["cycle 0"], cycle[t + 6] - cycle[t])
+    assert np.allclose(features["a: anomaly"] * d.spreads["anomaly"], z[t] - cycle[t])
+    assert np.allclose(features["a: daily cycle to lead 6"] * d.spreads["cycle 0"], cycle[t + 6] - cycle[t])
     angle = 2 * np.pi * ((t + 6)[:, None] % 24 / 24 + SERIES.longitude / 360)
     assert np.allclose(features["sin_hour at lead 6"], np.sin(angle))
     assert np.allclose(features["x"].mean(1), 0)

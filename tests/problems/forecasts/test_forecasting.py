@@ -209,9 +209,7 @@ def test_forecasts_of_a_rollout_feed_on_themselves():
     values[62] = long[0, :, 0]  # what was forecast becomes the observation
     data = p.forecast_data
     fed = replace(p, name=replace(SERIES, values=values))
-    fed.__dict__["forecast_data"] = type(data)(fed.series, data.plan)
-    for kept in ("mean", "deviation", "scales", "_spreads", "_static"):
-        fed.forecast_data.__dict__[kept] = getattr(data, kept)
+    fed.__dict__["forecast_data"] = type(data)(fed.series, data.plan, data.normalisation())
     again = fed.forecasts(x, np.array([62]))
     # the value of the last day, an input too, is the same one for both
     assert any("last day" in name for name in data.feature_names)

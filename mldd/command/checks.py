@@ -1,0 +1,72 @@
+"""What is refused before a run begins: folders that hold other results, options that lack what they need."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mldd.loop import History, read_csv
+from mldd.models import MODEL, SOLUTION
+from mldd.ranks import Communicator
+
+RESULTS = ("result.json", "convergence.png", MODEL, SOLUTION)  # of a run, beside its history
+
+
+def check_validation(options: argparse.Namespace) -> None:
+    """Refuse what needs a validation, or a folder, where none is asked for.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+
+    Raises
+    ------
+    ValueError
+        One line that names the option.
+    """
+    best = options.keep != "last"
+    if options.validate_every is None and (best or options.patience is not None):
+        given = f"--keep {options.keep}" if best else f"--patience {options.patience}"
+        raise ValueError(f"{given} needs a validation, got none; add --validate-every K")
+    if best and options.out is None:
+        raise ValueError(f"--keep {options.keep} needs a folder to keep it in, got none; add --out DIR")
+
+
+def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History | None = None) -> None:
+    """Refuse a folder with the results of another run (on rank 0).
+
+    Parameters
+    ----------
+    folder : Path
+        Of ``--out``.
+    overwrite : bool
+        Whether they may be replaced.
+    comm : Communicator
+        The ranks.
+    past : History, optional
+        Records of the run that goes on: results that begin with them are its own.
+
+    Raises
+    ------
+    FileExistsError
+        One line that names the folder.
+    """
+    names = ("history.csv", "compare.csv", *RESULTS)
+    found = [name for name in names if (folder / name).exists()] or [
+        str(path.relative_to(folder)) for path in folder.glob("*/*/history.csv")
+    ]
+    if comm.rank != 0 or overwrite or not found:
+        return
+    if past is not None and found[0] == "history.csv" and _goes_on(read_csv(folder / "history.csv"), past):
+        return
+    raise FileExistsError(
+        f"the folder {folder} must be free, got one with the results of another run ({found[0]}); give another one, or "
+        "--overwrite"
+    )
+
+
+def _goes_on(written: History, past: History) -> bool:
+    """Say whether a history that was written and the past of a run are of the same run, as far as both go."""
+    pairs = zip(written.records, past.records, strict=False)
+    return all(repr((a.step, a.measure, a.value)) == repr((b.step, b.measure, b.value)) for a, b in pairs)

@@ -1,0 +1,78 @@
+"""Predictions of the command line: a trained network, data by name or file, and the file that gets them."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from dataclasses import replace
+from typing import Any
+
+import mldd
+from mldd.algebra import did_you_mean
+from mldd.command.values import convert, split
+from mldd.models import Model, Prediction, check_target, load
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    """Predict, write the file, and return what was done in a few lines for people.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+
+    Raises
+    ------
+    ValueError
+        No model, data of another kind, or a key that the model has no use for.
+    OSError
+        A file that is not there, or one that is and would be replaced.
+    """
+    check_target(options.out, options.overwrite)
+    model = load(options.run)
+    name, keys = _keys(options.of, model)
+    if options.data is not None:
+        keys["folder"] = options.data
+    made = model.predict(name, **keys)
+    about = model.about
+    source = f"mldd {mldd.__version__}: {about.get('problem')} by {about.get('solver')}, seed {about.get('seed')}"
+    made = replace(made, attributes={**made.attributes, "source": source})
+    made.write(options.out)
+    return _summary(made, model, options)
+
+
+def _keys(text: str, model: Model) -> tuple[str, dict[str, Any]]:
+    """Return name or path and keys of DATA; a model takes the arguments of its ``predict``."""
+    found = re.search(r":(?=[A-Za-z_]\w*=)", text)
+    name, rest = (text, "") if found is None else (text[: found.start()], text[found.end() :])
+    known = {
+        key: bool if isinstance(argument.default, bool) else str
+        for key, argument in inspect.signature(model.predict).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY and key != "folder"
+    }
+    keys: dict[str, Any] = {}
+    for item in split(rest) if rest else []:
+        key, _, value = item.partition("=")
+        if key not in known:
+            raise ValueError(
+                f"{name} has no key {key!r}{did_you_mean(key, list(known))} for a prediction; its keys are "
+                f"{' '.join(known) or 'none'}"
+            )
+        keys[key] = convert(value, known[key], f"{name}:{key}")
+    return name, keys
+
+
+def _summary(made: Prediction, model: Model, options: argparse.Namespace) -> list[str]:
+    about, sizes = model.about, made.sizes
+    shapes = [
+        f"{name} ({', '.join(f'{dim} {sizes[dim]}' for dim in field.dims)})" for name, field in made.fields.items()
+    ]
+    lines = [
+        ("model", f"{about.get('problem')} by {about.get('solver')}, {about.get('kept')}, step {about.get('step')}"),
+        ("predicted", "; ".join(shapes)),
+        *(("data", note) for note in made.notes),
+        ("written", str(options.out)),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return [f"{name:<{width}}{text}" for name, text in lines]

@@ -1,0 +1,209 @@
+"""Predictions: named arrays with dimensions, coordinates and units, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mldd.loop import replacing
+
+Array = NDArray[Any]
+_EPOCH = "seconds since 1970-01-01"
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """An array over named dimensions.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        A name per axis.
+    values : ndarray
+        Numbers, or dates as datetime64.
+    attributes : dict
+        As the CF conventions name them: units, standard_name, long_name.
+    """
+
+    dims: tuple[str, ...]
+    values: Array
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about data.
+
+    Parameters
+    ----------
+    fields : dict of str to Field
+        What was predicted.
+    coordinates : dict of str to Field
+        Where and when.
+    rows : tuple of str
+        Dimensions that number the rows of a table; what has others, too, fills several columns.
+    attributes : dict
+        Of the whole: title and source.
+    notes : tuple of str
+        What the user should know, a sentence each.
+    """
+
+    fields: Mapping[str, Field]
+    coordinates: Mapping[str, Field]
+    rows: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Array:
+        """Return the values of a field or coordinate."""
+        return (self.fields[name] if name in self.fields else self.coordinates[name]).values
+
+    @property
+    def all(self) -> dict[str, Field]:
+        """Coordinates and fields."""
+        return {**self.coordinates, **self.fields}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of every dimension."""
+        return {dim: n for f in self.all.values() for dim, n in zip(f.dims, f.values.shape, strict=True)}
+
+    def dataset(self) -> Any:
+        """Return an `xarray.Dataset` as the CF conventions describe it; times are numbers with units.
+
+        Raises
+        ------
+        ValueError
+            xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]") from None
+        pairs = {name: _numbered(f) for name, f in self.all.items()}
+        made = {name: (f.dims, f.values, dict(f.attributes)) for name, f in pairs.items()}
+        return xarray.Dataset(
+            {name: made[name] for name in self.fields},
+            {name: made[name] for name in self.coordinates},
+            {"Conventions": "CF-1.11", **self.attributes},
+        )
+
+    def write(self, path: Path | str) -> None:
+        """Write a file, whole or not at all: NetCDF, an archive of NumPy, or a table, as its suffix says.
+
+        Parameters
+        ----------
+        path : Path or str
+            Of the file: ``.nc``, ``.npz`` (with units in ``NAME_units``) or ``.csv``.
+
+        Raises
+        ------
+        ValueError
+            Another suffix, or xarray is missing.
+        OSError
+            It cannot be written.
+        """
+        writer = _writer(Path(path))
+        with replacing(Path(path)) as new:
+            writer(self, new)
+
+    def _label(self, dim: str, place: int) -> str:
+        return str(self.coordinates[dim].values[place] if dim in self.coordinates else place)
+
+    def table(self) -> Iterator[tuple[str, Array]]:
+        """Yield the columns of a table, one row per element of `rows`; a field over more fills several columns."""
+        sizes = self.sizes
+        shape = tuple(sizes[dim] for dim in self.rows)
+        for name, f in self.all.items():
+            more = [dim for dim in f.dims if dim not in self.rows]
+            if more and name in self.coordinates:
+                continue  # it names columns
+            for index in itertools.product(*(range(sizes[dim]) for dim in more)):
+                at = dict(zip(more, index, strict=True))
+                piece = f.values[tuple(at.get(dim, slice(None)) for dim in f.dims)]
+                own = [dim for dim in f.dims if dim in self.rows]
+                piece = piece.transpose(np.argsort([self.rows.index(dim) for dim in own]))
+                spread = piece.reshape([sizes[dim] if dim in own else 1 for dim in self.rows])
+                labels = (
+                    str(self.coordinates[d].values[k]) if d in self.coordinates else str(k) for d, k in at.items()
+                )
+                yield "_".join((name, *labels)), np.broadcast_to(spread, shape).ravel()
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """Refuse a file of a prediction that cannot be written, or that is there.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file.
+    overwrite : bool
+        Whether a file of this name may be replaced.
+
+    Raises
+    ------
+    ValueError
+        A suffix without a format, or xarray is missing.
+    OSError
+        It is there, or its folder is not.
+    """
+    _writer(path)
+    if path.suffix.lower() == ".nc" and find_spec("xarray") is None:
+        raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]")
+    if not path.absolute().parent.is_dir():
+        raise OSError(f"the folder of {path} must be there, got none; make it, or give another place")
+    if path.exists() and not overwrite:
+        raise OSError(f"{path} must be a new file, got one that is there; give another name, or --overwrite")
+
+
+def _numbered(f: Field) -> Field:
+    """Return dates as numbers with units."""
+    if f.values.dtype.kind != "M":
+        return f
+    seconds = f.values.astype("datetime64[s]").astype(np.int64).astype(np.float64)
+    return Field(f.dims, seconds, {**f.attributes, "units": _EPOCH, "calendar": "standard"})
+
+
+def _netcdf(prediction: Prediction, path: Path) -> None:
+    engine = "h5netcdf" if find_spec("h5netcdf") is not None else "scipy"
+    prediction.dataset().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
+
+
+def _archive(prediction: Prediction, path: Path) -> None:
+    units = {
+        f"{name}_{key}": np.array(str(f.attributes[key]))
+        for name, f in prediction.all.items()
+        for key in ("units", "calendar")
+        if key in f.attributes
+    }
+    np.savez(path, **{name: f.values for name, f in prediction.all.items()}, **units)
+
+
+def _comma_separated(prediction: Prediction, path: Path) -> None:
+    columns = dict(prediction.table())
+    texts = [a.astype(str) if a.dtype.kind == "M" else a.tolist() for a in columns.values()]
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*texts, strict=True))
+
+
+_WRITERS: dict[str, Callable[[Prediction, Path], None]] = {
+    ".nc": _netcdf,
+    ".npz": _archive,
+    ".csv": _comma_separated,
+}
+
+
+def _writer(path: Path) -> Callable[[Prediction, Path], None]:
+    if path.suffix.lower() not in _WRITERS:
+        raise ValueError(f"predictions must be written as {' '.join(_WRITERS)}, got {path.name!r}; give such a suffix")
+    return _WRITERS[path.suffix.lower()]

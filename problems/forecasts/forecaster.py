@@ -1,0 +1,116 @@
+"""Forecasts of a network: inputs of any origins, the network on the whole graph, the way back to units of the field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.graph import Graph
+from mldd.problems.data import HiddenMesh
+from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_loss import Rollout, outputs_of
+from mldd.problems.forecasts.forecast_network import LocalGraphs
+from mldd.problems.nets import Ints
+
+Floats = NDArray[np.float64]
+_TOGETHER = 64  # origins that are evaluated at once
+
+
+@dataclass(frozen=True, eq=False)
+class Forecaster:
+    """A network on the graph of a series.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Inputs, and the units of the outputs.
+    net : GraphNet or EncodeProcessDecode
+        The network.
+    graph : Graph
+        Of the nodes.
+    mesh : HiddenMesh or None
+        Of an encode-process-decode network.
+    weighted : bool
+        Whether the weights of edges enter the propagation.
+    kind : dict
+        `dtype` and `device` of evaluations.
+    """
+
+    data: ForecastData
+    net: Any
+    graph: Graph
+    mesh: HiddenMesh | None
+    weighted: bool
+    kind: dict[str, Any]
+
+    @cached_property
+    def rollout(self) -> Rollout | None:
+        """How forecasts are fed back, None where they are not."""
+        data, turns = self.data, self.data.plan.rollout
+        if turns == 1:
+            return None
+        change, units = data.scales[0] / data.deviation, (data.deviation / data.scales).ravel()
+        return Rollout(turns, *(torch.from_numpy(a).to(**self.kind) for a in (data.mixing, change, units)))
+
+    def inputs(self, origins: Ints) -> Floats:
+        """Return the inputs, shape (n, S, F); of a rollout the history and what is known at every turn.
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+        """
+        data, turns = self.data, self.data.plan.rollout
+        if turns == 1:
+            return data.features(origins)
+        return np.concatenate([data.window(origins), *(data.known(origins, k) for k in range(turns))], axis=2)
+
+    def graphs(self, inputs: Floats, targets: Floats) -> LocalGraphs:
+        """Return the whole graph with inputs and targets of samples.
+
+        Parameters
+        ----------
+        inputs : ndarray, shape (n, S, F)
+            As `inputs` returns them.
+        targets : ndarray, shape (n, S, 2 C)
+            Weighted targets, then weights.
+        """
+        n, samples = inputs.shape[:2]
+        flat = inputs.reshape(n, -1), targets.reshape(n, -1)
+        return LocalGraphs(self.net, self.graph, *flat, samples, self.data.plan.rollout, self.mesh, self.weighted)
+
+    def __call__(self, parameters: Sequence[Tensor], origins: Ints) -> Floats:
+        """Return the forecasts, shape (S, n, L, V), in units of the series.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Tensors of the network.
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+
+        Raises
+        ------
+        DataError
+            An origin whose inputs the series does not hold.
+        """
+        data = self.data
+        data.check_origins(origins)
+        nodes, leads = data.series.nodes, len(data.plan.reached)
+        made = [np.zeros((0, nodes, leads, len(data.series.variables)))]
+        for first in range(0, len(origins), _TOGETHER):
+            t = origins[first : first + _TOGETHER]
+            graphs = self.graphs(self.inputs(t), np.zeros((nodes, len(t), 2)))
+            batch = graphs.stack([graphs.piece(np.arange(nodes))], single=True, **self.kind)
+            with torch.no_grad():
+                z = outputs_of(self.net, list(parameters), batch, self.rollout).double().cpu().numpy()
+            base = np.stack([data.base(t, lead) for lead in data.plan.reached], axis=2)
+            made.append(base + z.transpose(1, 0, 2).reshape(len(t), nodes, leads, -1) * data.scales)
+        return np.concatenate(made)

@@ -1,0 +1,86 @@
+"""Predictions as files: what is written is what other programs read back."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from mldd.models import Field, Prediction, check_target
+
+TIMES = np.array(["2019-03-01T06", "2019-03-01T12"], dtype="datetime64[s]")
+
+
+def some():
+    return Prediction(
+        {
+            "t2m": Field(("time", "node"), np.arange(6.0).reshape(2, 3), {"units": "K"}),
+            "score": Field(("node", "class"), np.arange(6.0).reshape(3, 2)),
+        },
+        {
+            "time": Field(("time",), TIMES, {"standard_name": "time"}),
+            "class": Field(("class",), np.array([4, 7])),
+            "latitude": Field(("node",), np.array([50.0, 51.0, 52.0]), {"units": "degrees_north"}),
+        },
+        ("time", "node"),
+        {"title": "some"},
+    )
+
+
+def test_netcdf_is_what_xarray_reads(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    some().write(tmp_path / "p.nc")
+    with xarray.open_dataset(tmp_path / "p.nc") as read:
+        assert read.t2m.dims == ("time", "node") and read.t2m.attrs["units"] == "K"
+        assert read.time.values.astype("datetime64[s]").tolist() == TIMES.tolist()
+        assert read.time.attrs["standard_name"] == "time"
+        np.testing.assert_array_equal(read.t2m.values, some()["t2m"])
+        np.testing.assert_array_equal(read.latitude.values, some()["latitude"])
+        assert read.attrs["Conventions"].startswith("CF-") and read.attrs["title"] == "some"
+
+
+def test_netcdf_without_h5netcdf(tmp_path, monkeypatch):
+    xarray = pytest.importorskip("xarray")
+    from mldd.models import prediction
+
+    monkeypatch.setattr(prediction, "find_spec", lambda name: None)
+    some().write(tmp_path / "p.nc")
+    assert (tmp_path / "p.nc").read_bytes()[:3] == b"CDF"
+    with xarray.open_dataset(tmp_path / "p.nc") as read:
+        np.testing.assert_array_equal(read.score.values, some()["score"])
+
+
+def test_archive_keeps_units(tmp_path):
+    some().write(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as read:
+        assert str(read["t2m_units"]) == "K" and (read["time"] == TIMES).all()
+        np.testing.assert_array_equal(read["t2m"], some()["t2m"])
+
+
+def test_table_has_a_row_per_time_and_node(tmp_path):
+    some().write(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["time", "latitude", "t2m", "score_4", "score_7"] and len(rows) == 6
+    assert rows[4] == {
+        "time": "2019-03-01T12:00:00",
+        "latitude": "51.0",
+        "t2m": "4.0",
+        "score_4": "2.0",
+        "score_7": "3.0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("p.txt", ValueError, "must be written as .nc .npz .csv, got 'p.txt'"),
+        ("there.csv", OSError, "must be a new file, got one that is there; give another name, or --overwrite"),
+        ("no/p.csv", OSError, "the folder of .* must be there, got none"),
+    ],
+)
+def test_targets_that_cannot_be(tmp_path, name, kind, words):
+    (tmp_path / "there.csv").write_text("")
+    with pytest.raises(kind, match=words):
+        check_target(tmp_path / name)
+    check_target(tmp_path / "there.csv", overwrite=True)
+    check_target(tmp_path / "new.npz")
