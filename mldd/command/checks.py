@@ -54,7 +54,7 @@ def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History 
     """
     names = ("history.csv", "compare.csv", *RESULTS)
     found = [name for name in names if (folder / name).exists()] or [
-        str(path.relative_to(folder)) for path in folder.glob("*/*/history.csv")
+        str(path.relative_to(folder)) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/history.csv")
     ]
     if comm.rank != 0 or overwrite or not found:
         return

@@ -246,7 +246,13 @@ def _words(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [_at_least(0)(part) for part in text.split(",")]
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = _at_least(0)(first), _at_least(0)(last or first)
+        if high < low or part.endswith("-"):
+            raise argparse.ArgumentTypeError(f"must be numbers and ranges as in 0,1,4-9, got {text!r}")
+        seeds += range(low, high + 1)
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
     return seeds
@@ -273,13 +279,15 @@ def _parser() -> _Parser:
     train = command("train", "minimise a problem with a solver")
     train.add_argument("problem", metavar="PROBLEM")
     train.add_argument("--solver", required=True, metavar="SOLVER")
-    train.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start = train.add_mutually_exclusive_group()
+    start.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
     train.add_argument("--checkpoint", type=Path, metavar="FILE", help="write it at the end and every 30 s")
     train.add_argument("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
     compare = command("compare", "several solvers from the same starts")
     compare.add_argument("problem", metavar="PROBLEM")
     compare.add_argument("--solvers", required=True, metavar="A,B,C")
-    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default 0")
+    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
     for both in (train, compare):
         _add_options(both)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
@@ -403,6 +411,11 @@ def _begin(options: argparse.Namespace, stage: Stage) -> Communicator:
 
 
 def _train(options: argparse.Namespace, stage: Stage) -> int:
+    if options.seeds is not None:
+        for option in ("checkpoint", "resume"):
+            if getattr(options, option) is not None:
+                raise ValueError(f"--{option} is of one run, got --seeds; give --seed S, or leave --{option} out")
+        return _several(options, [options.solver], stage)
     early = _begin(options, stage) if stage.launched else None  # under MPI no rank may leave before the others
     names.check_solver(options.solver)
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
@@ -464,8 +477,12 @@ def exit_status(status: Status) -> int:
 
 
 def _compare(options: argparse.Namespace, stage: Stage) -> int:
+    return _several(options, names.split_specs(options.solvers), stage)
+
+
+def _several(options: argparse.Namespace, texts: Sequence[str], stage: Stage) -> int:
+    """Run one or several solvers from all seeds."""
     early = _begin(options, stage) if stage.launched else None
-    texts = names.split_specs(options.solvers)
     for text in texts:
         names.check_solver(text)
     problem = names.problem_spec(options.problem)

@@ -287,18 +287,21 @@ def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     logarithmic = len(positive) > 0 and (
         y in ("gap", "measure") or (finite.min() > 0 and positive.max() > 10 * positive.min())
     )
+    shown = positive if logarithmic else finite
     if logarithmic:
         ax.set_yscale("log", nonpositive="mask")
-        top = max(starts)
-        if top > 0 and positive.max() > 1e3 * top:
-            ax.set_ylim(top=30 * top)
+    else:
+        ax.ticklabel_format(axis="y", style="plain", useOffset=False)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+    if not len(shown):
         return
-    ax.ticklabel_format(axis="y", style="plain", useOffset=False)
-    ax.yaxis.set_major_locator(MaxNLocator(4))
-    if len(finite):
-        top, bottom = max(starts), float(finite.min())
-        if finite.max() > top + 2 * (top - bottom):
-            ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.5 * (top - bottom) or None)
+    low, high, top = float(shown.min()), float(shown.max()), max(starts)
+    if high - low <= 1e-9 * abs(high):  # nothing but rounding
+        ax.set_ylim(low - 0.5 * abs(low), high + 0.5 * abs(high) if high else 1.0)
+    elif logarithmic and high > 1e3 * top > 0:
+        ax.set_ylim(top=30 * top)
+    elif not logarithmic and top > low and high > top + 2 * (top - low):
+        ax.set_ylim(low - 0.05 * (top - low), top + 0.5 * (top - low))
 
 
 def _short(number: float, position: float | None = None) -> str:

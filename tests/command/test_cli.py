@@ -276,8 +276,9 @@ def test_compare(run, tmp_path, monkeypatch):
     assert result(tmp_path / "ml-adagrad_coarse.cap=9_coarse.steps=7" / "1")["levels"] == 3
     rows = (tmp_path / "compare.csv").read_text().splitlines()
     assert len(rows) == 7 and rows[0].startswith("solver,seed,status,steps,loss,measure")
-    assert out.splitlines()[-1].split() == ["written", *(str(tmp_path / f"compare.{x}") for x in ("csv", "pdf", "png"))]
-    assert all(map(os.path.isfile, out.splitlines()[-1].split()[1:]))
+    files = [tmp_path / name for name in ("compare.csv", "quartiles.csv", "compare.pdf", "compare.png")]
+    assert out.splitlines()[-1].split() == ["written", *map(str, files)]
+    assert all(file.is_file() for file in files)
     starts = {read_csv(path).records[0].measure for path in tmp_path.rglob("history.csv")}
     assert len(starts) == 1, "all from the same start"
 

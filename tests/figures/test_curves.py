@@ -48,8 +48,10 @@ def lines(ax):
         History([Record(0, 0, math.nan, math.nan, 0, 0, Cost())]),
         History([Record(k, 0, 0.0, 0.0, 0, 0, Cost()) for k in range(2)]),
         history(rate=-5.0, steps=100, status=Status.diverged),
+        history(rate=1e-17, floor=-1.0, steps=100),
+        history(rate=1e-16, floor=-1.5, steps=30),
     ],
-    ids=["positive", "negative", "one record", "no values", "nothing finite", "zero", "diverged"],
+    ids="positive,negative,one record,no values,nothing finite,zero,diverged,zero but rounding,rounding".split(","),
 )
 def test_convergence(tmp_path, shown, recwarn, monkeypatch):
     figure = convergence(shown, str(tmp_path / "c"), "obstacle:n=63 by adagrad_$x_, seed $0$: " + LONG)
