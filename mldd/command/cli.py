@@ -377,6 +377,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
     add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
     add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
+    loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
+    add("--log", type=_words, default=[], metavar="A,B", help=loggers)
     add("--quiet", action="store_true", help="neither progress bar nor summary")
 
 
@@ -428,6 +430,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
 
     builder.check_options(options, [pair[1]])
     checks.check_validation(options)
+    checks.check_log(options)
     if options.out is not None and options.resume is None:
         checks.check_free(options.out, options.overwrite, comm)
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
@@ -493,6 +496,7 @@ def _several(options: argparse.Namespace, texts: Sequence[str], stage: Stage) ->
 
     builder.check_options(options, solvers)
     checks.check_validation(options)
+    checks.check_log(options)
     if options.out is not None:
         checks.check_free(options.out, options.overwrite, comm)
         runs.check_folder(options.out, comm)
