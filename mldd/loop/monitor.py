@@ -12,6 +12,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mldd.loop import summary
 from mldd.loop.status import Status
 
 
@@ -184,7 +185,7 @@ def replacing(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """A monitor that keeps every record.
 
@@ -219,6 +220,13 @@ class History:
         if name in Cost.__dataclass_fields__:
             return [getattr(record.cost, name) for record in self.records]
         return [record.validation.get(name, math.nan) for record in self.records]
+
+    def __repr__(self) -> str:
+        """Return a screen at most: status, steps, loss, measure and cost."""
+        return summary.as_text("History", summary.of_history(self))
+
+    def _repr_html_(self) -> str:
+        return summary.as_html("History", summary.of_history(self))
 
     @property
     def validated(self) -> tuple[str, ...]:
@@ -318,8 +326,14 @@ class CsvWriter:
         self._stream.close()
 
 
+def _in_notebook() -> bool:
+    """Say whether this is the kernel of a notebook, whose standard error is shown and is no terminal."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 class Progress:
-    """A progress bar on standard error: rank 0 only, off when that is not a terminal.
+    """A progress bar, of rank 0 only: on standard error where that is a terminal, and in notebooks.
 
     Parameters
     ----------
@@ -332,9 +346,10 @@ class Progress:
     """
 
     def __init__(self, steps: int, label: str, shown: bool = True) -> None:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=steps, desc=label, disable=not (shown and sys.stderr.isatty()), leave=False)
+        seen = shown and (sys.stderr.isatty() or _in_notebook())
+        self._bar = tqdm(total=steps, desc=label, disable=not seen, leave=False)
 
     def __call__(self, record: Record) -> None:
         """Show the record."""

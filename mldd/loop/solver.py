@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
+from mldd.loop import summary
 from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.loop.rise import Rise
@@ -154,7 +155,7 @@ class Stop:
         return next((status for holds, status in tests if holds), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `minimise` returns.
 
@@ -185,6 +186,13 @@ class Result:
     def record(self) -> Record:
         """The last record."""
         return self.history.records[-1]
+
+    def __repr__(self) -> str:
+        """Return a screen at most: status with advice, steps, loss, measure and cost."""
+        return summary.as_text("Result", summary.of_result(self))
+
+    def _repr_html_(self) -> str:
+        return summary.as_html("Result", summary.of_result(self))
 
 
 def check_start(objective: Objective, x: Tensor) -> None:
