@@ -2,6 +2,7 @@ from .algebra.bounds import Bounds as Bounds
 from .algebra.models import Corrected as Corrected
 from .algebra.models import Restricted as Restricted
 from .algebra.objective import Objective as Objective
+from .command.names import problem as problem
 from .loop.problem import Problem as Problem
 from .loop.solver import Result as Result
 from .loop.solver import Solver as Solver

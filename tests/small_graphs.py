@@ -5,7 +5,10 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
+import mldd
 from mldd.graph import Graph
+from mldd.problems.graphs import ShardedClassification
+from mldd.ranks import SERIAL
 
 few = settings(max_examples=40, deadline=None)
 
@@ -31,3 +34,9 @@ def grid(side):
     right = torch.stack([number[:, :-1].ravel(), number[:, 1:].ravel()])
     down = torch.stack([number[:-1].ravel(), number[1:].ravel()])
     return Graph.from_edges(torch.cat([right, down], 1), side * side)
+
+
+def sharded(data, part, comm=SERIAL, **keys):
+    """The problem on the shard of this rank, options by the keys of the command line."""
+    shard = ShardedClassification.of(data, part, comm).shard
+    return mldd.problem(ShardedClassification, folder=shard, comm=comm, **keys)

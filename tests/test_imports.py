@@ -39,6 +39,7 @@ ARROWS = {
     "problems/nets/layers": {"problems/nets"},
     "problems/pinns": {"problems/data", "problems/nets"},
     "problems/images": {"problems/data", "problems/nets"},
+    "problems/modules": {"problems/data", "problems/nets"},
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
 }

@@ -20,7 +20,7 @@ from dataclasses import replace
 import torch
 
 from mldd.problems.data import load_graph
-from mldd.problems.graphs import NodeClassification
+from mldd.problems.graphs import Network, NodeClassification, Spaces
 
 BAR = 1.3
 
@@ -44,7 +44,9 @@ def measure(name: str, parts: int, model: str, dtype: str, repeats: int) -> dict
     last = torch.arange(data.graph.nodes) >= data.graph.nodes - 2
     test = last & (torch.arange(data.graph.nodes) % 2 == 0)
     data = replace(data, train=~last, validation=last & ~test, test=test)
-    problem = NodeClassification(data, model=model, dtype=dtype, dropout=0.0, local="own")  # type: ignore[arg-type]
+    problem = NodeClassification(
+        data, network=Network(model=model, dropout=0.0), spaces=Spaces(local="own"), dtype=dtype
+    )  # type: ignore[arg-type]
     whole, x, part = problem.objective(), problem.initial(0), problem.parts(parts)
     batch = problem.local_batch(part, range(parts))
     single = [problem.local_batch(part, [k]) for k in range(parts)]
@@ -57,7 +59,9 @@ def measure(name: str, parts: int, model: str, dtype: str, repeats: int) -> dict
         ],
         repeats,
     )
-    pieces = [problem.source.piece((part == k).nonzero().flatten().numpy(), problem.layers) for k in range(parts)]
+    pieces = [
+        problem.source.piece((part == k).nonzero().flatten().numpy(), problem.network.layers) for k in range(parts)
+    ]
     halo = sum(piece.rows[1 if piece.propagated else 0] for piece in pieces) / data.graph.nodes
     return {"halo": halo, "whole": one, "batch": together, "loop": loop, "ratio": together / (halo * one)}
 

@@ -19,7 +19,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mldd.algebra import Around, Hierarchy, Remembered, count, counting, layers_of, sampled, unit_of, value_and_gradient
+from mldd.algebra import (
+    Around,
+    Hierarchy,
+    Remembered,
+    count,
+    counting,
+    is_counted,
+    layers_of,
+    sampled,
+    unit_of,
+    value_and_gradient,
+)
 from mldd.command import cli, solver_spec
 from mldd.command.builder import Builder, build_problem
 from mldd.command.names import problem_spec
@@ -73,6 +84,13 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.mpi, name)
 
+    def _noted(self, vector: int = 0) -> None:
+        """Take note of a collective on a vector of so many bytes, 0 for one on scalars."""
+        if is_counted():  # or it is for what a run looks at for the user
+            self.wire.vectors += vector > 0
+            self.wire.scalars += vector == 0
+            self.wire.bytes += vector
+
     def _timed(self, call: Callable[[], Any]) -> Any:
         begin = time.process_time()
         out = call()
@@ -81,22 +99,17 @@ class Watched:
 
     def Allreduce(self, in_place: Any, buffer: Any) -> None:  # noqa: N802 (MPI's name)
         """Sum a vector or scalars."""
-        if buffer.size >= FEW:
-            self.wire.vectors += 1
-            self.wire.bytes += buffer.nbytes
-        else:
-            self.wire.scalars += 1
+        self._noted(buffer.nbytes if buffer.size >= FEW else 0)
         self._timed(lambda: self.mpi.Allreduce(in_place, buffer))
 
     def Allgatherv(self, mine: Any, into: Any) -> None:  # noqa: N802
         """Gather vectors."""
-        self.wire.vectors += 1
-        self.wire.bytes += mine.nbytes
+        self._noted(mine.nbytes)
         self._timed(lambda: self.mpi.Allgatherv(mine, into))
 
     def allgather(self, item: Any) -> list[Any]:
         """Gather objects."""
-        self.wire.scalars += 1
+        self._noted()
         found: list[Any] = self._timed(lambda: self.mpi.allgather(item))
         return found
 
@@ -119,7 +132,7 @@ class Meter:
 
     def __call__(self, kind: str, evaluate: Callable[[], Any]) -> Any:
         """Return what `evaluate` returns; its counts go on to the run."""
-        if self.busy:
+        if self.busy or not is_counted():  # what a run looks at for the user
             return evaluate()
         self.busy, waited, begin = True, self.wire.cpu, time.process_time()
         with counting() as cost:

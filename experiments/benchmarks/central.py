@@ -32,12 +32,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mldd
 from mldd.algebra import Hierarchy, innermost
 from mldd.command.preparation import Preparation
 from mldd.graph import report
 from mldd.loop import Cost, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting
-from mldd.problems.graphs import NodeClassification
 from mldd.ranks import prepare, world
 from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS, SchwarzLBFGS
 
@@ -70,7 +70,8 @@ def levels(problem: Any) -> tuple[Hierarchy, int, Cost]:
     count, steps = 3, 40  # a smooth field on a grid: neighbours are alike, and nothing can be thinned
     if not isinstance(problem, Forecasting):
         share, count, kept, steps = LEVELS.get(str(problem.name), WORDS)
-        problem = replace(problem, clustering="features", clusters=round(share * problem.graph.nodes), kept=kept)
+        clusters = round(share * problem.graph.nodes)
+        problem = replace(problem, spaces=replace(problem.spaces, clustering="features", clusters=clusters, kept=kept))
     preparation = Preparation(problem, 0, problem.comm)
     hierarchy = preparation.hierarchy(count)
     return hierarchy, steps, preparation.cost([hierarchy])
@@ -89,7 +90,8 @@ def methods(problem: Any, parts: int, chosen: list[str]) -> Iterator[Method]:
     if "lbfgs rows" in chosen:
         yield Method("lbfgs rows", "memory=10", LBFGS(10, scaling="rows"))
     if "localsgd" in chosen:
-        preparation = Preparation(replace(problem, local="own"), 0, comm)
+        with_own = replace(problem, spaces=replace(problem.spaces, local="own"))
+        preparation = Preparation(with_own, 0, comm)
         own = preparation.decomposition(parts, 0)
         setup = preparation.cost([own])
         for rate in (0.01, 0.03, 0.1):
@@ -194,8 +196,8 @@ def problem_of(options: argparse.Namespace, model: str) -> Any:
     """Make the problem."""
     shared = {"model": model, "layers": options.layers, "data": options.data, "comm": world()}
     if options.name == "era5-uk":
-        return Forecasting(options.name, horizon=6, stride=7, clusters=400, **shared)
-    return NodeClassification(options.name, hidden=options.hidden, dropout=0.0, labels="all", **shared)
+        return mldd.problem("era5-uk", horizon=6, stride=7, clusters=400, **shared)
+    return mldd.problem(options.name, hidden=options.hidden, dropout=0.0, labels="all", **shared)
 
 
 def main() -> None:

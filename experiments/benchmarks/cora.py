@@ -23,7 +23,7 @@ import numpy as np
 
 from mldd.command.names import solver_spec
 from mldd.loop import Record, Stop, minimise, replacing, write_table
-from mldd.problems.graphs import NodeClassification
+from mldd.problems.graphs import Network, NodeClassification
 from mldd.ranks import prepare, world
 from mldd.solvers import LBFGS, AdaGrad, Adam
 
@@ -50,7 +50,9 @@ def build(problem: NodeClassification, name: str) -> Any:
 
 def solve(name: str, seed: int, steps: int, warm: bool = False) -> tuple[list[Record], dict[str, float]]:
     """Train once; return all records and the accuracies at the end."""
-    problem = NodeClassification("cora", seed=seed, dropout=0.0 if "no dropout" in name else 0.5, comm=world())
+    problem = NodeClassification(
+        "cora", network=Network(dropout=0.0 if "no dropout" in name else 0.5), seed=seed, comm=world()
+    )
     solver, f, x = build(problem, name), problem.objective(), problem.initial(seed)
     if warm:
         minimise(f, x, solver, stop=Stop(max_steps=2), comm=world())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import mldd
 from mldd.algebra import Objective, counting, sampled
 from mldd.graph import partition
 from mldd.loop import Stop, minimise, write_table
@@ -60,11 +62,18 @@ def compared(
 ) -> dict[str, float]:
     """Return one row of the table."""
 
-    def problem(dropout: float) -> ShardedClassification:
-        return ShardedClassification.of(data, part, comm, dropout=dropout, **options)
+    shard = ShardedClassification.of(data, part, comm).shard
+
+    def problem(dropout: float) -> Any:
+        return mldd.problem(ShardedClassification, folder=shard, comm=comm, dropout=dropout, **options)
 
     plain = problem(0.0)
     return row_of(results(problem, steps, comm), expected, halo_cost(plain.objective(), plain.initial(0), comm))
+
+
+def whole(data: GraphData, shape: dict[str, Any], dropout: float) -> Any:
+    """Return the problem on the whole graph."""
+    return mldd.problem(NodeClassification, name=data, dropout=dropout, **shape)
 
 
 def row_of(found: list[Tensor], expected: list[Tensor], costs: list[float]) -> dict[str, float]:
@@ -147,7 +156,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for model in (name for name in options.models if name != "epd"):
         shape = {"model": model, "layers": options.layers, "hidden": options.hidden}
-        expected = results(lambda dropout: NodeClassification(data, dropout=dropout, **shape), options.steps, SERIAL)  # noqa: B023
+        make = partial(whole, data, shape)
+        expected = results(make, options.steps, SERIAL)
         for method in options.methods:
             # where partitioners differ between runs, rank 0's part is that of all
             part = everyone.gather_items(partition(data.graph, max(sizes), method))[0]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import mldd
 from mldd.loop import History, Stop, minimise, write_table
 from mldd.problems.forecasts import Forecasting, ForecastLoss
 from mldd.ranks import prepare, world
@@ -57,7 +58,9 @@ def _dd(problem: Forecasting, rate: float = 0.05) -> SchwarzAdaGrad:
 
 CASES = {
     "era5-uk": Case(
-        Forecasting("era5-uk", "epd", base="linear", hidden=16, layers=2, mesh_nodes=100, batch=24, dtype="float32"),
+        mldd.problem(
+            "era5-uk:model=epd", base="linear", hidden=16, layers=2, mesh_nodes=100, batch=24, dtype="float32"
+        ),
         {
             "adam": lambda p: Adam(lr=1e-3),
             "dd-adagrad": _dd,
@@ -65,14 +68,14 @@ CASES = {
         15.0,
     ),
     "metr-la": Case(
-        Forecasting(
-            "metr-la", "sage", (3, 12), history=12, base="linear", hidden=32, layers=2, batch=64, dtype="float32"
+        mldd.problem(
+            "metr-la:model=sage,horizon=3:12", history=12, base="linear", hidden=32, layers=2, batch=64, dtype="float32"
         ),
         {"adam": lambda p: Adam(lr=2e-3), "dd-adagrad": _dd},
         10.0,
     ),
     "molene": Case(
-        Forecasting("molene", "epd", hidden=16, layers=1, climatology=False, batch=48, dtype="float32"),
+        mldd.problem("molene:model=epd", hidden=16, layers=1, climatology=False, batch=48, dtype="float32"),
         {"adam": lambda p: Adam(lr=1e-3), "dd-adagrad": lambda p: _dd(p, 0.02)},
         4.0,
     ),
@@ -162,7 +165,7 @@ def train(problem: Forecasting, make: Make, seed: int, seconds: float, last: int
 
 def leads(problem: Forecasting) -> list[str]:
     """Return the endings of the names of errors, one per lead time."""
-    return [""] if len(problem.leads) == 1 else [f"_{lead}" for lead in problem.leads]
+    return [""] if len(problem.plan.leads) == 1 else [f"_{lead}" for lead in problem.plan.leads]
 
 
 def table(name: str, case: Case, seeds: list[int], refit: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -182,7 +185,7 @@ def table(name: str, case: Case, seeds: list[int], refit: bool) -> tuple[list[di
             row = {"case": name, "solver": solver, "seed": seed, "seconds": round(watch.spent, 1)}
             row |= {"step": watch.best_step, "steps": watch.rows[-1][1], "validation": scores["validation_rmse"]}
             if refit:
-                again = replace(problem, labels="all")
+                again = replace(problem, plan=replace(problem.plan, labels="all"))
                 other = train(again, make, seed, math.inf, watch.best_step)
                 assert other.best_x is not None
                 scores |= {f"refit_{key}": value for key, value in again.metrics(other.best_x).items()}

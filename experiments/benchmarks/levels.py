@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mldd
 from mldd.algebra import counting, uncounted
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.graphs import NodeClassification, SubdomainNetworks
@@ -65,7 +66,7 @@ def descend(f: Any, x: Any, spent: float) -> list[float | None]:
 
 def nested(graph: str, kind: dict[str, Any], level: dict[str, Any], seed: int) -> tuple[float, list[float | None]]:
     """Return the fine loss at the start, and the work to every target."""
-    problem = NodeClassification(graph, dropout=0.0, labels="all", seed=seed, **kind, **level)
+    problem = mldd.problem(graph, dropout=0.0, labels="all", seed=seed, **kind, **level)
     f, x, spent = problem.objective(), problem.initial(seed), 0.0
     if level:
         coarse = problem.hierarchy(2)[1]

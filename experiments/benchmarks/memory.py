@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from mldd.loop import Stop, minimise, write_table
-from mldd.problems.graphs import SyntheticClassification
+from mldd.problems.graphs import Network, Strips, SyntheticClassification
 from mldd.ranks import Communicator, prepare, world
 from mldd.solvers import Adam
 
@@ -40,7 +40,9 @@ def peak() -> int:
 def train(comm: Communicator, options: argparse.Namespace, nodes: int) -> dict[str, Any]:
     """Train a few steps; return what this rank held, the peaks after each stage, and the nodes per second of all."""
     problem = SyntheticClassification(
-        nodes=nodes, degree=options.degree, model=options.model, hidden=options.hidden, comm=comm
+        strips=Strips(nodes=nodes, degree=options.degree),
+        network=Network(model=options.model, hidden=options.hidden, dropout=0.0, decay=0.0),
+        comm=comm,
     )
     row: dict[str, Any] = {"ranks": comm.ranks, "rank": comm.rank, "model": options.model, "libraries": peak()}
     shard = problem.shard

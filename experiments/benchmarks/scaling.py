@@ -40,7 +40,7 @@ from torch import Tensor
 from mldd.algebra import counting
 from mldd.graph import CostModel, Machine, Work, fit, graph_work
 from mldd.loop import write_table
-from mldd.problems.graphs import NodeLoss, SyntheticClassification
+from mldd.problems.graphs import Network, NodeLoss, Strips, SyntheticClassification
 from mldd.problems.nets import HaloOperator
 from mldd.problems.nets.layers import sparse_first
 from mldd.ranks import SERIAL, Communicator, prepare, timed, world
@@ -197,15 +197,15 @@ def measured(comm: Clocked, base: int, steps: int) -> list[dict[str, Any]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for choice in configurations(comm.ranks, base):
         problem = SyntheticClassification(
-            nodes=choice["nodes"],
-            columns=round((choice["nodes"] * choice["aspect"]) ** 0.5),
-            degree=choice["degree"],
-            model=choice["model"],
-            hidden=choice["hidden"],
-            layers=LAYERS,
+            strips=Strips(
+                nodes=choice["nodes"],
+                columns=round((choice["nodes"] * choice["aspect"]) ** 0.5),
+                degree=choice["degree"],
+                features=FEATURES,
+                classes=CLASSES,
+            ),
+            network=Network(choice["model"], choice["hidden"], LAYERS, dropout=0.0, decay=0.0),
             labels="all",
-            features=FEATURES,
-            classes=CLASSES,
             comm=comm,
         )
         pieces = comm.gather_items(measure(comm, problem, steps, cores))

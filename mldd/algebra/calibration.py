@@ -156,7 +156,7 @@ def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], fl
     Parameters
     ----------
     f : Objective
-        A coarse level, or a batch of local models.
+        A coarse level, a batch of local models, or a rank's share of the fine objective.
     x : Tensor, shape (n,) or (p, m)
         Where it is evaluated.
     unit : float

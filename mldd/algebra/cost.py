@@ -101,6 +101,11 @@ def uncounted() -> Iterator[None]:
         _ledger.reset(token)
 
 
+def is_counted() -> bool:
+    """Return whether what is evaluated now is counted."""
+    return _ledger.get() is not None
+
+
 def count(
     *,
     gradients: int = 0,

@@ -1,18 +1,14 @@
-"""One flat vector for many tensors: layouts, and torch modules whose parameters are views of such a vector."""
+"""One flat vector for many tensors: layouts, and parameters of torch modules that are views of such a vector."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-
-from mldd.algebra.bounds import Bounds
-from mldd.algebra.cost import Price
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,19 @@ class Layout:
         return torch.cat([t.flatten(lead) if t.dim() > lead else t[..., None] for t in (*tensors, *extra)], dim=-1)
 
 
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Return the trainable parameters, shared ones once."""
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters, shared ones once.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any module.
+
+    Raises
+    ------
+    ValueError
+        It has none.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"`module` must have a trainable parameter, got none in {type(module).__name__}")
@@ -153,7 +160,7 @@ def flatten(module: nn.Module) -> Tensor:
     >>> module(torch.tensor([1.0, 1.0])).item()
     6.0
     """
-    return joined(_parameters(module))
+    return joined(trainable(module))
 
 
 def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -212,151 +219,3 @@ def relink(parameters: Sequence[nn.Parameter], views: Sequence[Tensor]) -> None:
             )
         view.copy_(p.data.clone())  # the two may overlap: a transposed view of the same memory
         p.data = view
-
-
-@dataclass(frozen=True)
-class ModuleObjective:
-    """The objective ``x -> loss(module with parameters x)`` of any torch module.
-
-    An evaluation lets the parameters be views of the given vector and puts them back afterwards: no copy. A loss may
-    differentiate inside, by inputs or parameters, so values are computed with autograd switched on.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Its trainable parameters become views of `flat`. Several objectives may share a module.
-    loss : callable
-        ``loss(module)`` returns a scalar tensor.
-    bounds : Bounds, optional
-        None by default.
-    price : Price
-        What evaluations cost.
-
-    Examples
-    --------
-    >>> module = nn.Linear(1, 1, bias=False)
-    >>> f = ModuleObjective(module, lambda m: (m(torch.ones(1)) - 3).square().sum())
-    >>> f.gradient(torch.tensor([1.0]))
-    tensor([-4.])
-    """
-
-    module: nn.Module
-    loss: Callable[[nn.Module], Tensor]
-    bounds: Bounds = field(default=None)  # type: ignore[assignment]
-    price: Price = Price()  # noqa: RUF009 (frozen)
-    _flat: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Flatten the module."""
-        object.__setattr__(self, "_flat", joined(self._leaves))
-        if self.bounds is None:
-            free = Bounds.free(self.size, dtype=self._flat.dtype, device=self._flat.device)
-            object.__setattr__(self, "bounds", free)
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where the parameters lie, one layer per tensor."""
-        return Layout(tuple(tuple(p.shape) for p in self._leaves))
-
-    @cached_property
-    def _leaves(self) -> list[nn.Parameter]:
-        return _parameters(self.module)
-
-    def _current(self) -> list[nn.Parameter]:
-        """Return the parameters, refusing a module that has others by now: an evaluation would not reach those."""
-        now = _parameters(self.module)
-        if len(now) != len(self._leaves) or any(a is not b for a, b in zip(now, self._leaves, strict=True)):
-            raise ValueError(
-                "`module` must keep the trainable parameters it was given with, got others (by requires_grad_ or "
-                "load_state_dict(assign=True)?); make the objective afterwards"
-            )
-        return now
-
-    @property
-    def flat(self) -> Tensor:
-        """The module's parameters as one vector, shape (n,), also where another objective had joined them since."""
-        relink(self._current(), self.layout.views(self._flat))
-        return self._flat
-
-    @property
-    def size(self) -> int:
-        """Number of unknowns."""
-        return len(self._flat)
-
-    def initial(self) -> Tensor:
-        """Return a copy of the module's parameters, shape (n,)."""
-        return self.flat.clone()
-
-    def load(self, x: Tensor) -> nn.Module:
-        """Copy `x` into the module for good, and return the module.
-
-        Parameters
-        ----------
-        x : Tensor, shape (n,)
-            Parameters in the order of the layout.
-        """
-        self.flat.copy_(x)
-        return self.module
-
-    @contextmanager
-    def _at(self, x: Tensor) -> Iterator[list[nn.Parameter]]:
-        leaves = self._current()
-        home = [p.data for p in leaves]
-        for parameter, view in zip(leaves, self.layout.views(x.detach()), strict=True):
-            parameter.data = view
-        try:
-            with torch.enable_grad():
-                yield leaves
-        finally:
-            for parameter, view in zip(leaves, home, strict=True):
-                parameter.data = view
-
-    def value(self, x: Tensor) -> Tensor:
-        """Return the loss, shape ()."""
-        self.price.of_value()
-        with self._at(x):
-            return self.loss(self.module).detach()
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, shape (n,)."""
-        return self.value_and_gradient(x)[1]
-
-    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient in one sweep.
-
-        Parameters
-        ----------
-        x : Tensor, shape (n,)
-            Parameters in the order of the layout.
-        """
-        self.price.of_gradient()
-        with self._at(x) as leaves:
-            value = _differentiable(self.loss(self.module))
-            return value.detach(), self.layout.pack(_filled(value, leaves))
-
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` by differentiating ``<g, v>``."""
-        self.price.of_product()
-        with self._at(x) as leaves:
-            g = _filled(_differentiable(self.loss(self.module)), leaves, create_graph=True)
-            slope = sum((a * b).sum() for a, b in zip(g, self.layout.views(v), strict=True))
-            assert isinstance(slope, Tensor)
-            return self.layout.pack(_filled(slope, leaves))
-
-
-def _differentiable(loss: Tensor) -> Tensor:
-    """Return `loss`, refusing one that autograd knows nothing of: its gradient would be taken for zero."""
-    if not loss.requires_grad:
-        raise ValueError(
-            "`loss` must depend on the parameters through autograd, got a constant; leave out detach, item, no_grad "
-            "and inference_mode in it"
-        )
-    return loss
-
-
-def _filled(value: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """Differentiate; a parameter that `value` does not depend on has the gradient zero."""
-    if not value.requires_grad:  # the slope of a linear function
-        return [torch.zeros_like(p) for p in leaves]
-    g = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-    return [torch.zeros_like(p) if d is None else d for d, p in zip(g, leaves, strict=True)]

@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from mldd.command.names import Spec, default, fields_of, keys_of, python_specs
+from mldd.command.keys import default, fields_of, keys_of
+from mldd.command.names import Spec, python_specs
 from mldd.command.preparation import Preparation
 from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device

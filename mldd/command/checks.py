@@ -52,7 +52,7 @@ def check_log(options: argparse.Namespace) -> None:
 
 
 def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History | None = None) -> None:
-    """Refuse a folder with the results of another run (on rank 0).
+    """Refuse a folder with the results of another run: rank 0 looks, and all ranks refuse it together.
 
     Parameters
     ----------
@@ -70,18 +70,22 @@ def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History 
     FileExistsError
         One line that names the folder.
     """
-    names = ("history.csv", "compare.csv", *RESULTS)
-    found = [name for name in names if (folder / name).exists()] or [
-        str(path.relative_to(folder)) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/history.csv")
-    ]
-    if comm.rank != 0 or overwrite or not found:
-        return
-    if past is not None and found[0] == "history.csv" and _goes_on(read_csv(folder / "history.csv"), past):
-        return
-    raise FileExistsError(
-        f"the folder {folder} must be free, got one with the results of another run ({found[0]}); give another one, or "
-        "--overwrite"
-    )
+    found = _results(folder, past) if comm.rank == 0 and not overwrite else ""
+    found = comm.gather_items(found)[0]
+    if found:
+        raise FileExistsError(
+            f"the folder {folder} must be free, got one with the results of another run ({found}); give another one, "
+            "or --overwrite"
+        )
+
+
+def _results(folder: Path, past: History | None) -> str:
+    """Return the name of a file with results that are not those of the run that goes on, empty where there is none."""
+    there = [name for name in ("history.csv", "compare.csv", *RESULTS) if (folder / name).exists()]
+    there += [str(path.relative_to(folder)) for of in ("*", "*/*") for path in folder.glob(f"{of}/history.csv")]
+    if there[:1] == ["history.csv"] and past is not None and _goes_on(read_csv(folder / "history.csv"), past):
+        return ""
+    return there[0] if there else ""
 
 
 def _goes_on(written: History, past: History) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from mldd.algebra import from_outside
 from mldd.command import names
+from mldd.command.keys import default, default_of, fields_of, holds_solver, is_solver, keys_of, solver_wanted
 from mldd.command.names import Spec
 
 _WIDTH = 110
@@ -82,14 +83,16 @@ def keys(name: str) -> Iterator[str]:
     spec, is_problem = _found(name)
     yield f"{name}: {(spec.kind.__doc__ or '').partition(chr(10) * 2)[0]}"
     meanings = parameters(spec.kind)
-    shown = {key: hint for key, hint in names.keys_of(spec.kind).items() if key not in spec.fixed}
-    defaults = {key: names.default_of(spec.kind, key) for key in shown}
+    shown = {key: hint for key, hint in keys_of(spec.kind).items() if key not in spec.fixed}
+    defaults = {key: default_of(spec.kind, key) for key in shown}
     for key, hint in shown.items():
         value = defaults[key]
         default = "needed" if value is MISSING else f"default {_text(value)}"
         yield f"  {key} : {_kind(hint)}, {default}"
         yield from textwrap.wrap(meanings.get(key, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     example = next((f"{key}={_text(defaults[key])}" for key in shown if _simple(defaults[key])), "")
+    if any("." in key for key in shown):
+        yield "  (a key with a dot may be written by its last word where no other key ends in it)"
     text = f"{name}:{example}" if example else name
     yield (
         f"example: mldd train {text} --solver adagrad"
@@ -112,7 +115,7 @@ def _simple(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if names.is_solver(value):
+    if is_solver(value):
         return names.name_of(value)
     return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -127,8 +130,8 @@ def _kind(hint: Any) -> str:
         return f"{_kind(get_args(hint)[0])}:{_kind(get_args(hint)[0])}:..."
     if get_args(hint):
         return " | ".join(map(_kind, get_args(hint)))
-    if names.holds_solver(hint):
-        return names.solver_wanted(hint) or "solver"
+    if holds_solver(hint):
+        return solver_wanted(hint) or "solver"
     return {bool: "true | false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))
 
 
@@ -146,9 +149,9 @@ def parameters(kind: type) -> dict[str, str]:
         for head, text in _entries(textwrap.dedent(section[1]) if section else ""):
             for name in head.partition(" : ")[0].split(","):
                 meanings.setdefault(name.strip(), text)
-    for f in names.fields_of(kind):  # nested records
-        record = names.default(f)
-        if is_dataclass(record) and not isinstance(record, type) and not names.solver_wanted(type(record)):
+    for f in fields_of(kind):  # nested records
+        record = default(f)
+        if is_dataclass(record) and not isinstance(record, type) and not solver_wanted(type(record)):
             meanings |= {f"{f.name}.{key}": text for key, text in parameters(type(record)).items()}
     return meanings
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mldd.algebra import did_you_mean, from_outside, loaded, registered
+from mldd.command.keys import (
+    SOLVERS,
+    default,
+    fields_of,
+    full,
+    holds_solver,
+    is_solver,
+    keys_of,
+    short,
+    solver_wanted,
+    with_nested,
+)
 from mldd.command.values import convert, split
+
+if TYPE_CHECKING:
+    from mldd.loop import Problem
 
 # Name -> "module:Class"; what follows "?" are fields that the name itself sets.
 PROBLEMS: dict[str, str] = registered("mldd.problems")
-SOLVERS: dict[str, str] = registered("mldd.solvers")
 USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
 SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
 MANIFEST = "manifest.json"
@@ -30,7 +42,6 @@ FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:b
 NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
 # Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.petsc.petsc_types.ml_adagrad
 PYTHON_TYPES = "mldd.solvers.petsc.petsc_types."
-_SCALARS = (bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,8 @@ class Spec:
         written = {key: value for key, value in self.keys.items() if not isinstance(value, Spec)}
         defaults = {f.name: default(f) for f in fields_of(self.kind)}
         known = {k: v for k, v in given.items() if self.has(k.partition(".")[0])} | self.fixed
-        values = _with_nested(known, lambda name: known.get(name, defaults[name]))
-        values |= _with_nested(written, lambda name: values.get(name, defaults[name]))
+        values = with_nested(known, lambda name: known.get(name, defaults[name]))
+        values |= with_nested(written, lambda name: values.get(name, defaults[name]))
         missing = [f.name for f in fields_of(self.kind) if f.init and default(f) is MISSING and f.name not in values]
         if missing:
             raise ValueError(f"{self.text} needs `{missing[0]}`; write {self.name}:{missing[0]}=VALUE")
@@ -127,6 +138,33 @@ def problem_spec(text: str) -> Spec:
     if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
         return _spec(text, name, rest, SHARDS + name, None)
     return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def problem(what: str | type[Problem], **values: Any) -> Problem:
+    """Return a problem by name, file or class, with keys as the command line has them.
+
+    Parameters
+    ----------
+    what : str or type
+        A PROBLEM of the command line, with or without keys, or a class of problems.
+    **values : object
+        Values of fields; those of a record may be given by their own name where no other key ends so.
+
+    Raises
+    ------
+    ValueError
+        An unknown name or key, or a value that the problem refuses.
+
+    Examples
+    --------
+    >>> problem("obstacle:n=31", dtype="float32")
+    Obstacle(n=31, dtype='float32', device='cpu', load=10.0, lower=-0.25)
+    """
+    spec = problem_spec(what) if isinstance(what, str) else Spec(what.__name__, what.__name__, what)
+    hints = keys_of(spec.kind)
+    given = {key if spec.has(key) else known(hints, key, spec.name): value for key, value in values.items()}
+    made: Problem = spec.make(**given)
+    return made
 
 
 def check_solver(text: str) -> None:
@@ -257,17 +295,6 @@ def _value_text(value: Any) -> str:
     return described(value) if is_solver(value) else str(value)
 
 
-def is_solver(value: Any) -> bool:
-    """Return whether the value of a field is a solver.
-
-    Parameters
-    ----------
-    value : object
-        Of a field.
-    """
-    return is_dataclass(value) and not isinstance(value, type) and hasattr(value, "init") and hasattr(value, "step")
-
-
 def split_specs(text: str) -> list[str]:
     """Return the specs of ``A:key=1,key=2,B``: what looks like ``key=value`` goes on with the spec before it.
 
@@ -312,17 +339,6 @@ def _look_up(name: str, table: dict[str, str], what: str) -> str:
     return table[name]
 
 
-def fields_of(kind: type) -> tuple[Field[Any], ...]:
-    """Return the fields of a dataclass, none of another class.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    """
-    return fields(kind) if is_dataclass(kind) else ()
-
-
 def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, complete: bool = False) -> Spec:
     home, _, preset = target.partition("?")
     kind = loaded(home, "class")
@@ -338,14 +354,42 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, co
         if not equals and k == 0 and first is not None:
             key, value, equals = first, item, "="
         if not equals:
-            raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {' '.join(hints) or 'none'}")
-        if key not in hints:
-            raise ValueError(
-                f"{name} has no key {key!r}{did_you_mean(key, list(hints))}; its keys are {' '.join(hints) or 'none'}"
-            )
-        read = _nested if holds_solver(hints[key]) else convert
-        keys[key] = read(value, hints[key], f"{name}:{key}")
+            raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {_listed(hints)}")
+        which = known(hints, key, name)
+        read = _nested if holds_solver(hints[which]) else convert
+        keys[which] = read(value, hints[which], f"{name}:{key}")
     return Spec(text, name, kind, keys, fixed)
+
+
+def known(hints: Mapping[str, Any], key: str, name: str) -> str:
+    """Return the full name of a key, as in `mldd.command.keys.full`.
+
+    Parameters
+    ----------
+    hints : dict
+        Annotations by key.
+    key : str
+        As it was written.
+    name : str
+        Whose key it is.
+
+    Raises
+    ------
+    ValueError
+        There is no such key, or several that end with it.
+    """
+    which = full(hints, key)
+    if which in hints:
+        return which
+    alike = [other for other in hints if other.endswith(f".{key}")]
+    if alike:
+        raise ValueError(f"{name} has several keys {key!r}; write {' or '.join(alike)}")
+    near = did_you_mean(key, [*short(hints).values(), *hints])
+    raise ValueError(f"{name} has no key {key!r}{near}; its keys are {_listed(hints)}")
+
+
+def _listed(hints: Mapping[str, Any]) -> str:
+    return " ".join(hints) or "none"
 
 
 def _nested(value: str, hint: Any, what: str) -> Spec | None:
@@ -360,101 +404,3 @@ def _nested(value: str, hint: Any, what: str) -> Spec | None:
     if wanted and not issubclass(spec.kind, hint):
         raise ValueError(f"`{what}` must be {wanted}, got {value!r}; write {wanted} or {wanted}(key=value)")
     return spec
-
-
-def holds_solver(hint: Any) -> bool:
-    """Return whether the annotation is that of a nested solver: ``Solver``, ``Solver | None``, or one with a name.
-
-    Parameters
-    ----------
-    hint : type
-        Annotation of a field.
-    """
-    from mldd.loop import Solver
-
-    return hint is Solver or Solver in typing.get_args(hint) or solver_wanted(hint) != ""
-
-
-def solver_wanted(hint: Any) -> str:
-    """Return the name of the one kind of solver that a field takes, "" where it takes any solver or none.
-
-    Parameters
-    ----------
-    hint : type
-        Annotation of a field.
-    """
-    if not isinstance(hint, type):
-        return ""
-    home = f"{hint.__module__}:{hint.__qualname__}"
-    return next((name for name, target in SOLVERS.items() if target == home), "")
-
-
-def keys_of(kind: type) -> dict[str, Any]:
-    """Return the fields of a dataclass that the command line can set, with their annotations.
-
-    A field that is a record, a dataclass that is no solver with a name, stands for its own fields, with its name in
-    front: ``radius.initial``.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    """
-    try:
-        hints = typing.get_type_hints(kind)
-    except NameError:  # a name that is imported for type checkers only
-        hints = {f.name: type(f.default) for f in fields_of(kind)}
-    keys: dict[str, Any] = {}
-    for f in fields_of(kind):
-        hint = hints[f.name]
-        if not f.init or f.name[0] == "_":
-            continue
-        if _leaves(hint):
-            keys[f.name] = hint
-        elif isinstance(hint, type) and is_dataclass(hint) and isinstance(default(f), hint):
-            keys |= {f"{f.name}.{key}": inner for key, inner in keys_of(hint).items()}
-    return keys
-
-
-def default_of(kind: type, key: str) -> Any:
-    """Return the default of a key, ``dataclasses.MISSING`` where it has none.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    key : str
-        A field, or one of a nested record, as in `keys_of`.
-    """
-    name, _, rest = key.partition(".")
-    found = default(next(f for f in fields_of(kind) if f.name == name))
-    return attrgetter(rest)(found) if rest else found
-
-
-def _with_nested(written: dict[str, Any], record: Callable[[str], Any]) -> dict[str, Any]:
-    """Return values by field; keys of a nested record are changes to what `record` returns for its name."""
-    values = {key: value for key, value in written.items() if "." not in key}
-    for name in dict.fromkeys(key.partition(".")[0] for key in written if "." in key):
-        old = record(name)
-        changes = {key.partition(".")[2]: value for key, value in written.items() if key.startswith(f"{name}.")}
-        values[name] = replace(old, **_with_nested(changes, partial(getattr, old)))
-    return values
-
-
-def _leaves(hint: Any) -> bool:
-    """Say whether a value of this annotation can be written on the command line."""
-    if hint in _SCALARS or typing.get_origin(hint) is Literal or holds_solver(hint):
-        return True
-    origin, inner = typing.get_origin(hint), [a for a in typing.get_args(hint) if a not in (type(None), Ellipsis)]
-    return origin in (tuple, typing.Union, types.UnionType) and bool(inner) and all(map(_leaves, inner))
-
-
-def default(f: Field[Any]) -> Any:
-    """Return the default of a field, ``dataclasses.MISSING`` where it has none.
-
-    Parameters
-    ----------
-    f : dataclasses.Field
-        One of a problem or solver.
-    """
-    return f.default if f.default_factory is MISSING else f.default_factory()

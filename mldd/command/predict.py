@@ -33,6 +33,10 @@ def run(options: argparse.Namespace) -> list[str]:
     model = load(options.run)
     name, keys = _keys(options.of, model)
     if options.data is not None:
+        if "folder" not in inspect.signature(model.predict).parameters:
+            raise ValueError(
+                f"--data is of no use to the model in {options.run}, whose data need no folder; leave it out"
+            )
         keys["folder"] = options.data
     made = model.predict(name, **keys)
     about = model.about

@@ -13,9 +13,11 @@ from torch import Tensor
 from mldd.algebra import (
     Hierarchy,
     Objective,
+    calibrated,
     calibrated_decomposition,
     calibrated_hierarchy,
     counting,
+    factors_of,
     sampled,
     unit_of,
 )
@@ -55,7 +57,7 @@ class Preparation:
     comm : Communicator
         The ranks.
     measured : bool
-        Whether coarse levels and local models get prices by measurement.
+        Whether shares of ranks, coarse levels and local models get prices by measurement.
     """
 
     problem: Problem
@@ -66,8 +68,11 @@ class Preparation:
 
     @cached_property
     def objective(self) -> Objective:
-        """What is minimised."""
-        return self.problem.objective()
+        """What is minimised; with measured prices a rank's share is what its evaluations take."""
+        f = self.problem.objective()
+        if not self.measured or self.comm.ranks == 1:
+            return f
+        return calibrated(f, factors_of(f, self.start, self.unit, self._mean))
 
     @cached_property
     def start(self) -> Tensor:
@@ -76,8 +81,13 @@ class Preparation:
 
     @cached_property
     def unit(self) -> float:
-        """CPU seconds of a fine gradient of a single process, measured at the start; all ranks ask together."""
-        return unit_of(self.objective, self.start, self._total, self._mean)
+        """CPU seconds of a fine gradient of a single process, measured at the start; all ranks ask together.
+
+        Where the data are distributed it is estimated: the time of all ranks over the work that they count.
+        """
+        alone = self.problem.alone() if self.measured else None
+        f = self.problem.objective() if alone is None else alone.objective()
+        return unit_of(f, self.start, self._total, self._mean)
 
     def decomposition(self, parts: int, overlap: int) -> Any:
         """Return the decomposition, made at the first call; what its local models make lazily is made with it.

@@ -118,7 +118,7 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         data = self.problem.identity()  # a run is known by its data, not by how their path is spelt
-        places = dict.fromkeys(("name", "folder", "data", "reader"), "") if data else {}
+        places = dict.fromkeys(("name", "folder", "data", "reader", "reading.reader"), "") if data else {}
         return {
             "problem": described(self.problem, type(self.problem).__name__ if data else self.specs[0].name, places),
             "data": data,
@@ -240,7 +240,7 @@ class Keeper:
             All records so far.
         """
         self.last = history.records[-1].cost.seconds
-        of_run = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
+        of_run: dict[str, Any] = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
         checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
 
 

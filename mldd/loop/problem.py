@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mldd.algebra import Decomposition, Hierarchy, Objective, SharedDecomposition
-from mldd.ranks import Communicator
+from mldd.ranks import SERIAL, Communicator
 
 
 class Problem:
@@ -40,6 +41,15 @@ class Problem:
             The problem does not have it.
         """
         raise ValueError(lacks(self, "objective()"))
+
+    def alone(self) -> Problem | None:
+        """Return the problem as a single process has it, None where no process could hold its data.
+
+        By default it is the same but for a field ``comm``.
+        """
+        if is_dataclass(self) and any(f.name == "comm" for f in fields(self)):
+            return replace(self, comm=SERIAL)  # type: ignore[unreachable]
+        return self
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return the start, shape (n,).

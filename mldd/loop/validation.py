@@ -105,8 +105,7 @@ class Validation:
         if self.best is None or _is_better(chosen, numbers[chosen], self.value):
             self.best, self.step, self.value = x.clone(), step, numbers[chosen]
         loss = next(iter(numbers.values()))
-        self.waited = 0 if loss < self.lowest else self.waited + 1
-        self.lowest = min(loss, self.lowest)
+        self.lowest, self.waited = (loss, 0) if loss < self.lowest else (self.lowest, self.waited + 1)
         self.chosen, self.times = chosen, self.times + 1
         self.seconds += time.perf_counter() - begin
         return numbers

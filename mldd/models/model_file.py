@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of others
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile file may raise anything
         raise ModelError(
             f"{path} must be a whole model of mldd, but it cannot be read ({unreadable(error)}); give another one"
@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     for key, kind in (("kind", str), ("config", dict), ("state_dict", dict), ("about", dict)):
         if not isinstance(content.get(key), kind):
             raise ModelError(f"{path} must be a whole model of mldd, got one with a broken {key}; write it anew")
-    return content
+    return dict(content)
 
 
 def _made(path: Path, content: dict[str, Any]) -> Model:

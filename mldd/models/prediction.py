@@ -184,7 +184,8 @@ def _archive(prediction: Prediction, path: Path) -> None:
         for key in ("units", "calendar")
         if key in f.attributes
     }
-    np.savez(path, **{name: f.values for name, f in prediction.all.items()}, **units)
+    arrays: dict[str, Any] = {name: f.values for name, f in prediction.all.items()} | units
+    np.savez(path, **arrays)
 
 
 def _comma_separated(prediction: Prediction, path: Path) -> None:

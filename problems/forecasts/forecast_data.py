@@ -152,7 +152,7 @@ class ForecastData:
     @cached_property
     def mean(self) -> Floats:
         """Mean of every variable over the fitted part, shape (V,)."""
-        return np.nan_to_num(np.nanmean(self._past, axis=(0, 1)))
+        return np.asarray(np.nan_to_num(np.nanmean(self._past, axis=(0, 1))))
 
     @cached_property
     def deviation(self) -> Floats:

@@ -71,11 +71,12 @@ class ForecastModel(NetworkModel):
         """
         network = config["network"]
         net = EncodeProcessDecode(**network) if "rounds" in network else network_of(network)
-        plan = Plan(**dict(config["plan"], leads=tuple(config["plan"]["leads"])))
+        horizon = config["plan"]["horizon"]
+        plan = Plan(**dict(config["plan"], horizon=tuple(horizon) if isinstance(horizon, list) else horizon))
         domain = Domain.from_config(config["domain"])
         return cls(net, None, plan, domain, _arrays(config["fitted"]), config["options"])
 
-    def predict(
+    def predict(  # type: ignore[override]  # which options there are is said
         self,
         data: Any,
         *,

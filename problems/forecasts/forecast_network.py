@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import check_least
 from mldd.graph import Graph, grow
 from mldd.problems.data import HiddenMesh
 from mldd.problems.nets import (
@@ -25,34 +26,62 @@ from mldd.problems.nets import (
     stack,
     stack_meshes,
 )
+from mldd.problems.nets.layers import check_kind
 
 Floats = NDArray[np.float64]
 # Activations, relu for the others. GIN's last layer has as few hidden units as outputs: a single ReLU is often dead.
 _USUAL = {"epd": "silu", "gat": "elu", "gin": "elu"}
 
 
-def network(model: str, inputs: int, outputs: int, hidden: int, layers: int, activation: str = "auto") -> Any:
-    """Return the network of a forecasting problem.
+@dataclass(frozen=True)
+class ForecastNetwork:
+    """The network of a forecasting problem.
 
     Parameters
     ----------
     model : str
-        Kind of layer, or ``epd``.
-    inputs : int
-        Inputs per node.
-    outputs : int
-        Outputs per node.
-    hidden : int
-        Hidden width.
-    layers : int
-        Number of layers; for `epd` the rounds of message passing inside the mesh.
+        Kind of layer (`mldd.problems.nets.layers`), or epd: an encode-process-decode network.
+    hidden, layers : int
+        Width and number of layers (of `epd`: rounds of message passing inside the mesh).
+    mesh_nodes : int
+        Nodes of the hidden mesh of `epd`; 0: a quarter of all nodes.
     activation : str
-        ``auto``: what is usual for the model.
+        Of the network; `auto` for what is usual.
+    decay : float
+        Weight decay.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
     """
-    act: Any = _USUAL.get(model, "relu") if activation == "auto" else activation
-    if model == "epd":
-        return EncodeProcessDecode(inputs, hidden, outputs, layers, act)
-    return GraphNet(model, (inputs, *[hidden] * (layers - 1), outputs), activation=act)
+
+    model: str = "sage"
+    hidden: int = 32
+    layers: int = 2
+    mesh_nodes: int = 0
+    activation: str = "auto"
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_kind(self.model, "model", ("epd",))
+        check_least(self, {"hidden": 1, "layers": 1, "mesh_nodes": 0})
+        if not 0 <= self.decay < np.inf:
+            raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+
+    def made(self, inputs: int, outputs: int) -> Any:
+        """Return the network.
+
+        Parameters
+        ----------
+        inputs, outputs : int
+            Per node.
+        """
+        act: Any = _USUAL.get(self.model, "relu") if self.activation == "auto" else self.activation
+        if self.model == "epd":
+            return EncodeProcessDecode(inputs, self.hidden, outputs, self.layers, act)
+        return GraphNet(self.model, (inputs, *[self.hidden] * (self.layers - 1), outputs), activation=act)
 
 
 def start(net: Any, seed: int) -> Tensor:

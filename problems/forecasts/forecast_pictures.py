@@ -93,7 +93,7 @@ def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:
     forecasts = {
         "persistence": persistence(data),
         "linear model": linear(data),
-        f"{problem.model} network": lambda origins: problem.forecasts(x, origins),
+        f"{problem.network.model} network": lambda origins: problem.forecasts(x, origins),
     }
     curves = {name: np.sqrt(moments(data, "test", f).square[:, 0]) for name, f in forecasts.items()}
     hours = series.step >= 3600

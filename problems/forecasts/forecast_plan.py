@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mldd.algebra import check_choices, check_least
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -12,23 +14,30 @@ class Plan:
 
     Parameters
     ----------
-    leads : tuple of int
-        Lead times h of the outputs; with a rollout the only one.
+    horizon : int or tuple of int
+        Lead time in steps of the series, or several: one output each.
     history : int
-        Values of every variable before and at the origin.
+        Values up to the origin that are inputs.
     rollout : int
-        How often a forecast is fed back: leads h, 2 h, ..., the history at the origin, one h before, ...
+        How often a forecast of the lead time `horizon` is fed back, in training and in evaluation; history then has
+        this spacing too.
     forcing, climatology : bool
-        Whether hour and sun, and the mean daily cycle of the node, are inputs.
+        Whether inputs have hour and height of the sun, and the mean daily cycle of every node in the training part.
     base : {"persistence", "linear"}
-        Forecast that a network starts from: the value at the origin, or that of a linear model.
+        What the network corrects: x(t), or the linear model of `mldd.problems.forecasts.linear_forecast` fitted
+        likewise.
     stride : int
         Every how many origins of the training part is a sample.
     labels : {"train", "all"}
         Fit on the first 60 % of the series, or on all before the test part.
+
+    Raises
+    ------
+    ValueError
+        Values out of range, or a rollout of several lead times or from a linear model.
     """
 
-    leads: tuple[int, ...]
+    horizon: int | tuple[int, ...] = 6
     history: int = 6
     rollout: int = 1
     forcing: bool = True
@@ -36,6 +45,22 @@ class Plan:
     base: Literal["persistence", "linear"] = "persistence"
     stride: int = 1
     labels: Literal["train", "all"] = "train"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_choices(self, {"base": ("persistence", "linear"), "labels": ("train", "all")})
+        check_least(self, {"history": 1, "rollout": 1, "stride": 1})
+        if not self.leads or min(self.leads) < 1 or list(self.leads) != sorted(set(self.leads)):
+            raise ValueError(f"`horizon` must be >= 1, several of them ascending, got {self.horizon}")
+        if self.rollout > 1 and (len(self.leads) > 1 or self.base != "persistence"):
+            raise ValueError(
+                f"`rollout` needs one horizon and base=persistence, got horizon={self.horizon}, base={self.base}"
+            )
+
+    @property
+    def leads(self) -> tuple[int, ...]:
+        """Lead times in steps."""
+        return (self.horizon,) if isinstance(self.horizon, int) else tuple(self.horizon)
 
     @property
     def reached(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, sampled
+from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, check_least, sampled
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
@@ -22,12 +22,13 @@ from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import moments, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
-from mldd.problems.forecasts.forecast_network import LocalGraphs, network, start
+from mldd.problems.forecasts.forecast_network import ForecastNetwork, LocalGraphs, start
+from mldd.problems.forecasts.forecast_options import Batches, Links, Reading
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.forecasts.forecast_plan import Plan
 from mldd.problems.forecasts.forecaster import Forecaster
 from mldd.problems.nets import Ints, MiniBatches
-from mldd.problems.nets.layers import check_kind, layer_of
+from mldd.problems.nets.layers import layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -40,16 +41,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
     "dd-adagrad": {"local.rate": 0.05, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
-_CHOICES = {
-    "edges": ("auto", "knn", "radius", "grid", "mesh"),
-    "gaps": ("mask", "refuse"),
-    "base": ("persistence", "linear"),
-    "labels": ("train", "all"),
-    "local": ("composite", "own"),
-    "dtype": ("float64", "float32"),
-}
-_LEAST = dict.fromkeys(("history", "rollout", "stride", "hidden", "layers"), 1)
-_LEAST |= dict.fromkeys(("batch", "chunk", "clusters", "mesh_nodes"), 0)
 
 
 @dataclass(frozen=True)
@@ -66,61 +57,20 @@ class Forecasting(Problem):
     ----------
     name : str or Series
         `era5-uk`, `molene`, `metr-la`, a file (NetCDF, Zarr, GRIB, `.npz`), or the series itself.
-    model : str
-        Kind of layer (`mldd.problems.nets.layers`), or epd: an encode-process-decode network.
-    horizon : int or tuple of int
-        Lead time in steps of the series, or several: one output each.
-    variable : tuple of str
-        Variables of the file; all of them are inputs and outputs.
-    history : int
-        Values up to the origin that are inputs.
-    rollout : int
-        How often a forecast of the lead time `horizon` is fed back, in training and in evaluation; history then has
-        this spacing too.
-    forcing, climatology : bool
-        Whether inputs have hour and height of the sun, and the mean daily cycle of every node in the training part.
-    base : {"persistence", "linear"}
-        What the network corrects: x(t), or the linear model of `mldd.problems.forecasts.linear_forecast` fitted
-        likewise.
-    edges : {"auto", "knn", "radius", "grid", "mesh"}
-        From coordinates, see `mldd.problems.data.geography.connect`; auto: the graph that comes with the series, that
-        of a grid, or nearest neighbours.
-    neighbours : int
-        Of every node: nearest ones, 4 or 8 on a grid.
-    radius : float
-        Kilometres.
-    weighted : bool
-        Whether the weights of edges enter the propagation (sage, gcn).
-    hidden, layers : int
-        Width and number of layers (of `epd`: rounds of message passing inside the mesh).
-    mesh_nodes : int
-        Nodes of the hidden mesh of `epd`; 0: a quarter of all nodes.
-    activation : str
-        Of the network; `auto` for what is usual.
-    decay : float
-        Weight decay.
-    batch : int
-        Samples per gradient, drawn anew for every step; 0: all.
-    stride : int
-        Every how many origins of the training part is a sample.
-    chunk : int
-        Samples that are evaluated at once, which bounds memory; 0: all.
-    labels : {"train", "all"}
-        Fit on the first 60 % of the series, or on all before the test part.
+    plan : Plan
+        What is forecast from what: lead times, history, inputs, samples.
+    network : ForecastNetwork
+        Kind, width and number of layers, weight decay.
+    links : Links
+        Which nodes are neighbours.
+    reading : Reading
+        What is taken of a file, and how.
+    batches : Batches
+        Samples per gradient, and at once.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
     local : {"composite", "own"}
         Local models of subdomains: composite graphs, or the loss of the own nodes with exact halo.
-    stations : int
-        Of `molene`: 37 or 46 (with gaps).
-    gaps : {"mask", "refuse"}
-        Leave missing values out, or refuse a series that has any.
-    missing : float, optional
-        The value that stands for a missing one, 0 in many files of traffic.
-    sort : bool
-        Sort the times of a file.
-    reader : str
-        Of a file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
     seed : int
         Of mini-batches and partitions.
     data : str, optional
@@ -139,34 +89,13 @@ class Forecasting(Problem):
     """
 
     name: str | Series = "era5-uk"
-    model: str = "sage"
-    horizon: int | tuple[int, ...] = 6
-    variable: tuple[str, ...] = ()
-    history: int = 6
-    rollout: int = 1
-    forcing: bool = True
-    climatology: bool = True
-    base: Literal["persistence", "linear"] = "persistence"
-    edges: Literal["auto", "knn", "radius", "grid", "mesh"] = "auto"
-    neighbours: int = 8
-    radius: float = 100.0
-    weighted: bool = False
-    hidden: int = 32
-    layers: int = 2
-    mesh_nodes: int = 0
-    activation: str = "auto"
-    decay: float = 0.0
-    batch: int = 0
-    stride: int = 1
-    chunk: int = 64
-    labels: Literal["train", "all"] = "train"
+    plan: Plan = Plan()
+    network: ForecastNetwork = ForecastNetwork()
+    links: Links = Links()
+    reading: Reading = Reading()
+    batches: Batches = Batches()
     clusters: int = 0
     local: Literal["composite", "own"] = "composite"
-    stations: int = 37
-    gaps: Literal["mask", "refuse"] = "mask"
-    missing: float | None = None
-    sort: bool = False
-    reader: str = ""
     seed: int = 0
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
@@ -175,31 +104,15 @@ class Forecasting(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        check_kind(self.model, "model", ("epd",))
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {getattr(self, name)}")
-        if not self.leads or min(self.leads) < 1 or list(self.leads) != sorted(set(self.leads)):
-            raise ValueError(f"`horizon` must be >= 1, several of them ascending, got {self.horizon}")
-        if self.rollout > 1 and (len(self.leads) > 1 or self.base != "persistence" or self.model == "epd"):
-            raise ValueError(
-                "`rollout` needs one horizon, base=persistence and a model other than epd, got "
-                f"horizon={self.horizon}, base={self.base}, model={self.model}"
-            )
-        if self.weighted and (self.model == "epd" or not layer_of(self.model).weightable):
-            raise ValueError(f"`weighted` needs the model sage or gcn, got {self.model}; leave it out")
-        if not 0 <= self.decay < np.inf:
-            raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+        check_choices(self, {"local": ("composite", "own"), "dtype": ("float64", "float32")})
+        check_least(self, {"clusters": 0})
+        model = self.network.model
+        if self.plan.rollout > 1 and model == "epd":
+            raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
+        if self.links.weighted and (model == "epd" or not layer_of(model).weightable):
+            raise ValueError(f"`weighted` needs the model sage or gcn, got {model}; leave it out")
 
     # -------------------------------------------------------------------------------- what everything is made of
-
-    @property
-    def leads(self) -> tuple[int, ...]:
-        """Lead times in steps."""
-        return (self.horizon,) if isinstance(self.horizon, int) else tuple(self.horizon)
 
     @cached_property
     def series(self) -> Series:
@@ -215,15 +128,15 @@ class Forecasting(Problem):
             made = load_series(
                 made,
                 data=self.data,
-                variables=self.variable,
-                stations=self.stations,
-                sort=self.sort,
-                missing=self.missing,
-                reader=self.reader,
+                variables=self.reading.variable,
+                stations=self.reading.stations,
+                sort=self.reading.sort,
+                missing=self.reading.missing,
+                reader=self.reading.reader,
             )
-        elif self.variable:
-            made = made.chosen(self.variable)
-        if self.gaps == "refuse" and made.gaps:
+        elif self.reading.variable:
+            made = made.chosen(self.reading.variable)
+        if self.reading.gaps == "refuse" and made.gaps:
             share = 100.0 * made.gaps / made.values.size
             raise DataError(
                 f"{made.name}: expected no gaps, got {made.gaps} ({share:.1f} %); set gaps=mask, which leaves them out"
@@ -233,29 +146,19 @@ class Forecasting(Problem):
     @cached_property
     def forecast_data(self) -> ForecastData:
         """Samples of the series."""
-        plan = Plan(
-            self.leads,
-            self.history,
-            self.rollout,
-            self.forcing,
-            self.climatology,
-            self.base,
-            self.stride,
-            self.labels,
-        )
-        return ForecastData(self.series, plan)
+        return ForecastData(self.series, self.plan)
 
     @cached_property
     def graph(self) -> Graph:
         """The graph of the nodes."""
-        series, kind = self.series, self.edges
+        series, kind = self.series, self.links.edges
         if kind == "auto" and series.graph is not None:
             return series.graph
         usual: GraphKind = "grid" if series.grid is not None else "knn" if series.nodes > 1 else "radius"
         chosen: GraphKind = usual if kind == "auto" else kind
         few = kind == "auto" and chosen == "knn"
-        neighbours = min(self.neighbours, series.nodes - 1) if few else self.neighbours
-        return connect(series.latitude, series.longitude, chosen, neighbours, self.radius, series.grid)
+        neighbours = min(self.links.neighbours, series.nodes - 1) if few else self.links.neighbours
+        return connect(series.latitude, series.longitude, chosen, neighbours, self.links.radius, series.grid)
 
     @cached_property
     def coordinates(self) -> Tensor:
@@ -265,16 +168,16 @@ class Forecasting(Problem):
     @cached_property
     def net(self) -> Any:
         """The network."""
-        outputs = (1 if self.rollout > 1 else len(self.leads)) * len(self.series.variables)
+        outputs = (1 if self.plan.rollout > 1 else len(self.plan.leads)) * len(self.series.variables)
         inputs = len(self.forecast_data.feature_names)
-        return network(self.model, inputs, outputs, self.hidden, self.layers, self.activation)
+        return self.network.made(inputs, outputs)
 
     @cached_property
     def mesh(self) -> HiddenMesh | None:
         """The hidden mesh of an encode-process-decode network."""
-        if self.model != "epd":
+        if self.network.model != "epd":
             return None
-        return hidden_mesh(self.series.latitude, self.series.longitude, self.mesh_nodes)
+        return hidden_mesh(self.series.latitude, self.series.longitude, self.network.mesh_nodes)
 
     @cached_property
     def kind(self) -> dict[str, Any]:
@@ -299,7 +202,7 @@ class Forecasting(Problem):
     @cached_property
     def forecaster(self) -> Forecaster:
         """The network on the graph of the series, for any origins."""
-        return Forecaster(self.forecast_data, self.net, self.graph, self.mesh, self.weighted, self.kind)
+        return Forecaster(self.forecast_data, self.net, self.graph, self.mesh, self.links.weighted, self.kind)
 
     def share(self, batch: Any) -> float:
         """Return the cost of evaluating a batch over that of the fine objective on a single rank.
@@ -313,7 +216,7 @@ class Forecasting(Problem):
 
     @cached_property
     def _work(self) -> float:
-        shared = self.comm.ranks > 1 and self.model != "epd"
+        shared = self.comm.ranks > 1 and self.network.model != "epd"
         batch = self._own(np.arange(self.series.nodes)) if shared else self._batch
         return float(batch.work(self.net.widths))
 
@@ -321,7 +224,7 @@ class Forecasting(Problem):
     def _batch(self) -> Any:
         """What this rank evaluates: with encode-process-decode some of the samples of it."""
         nodes = np.arange(self.series.nodes)
-        if self.comm.ranks > 1 and self.model != "epd":
+        if self.comm.ranks > 1 and self.network.model != "epd":
             nodes = np.flatnonzero(partition(self.graph, self.comm.ranks, seed=self.seed).numpy() == self.comm.rank)
         return self._own(nodes)
 
@@ -347,19 +250,20 @@ class Forecasting(Problem):
         stochastic : bool, optional
             Whether it offers mini-batches, by default where the problem has them.
         """
-        given: dict[str, Any] = {"comm": comm, "rollout": self.forecaster.rollout, "chunk": self.chunk}
-        given["shared"] = self.model == "epd"  # its outputs depend on nearly all nodes: ranks share samples instead
-        if self.batch == 0 or stochastic is False:
-            return ForecastLoss(self.net, batch, self.decay, price, **given)
-        batches = MiniBatches(batch.samples, min(self.batch, batch.samples), key=(self.seed % 2**64,))
-        return StochasticForecastLoss(self.net, batch, self.decay, price, **given, batches=batches)
+        given: dict[str, Any] = {"comm": comm, "rollout": self.forecaster.rollout, "chunk": self.batches.chunk}
+        # outputs of epd depend on nearly all nodes: ranks share samples instead
+        given["shared"] = self.network.model == "epd"
+        if self.batches.batch == 0 or stochastic is False:
+            return ForecastLoss(self.net, batch, self.network.decay, price, **given)
+        batches = MiniBatches(batch.samples, min(self.batches.batch, batch.samples), key=(self.seed % 2**64,))
+        return StochasticForecastLoss(self.net, batch, self.network.decay, price, **given, batches=batches)
 
     @cached_property
     def _objective(self) -> Any:
         batch = self._batch
         if self.comm.ranks == 1:
             share = 1.0
-        elif self.model == "epd":
+        elif self.network.model == "epd":
             share = len(self.comm.share(batch.samples)) / batch.samples
         else:
             share = self.share(batch)
@@ -457,7 +361,7 @@ class Forecasting(Problem):
 
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the loss over the validation part, without weight decay, and the root mean square error there."""
-        if self.labels == "all":
+        if self.plan.labels == "all":
             raise ValueError(
                 "validation needs times that are not trained on, got labels=all, which trains on the validation part; "
                 "leave out labels=all or the validation"
@@ -471,8 +375,8 @@ class Forecasting(Problem):
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""
-        options = {"weighted": self.weighted, "mesh_nodes": self.mesh_nodes}
-        options |= {"missing": self.missing, "stations": self.stations}
+        options: dict[str, Any] = {"weighted": self.links.weighted, "mesh_nodes": self.network.mesh_nodes}
+        options |= {"missing": self.reading.missing, "stations": self.reading.stations}
         data = self.forecast_data
         return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)
 

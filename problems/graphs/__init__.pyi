@@ -1,6 +1,11 @@
+from .graph_options import Network as Network
+from .graph_options import Spaces as Spaces
+from .halos import Halos as Halos
 from .node_classification import NodeClassification as NodeClassification
 from .node_loss import NodeLoss as NodeLoss
 from .node_model import NodeModel as NodeModel
 from .sharded import ShardedClassification as ShardedClassification
+from .subdomain_networks import OwnNetworks as OwnNetworks
 from .subdomain_networks import SubdomainNetworks as SubdomainNetworks
+from .synthetic import Strips as Strips
 from .synthetic import SyntheticClassification as SyntheticClassification

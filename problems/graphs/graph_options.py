@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-
-from mldd.problems.nets import GRAPH_ACTIVATIONS
+from mldd.algebra import check_choices, check_least
+from mldd.problems.graphs.graph_levels import Clustering, kinds_of
+from mldd.problems.nets import GRAPH_ACTIVATIONS, GraphActivation, GraphNet
 from mldd.problems.nets.layers import check_kind, layer_of
 
 SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora; 300 cost more and gained nothing
@@ -21,46 +23,123 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dd-adagrad": {"local.rate": 0.1, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
 _CHOICES = {
-    "activation": tuple(GRAPH_ACTIVATIONS),
     "local": ("composite", "own"),
     "subdomains": ("graph", "parameters", "both"),
-    "labels": ("train", "all"),
     "clustering": ("metis", "matching", "features"),
-    "dtype": ("float64", "float32"),
-    "evaluate": ("dtype", "float32", "bfloat16"),
 }
 
 
-def check_options(problem: Any) -> None:
-    """Refuse options of a node classification that make no sense.
+@dataclass(frozen=True)
+class Network:
+    """The network of a node classification, and how it is kept from fitting too closely.
 
     Parameters
     ----------
-    problem : Any, a node classification
-        What is checked.
+    model : str
+        Kind of layer: gcn, sage, gin, gat, gatv2, transformer, or ``file.py:Class``; see `mldd.problems.nets.layers`.
+    hidden, layers : int
+        Width and number of layers.
+    heads : int
+        Of attention; they share the hidden width.
+    activation : {"relu", "gelu", "tanh", "elu"}
+        Between layers.
+    residual : bool
+        Whether layers add to their state, so that deep networks train; see `GraphNet`.
+    dropout : float
+        Probability, on the features and on every hidden layer.
+    decay : float
+        The loss has ``decay / 2 ||W_1||^2``.
 
     Raises
     ------
     ValueError
+        Values out of range.
     """
-    check_kind(problem.model, "model")
-    layer_of(problem.model)
-    for name, choices in _CHOICES.items():
-        if getattr(problem, name, choices[0]) not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(problem, name)!r}")
-    for name, least in (("hidden", 1), ("layers", 1), ("clusters", 0), ("grades", 1), ("split", 0), ("seed", 0)):
-        if getattr(problem, name, least) < least:
-            raise ValueError(f"`{name}` must be >= {least}, got {getattr(problem, name)}")
-    if getattr(problem, "clustering", "") == "features" and problem.grades > 1:
-        raise ValueError(
-            f"`grades` must be 1 for clustering=features, whose clusters are not nested, got {problem.grades}"
-        )
-    if not 0 < getattr(problem, "kept", 1.0) <= 1:
-        raise ValueError(f"`kept` must be in (0, 1], got {problem.kept}")
-    if not 0 <= problem.dropout < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), got {problem.dropout}")
-    if not 0 <= problem.decay < np.inf:
-        raise ValueError(f"`decay` must be >= 0 and finite, got {problem.decay}")
+
+    model: str = "gcn"
+    hidden: int = 16
+    layers: int = 2
+    heads: int = 1
+    activation: GraphActivation = "relu"
+    residual: bool = False
+    dropout: float = 0.5
+    decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_kind(self.model, "model")
+        layer_of(self.model)
+        check_choices(self, {"activation": tuple(GRAPH_ACTIVATIONS)})
+        check_least(self, {"hidden": 1, "layers": 1})
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}")
+        if not 0 <= self.decay < math.inf:
+            raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+
+    def made(self, inputs: int, outputs: int, attributes: int) -> GraphNet:
+        """Return the network.
+
+        Parameters
+        ----------
+        inputs, outputs : int
+            Features of a node, and classes.
+        attributes : int
+            Attributes of an edge that its layers use.
+        """
+        widths = (inputs, *[self.hidden] * (self.layers - 1), outputs)
+        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What the subdomains and coarse levels of a node classification are made of.
+
+    Parameters
+    ----------
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a composite graph before its own nodes become fine; 0: 3.7 % of
+        all nodes.
+    clustering : {"metis", "matching", "features"}
+        Clusters of neighbours (`mldd.graph.aggregation`), or of nodes with similar inputs
+        (`mldd.problems.graphs.similarity`).
+    kept : float
+        Share of the entries of coarse features that are kept, see `mldd.problems.graphs.graph_levels.thinned`.
+    grades : int
+        Sizes of clusters in a composite graph: each begins `layers` hops farther out and has a quarter of the clusters.
+    coarsen : str
+        What coarse levels have less of: some of ``graph``, ``width``, ``depth`` and ``data`` joined by '+', see
+        `mldd.problems.graphs.graph_levels.Ladder`.
+    local : {"composite", "own"}
+        Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
+    subdomains : {"graph", "parameters", "both"}
+        What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
+        graph part and a layer.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    clusters: int = 0
+    clustering: Clustering = "metis"
+    kept: float = 1.0
+    grades: int = 1
+    coarsen: str = "graph"
+    local: Literal["composite", "own"] = "composite"
+    subdomains: Literal["graph", "parameters", "both"] = "graph"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_choices(self, _CHOICES)
+        check_least(self, {"clusters": 0, "grades": 1})
+        if self.clustering == "features" and self.grades > 1:
+            raise ValueError(
+                f"`grades` must be 1 for clustering=features, whose clusters are not nested, got {self.grades}"
+            )
+        if not 0 < self.kept <= 1:
+            raise ValueError(f"`kept` must be in (0, 1], got {self.kept}")
+        kinds_of(self.coarsen)
 
 
 def check_validated(labels: str) -> None:

@@ -12,17 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Hierarchy, Level, Objective, Price, SharedDecomposition, cast, contiguous, sampled
+from mldd.algebra import (
+    Corrected,
+    Hierarchy,
+    Level,
+    Objective,
+    Price,
+    SharedDecomposition,
+    cast,
+    check_choices,
+    check_least,
+    contiguous,
+    sampled,
+)
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
 from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
-from mldd.problems.graphs.graph_levels import Clustering, Ladder, clustered, kinds_of
-from mldd.problems.graphs.graph_options import SHARE, check_options, check_validated, settings_of
+from mldd.problems.graphs.graph_levels import Ladder, clustered, kinds_of
+from mldd.problems.graphs.graph_options import SHARE, Network, Spaces, check_validated, settings_of
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.nets import (
     Batch,
-    GraphActivation,
     GraphNet,
     Ints,
     MixedNet,
@@ -37,6 +48,12 @@ from mldd.problems.nets.layers import layer_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
+_CHOICES = {
+    "labels": ("train", "all"),
+    "dtype": ("float64", "float32"),
+    "evaluate": ("dtype", "float32", "bfloat16"),
+}
+
 
 @dataclass(frozen=True)
 class NodeClassification(Problem):
@@ -46,42 +63,14 @@ class NodeClassification(Problem):
     ----------
     name : str or GraphData
         A data set (`mldd.problems.data.datasets.NAMES`), a file, or the data themselves.
-    model : str
-        Kind of layer: gcn, sage, gin, gat, gatv2, transformer, or ``file.py:Class``; see `mldd.problems.nets.layers`.
-    heads : int
-        Of GAT; they share the hidden width.
-    activation : {"relu", "gelu", "tanh", "elu"}
-        Between layers.
-    residual : bool
-        Whether layers add to their state, so that deep networks train; see `GraphNet`.
-    hidden, layers : int
-        Width and number of layers.
-    dropout : float
-        Probability, on the features and on every hidden layer.
-    decay : float
-        The loss has ``decay / 2 ||W_1||^2``.
+    network : Network
+        Kind, width and number of layers, dropout and weight decay.
     split : int
         Number or seed of the split.
     seed : int
         Of dropout and of the partitions.
-    clusters : int
-        Nodes of the first coarse graph, and clusters of a composite graph before its own nodes become fine; 0: 3.7 % of
-        all nodes.
-    clustering : {"metis", "matching", "features"}
-        Clusters of neighbours (`mldd.graph.aggregation`), or of nodes with similar inputs
-        (`mldd.problems.graphs.similarity`).
-    kept : float
-        Share of the entries of coarse features that are kept, see `mldd.problems.graphs.graph_levels.thinned`.
-    grades : int
-        Sizes of clusters in a composite graph: each begins `layers` hops farther out and has a quarter of the clusters.
-    coarsen : str
-        What coarse levels have less of: some of ``graph``, ``width``, ``depth`` and ``data`` joined by '+', see
-        `mldd.problems.graphs.graph_levels.Ladder`.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
-    subdomains : {"graph", "parameters", "both"}
-        What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
-        graph part and a layer.
+    spaces : Spaces
+        What subdomains and coarse levels are made of.
     labels : {"train", "all"}
         Nodes in the loss: the training nodes, or all outside the test set.
     data : str, optional
@@ -108,23 +97,10 @@ class NodeClassification(Problem):
     """
 
     name: str | GraphData = "cora"
-    model: str = "gcn"
-    heads: int = 1
-    activation: GraphActivation = "relu"
-    residual: bool = False
-    hidden: int = 16
-    layers: int = 2
-    dropout: float = 0.5
-    decay: float = 5e-4
+    network: Network = Network()
     split: int = 0
     seed: int = 0
-    clusters: int = 0
-    clustering: Clustering = "metis"
-    kept: float = 1.0
-    grades: int = 1
-    coarsen: str = "graph"
-    local: Literal["composite", "own"] = "composite"
-    subdomains: Literal["graph", "parameters", "both"] = "graph"
+    spaces: Spaces = Spaces()
     labels: Literal["train", "all"] = "train"
     data: str | os.PathLike[str] | None = None
     reader: str = ""
@@ -135,8 +111,8 @@ class NodeClassification(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        check_options(self)
-        kinds_of(self.coarsen)
+        check_choices(self, _CHOICES)
+        check_least(self, {"split": 0, "seed": 0})
 
     # -------------------------------------------------------------------------------- what everything is made of
 
@@ -158,9 +134,8 @@ class NodeClassification(Problem):
     def net(self) -> GraphNet:
         """The network."""
         data = self.graph_data
-        widths = (data.features.shape[1], *[self.hidden] * (self.layers - 1), data.classes)
-        attributes = len(layer_of(self.model).attributes(data.graph))
-        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
+        attributes = len(layer_of(self.network.model).attributes(data.graph))
+        return self.network.made(data.features.shape[1], data.classes, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -183,12 +158,12 @@ class NodeClassification(Problem):
     def source(self) -> Source:
         """Operator, features and targets of the whole graph; the loss is the mean over labelled nodes."""
         data = self.graph_data
-        layer, targets = layer_of(self.model), self._one_hot / int(self.labelled.sum())
+        layer, targets = layer_of(self.network.model), self._one_hot / int(self.labelled.sum())
         operator, attributes = layer.operator(data.graph, layer.weightable), layer.attributes(data.graph)
-        return Source.of(self.model, operator, from_tensor(data.features), targets, attributes)
+        return Source.of(self.network.model, operator, from_tensor(data.features), targets, attributes)
 
     def _own(self, outputs: Ints, propagated: bool | None = None) -> Batch:
-        return self._evaluated([self.source.piece(outputs, self.layers, propagated=propagated)], single=True)
+        return self._evaluated([self.source.piece(outputs, self.network.layers, propagated=propagated)], single=True)
 
     def _evaluated(self, pieces: Sequence[Piece], single: bool = False) -> Batch:
         """Return a batch in the precision of evaluations."""
@@ -222,7 +197,7 @@ class NodeClassification(Problem):
         batch = self._samples
         if self.comm.ranks > 1:
             batch = self._own(self.labelled.nonzero().flatten().numpy(), batch.propagated)
-        return batch.work(self.net.widths, self.dropout > 0)
+        return batch.work(self.net.widths, self.network.dropout > 0)
 
     @cached_property
     def _batch(self) -> Batch:
@@ -231,7 +206,7 @@ class NodeClassification(Problem):
     @cached_property
     def _samples(self) -> Batch:
         """What a run evaluates: features with dropout cannot be propagated beforehand."""
-        anew = self.dropout > 0 and self._batch.propagated
+        anew = self.network.dropout > 0 and self._batch.propagated
         return self._own(self._outputs, propagated=False) if anew else self._batch
 
     # -------------------------------------------------------------------------------- the problem
@@ -239,12 +214,16 @@ class NodeClassification(Problem):
     @cached_property
     def _plain(self) -> NodeLoss:
         """The loss without dropout, at the price of what a run evaluates."""
-        price = Price(self._samples.work(self.net.widths, self.dropout > 0) / self._work)
-        return NodeLoss(self._net, self._batch, self.decay, price, self.comm)
+        price = Price(self._samples.work(self.net.widths, self.network.dropout > 0) / self._work)
+        return NodeLoss(self._net, self._batch, self.network.decay, price, self.comm)
 
     @cached_property
     def _objective(self) -> Objective:
-        return with_dropout(self._plain, self._samples, self.dropout, self.seed) if self.dropout else self._plain
+        return (
+            with_dropout(self._plain, self._samples, self.network.dropout, self.seed)
+            if self.network.dropout
+            else self._plain
+        )
 
     def objective(self, sample: int | None = None) -> Any:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
@@ -272,7 +251,7 @@ class NodeClassification(Problem):
         ladder = self._ladder
         if not 1 <= levels <= ladder.most + 1:
             raise ValueError(
-                f"`levels` must be in 1..{ladder.most + 1} for coarsen={self.coarsen} and a graph of "
+                f"`levels` must be in 1..{ladder.most + 1} for coarsen={self.spaces.coarsen} and a graph of "
                 f"{self.graph_data.graph.nodes} nodes, got {levels}"
             )
         made = [Level(self.objective())]
@@ -285,23 +264,23 @@ class NodeClassification(Problem):
     @cached_property
     def _ladder(self) -> Ladder:
         return Ladder(
-            kinds_of(self.coarsen),
+            kinds_of(self.spaces.coarsen),
             self.graph_data.graph,
             self.source,
             self.net,
-            self.decay,
+            self.network.decay,
             self.graph_data.labels.numpy(),
             self.labelled.numpy(),
             clusters=self._clusters,
-            method=self.clustering,
-            kept=self.kept,
+            method=self.spaces.clustering,
+            kept=self.spaces.kept,
             seed=self.seed,
         )
 
     @property
     def _clusters(self) -> int:
         n = self.graph_data.graph.nodes
-        return min(n, self.clusters or max(self.graph_data.classes, round(SHARE * n)))
+        return min(n, self.spaces.clusters or max(self.graph_data.classes, round(SHARE * n)))
 
     # -------------------------------------------------------------------------------- subdomains
 
@@ -334,24 +313,24 @@ class NodeClassification(Problem):
             Parameters that every member updates.
         """
         unique = sorted(set(chosen))
-        whole = self.subdomains == "parameters"
-        make = self._composite if self.local == "composite" and not whole else self._own_piece
+        whole = self.spaces.subdomains == "parameters"
+        make = self._composite if self.spaces.local == "composite" and not whole else self._own_piece
         pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False)
-        return NodeLoss(self._net, batch, self.decay, price, mask=mask)
+        return NodeLoss(self._net, batch, self.network.decay, price, mask=mask)
 
     def _grown(self, part: Tensor, number: int, overlap: int) -> Any:
         return grow(self.graph_data.graph, part == number, overlap).numpy()
 
     def _composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        sizes = [max(self._clusters // 4**k, int(part.max()) + 1) for k in range(self.grades)]
-        maps = clustered(self.graph, self.source, self.layers, sizes, self.clustering, self.seed, part)
-        reach, made = [self.layers * k for k in range(1, self.grades)], []
+        sizes = [max(self._clusters // 4**k, int(part.max()) + 1) for k in range(self.spaces.grades)]
+        maps = clustered(self.graph, self.source, self.network.layers, sizes, self.spaces.clustering, self.seed, part)
+        reach, made = [self.network.layers * k for k in range(1, self.spaces.grades)], []
         for k in chosen:
             own = self._grown(part, k, overlap)
             hops = distances(self.graph, own, reach[-1]) if reach else None
-            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.layers))
+            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.network.layers))
         return made
 
     def _own_piece(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
@@ -359,7 +338,7 @@ class NodeClassification(Problem):
         made = []
         for k in chosen:
             outputs = np.flatnonzero(self._grown(part, k, overlap) & self.labelled.numpy())
-            made.append(self.source.piece(outputs, self.layers, targets=self._one_hot / max(len(outputs), 1)))
+            made.append(self.source.piece(outputs, self.network.layers, targets=self._one_hot / max(len(outputs), 1)))
         return made
 
     def decomposition(
@@ -397,7 +376,7 @@ class NodeClassification(Problem):
             least = -(-comm.ranks // (total // parts))
             raise ValueError(f"`parts` must be >= {least} for {comm.ranks} ranks, got {parts}")
         mine = comm.share(total)
-        by_parameters = self.subdomains == "parameters"
+        by_parameters = self.spaces.subdomains == "parameters"
         # Every subdomain of the parameters reads the whole graph.
         nodes = torch.zeros(self.graph.nodes, dtype=torch.int64) if by_parameters else part
         owners, layers = self.parts(parts) if nodes is None else nodes, 0 if by_parameters else overlap
@@ -420,11 +399,11 @@ class NodeClassification(Problem):
     def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
         """Return owner of parameters (None: no one), who updates which (all), and the part of each subdomain."""
         layout, device = self.net.layout, self._kind["device"]
-        if self.subdomains == "graph":
+        if self.spaces.subdomains == "graph":
             return None, None, list(range(parts))
-        if self.subdomains == "both":
-            mask = torch.arange(parts * self.layers)[:, None] % self.layers == layout.layer
-            return None, mask.to(device), [k // self.layers for k in range(parts * self.layers)]
+        if self.spaces.subdomains == "both":
+            mask = torch.arange(parts * self.network.layers)[:, None] % self.network.layers == layout.layer
+            return None, mask.to(device), [k // self.network.layers for k in range(parts * self.network.layers)]
         runs = contiguous(layout.blocks, parts, overlap)
         owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
         for k, run in enumerate(runs):
@@ -436,7 +415,7 @@ class NodeClassification(Problem):
 
     @cached_property
     def _whole(self) -> Batch:
-        piece = self.source.piece(np.arange(self.graph_data.graph.nodes), self.layers)
+        piece = self.source.piece(np.arange(self.graph_data.graph.nodes), self.network.layers)
         return stack([piece], single=True, **self._kind)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -476,7 +455,7 @@ class NodeClassification(Problem):
     def details(self) -> dict[str, Any]:
         """Return what was done to the data of a file, and what of it is not used."""
         graph = self.graph
-        lost = layer_of(self.model).unused(graph.weights is not None, graph.edge_attributes is not None)
+        lost = layer_of(self.network.model).unused(graph.weights is not None, graph.edge_attributes is not None)
         notes = [*self.graph_data.notes, *unused_note(lost)]
         return {"notes": notes} if notes else {}
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Field, Prediction
+from mldd.models import Prediction
 from mldd.problems.data import DataError, GraphInputs, inputs_of, unused_note
-from mldd.problems.nets import GraphNet, NetworkModel, Source, network_of, stack
+from mldd.problems.nets import GraphNet, NetworkModel, Source, classified, network_of, stack
 from mldd.problems.nets.layers import layer_of
 
 
@@ -68,7 +67,9 @@ class NodeModel(NetworkModel):
         outputs: Tensor = net.outputs(self.tensors, batch)
         return outputs
 
-    def predict(self, data: Any, *, folder: str | os.PathLike[str] | None = None, reader: str = "") -> Prediction:
+    def predict(  # type: ignore[override]  # which options there are is said
+        self, data: Any, *, folder: str | os.PathLike[str] | None = None, reader: str = ""
+    ) -> Prediction:
         """Return class and probabilities of every node.
 
         Parameters
@@ -91,7 +92,7 @@ class NodeModel(NetworkModel):
             probability = torch.softmax(self(inputs).double(), 1).cpu().numpy()
         graph = inputs.graph
         lost = layer_of(self.net.kind).unused(graph.weights is not None, graph.edge_attributes is not None)
-        return classified(probability, inputs.name, (*inputs.notes, *unused_note(lost)))
+        return classified(probability, "node", inputs.name, (*inputs.notes, *unused_note(lost)))
 
     def _check(self, inputs: GraphInputs) -> None:
         wanted, given = self.net.widths[0], int(inputs.features.shape[1])
@@ -111,35 +112,3 @@ class NodeModel(NetworkModel):
     @property
     def _where(self) -> str:
         return f" on {self.data}" if self.data else ""
-
-
-def classified(probability: NDArray[np.float64], name: str, notes: tuple[str, ...] = ()) -> Prediction:
-    """Return classes with their probabilities as a prediction.
-
-    Parameters
-    ----------
-    probability : ndarray, shape (n, C)
-        Of every class, for every node.
-    name : str
-        Of the data.
-    notes : tuple of str
-        What the user should know.
-    """
-    nodes, classes = probability.shape
-    return Prediction(
-        {
-            "predicted_class": Field(
-                ("node",), probability.argmax(1), {"long_name": "class of the largest probability"}
-            ),
-            "probability": Field(
-                ("node", "class"), probability, {"long_name": "probability of the class", "units": "1"}
-            ),
-        },
-        {
-            "node": Field(("node",), np.arange(nodes), {"long_name": "number of the node in the data"}),
-            "class": Field(("class",), np.arange(classes), {"long_name": "number of the class"}),
-        },
-        ("node",),
-        {"title": f"classes of the nodes of {name}"},
-        notes,
-    )

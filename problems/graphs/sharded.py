@@ -21,6 +21,8 @@ from mldd.algebra import (
     Price,
     SharedDecomposition,
     Stochastic,
+    check_choices,
+    check_least,
     sampled,
 )
 from mldd.graph import aggregate, partition
@@ -38,7 +40,8 @@ from mldd.problems.data import (
     shares,
     unused_note,
 )
-from mldd.problems.graphs.graph_options import SHARE, check_options, check_validated, settings_of
+from mldd.problems.graphs.graph_options import SHARE, Network, check_validated, settings_of
+from mldd.problems.graphs.halos import Halos
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
     Inexact,
@@ -53,7 +56,6 @@ from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.nets import (
     Batch,
-    GraphActivation,
     GraphNet,
     HaloOperator,
     Operator,
@@ -63,10 +65,10 @@ from mldd.problems.nets import (
     composite_labels,
     stack,
 )
-from mldd.ranks import SERIAL, Communicator, Halo, Messages
+from mldd.ranks import SERIAL, Communicator, Halo
 from mldd.ranks import device as pick_device
 
-_HALOS = ("exact", "stale", "history", "sampled", "int8", "bfloat16")
+_CHOICES = {"local": ("composite", "own"), "labels": ("train", "all"), "dtype": ("float64", "float32")}
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,23 @@ class ShardedClassification(Problem):
     ----------
     folder : str or Shard
         What `mldd.problems.data.write` has written, or the shard of this rank.
-    model, hidden, layers, heads, activation, residual, dropout, decay, seed, clusters, labels, dtype, device
-        As for `NodeClassification`.
+    network : Network
+        Kind, width and number of layers, dropout and weight decay.
+    seed : int
+        Of dropout and of the partitions.
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a local model; 0: 3.7 % of all nodes.
     local : {"composite", "own"}
         Local models of subdomains: the own nodes and clusters of all others, or the mean loss of the own labelled nodes
         on the part of the graph that is on this rank; only the propagation of the features (not of gat) sees the halo.
-    halo : {"exact", "stale", "history", "sampled", "int8", "bfloat16"}
-        What gradients are computed with: exact halos, or with less communication rows of `lag` steps ago, rows fetched
-        every `lag` steps, a share `keep` of the rows, or rows of fewer bits: see `mldd.problems.graphs.inexact_halo`.
-        Values for the user, metrics and Hessian products are exact.
-    lag : int
-        Outer steps that stale rows are old.
-    smoothing : float
-        Of stale rows.
-    keep : float
-        Share of the rows of a sampled halo that is exchanged.
-    messages : {"auto", "mpi", "petsc"}
-        What carries halos: see `mldd.ranks.messages`.
+    labels : {"train", "all"}
+        Nodes in the loss: the training nodes, or all outside the test set.
+    dtype : {"float64", "float32"}
+        Of iterates and evaluations.
+    device : {"cpu", "cuda", "auto"}
+        As torch knows it: cpu, cuda, cuda:1.
+    halos : Halos
+        What gradients are computed with, and what carries it.
     comm : Communicator
         The ranks, each with its shard.
 
@@ -108,38 +110,20 @@ class ShardedClassification(Problem):
     """
 
     folder: str | os.PathLike[str] | Shard
-    model: str = "gcn"
-    hidden: int = 16
-    layers: int = 2
-    heads: int = 1
-    activation: GraphActivation = "relu"
-    residual: bool = False
-    dropout: float = 0.5
-    decay: float = 5e-4
+    network: Network = Network()
     seed: int = 0
     clusters: int = 0
     local: Literal["composite", "own"] = "composite"
     labels: Literal["train", "all"] = "train"
     dtype: Literal["float64", "float32"] = "float64"
     device: str = "cpu"
-    halo: Literal["exact", "stale", "history", "sampled", "int8", "bfloat16"] = "exact"
-    lag: int = 1
-    smoothing: float = 0.0
-    keep: float = 0.5
-    messages: Messages = "auto"
+    halos: Halos = Halos()
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        check_options(self)
-        if self.halo not in _HALOS:
-            raise ValueError(f"`halo` must be one of {', '.join(_HALOS)}, got {self.halo!r}")
-        if self.lag < (1 if self.halo == "history" else 0):
-            raise ValueError(f"`lag` must be >= 0, and >= 1 for a history, got {self.lag}")
-        for name, good in (("smoothing", 0 <= self.smoothing < 1), ("keep", 0 < self.keep <= 1)):
-            if not good:
-                span = "in [0, 1)" if name == "smoothing" else "in (0, 1]"
-                raise ValueError(f"`{name}` must be {span}, got {getattr(self, name)}")
+        check_choices(self, _CHOICES)
+        check_least(self, {"clusters": 0, "seed": 0})
 
     @staticmethod
     def of(data: GraphData, part: Tensor, comm: Communicator = SERIAL, **options: Any) -> ShardedClassification:
@@ -196,7 +180,7 @@ class ShardedClassification(Problem):
         if labelled == 0:
             raise DataError(f"{self.shard.name}: at least one labelled node is needed, got none; take more nodes")
         targets = one_hot * self._labelled[:, None] / labelled
-        return ShardGraph(self.shard, self.model, targets, self.comm, self.messages, self.dtype)
+        return ShardGraph(self.shard, self.network.model, targets, self.comm, self.halos.messages, self.dtype)
 
     def _total(self, mask: Any) -> float:
         """Count nodes on all ranks."""
@@ -205,10 +189,9 @@ class ShardedClassification(Problem):
     @cached_property
     def net(self) -> GraphNet:
         """The network."""
-        widths = (self.shard.features.shape[1], *[self.hidden] * (self.layers - 1), self.shard.classes)
         edges = self.shard.edge_attributes
         attributes = 0 if edges is None or not self.graph.layer.edge_inputs else edges.shape[1]
-        return GraphNet(self.model, widths, self.heads, self.activation, self.residual, attributes)
+        return self.network.made(self.shard.features.shape[1], self.shard.classes, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -221,51 +204,54 @@ class ShardedClassification(Problem):
 
     @property
     def _own_work(self) -> float:
-        return self._samples.work(self.net.widths, self.dropout > 0)
+        return self._samples.work(self.net.widths, self.network.dropout > 0)
 
     @cached_property
     def _batch(self) -> Batch:
-        return self.graph.batch(self._labelled, self.layers, **self._kind)
+        return self.graph.batch(self._labelled, self.network.layers, **self._kind)
 
     @cached_property
     def _samples(self) -> Batch:
         """What a run evaluates: features with dropout cannot be propagated beforehand."""
-        anew = self._batch.propagated and self.dropout > 0
-        return self.graph.batch(self._labelled, self.layers, False, **self._kind) if anew else self._batch
+        anew = self._batch.propagated and self.network.dropout > 0
+        return self.graph.batch(self._labelled, self.network.layers, False, **self._kind) if anew else self._batch
 
     # -------------------------------------------------------------------------------- the problem
 
     @cached_property
     def _exact(self) -> NodeLoss:
         """The loss without dropout, with exact halos, at the price of what a run evaluates."""
-        return NodeLoss(self.net, self._batch, self.decay, Price(self._own_work / self._work), self.comm)
+        return NodeLoss(self.net, self._batch, self.network.decay, Price(self._own_work / self._work), self.comm)
 
     @cached_property
     def _objective(self) -> NodeLoss | Stochastic:
-        if self.dropout == 0 and self.halo == "exact":
+        if self.network.dropout == 0 and self.halos.halo == "exact":
             return self._exact
         samples = self._samples
-        if self.halo == "exact":
-            return with_dropout(self._exact, samples, self.dropout, self.seed)
+        if self.halos.halo == "exact":
+            return with_dropout(self._exact, samples, self.network.dropout, self.seed)
         halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
-        return with_inexact_halos(self._exact, samples, halos, self.dropout, self.seed)
+        return with_inexact_halos(self._exact, samples, halos, self.network.dropout, self.seed)
 
     def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
         """Return what stands for the halo of a layer."""
         if not isinstance(operator, HaloOperator) or not isinstance(operator.exchange, Halo):
             return None
         halo = operator.exchange
-        if self.halo == "stale":
-            return StaleHalo(halo.apart(), self.lag, self.smoothing)
-        if self.halo == "history":
-            return HistoricalHalo(halo, self.lag)
-        if self.halo == "sampled":
-            return SampledHalo(halo, self.keep, self.seed)
-        return QuantisedHalo(halo, 8 if self.halo == "int8" else 16, self.seed, layer)
+        if self.halos.halo == "stale":
+            return StaleHalo(halo.apart(), self.halos.lag, self.halos.smoothing)
+        if self.halos.halo == "history":
+            return HistoricalHalo(halo, self.halos.lag)
+        if self.halos.halo == "sampled":
+            return SampledHalo(halo, self.halos.keep, self.seed)
+        return QuantisedHalo(halo, 8 if self.halos.halo == "int8" else 16, self.seed, layer)
 
     def objective(self, sample: int | None = None) -> Objective:
         """Return the loss; with dropout it offers ``sample(step)``, and `sample` asks for one of these."""
         return self._objective if sample is None else sampled(self._objective, sample)
+
+    def alone(self) -> None:
+        """Return nothing: the graph may fit in the memory of all ranks together only."""
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start, shape (N,)."""
@@ -317,9 +303,11 @@ class ShardedClassification(Problem):
             About how many nodes the coarse graph has.
         """
         source = self.graph.clustered(self._cluster(clusters)).source
-        piece = source.aggregated(np.arange(len(source.targets)), self.layers)
+        piece = source.aggregated(np.arange(len(source.targets)), self.network.layers)
         batch = stack([piece], single=True, **self._kind)
-        return NodeLoss(self.net, batch, self.decay, Price(batch.work(self.net.widths) / self._work, fine=False))
+        return NodeLoss(
+            self.net, batch, self.network.decay, Price(batch.work(self.net.widths) / self._work, fine=False)
+        )
 
     # -------------------------------------------------------------------------------- subdomains
 
@@ -360,7 +348,7 @@ class ShardedClassification(Problem):
         far = np.delete(np.arange(len(clusters.source.targets)), clusters.mine)
         of = np.concatenate([clusters.labels[: self.shard.own], far])
         labels = [composite_labels(np.append(part == k, np.zeros(len(far), dtype=bool)), of) for k in numbers]
-        return [source.aggregated(of_part, self.layers) for of_part in labels]
+        return [source.aggregated(of_part, self.network.layers) for of_part in labels]
 
     def _own_piece(self, inside: Any) -> Piece:
         """Mean loss over the labelled nodes of the part, on the graph of the own nodes of this rank."""
@@ -368,8 +356,8 @@ class ShardedClassification(Problem):
         targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
         square = graph.operator[:, : self.shard.own]
         inside = tuple(e[:, : self.shard.own] for e in graph.attributes)
-        source = Source(self.model, square, self.shard.features, graph.terms, targets, inside)
-        return source.piece(outputs, self.layers, propagated=graph.layer.beforehand)
+        source = Source(self.network.model, square, self.shard.features, graph.terms, targets, inside)
+        return source.piece(outputs, self.network.layers, propagated=graph.layer.beforehand)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
         """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.
@@ -403,7 +391,7 @@ class ShardedClassification(Problem):
         def losses(chosen: range) -> NodeLoss:
             batch = stack([pieces[k - mine.start] for k in chosen], **self._kind)
             price = Price(batch.work(self.net.widths) / self._work, fine=False)
-            return NodeLoss(self.net, batch, self.decay, price)
+            return NodeLoss(self.net, batch, self.network.decay, price)
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
             y0, local = decomposition.gather(x), losses(decomposition.local)
@@ -419,7 +407,7 @@ class ShardedClassification(Problem):
 
     @cached_property
     def _whole(self) -> Batch:
-        return self.graph.batch(np.ones(self.shard.own, dtype=bool), self.layers, **self._kind)
+        return self.graph.batch(np.ones(self.shard.own, dtype=bool), self.network.layers, **self._kind)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the outputs at the own nodes without dropout, shape (m, C).
@@ -473,21 +461,9 @@ class ShardedClassification(Problem):
         shard, batch = self.shard, self._exact.batch
         here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
         ranks = self.comm.gather_items(here)
-        found = {"shards": len(shard.sizes), "halo": self._told, "messages": self.messages, "ranks": ranks}
+        found = {"shards": len(shard.sizes), "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
         lost = self.graph.layer.unused(shard.weights is not None, shard.edge_attributes is not None)
         return found | ({"notes": list(unused_note(lost))} if lost else {})
-
-    @property
-    def _told(self) -> str:
-        """What the halos of gradients are, in words."""
-        return {
-            "exact": "exact",
-            "stale": f"inexact: rows and gradients of {self.lag} steps ago, smoothing {self.smoothing}",
-            "history": f"inexact: rows fetched every {self.lag} steps, no gradients sent back",
-            "sampled": f"inexact: a random share {self.keep} of the rows, divided by it",
-            "int8": "inexact: rows and gradients in 8 bits, rounded at random",
-            "bfloat16": "inexact: rows and gradients in bfloat16, rounded at random",
-        }[self.halo]
 
 
 def memory(shard: Shard, batch: Batch) -> dict[str, int]:

@@ -27,6 +27,8 @@ from mldd.algebra import (
     Objective,
     Price,
     Subdomain,
+    check_choices,
+    check_least,
     contiguous,
     on_this_rank,
 )
@@ -85,12 +87,8 @@ def partition_of_unity(graph: Graph, part: Tensor, overlap: int) -> Any:
 
 
 @dataclass(frozen=True)
-class SubdomainNetworks(NodeClassification):
-    """Node classification by one network per part of the graph, blended, and one for the global signal.
-
-    The unknowns are the parameters of all networks, one after the other, those of the coarse one last. Decompositions
-    are of the networks: every subdomain updates its own, the outputs of the others being fixed. On several ranks each
-    evaluates its share of the networks, and the blended outputs at all nodes of the loss are summed in one collective.
+class OwnNetworks:
+    """Networks of the parts of a graph.
 
     Parameters
     ----------
@@ -102,15 +100,12 @@ class SubdomainNetworks(NodeClassification):
         Where the network for the global signal lives: on the graph aggregated to `clusters` nodes, on the whole graph,
         or nowhere.
     coarse_hidden : int
-        Its width; 0 for half of `hidden`.
-    local, subdomains, coarsen, grades
-        Have no meaning here and stay as they are. All others are those of `NodeClassification`, `decay` is that of
-        every network.
+        Its width; 0 for half of that of the others.
 
     Raises
     ------
     ValueError
-        An option that makes no sense.
+        Values out of range.
     """
 
     networks: int = 4
@@ -118,39 +113,66 @@ class SubdomainNetworks(NodeClassification):
     coarse: Literal["graph", "whole", "none"] = "graph"
     coarse_hidden: int = 0
 
-    module = Problem.module  # one network per part, and none of the whole
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_choices(self, {"coarse": ("graph", "whole", "none")})
+        check_least(self, {"networks": 1, "blend": 0, "coarse_hidden": 0})
+
+
+@dataclass(frozen=True)
+class SubdomainNetworks(NodeClassification):
+    """Node classification by one network per part of the graph, blended, and one for the global signal.
+
+    The unknowns are the parameters of all networks, one after the other, those of the coarse one last. Decompositions
+    are of the networks: every subdomain updates its own, the outputs of the others being fixed. On several ranks each
+    evaluates its share of the networks, and the blended outputs at all nodes of the loss are summed in one collective.
+
+    Parameters
+    ----------
+    own : OwnNetworks
+        Number, overlap and sizes of the networks.
+    spaces.local, spaces.subdomains, spaces.coarsen, spaces.grades
+        Have no meaning here and stay as they are. All others are those of `NodeClassification`, `network.decay` is
+        that of every network.
+
+    Raises
+    ------
+    ValueError
+        An option that makes no sense.
+    """
+
+    own: OwnNetworks = OwnNetworks()
+
+    module = Problem.module  # type: ignore[assignment]  # one network per part, and none of the whole
 
     def __post_init__(self) -> None:
-        """Refuse options that make no sense."""
+        """Refuse options that have no meaning here."""
         super().__post_init__()
-        if self.coarse not in ("graph", "whole", "none"):
-            raise ValueError(f"`coarse` must be one of graph, whole, none, got {self.coarse!r}")
-        for name, least in (("networks", 1), ("blend", 0), ("coarse_hidden", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {getattr(self, name)}")
-        for name, only in (("local", "composite"), ("subdomains", "graph"), ("coarsen", "graph")):
-            if getattr(self, name) != only:
-                raise ValueError(f"`{name}` must be left out for networks of their own, got {getattr(self, name)!r}")
+        for name, only in (("local", "composite"), ("subdomains", "graph"), ("coarsen", "graph"), ("grades", 1)):
+            if getattr(self.spaces, name) != only:
+                raise ValueError(
+                    f"`{name}` must be left out for networks of their own, got {getattr(self.spaces, name)!r}"
+                )
 
     # -------------------------------------------------------------------------------- networks and where they count
 
     @cached_property
     def coarse_net(self) -> GraphNet | None:
         """The network for the global signal."""
-        hidden = self.coarse_hidden or self.heads * max(1, self.hidden // (2 * self.heads))
-        widths = (self.net.widths[0], *[hidden] * (self.layers - 1), self.net.widths[-1])
-        return None if self.coarse == "none" else replace(self.net, widths=widths)
+        hidden = self.own.coarse_hidden or self.network.heads * max(1, self.network.hidden // (2 * self.network.heads))
+        widths = (self.net.widths[0], *[hidden] * (self.network.layers - 1), self.net.widths[-1])
+        return None if self.own.coarse == "none" else replace(self.net, widths=widths)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of unknowns of every network."""
         coarse = [self.coarse_net.layout.size] if self.coarse_net else []
-        return (*[self.net.layout.size] * self.networks, *coarse)
+        return (*[self.net.layout.size] * self.own.networks, *coarse)
 
     @cached_property
     def unity(self) -> Any:
         """Weights of the parts at all nodes, shape (n, networks), csc_matrix."""
-        return partition_of_unity(self.graph_data.graph, self.parts(self.networks), self.blend)
+        return partition_of_unity(self.graph_data.graph, self.parts(self.own.networks), self.own.blend)
 
     @cached_property
     def _labelled_nodes(self) -> Ints:
@@ -161,7 +183,7 @@ class SubdomainNetworks(NodeClassification):
 
     def _nodes_of(self, network: int, among: Ints) -> Ints:
         """Return where in `among` the nodes are at which the outputs of `network` count."""
-        if network == self.networks:
+        if network == self.own.networks:
             return np.arange(len(among))
         return np.flatnonzero(self._weights(network)[among])
 
@@ -171,13 +193,13 @@ class SubdomainNetworks(NodeClassification):
 
     def _member(self, network: int, nodes: Ints, propagated: bool | None) -> tuple[Piece, Any]:
         """Return the graph of a network with outputs for `nodes`, and the weights by which they count, (nodes, r)."""
-        if network < self.networks or self.coarse == "whole":
-            piece = self.source.piece(nodes, self.layers, propagated=propagated)
-            weights = np.ones(len(nodes)) if network == self.networks else self._weights(network)[nodes]
+        if network < self.own.networks or self.own.coarse == "whole":
+            piece = self.source.piece(nodes, self.network.layers, propagated=propagated)
+            weights = np.ones(len(nodes)) if network == self.own.networks else self._weights(network)[nodes]
             return piece, sp.diags(weights, format="csr")
         targets = np.zeros_like(self.source.targets)
         targets[nodes] = 1.0  # of all clusters, those of these nodes are evaluated
-        piece = replace(self.source, targets=targets).aggregated(self._cluster_of, self.layers)
+        piece = replace(self.source, targets=targets).aggregated(self._cluster_of, self.network.layers)
         place = np.full(len(self._cluster_of), -1)
         place[piece.nodes[: piece.rows[-1]]] = np.arange(piece.rows[-1])
         columns = place[self._cluster_of[nodes]]
@@ -187,7 +209,7 @@ class SubdomainNetworks(NodeClassification):
     @cached_property
     def _cluster_of(self) -> Ints:
         sizes = [self._clusters]
-        return clustered(self.graph, self.source, self.layers, sizes, self.clustering, self.seed)[0]
+        return clustered(self.graph, self.source, self.network.layers, sizes, self.spaces.clustering, self.seed)[0]
 
     def _group(
         self,
@@ -220,21 +242,21 @@ class SubdomainNetworks(NodeClassification):
         blend = sp.csr_matrix((np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
         device = self._kind["device"]
         net = self._net
-        if members[0][1] == self.networks and self.coarse_net:
+        if members[0][1] == self.own.networks and self.coarse_net:
             net = replace(net, widths=self.coarse_net.widths)
         model = torch.tensor([k for k, _ in members], device=device)
         return Group(net, batch, Sparse.of(blend, self._low, device), unknowns, model)
 
     def _groups(self, networks: Sequence[int], nodes: Ints, propagated: bool | None = None) -> list[Group]:
         """Return some of the networks as functions of all unknowns, with outputs for `nodes`."""
-        fine = [k for k in networks if k < self.networks]
+        fine = [k for k in networks if k < self.own.networks]
         made = []
         if fine:  # consecutive, as ranks share them out
             unknowns = slice(self._start(fine[0]), self._start(fine[-1] + 1))
             made.append(self._group([(0, k) for k in fine], [nodes], len(nodes), unknowns, propagated))
-        if self.networks in networks:
-            unknowns = slice(self._start(self.networks), sum(self.sizes))
-            made.append(self._group([(0, self.networks)], [nodes], len(nodes), unknowns, propagated))
+        if self.own.networks in networks:
+            unknowns = slice(self._start(self.own.networks), sum(self.sizes))
+            made.append(self._group([(0, self.own.networks)], [nodes], len(nodes), unknowns, propagated))
         return made
 
     # -------------------------------------------------------------------------------- the problem
@@ -242,15 +264,15 @@ class SubdomainNetworks(NodeClassification):
     @cached_property
     def _mine(self) -> list[int]:
         """Networks that this rank evaluates: the coarse one is the first rank's, which has the fewest others."""
-        coarse = [self.networks] if self.coarse_net and self.comm.rank == 0 else []
-        return [*self.comm.share(self.networks), *coarse]
+        coarse = [self.own.networks] if self.coarse_net and self.comm.rank == 0 else []
+        return [*self.comm.share(self.own.networks), *coarse]
 
     def _blended(self, networks: Sequence[int], nodes: Ints, comm: Communicator | None) -> BlendedLoss:
         kind = {"dtype": self._low, "device": self._kind["device"]}
         targets = torch.from_numpy(self.source.targets[nodes]).to(**kind)
         groups, frozen, size = self._groups(networks, nodes), torch.zeros_like(targets), (sum(self.sizes),)
         price = Price(1.0 if comm is None or comm.ranks == 1 else _work(groups) / self._work)
-        return BlendedLoss(groups, frozen, targets, size, self.decay, price=price, comm=comm, remembers=True)
+        return BlendedLoss(groups, frozen, targets, size, self.network.decay, price=price, comm=comm, remembers=True)
 
     @cached_property
     def _plain(self) -> BlendedLoss:  # type: ignore[override]
@@ -259,15 +281,15 @@ class SubdomainNetworks(NodeClassification):
 
     @cached_property
     def _objective(self) -> Objective:
-        if self.dropout == 0:
+        if self.network.dropout == 0:
             return self._plain
-        whole = slice(self._start(self.networks), sum(self.sizes))
+        whole = slice(self._start(self.own.networks), sum(self.sizes))
         samples = [
             # the features of an aggregated graph are propagated already: no dropout there
-            None if self.coarse == "graph" and group.unknowns == whole else group.batch
+            None if self.own.coarse == "graph" and group.unknowns == whole else group.batch
             for group in self._groups(self._mine, self._labelled_nodes, propagated=False)
         ]
-        return blended_with_dropout(self._plain, samples, self.dropout, self.seed)
+        return blended_with_dropout(self._plain, samples, self.network.dropout, self.seed)
 
     @cached_property
     def _alone(self) -> BlendedLoss:
@@ -282,7 +304,7 @@ class SubdomainNetworks(NodeClassification):
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start of every network, each from a seed of its own; shape (N,)."""
-        nets = [self.net] * self.networks + ([self.coarse_net] if self.coarse_net else [])
+        nets = [self.net] * self.own.networks + ([self.coarse_net] if self.coarse_net else [])
         return torch.cat([net.initial(seed * len(nets) + k) for k, net in enumerate(nets)]).to(**self._kind)
 
     def hierarchy(self, levels: int) -> Hierarchy:
@@ -357,12 +379,12 @@ class SubdomainNetworks(NodeClassification):
             z = self._outputs_at(low)
             value = self._value_at(z, low)
             models = self._cast(made[local].at(y0.to(self._low), z, value))
-            if self.dropout == 0 or g is None:
+            if self.network.dropout == 0 or g is None:
                 return models
             delta = decomposition.gather(g) * decomposition.valid - models.gradient(y0)
             return Corrected(models, delta, y0)
 
-        return Decomposition(sum(self.sizes), subdomains, build, comm.share(parts), corrected=self.dropout > 0)
+        return Decomposition(sum(self.sizes), subdomains, build, comm.share(parts), corrected=self.network.dropout > 0)
 
     def _outputs_at(self, x: Tensor) -> Tensor:
         """Return the blended outputs at `x`, of the last evaluation if that was there."""
@@ -375,11 +397,11 @@ class SubdomainNetworks(NodeClassification):
 
     def _value_at(self, z: Tensor, x: Tensor) -> Tensor:
         """Return the loss where the outputs are `z`, shape ()."""
-        ends = self._start(self.networks)
-        squares = x[:ends].view(self.networks, -1)[:, : self.net.decayed].square().sum()
+        ends = self._start(self.own.networks)
+        squares = x[:ends].view(self.own.networks, -1)[:, : self.net.decayed].square().sum()
         if self.coarse_net:
             squares = squares + x[ends : ends + self.coarse_net.decayed].square().sum()
-        return self._plain.losses(z)[0] + 0.5 * self.decay * squares
+        return self._plain.losses(z)[0] + 0.5 * self.network.decay * squares
 
     def _locals(self, runs: Sequence[range]) -> LocalBlends:
         """Return the local models of runs of networks, without what the others add."""
@@ -392,7 +414,7 @@ class SubdomainNetworks(NodeClassification):
             index[k, : len(rows)], valid[k, : len(rows)] = rows, 1.0
         groups = []
         for coarse in (False, True):
-            members = [(k, j) for k, run in enumerate(runs) for j in run if (j == self.networks) == coarse]
+            members = [(k, j) for k, run in enumerate(runs) for j in run if (j == self.own.networks) == coarse]
             if members:
                 starts = [k * width + self._start(j) - self._start(runs[k].start) for k, j in members]
                 size = self.sizes[members[0][1]]
@@ -402,7 +424,9 @@ class SubdomainNetworks(NodeClassification):
         flat = torch.from_numpy(index).flatten().to(device)
         targets = self._plain.targets[flat] * keep
         price = Price(_work(groups) / self._work, fine=False)
-        local = BlendedLoss(groups, torch.zeros_like(targets), targets, (len(runs), width), self.decay, price=price)
+        local = BlendedLoss(
+            groups, torch.zeros_like(targets), targets, (len(runs), width), self.network.decay, price=price
+        )
         return LocalBlends(local, flat, keep)
 
 

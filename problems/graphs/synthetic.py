@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mldd.problems.data import Shard, grid_rows
+from mldd.problems.graphs.graph_options import Network
 from mldd.problems.graphs.sharded import ShardedClassification
 
 Ints = NDArray[np.int64]
@@ -34,8 +35,8 @@ _CHUNK = 2**17  # nodes whose features are held in double precision at a time
 
 
 @dataclass(frozen=True)
-class SyntheticClassification(ShardedClassification):
-    """Classify the nodes of a grid that the ranks make themselves, each its own strip.
+class Strips:
+    """A grid that is cut into strips of rows, and what its nodes carry.
 
     Parameters
     ----------
@@ -47,14 +48,39 @@ class SyntheticClassification(ShardedClassification):
         Features of a node, labels.
     columns : int
         Of the grid, which are the rows of a halo per neighbour and layer of stencil; 0: as many as it has rows.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    nodes: int = 100_000
+    degree: int = 10
+    features: int = 64
+    classes: int = 8
+    columns: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.nodes < 2 or not 0 <= self.columns <= self.nodes:
+            raise ValueError(
+                f"`nodes` must be >= 2 and `columns` in 0..{self.nodes}, got {self.nodes} and {self.columns}"
+            )
+
+
+@dataclass(frozen=True)
+class SyntheticClassification(ShardedClassification):
+    """Classify the nodes of a grid that the ranks make themselves, each its own strip.
+
+    Parameters
+    ----------
+    strips : Strips
+        The grid, and what its nodes carry.
     **others
         As for `ShardedClassification`; `seed` is that of the data, too.
-    hidden : int
-        Units of a hidden layer.
-    dropout : float
-        Probability with which an entry is dropped.
-    decay : float
-        Factor of the weight decay.
+    network : Network
+        64 units in hidden layers, no dropout, no decay.
     dtype : {"float64", "float32"}
         float64 or float32.
 
@@ -65,36 +91,22 @@ class SyntheticClassification(ShardedClassification):
     """
 
     folder: str = field(init=False, default="")
-    nodes: int = 100_000
-    degree: int = 10
-    features: int = 64
-    classes: int = 8
-    columns: int = 0
-    hidden: int = 64
-    dropout: float = 0.0
-    decay: float = 0.0
+    strips: Strips = Strips()
+    network: Network = Network(hidden=64, dropout=0.0, decay=0.0)
     dtype: Literal["float64", "float32"] = "float32"
-
-    def __post_init__(self) -> None:
-        """Refuse options that make no sense."""
-        super().__post_init__()
-        if self.nodes < 2 or not 0 <= self.columns <= self.nodes:
-            raise ValueError(
-                f"`nodes` must be >= 2 and `columns` in 0..{self.nodes}, got {self.nodes} and {self.columns}"
-            )
 
     @cached_property
     def shard(self) -> Shard:
         """The strip of this rank."""
-        columns = self.columns or round(math.sqrt(self.nodes))
+        columns = self.strips.columns or round(math.sqrt(self.strips.nodes))
         return strip(
-            math.ceil(self.nodes / columns),
+            math.ceil(self.strips.nodes / columns),
             columns,
-            self.degree,
+            self.strips.degree,
             rank=self.comm.rank,
             ranks=self.comm.ranks,
-            features=self.features,
-            classes=self.classes,
+            features=self.strips.features,
+            classes=self.strips.classes,
             seed=self.seed,
         )
 

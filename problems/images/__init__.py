@@ -8,3 +8,4 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 REGISTERED = {"digits": "mldd.problems.images.supervised:Digits"}
+MODELS = {"samples": "mldd.problems.images.sample_model:SampleModel"}

@@ -1,1 +1,2 @@
+from .sample_model import SampleModel as SampleModel
 from .supervised import Digits as Digits

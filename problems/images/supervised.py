@@ -27,6 +27,7 @@ from mldd.algebra import (
 )
 from mldd.loop import Problem
 from mldd.problems.data import load_digits_images
+from mldd.problems.images.sample_model import SampleModel
 from mldd.problems.nets import (
     ACTIVATIONS,
     Activation,
@@ -325,6 +326,10 @@ class Digits(Problem):
             return self._losses([own[k][subset(len(own[k]), count, self._key, 1, drawn.step, h, k)] for k in chosen])
 
         return Stochastic(draw(0), draw)
+
+    def module(self, x: Tensor) -> SampleModel:
+        """Return the network with these parameters, which recognises any digits of 8 x 8 pixels in 0..1."""
+        return SampleModel(self.net, x)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""

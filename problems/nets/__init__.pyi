@@ -32,6 +32,7 @@ from .minibatch import subset as subset
 from .mixed import MixedNet as MixedNet
 from .mixed import widened as widened
 from .network_model import NetworkModel as NetworkModel
+from .network_model import classified as classified
 from .network_model import network_of as network_of
 from .operators import Operator as Operator
 from .operators import Sparse as Sparse

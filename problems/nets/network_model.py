@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mldd.models import Model, ModelError
+from mldd.models import Field, Model, ModelError, Prediction
 from mldd.problems.nets.graph_net import GraphNet
 from mldd.problems.nets.layers import layer_kinds
 
@@ -67,3 +69,33 @@ def network_of(config: dict[str, Any]) -> GraphNet:
             "point of mldd.layers, or give the module: mldd.load(path, net)"
         )
     return GraphNet(**dict(config, widths=tuple(config["widths"])))
+
+
+def classified(probability: NDArray[np.float64], what: str, name: str, notes: tuple[str, ...] = ()) -> Prediction:
+    """Return classes with their probabilities as a prediction.
+
+    Parameters
+    ----------
+    probability : ndarray, shape (n, C)
+        Of every class.
+    what : str
+        What is classified: node, sample.
+    name : str
+        Of the data.
+    notes : tuple of str
+        What the user should know.
+    """
+    count, classes = probability.shape
+    return Prediction(
+        {
+            "predicted_class": Field((what,), probability.argmax(1), {"long_name": "class of the largest probability"}),
+            "probability": Field((what, "class"), probability, {"long_name": "probability of the class", "units": "1"}),
+        },
+        {
+            what: Field((what,), np.arange(count), {"long_name": f"number of the {what} in the data"}),
+            "class": Field(("class",), np.arange(classes), {"long_name": "number of the class"}),
+        },
+        (what,),
+        {"title": f"classes of the {what}s of {name}"},
+        notes,
+    )

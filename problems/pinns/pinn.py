@@ -20,6 +20,7 @@ from mldd.algebra import (
     Objective,
     Price,
     Stochastic,
+    check_choices,
     contiguous,
     innermost,
     sampled,
@@ -110,8 +111,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_choices(self, {"kind": ("auto", "dense", "residual")})
-        _check_least(self, {"depth": 2, "width": 1})
+        check_choices(self, {"kind": ("auto", "dense", "residual")})
+        _check_least_or_default(self, {"depth": 2, "width": 1})
 
 
 @dataclass(frozen=True)
@@ -170,19 +171,12 @@ class Poisson:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_choices(self, {"boundary": ("hard", "soft")})
+        check_choices(self, {"boundary": ("hard", "soft")})
         if not 0 < self.frequency < math.inf:
             raise ValueError(f"`frequency` must be > 0, got {self.frequency}")
 
 
-def _check_choices(record: Any, choices: dict[str, tuple[str, ...]]) -> None:
-    """Refuse a field that is not one of its choices."""
-    for key, allowed in choices.items():
-        if getattr(record, key) not in allowed:
-            raise ValueError(f"`{key}` must be one of {', '.join(allowed)}, got {getattr(record, key)!r}")
-
-
-def _check_least(record: Any, bounds: dict[str, int]) -> None:
+def _check_least_or_default(record: Any, bounds: dict[str, int]) -> None:
     """Refuse a field that is neither 0 nor at least its bound."""
     for key, least in bounds.items():
         if getattr(record, key) != 0 and getattr(record, key) < least:
@@ -246,8 +240,8 @@ class PhysicsInformed(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        _check_choices(self, {"name": tuple(PRESETS), "model": ("network", "windows"), "dtype": ("float64", "float32")})
-        _check_least(self, {"points": 4})
+        check_choices(self, {"name": tuple(PRESETS), "model": ("network", "windows"), "dtype": ("float64", "float32")})
+        _check_least_or_default(self, {"points": 4})
         if not 0 <= self.batch <= self._count:
             raise ValueError(f"`batch` must be in 0..{self._count} (0: all points), got {self.batch}")
         if self.poisson != Poisson() and self.name != "poisson1d":

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Layout, Objective, counting, joined
-from mldd.algebra.flatten import ModuleObjective, flatten
+from mldd.algebra import Layout, ModuleObjective, Objective, counting, joined
+from mldd.algebra.flatten import flatten
 from mldd.loop import Stop, minimise
 
 

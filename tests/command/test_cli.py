@@ -298,7 +298,8 @@ def test_list_of_a_name_explains_its_keys(run):
     assert "  n : whole number, default 63\n      Interior nodes per side." in out
     assert "example: mldd train obstacle:n=63 --solver adagrad" in out
     out = run("list cora")[1]
-    assert "  hidden : whole number, default 16\n" in out and "  name :" not in out, "what the name sets is no key"
+    assert "  network.hidden : whole number, default 16\n" in out
+    assert "  name :" not in out, "what the name sets is no key"
     out = run("list dd-adagrad")[1]
     assert "  combine : asm | ras | wasm | none, default None" in out and "hierarchy :" not in out
     assert run("list obstacel")[0] == 2
@@ -355,7 +356,7 @@ def test_user_files_are_problems(tmp_path):
     for name in ("a,b=c.npz", "d:e.pt"):
         (tmp_path / name).write_text("")
         spec = names.problem_spec(f"{tmp_path / name}:hidden=8")
-        assert spec.fixed == {"name": str(tmp_path / name)} and spec.keys == {"hidden": 8}
+        assert spec.fixed == {"name": str(tmp_path / name)} and spec.keys == {"network.hidden": 8}
 
 
 # Ctrl-C

@@ -11,7 +11,7 @@ import pytest
 
 from mldd.command import described, name_of, names, solver_spec
 from mldd.command.listing import keys
-from mldd.command.names import python_specs, split_specs
+from mldd.command.names import known, problem, problem_spec, python_specs, split_specs
 from mldd.command.values import split
 from mldd.solvers import LBFGS, AdaGrad, Radius, TrustRegion
 from mldd.solvers.petsc import Snes, Tao
@@ -143,6 +143,24 @@ def test_keys_of_a_nested_record_have_its_name_in_front() -> None:
         solver_spec("trust-region:radius.inital=0.5")
     with pytest.raises(ValueError, match="`trust-region:radius.initial` must be a number"):
         solver_spec("trust-region:radius.initial=small")
+
+
+def test_a_key_of_a_record_may_be_written_without_its_record() -> None:
+    assert solver_spec("trust-region:initial=0.5").make() == TrustRegion(radius=Radius(0.5))
+    assert solver_spec("trust-region:radius.initial=0.5").keys == solver_spec("trust-region:initial=0.5").keys
+    with pytest.raises(ValueError, match="`trust-region:initial` must be a number"):
+        solver_spec("trust-region:initial=small")
+    with pytest.raises(ValueError, match="poisson1d has several keys 'count'; write one.count or two.count"):
+        known({"one.count": int, "two.count": int}, "count", "poisson1d")
+    assert known({"count": int, "two.count": int}, "count", "poisson1d") == "count"
+
+
+def test_a_problem_is_made_in_python_by_the_keys_of_the_command_line() -> None:
+    made = problem("poisson1d:points=20", depth=3)
+    assert made == problem_spec("poisson1d:points=20,network.depth=3").make()
+    assert problem(type(made), name="poisson1d", points=20).points == 20
+    with pytest.raises(ValueError, match=r"no key 'dept' \(did you mean depth"):
+        problem("poisson1d", dept=3)
 
 
 def test_a_field_of_one_kind_of_solver_takes_no_other() -> None:

@@ -6,6 +6,7 @@ from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
     import numpy as np
+    import mldd
     import torch
     from mldd.algebra import counting
     from mldd.ranks import Communicator, world
@@ -81,8 +82,8 @@ SCRIPT = """
         values = random.standard_normal((120, 20, 1)).cumsum(0)
         series = Series("walk", values, time, latitude.ravel(), longitude.ravel(), ("t",), grid=(4, 5))
         for options in ({"chunk": 7}, {"stride": 20, "chunk": 1}, {"batch": 5}):
-            made = [Forecasting(series, model="epd", hidden=3, layers=1, horizon=2, comm=c, **options)
-                    for c in (comm, Forecasting.comm)]
+            options |= {"name": series, "model": "epd", "hidden": 3, "layers": 1, "horizon": 2}
+            made = [mldd.problem(Forecasting, comm=c, **options) for c in (comm, Forecasting.comm)]
             net = made[0].net
             x = 0.3 * torch.randn(net.layout.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             v = torch.linspace(-1, 1, len(x), dtype=torch.float64)

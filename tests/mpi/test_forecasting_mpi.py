@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.algebra import counting
     from mldd.algebra import sampled
@@ -19,7 +20,7 @@ SCRIPT = """
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-13), (what, float((a - b).abs().max()))
 
     for options in ({"batch": 8}, {"horizon": 2, "rollout": 2}, {"model": "epd"}, {"model": "gat", "local": "own"}):
-        made = [Forecasting(series, hidden=4, comm=c, **options) for c in (comm, Forecasting.comm)]
+        made = [mldd.problem(Forecasting, name=series, hidden=4, comm=c, **options) for c in (comm, Forecasting.comm)]
         x = made[0].initial(0) + 0.05
         for step in (None, 3):
             f, g = [p.objective() if step is None else sampled(p.objective(), step) for p in made]

@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.algebra import counting
     from mldd.algebra import sampled
@@ -20,7 +21,8 @@ SCRIPT = """
 
     def check(comm):
         for options in ({"labels": "all", "layers": 3}, {"model": "sage"}):
-            made = [NodeClassification(data, hidden=4, comm=c, **options) for c in (comm, NodeClassification.comm)]
+            options |= {"name": data, "hidden": 4}
+            made = [mldd.problem(NodeClassification, comm=c, **options) for c in (comm, NodeClassification.comm)]
             x = made[0].initial(0) + 0.1
             v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
             rows = []

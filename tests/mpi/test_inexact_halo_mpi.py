@@ -13,7 +13,7 @@ SCRIPT = """
     from mldd.graph import partition
     from mldd.problems.data.datasets import sbm
     from mldd.problems.graphs.inexact_halo import HistoricalHalo, QuantisedHalo, SampledHalo, StaleHalo
-    from mldd.problems.graphs import ShardedClassification
+    from tests.small_graphs import sharded
     from mldd.loop import Stop, minimise
     from mldd.solvers import Adam
 
@@ -99,8 +99,8 @@ SCRIPT = """
              "smoothed": {"halo": "stale", "smoothing": 0.5}, "history": {"halo": "history", "lag": 2}}
     cases |= {name: {"halo": name} for name in ("stale", "sampled", "int8", "bfloat16")}
     for name, options in cases.items():
-        p = ShardedClassification.of(data, part, comm, **given, **options)
-        exact = ShardedClassification.of(data, part, comm, **given).objective()
+        p = sharded(data, part, comm, **given, **options)
+        exact = sharded(data, part, comm, **given).objective()
         result = minimise(p.objective(), p.initial(0), Adam(lr=0.02), stop=Stop(max_steps=60), comm=comm, values=True)
         value = float(exact.value(result.x))
         assert abs(result.record.value - value) < 1e-12, name

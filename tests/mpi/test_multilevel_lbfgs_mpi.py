@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.graph import Graph
     from mldd.ranks import SERIAL, Communicator, world
@@ -24,7 +25,8 @@ SCRIPT = """
     data = GraphData("toy", Graph.from_edges(ends, n), x, labels, classes=3, **masks)
 
     def run(comm, levels):
-        problem = NodeClassification(data, hidden=6, labels="all", dropout=0.0, clusters=20, comm=comm)
+        options = {"hidden": 6, "labels": "all", "dropout": 0.0, "clusters": 20}
+        problem = mldd.problem(NodeClassification, name=data, comm=comm, **options)
         solver = MultilevelLBFGS(problem.hierarchy(levels), 6, comm=comm)
         return minimise(problem.objective(), problem.initial(0), solver, stop=Stop(8), comm=comm)
 

@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.ranks import SERIAL, Communicator, world
     from mldd.problems.data.datasets import sbm
@@ -72,7 +73,7 @@ SCRIPT = """
 
     data = sbm(nodes=400, classes=4, features=8)
     def losses(comm, **settings):
-        problem = NodeClassification(data, dropout=0.5, comm=comm)
+        problem = mldd.problem(NodeClassification, name=data, dropout=0.5, comm=comm)
         solver = SchwarzAdaGrad(
             problem.decomposition(4, 0, comm), problem.hierarchy(2), AdaGrad(1e-3, 0.1), local_steps=4,
             global_steps=0, combine="wasm", comm=comm, **settings)

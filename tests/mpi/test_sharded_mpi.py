@@ -11,6 +11,7 @@ START = """
     import sys
     from dataclasses import replace
     import numpy as np
+    import mldd
     import torch
     from mldd.algebra import counting
     from mldd.graph import Graph
@@ -22,7 +23,7 @@ START = """
     from mldd.problems.data.datasets import GraphData, sbm
     from mldd.problems.graphs import NodeClassification
     from mldd.problems.graphs import NodeLoss
-    from mldd.problems.graphs import ShardedClassification
+    from tests.small_graphs import sharded
     from mldd.loop import Stop, minimise
     from mldd.command.names import solver_spec
 
@@ -58,7 +59,7 @@ EXACT = (
             options = {"model": model, "layers": layers, "hidden": 4, "dropout": 0.4}
             if layers == 3:
                 options |= {"residual": True, "activation": "elu", "heads": 2 if layer_of(model).many_heads else 1}
-            reference = NodeClassification(data, **options)
+            reference = mldd.problem(NodeClassification, name=data, **options)
             x = reference.initial(0) + 0.1
             v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
             chosen = parts if layers == 2 else {"random": random}
@@ -68,7 +69,7 @@ EXACT = (
             for name, part in chosen.items():
                 for comm in (pair, world())[layers == 4 :]:
                     where = (model, layers, name, comm.ranks)
-                    one = ShardedClassification.of(data, part, comm, **options)
+                    one = sharded(data, part, comm, **options)
                     for f, (value, gradient, product) in zip((one.objective(), sampled(one.objective(), 1)), expected):
                         with counting() as cost:
                             other, slope = f.value_and_gradient(x)
@@ -95,9 +96,9 @@ MODELS = (
     plain, told = data, replace(data, graph=replace(data.graph, edge_attributes=attributes))
     for model, data in (("gcn", plain), ("gat", plain), ("transformer", told)):
         options = {"model": model, "hidden": 4, "dropout": 0.0, "clusters": 12}
-        whole = NodeClassification(data, **options)
+        whole = mldd.problem(NodeClassification, name=data, **options)
         for comm in (pair, world()):
-            one = ShardedClassification.of(data, part, comm, **options)
+            one = sharded(data, part, comm, **options)
             f, x = one.objective(), one.initial(0) + 0.1
             g = f.gradient(x)
             own = one._cluster(12, one.parts(4))
@@ -128,14 +129,14 @@ MODELS = (
     # them, so there is one per node.
     ends = []
     for comm in (SERIAL, pair, world()):
-        one = ShardedClassification.of(data, part, comm, hidden=4, clusters=90)
+        one = sharded(data, part, comm, hidden=4, clusters=90)
         settings = one.settings("dd-adagrad")
         solver = solver_spec("dd-adagrad").make(decomposition=one.decomposition(4), comm=comm, **settings)
         ends.append(minimise(one.objective(), one.initial(0), solver, stop=Stop(max_steps=5), comm=comm).x)
     same(ends[1], ends[0], "training on 2", 1e-8)
     same(ends[2], ends[0], "training on 4", 1e-8)
     # more parts than shards per rank
-    two = ShardedClassification.of(data, part, world(), hidden=4, dropout=0.0)
+    two = sharded(data, part, world(), hidden=4, dropout=0.0)
     f, x = two.objective(), two.initial(0)
     d = two.decomposition(8)
     assert len(d.local) == 2

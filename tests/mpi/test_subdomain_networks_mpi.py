@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import agree, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.algebra import counting
     from mldd.algebra import sampled
@@ -23,8 +24,8 @@ SCRIPT = """
         for options in ({"networks": 5}, {"networks": 3, "model": "sage", "coarse": "whole", "dropout": 0.3}):
             if options["networks"] + 1 < comm.ranks:
                 continue
-            options = {"dropout": 0.0, "clusters": 20, **options}
-            here, there = [SubdomainNetworks(data, hidden=4, comm=c, **options) for c in (comm, SERIAL)]
+            options = {"name": data, "hidden": 4, "dropout": 0.0, "clusters": 20, **options}
+            here, there = [mldd.problem(SubdomainNetworks, comm=c, **options) for c in (comm, SERIAL)]
             x = there.initial(0) + 0.1
             v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
             for step in (None, 1):
@@ -57,7 +58,7 @@ SCRIPT = """
 
     def check_idle_ranks(comm):
         options = {"networks": 2, "coarse": "none", "hidden": 4, "dropout": 0.0}
-        f, g = [SubdomainNetworks(data, comm=c, **options).objective() for c in (comm, SERIAL)]
+        f, g = [mldd.problem(SubdomainNetworks, name=data, comm=c, **options).objective() for c in (comm, SERIAL)]
         x = torch.linspace(-1, 1, f.size, dtype=torch.float64)
         same(f.value_and_gradient(x)[1], g.value_and_gradient(x)[1], "gradient with idle ranks")
         same(f.hessian_product(x, x), g.hessian_product(x, x), "product with idle ranks")

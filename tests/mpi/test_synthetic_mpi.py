@@ -5,6 +5,7 @@ import pytest
 from tests.helpers import launch, needs_mpi
 
 SCRIPT = """
+    import mldd
     import torch
     from mldd.ranks import SERIAL, Communicator, world
     from mldd.problems.graphs import SyntheticClassification
@@ -13,7 +14,7 @@ SCRIPT = """
         for model, degree in (("gcn", 10), ("sage", 12)):
             options = {"nodes": 140, "columns": 7, "degree": degree, "features": 5, "hidden": 6, "layers": 3}
             options |= {"classes": 3, "model": model, "dtype": "float64", "seed": 4}
-            here, alone = [SyntheticClassification(**options, comm=c) for c in (comm, SERIAL)]
+            here, alone = [mldd.problem(SyntheticClassification, **options, comm=c) for c in (comm, SERIAL)]
             x = alone.initial(0) + 0.05
             pairs = zip(here.objective().value_and_gradient(x), alone.objective().value_and_gradient(x))
             for a, b in pairs:

@@ -14,7 +14,7 @@ from mldd import Stop, minimise
 from mldd.algebra import Hierarchy, Identity, Layout, Level, MatrixTransfer, Remembered, counting
 from mldd.graph import Graph
 from mldd.problems.data import GraphData
-from mldd.problems.graphs import NodeClassification
+from mldd.problems.graphs import Network, NodeClassification, Spaces
 from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS
 from mldd.solvers.parts import Rows, layout_of
 from tests.helpers import quadratic
@@ -42,7 +42,7 @@ def problem() -> NodeClassification:
         test=torch.arange(n) % 4 == 3,
         classes=3,
     )
-    return NodeClassification(data, hidden=8, labels="all", dropout=0.0, clusters=24)
+    return NodeClassification(data, network=Network(hidden=8, dropout=0.0), spaces=Spaces(clusters=24), labels="all")
 
 
 def scales_by_hand(s: Tensor, y: Tensor, blocks: list[list[slice]]) -> Tensor:
@@ -183,7 +183,7 @@ def test_the_state_is_all_there_is(problem: NodeClassification) -> None:
 
 
 def test_another_solver_goes_on_from_where_the_levels_lead(problem: NodeClassification) -> None:
-    own = replace(problem, local="own").decomposition(2, 0)
+    own = replace(problem, spaces=replace(problem.spaces, local="own")).decomposition(2, 0)
     local = LocalSgd(own, local=Adam(0.03), local_steps=4)
     f, solver = problem.objective(), MultilevelLBFGS(problem.hierarchy(2), 5, then=local)
     both = minimise(f, problem.initial(0), solver, stop=Stop(4))

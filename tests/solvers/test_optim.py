@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mldd.algebra import counting
-from mldd.algebra.flatten import ModuleObjective
+from mldd.algebra import ModuleObjective, counting
 from mldd.loop import Status, Stop, minimise
 from mldd.solvers import (
     LBFGS,

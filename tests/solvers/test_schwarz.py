@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mldd import Stop, minimise
 from mldd.algebra import contiguous, counting, index_decomposition
-from mldd.problems.graphs import NodeClassification
+from mldd.problems.graphs import Network, NodeClassification
 from mldd.problems.grids import Obstacle
 from mldd.ranks import load_petsc
 from mldd.solvers import AdaGrad, NonlinearSchwarz, Recursion, SchwarzAdaGrad
@@ -28,7 +28,7 @@ def obstacle() -> Obstacle:
 
 @pytest.fixture(scope="module")
 def sbm() -> NodeClassification:
-    return NodeClassification("sbm", dropout=0.5)
+    return NodeClassification("sbm", network=Network(dropout=0.5))
 
 
 def has_petsc() -> bool:
@@ -173,7 +173,7 @@ def test_ras_of_parts_of_the_graph_is_refused(sbm: NodeClassification, solver: A
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_nonlinear_schwarz_on_parts_of_a_graph_lowers_the_loss(sbm: NodeClassification, dropout: float) -> None:
     # local cross-entropies plus a linear term have no lower bound: without the proximal term the loss reaches 1e16
-    problem = replace(sbm, dropout=dropout)
+    problem = replace(sbm, network=replace(sbm.network, dropout=dropout))
     f, x = problem.objective(), problem.initial(0)
     result = minimise(f, x, NonlinearSchwarz(problem.decomposition(4)), stop=Stop(8), values=True)
     values = result.history.column("value")
@@ -184,7 +184,7 @@ def test_nonlinear_schwarz_on_parts_of_a_graph_lowers_the_loss(sbm: NodeClassifi
 
 @pytest.mark.parametrize(("subdomains", "parts"), [("parameters", 2), ("both", 3)])
 def test_subdomains_of_the_parameters_and_of_both(sbm: NodeClassification, subdomains: str, parts: int) -> None:
-    problem = replace(sbm, subdomains=subdomains)
+    problem = replace(sbm, spaces=replace(sbm.spaces, subdomains=subdomains))
     f, x = problem.objective(), problem.initial(0)
     end = run(f, x, SchwarzAdaGrad(problem.decomposition(parts), **SETTINGS), 15)
     assert float(f.value(end)) < 0.7 * float(f.value(x))
@@ -192,7 +192,7 @@ def test_subdomains_of_the_parameters_and_of_both(sbm: NodeClassification, subdo
 
 @pytest.mark.skipif(not has_petsc(), reason="petsc4py is missing")
 def test_the_small_coarse_space_beats_the_plain_sum(sbm: NodeClassification) -> None:
-    plain_problem = replace(sbm, dropout=0.0)
+    plain_problem = replace(sbm, network=replace(sbm.network, dropout=0.0))
     f, x = plain_problem.objective(), plain_problem.initial(0)
     decomposition = plain_problem.decomposition(4)
     plain = run(f, x, SchwarzAdaGrad(decomposition, **SETTINGS), 8)

@@ -14,13 +14,13 @@ SERIES = waves(200, 3, 4)
 
 
 def data(series=SERIES, **plan):
-    return ForecastData(series, Plan(**{"leads": (6,), **plan}))
+    return ForecastData(series, Plan(**{"horizon": (6,), **plan}))
 
 
 @pytest.mark.parametrize("labels", ["train", "all"])
 @pytest.mark.parametrize("leads", [(6,), (1, 6, 12)])
 def test_parts_are_in_order_and_forecasts_stay_inside(leads, labels):
-    d = data(leads=leads, labels=labels)
+    d = data(horizon=leads, labels=labels)
     assert d.cuts == (120, 160)
     assert d.fitted == (120 if labels == "train" else 160)
     ends = {"train": d.fitted, "validation": 160, "test": 200}
@@ -49,10 +49,10 @@ def test_stride_thins_the_training_part_alone():
     "plan",
     [
         {},
-        {"leads": (1, 6, 30)},
+        {"horizon": (1, 6, 30)},
         {"base": "linear"},
-        {"base": "linear", "leads": (24,), "history": 1},
-        {"rollout": 3, "leads": (2,)},
+        {"base": "linear", "horizon": (24,), "history": 1},
+        {"rollout": 3, "horizon": (2,)},
         {"labels": "all"},
     ],
     ids=str,
@@ -89,14 +89,14 @@ def test_normalisation_is_that_of_the_training_part():
 
 def test_scales_make_the_base_have_the_loss_one():
     for base in ("persistence", "linear"):
-        d = data(base=base, leads=(1, 6))
+        d = data(base=base, horizon=(1, 6))
         values, mask = d.targets(d.origins["train"], d.fitted)
         weights = mask * SERIES.weights[:, None, None]
         assert (weights * values**2).sum((0, 1)) / weights.sum((0, 1)) == pytest.approx([1.0, 1.0])
 
 
 def test_inputs_are_what_they_are_called():
-    d = data(leads=(6, 24), history=3)
+    d = data(horizon=(6, 24), history=3)
     t = np.array([40, 130])
     features = dict(zip(d.feature_names, d.features(t).transpose(2, 1, 0), strict=True))
     z = d.normal[:, :, 0]
@@ -111,7 +111,7 @@ def test_inputs_are_what_they_are_called():
     assert np.allclose(features["sin_hour at lead 6"], np.sin(angle))
     assert np.allclose(features["x"].mean(1), 0)
     assert "a: last day at lead 24" not in features  # it is the value itself
-    assert "a: last day at lead 30" in data(leads=(6, 24, 30)).feature_names
+    assert "a: last day at lead 30" in data(horizon=(6, 24, 30)).feature_names
     assert not any("day" in name and name.startswith(("sin", "cos")) for name in features)  # no year of training
 
 
@@ -137,14 +137,14 @@ def test_options_leave_inputs_out():
 
 
 def test_windows_of_a_rollout_have_its_step():
-    d = data(leads=(3,), rollout=4, history=2)
+    d = data(horizon=(3,), rollout=4, history=2)
     assert d.plan.reached == (3, 6, 9, 12)
     window = d.window(np.array([50]))
     assert np.allclose(window[:, 0, :], d.normal[[50, 47], :, 0].T)
 
 
 def test_features_of_a_turn_are_those_of_its_origin_if_forecasts_are_right():
-    d = data(leads=(2,), rollout=3, history=3)
+    d = data(horizon=(2,), rollout=3, history=3)
     t = np.array([60, 100])
     for turn in range(3):
         later = d.window(t + 2 * turn) @ d.mixing + d.known(t, turn)
@@ -155,7 +155,7 @@ def test_features_of_a_turn_are_those_of_its_origin_if_forecasts_are_right():
 
 def test_gaps_are_carried_masked_and_told():
     series = waves(200, 3, 4, gaps=0.1, variables=2)
-    d = data(series, leads=(3, 6))
+    d = data(series, horizon=(3, 6))
     t = d.origins["train"]
     values, mask = d.targets(t, d.fitted)
     there = ~np.isnan(series.values)
@@ -180,7 +180,8 @@ def test_constant_fields_have_scale_one():
 
 
 @pytest.mark.parametrize(
-    "plan", [{"leads": (41,)}, {"leads": (500,)}, {"history": 130}, {"leads": (20,), "rollout": 7}, {"leads": (1, 60)}]
+    "plan",
+    [{"horizon": 41}, {"horizon": 500}, {"history": 130}, {"horizon": 20, "rollout": 7}, {"horizon": (1, 60)}],
 )
 def test_a_horizon_longer_than_the_series_is_refused(plan):
     with pytest.raises(DataError, match="part must hold a forecast, got none: 200 times in 60/20/20") as error:
@@ -197,6 +198,6 @@ def test_a_variable_without_past_is_refused():
 
 def test_one_node_and_coarse_steps():
     for series in (waves(200, 1, 1), waves(300, 2, 2, seconds=86400), waves(300, 2, 3, seconds=300, roads=True)):
-        d = data(series, leads=(2,))
+        d = data(series, horizon=(2,))
         assert np.isfinite(d.features(d.origins["test"])).all()
         assert len(d.feature_names) == d.mixing.shape[1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.models import load, save
 from mldd.problems.data import Calendar, DataError, Series
 from mldd.problems.forecasts import Forecasting
@@ -14,7 +15,7 @@ from tests.small_series import waves
 
 
 def trained(series, **options):
-    problem = Forecasting(series, **options)
+    problem = mldd.problem(Forecasting, name=series, **options)
     generator = torch.Generator().manual_seed(1)
     return problem, 0.2 * torch.randn(problem.objective().size, generator=generator, dtype=torch.float64)
 

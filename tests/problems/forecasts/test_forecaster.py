@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.problems.data import DataError
 from mldd.problems.forecasts import Forecasting
 from mldd.problems.forecasts.forecast_data import ForecastData
@@ -35,7 +36,7 @@ def last(series, count):
 @pytest.mark.parametrize("series", [{}, {"variables": 2, "roads": True, "grid": False}], ids=["grid", "roads"])
 def test_the_last_48_hours_alone_give_the_forecast_of_the_whole_file(options, series):
     whole = waves(times=300, **series)
-    problem = Forecasting(whole, **options)
+    problem = mldd.problem(Forecasting, name=whole, **options)
     x = some(problem)
     short = last(whole, 48)
     data = ForecastData(short, problem.forecast_data.plan, problem.forecast_data.normalisation())
@@ -68,7 +69,7 @@ def test_gaps_of_the_new_series_are_carried_and_marks_stay():
 
 @pytest.mark.parametrize("base", ["persistence", "linear"])
 def test_origins_without_history_or_beyond_the_end_are_refused(base):
-    problem = Forecasting(waves(times=200), base=base)
+    problem = mldd.problem(Forecasting, name=waves(times=200), base=base)
     first, x = problem.forecast_data.first, some(problem)
     assert first >= 5
     assert problem.forecasts(x, np.array([first, 199])).shape == (2, 30, 1, 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import Objective, SharedDecomposition, counting, sampled
 from mldd.command import cli
 from mldd.command.names import solver_spec
@@ -22,7 +23,7 @@ ROLLOUT = {"horizon": 2, "rollout": 3, "history": 2}
 
 
 def problem(series=SERIES, **options):
-    return Forecasting(**{"name": series, "hidden": 5, "horizon": 3, "activation": "tanh", **options})
+    return mldd.problem(Forecasting, **{"name": series, "hidden": 5, "horizon": 3, "activation": "tanh", **options})
 
 
 def point(p, seed=1):
@@ -78,7 +79,7 @@ def test_zero_network_is_the_base_and_the_start(options):
     assert float(f.value(torch.zeros_like(x))) == pytest.approx(1.0)
     assert float(f.value(x)) == pytest.approx(1.0)
     metrics = p.metrics(x)
-    if p.base == "persistence":
+    if p.plan.base == "persistence":
         assert metrics["test_rmse"] == pytest.approx(metrics["test_rmse_persistence"])
         assert metrics["test_skill"] == pytest.approx(0.0, abs=1e-9)
 

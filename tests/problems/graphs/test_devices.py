@@ -6,6 +6,7 @@ What reads values cannot run there and is replaced: checks of decompositions, an
 import pytest
 import torch
 
+import mldd
 import mldd.algebra.decomposition
 import mldd.problems.graphs.node_classification
 from mldd.algebra import sampled
@@ -69,7 +70,7 @@ def meta(monkeypatch):
 )
 def test_all_tensors_are_on_the_device(meta, kind, options):
     data = sbm(nodes=120, classes=4, features=6)
-    p = kind(data, **{"hidden": 4, "dropout": 0.2, "clusters": 20, "layers": 3, **options})
+    p = mldd.problem(kind, name=data, **{"hidden": 4, "dropout": 0.2, "clusters": 20, "layers": 3, **options})
     x = p.initial(0)
     f, hierarchy, d = p.objective(), p.hierarchy(1 if kind is SubdomainNetworks else 2), p.decomposition(3, 1)
     g = sampled(f, 1).gradient(x)

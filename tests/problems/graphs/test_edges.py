@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.problems.data import DataError, GraphData, load_graph, write
-from mldd.problems.graphs import NodeClassification, ShardedClassification
+from mldd.problems.graphs import Network, NodeClassification, ShardedClassification
 from mldd.problems.nets.layers import layer_kinds, layer_of
 
 N = 40
@@ -37,7 +38,7 @@ def saved(path, given) -> GraphData:
 
 
 def problem(data, model, **options):
-    return NodeClassification(data, model=model, dropout=0.0, decay=0.0, hidden=4, **options)
+    return mldd.problem(NodeClassification, name=data, model=model, dropout=0.0, decay=0.0, hidden=4, **options)
 
 
 @pytest.mark.parametrize("model", ["gcn", "transformer"])
@@ -90,7 +91,9 @@ def test_shards_keep_weights_and_attributes(tmp_path, model):
     x = whole.initial(0) + 0.05
     for parts in (1, 3):
         write(data, torch.arange(N) * parts // N, tmp_path / str(parts))
-        shards = ShardedClassification(tmp_path / str(parts), model=model, dropout=0.0, decay=0.0, hidden=4)
+        shards = ShardedClassification(
+            tmp_path / str(parts), network=Network(model=model, dropout=0.0, decay=0.0, hidden=4)
+        )
         torch.testing.assert_close(shards.objective().value(x), whole.objective().value(x), rtol=1e-12, atol=0)
         torch.testing.assert_close(
             shards.objective().gradient(x), whole.objective().gradient(x), rtol=1e-10, atol=1e-14

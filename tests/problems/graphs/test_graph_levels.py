@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import counting
 from mldd.loop import Stop, minimise
 from mldd.problems.data.datasets import sbm
@@ -16,8 +17,9 @@ ALL = ("graph", "data", "width", "depth", "graph+width", "data+graph", "width+de
 
 
 def problem(**options):
-    return NodeClassification(
-        **{"name": DATA, "hidden": 8, "layers": 4, "model": "sage", "dropout": 0.0, "clusters": 48, **options}
+    return mldd.problem(
+        NodeClassification,
+        **{"name": DATA, "hidden": 8, "layers": 4, "model": "sage", "dropout": 0.0, "clusters": 48, **options},
     )
 
 
@@ -87,7 +89,7 @@ def test_fewer_data_keep_the_weight_of_every_class():
     nodes = torch.tensor(sorted(kept[1]))
     outputs = torch.log_softmax(p.logits(x), 1)[nodes, classes[nodes]]
     share = whole[classes[nodes]] / torch.bincount(classes[nodes])[classes[nodes]]
-    decay = 0.5 * p.decay * x[: p.net.decayed].square().sum()
+    decay = 0.5 * p.network.decay * x[: p.net.decayed].square().sum()
     assert torch.allclose(levels[1].objective.value(x), decay - (share * outputs).sum(), rtol=1e-12)
 
 

@@ -7,10 +7,10 @@ import torch
 from mldd.algebra import sampled
 from mldd.graph import partition
 from mldd.problems.data.datasets import sbm
-from mldd.problems.graphs import ShardedClassification
 from mldd.problems.graphs.inexact_halo import HistoricalHalo, QuantisedHalo, SampledHalo, StaleHalo, coded, decoded
 from mldd.problems.nets import HaloOperator
 from mldd.ranks import Halo, timed
+from tests.small_graphs import sharded
 
 
 def generator(seed=0):
@@ -76,7 +76,7 @@ def test_one_rank_is_exact(options, model):
     data = sbm(nodes=60, classes=3, features=4)
     part = partition(data.graph, 3)
     given = {"model": model, "layers": 3, "hidden": 4, "dropout": 0.2}
-    one, exact = (ShardedClassification.of(data, part, **given, **more) for more in (options, {}))
+    one, exact = (sharded(data, part, **given, **more) for more in (options, {}))
     x = one.initial(0)
     for step in range(2):
         f, g = sampled(one.objective(), step), sampled(exact.objective(), step)
@@ -116,7 +116,7 @@ def test_random_numbers_depend_on_the_step_and_the_layer():
 def test_options_that_make_no_sense(options, message):
     data = sbm(nodes=60, classes=3, features=4)
     with pytest.raises(ValueError, match=message):
-        ShardedClassification.of(data, torch.arange(60) % 2, **options)
+        sharded(data, torch.arange(60) % 2, **options)
 
 
 def test_a_history_on_one_rank_keeps_rows():

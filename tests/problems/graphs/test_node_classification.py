@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mldd
 from mldd.algebra import Objective, counting, offers, sampled
 from mldd.command.names import solver_spec
 from mldd.graph import Graph
@@ -28,7 +29,7 @@ DATA = sbm(nodes=240, classes=4, features=6)
 
 
 def problem(**options):
-    return NodeClassification(**{"name": DATA, "hidden": 5, "dropout": 0.0, **options})
+    return mldd.problem(NodeClassification, **{"name": DATA, "hidden": 5, "dropout": 0.0, **options})
 
 
 def given_graph(edges, nodes, *, features=4, train=None):
@@ -242,7 +243,7 @@ def test_levels():
     for levels in (0, 5):
         with pytest.raises(ValueError, match=r"`levels` must be in 1\.\.4"):
             p.hierarchy(levels)
-    same = replace(p, clusters=240).hierarchy(2)[1].objective
+    same = replace(p, spaces=replace(p.spaces, clusters=240)).hierarchy(2)[1].objective
     assert torch.allclose(same.gradient(x), p.objective().gradient(x), atol=1e-14)
 
 

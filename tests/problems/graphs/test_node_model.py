@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.models import load, save
 from mldd.problems.data import DataError, load_graph
-from mldd.problems.graphs import NodeClassification, ShardedClassification, SubdomainNetworks
+from mldd.problems.graphs import Network, NodeClassification, ShardedClassification, SubdomainNetworks
 from tests.helpers import user_arrays, user_tensors
 
 
 def trained(data, **options):
-    problem = NodeClassification(data, **options)
+    problem = mldd.problem(NodeClassification, name=data, **options)
     return problem, problem.initial(3) * 1.5
 
 
@@ -47,7 +48,7 @@ def test_shards_and_the_whole_graph_have_the_same_model(tmp_path):
     np.savez(tmp_path / "own.npz", **user_arrays())
     data = load_graph(tmp_path / "own.npz")
     whole, x = trained(data, hidden=6)
-    shards = ShardedClassification.of(data, torch.arange(60) % 2, hidden=6)
+    shards = ShardedClassification.of(data, torch.arange(60) % 2, network=Network(hidden=6))
     assert {k: tuple(v.shape) for k, v in whole.module(x).state_dict().items()} == {
         k: tuple(v.shape) for k, v in shards.module(x).state_dict().items()
     }

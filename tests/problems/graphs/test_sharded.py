@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import counting, innermost, sampled
 from mldd.command import names
 from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, write
 from mldd.problems.data.datasets import sbm
-from mldd.problems.graphs import NodeClassification, NodeLoss, ShardedClassification
+from mldd.problems.graphs import Network, NodeClassification, NodeLoss, ShardedClassification
 from mldd.problems.nets import composite_labels, stack
 from mldd.problems.nets.layers import layer_kinds, layer_of
 from mldd.ranks import SERIAL
 from tests.helpers import result
+from tests.small_graphs import sharded
 
 MODELS = layer_kinds()
 
@@ -40,7 +42,7 @@ def test_loss_and_derivatives_are_those_of_the_whole_graph(data, part, model, la
     options = {"model": model, "layers": layers, "hidden": 6, "dropout": 0.3, "labels": "all"}
     if layers == 3:
         options |= {"residual": True, "activation": "elu", "heads": 2 if layer_of(model).many_heads else 1}
-    one, whole = ShardedClassification.of(data, part, **options), NodeClassification(data, **options)
+    one, whole = sharded(data, part, **options), mldd.problem(NodeClassification, name=data, **options)
     x = one.initial(0) + 0.1
     v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
     for step in (None, 2):
@@ -54,7 +56,10 @@ def test_loss_and_derivatives_are_those_of_the_whole_graph(data, part, model, la
 
 def test_files_and_memory_hold_the_same_problem(data, part, tmp_path):
     write(data, part, tmp_path)
-    one, other = ShardedClassification(tmp_path, dropout=0.0), ShardedClassification.of(data, part, dropout=0.0)
+    one, other = (
+        ShardedClassification(tmp_path, network=Network(dropout=0.0)),
+        ShardedClassification.of(data, part, network=Network(dropout=0.0)),
+    )
     x = one.initial(3)
     assert close(one.objective().gradient(x), other.objective().gradient(x))
 
@@ -70,7 +75,7 @@ def global_labels(problem, own):
 def test_composite_local_models_are_those_of_the_whole_graph(data, part, model):
     """The oracle aggregates the whole graph; shards only ever see clusters of other parts."""
     options = {"model": model, "hidden": 5, "dropout": 0.0, "clusters": 12}
-    one, whole = ShardedClassification.of(data, part, **options), NodeClassification(data, **options)
+    one, whole = sharded(data, part, **options), mldd.problem(NodeClassification, name=data, **options)
     f, x = one.objective(), one.initial(0) + 0.1
     decomposition = one.decomposition(4)
     g = f.gradient(x)
@@ -79,14 +84,14 @@ def test_composite_local_models_are_those_of_the_whole_graph(data, part, model):
     clusters = global_labels(one, one._cluster(12, one.parts(4)))
     assert all(len(set(part.numpy()[clusters == c])) == 1 for c in range(clusters.max() + 1))
     pieces = [whole.source.aggregated(composite_labels((part == k).numpy(), clusters), 2) for k in range(4)]
-    oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.decay)
+    oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.network.decay)
     y = (decomposition.gather(x) + 0.01 * torch.arange(4)[:, None]).contiguous()
     for a, b in zip(local.f.value_and_gradient(y), oracle.value_and_gradient(y), strict=True):
         assert close(a, b)
 
 
 def test_a_cluster_per_node_gives_the_loss_itself(data, part):
-    one = ShardedClassification.of(data, part, hidden=5, dropout=0.0, clusters=120)
+    one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0), clusters=120)
     f, x = one.objective(), one.initial(0) + 0.1
     assert close(one.coarse(120).gradient(x), f.gradient(x))
     local = one.decomposition(4).models(f, x, None)
@@ -95,7 +100,7 @@ def test_a_cluster_per_node_gives_the_loss_itself(data, part):
 
 def test_own_local_models_are_mean_losses_of_the_own_nodes(data, part):
     """On one rank every part sees the whole graph, so the mean over parts weighted by labelled nodes is the loss."""
-    one = ShardedClassification.of(data, part, hidden=5, dropout=0.0, decay=0.0, local="own")
+    one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0, decay=0.0), local="own")
     f, x = one.objective(), one.initial(0) + 0.1
     values = one.decomposition(4).models(f, x, None).f.value(x.expand(4, -1))
     labelled = torch.bincount(part[data.train], minlength=4)
@@ -104,7 +109,7 @@ def test_own_local_models_are_mean_losses_of_the_own_nodes(data, part):
 
 @pytest.mark.parametrize("local", ["composite", "own"])
 def test_parts_of_a_rank_can_be_taken_alone(data, part, local):
-    one = ShardedClassification.of(data, part, hidden=5, dropout=0.0, local=local)
+    one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0), local=local)
     f, x = one.objective(), one.initial(0)
     d = one.decomposition(4)
     together = d.models(f, x, None).gradient(d.gather(x))
@@ -114,7 +119,7 @@ def test_parts_of_a_rank_can_be_taken_alone(data, part, local):
 
 
 def test_levels(data, part):
-    one = ShardedClassification.of(data, part, dropout=0.0, clusters=32)
+    one = ShardedClassification.of(data, part, network=Network(dropout=0.0), clusters=32)
     hierarchy = one.hierarchy(3)
     sizes = [len(level.objective.batch.nodes[0]) for level in hierarchy.levels[1:]]
     assert sizes[0] <= 32 and sizes[1] <= 8
@@ -130,10 +135,10 @@ def test_parts_without_labelled_nodes_and_isolated_nodes():
     edges = torch.stack([number[:14], number[1:15]])
     masks = [number < 5, (number >= 5) & (number < 10), number >= 10]
     data = GraphData("short", Graph.from_edges(edges, 20), torch.rand(20, 3).double(), number % 2, *masks, 2)
-    whole = NodeClassification(data, dropout=0.0, hidden=4, layers=3)
+    whole = NodeClassification(data, network=Network(dropout=0.0, hidden=4, layers=3))
     for part in (number // 5, number, number % 4):
         for local in ("composite", "own"):
-            one = ShardedClassification.of(data, part, dropout=0.0, hidden=4, layers=3, local=local)
+            one = ShardedClassification.of(data, part, network=Network(dropout=0.0, hidden=4, layers=3), local=local)
             x = one.initial(0) + 0.1
             f = one.objective()
             assert close(f.gradient(x), whole.objective().gradient(x))
@@ -155,16 +160,16 @@ def test_only_what_the_outputs_depend_on_is_computed():
     edges = torch.stack([number[:-1], number[1:]])
     masks = [number == 0, number == 1, number > 1]
     data = GraphData("path", Graph.from_edges(edges, 30), torch.eye(30).double(), number % 2, *masks, 2)
-    f = ShardedClassification.of(data, number // 15, dropout=0.0, model="gat").objective()
+    f = ShardedClassification.of(data, number // 15, network=Network(dropout=0.0, model="gat")).objective()
     assert f.batch.rows == (3, 2, 1) and f.batch.nodes.tolist() == [[0, 1, 2]]
 
 
 def test_options_that_make_no_sense(data, part):
     one = ShardedClassification.of(data, part)
     for call, message in (
-        (lambda: ShardedClassification.of(data, part, model="mlp"), "`model` must be one of"),
-        (lambda: ShardedClassification.of(data, part, dropout=1.0), r"`dropout` must be in \[0, 1\)"),
-        (lambda: ShardedClassification.of(data, part, layers=0), "`layers` must be >= 1, got 0"),
+        (lambda: ShardedClassification.of(data, part, network=Network(model="mlp")), "`model` must be one of"),
+        (lambda: ShardedClassification.of(data, part, network=Network(dropout=1.0)), r"`dropout` must be in \[0, 1\)"),
+        (lambda: ShardedClassification.of(data, part, network=Network(layers=0)), "`layers` must be >= 1, got 0"),
         (lambda: one.decomposition(4, 1), "`overlap` must be 0 for a graph in shards, got 1"),
         (lambda: one.decomposition(0), "`parts` must be >= 1, got 0"),
         (lambda: one.decomposition(121), "`parts` must be <= 120 for 120 nodes on a rank, got 121"),
@@ -180,7 +185,7 @@ def test_options_that_make_no_sense(data, part):
 
 
 def test_bytes_are_told_by_kind(data, part):
-    one = ShardedClassification.of(data, part, dropout=0.0)
+    one = ShardedClassification.of(data, part, network=Network(dropout=0.0))
     details = one.details()
     (here,) = details["ranks"]
     assert details["shards"] == 4 and details["halo"] == "exact" and (here["own_nodes"], here["halo_nodes"]) == (120, 0)
@@ -190,7 +195,7 @@ def test_bytes_are_told_by_kind(data, part):
 
 
 def test_a_single_rank_exchanges_nothing(data, part):
-    f = ShardedClassification.of(data, part, dropout=0.0).objective()
+    f = ShardedClassification.of(data, part, network=Network(dropout=0.0)).objective()
     with counting() as cost:
         f.gradient(torch.zeros(f.size, dtype=torch.float64))
     assert (cost.gradients, cost.work, cost.exchanges, cost.halo_rows) == (1, 1.0, 0, 0)
@@ -198,7 +203,7 @@ def test_a_single_rank_exchanges_nothing(data, part):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype(data, part, dtype):
-    one = ShardedClassification.of(data, part, dtype=dtype, model="sage")
+    one = ShardedClassification.of(data, part, network=Network(model="sage"), dtype=dtype)
     f = one.objective()
     assert f.gradient(one.initial(0)).dtype == getattr(torch, dtype) == innermost(f).batch.targets.dtype
     assert (
@@ -236,7 +241,7 @@ def test_a_folder_is_a_problem_and_a_name_stays_one(tmp_path, data, part, monkey
     assert names.problem_spec("cora").kind is NodeClassification
     spec = names.problem_spec("mine:model=gat,layers=3")
     assert spec.kind is ShardedClassification
-    assert (spec.keys, spec.fixed) == ({"model": "gat", "layers": 3}, {"folder": "mine"})
+    assert (spec.keys, spec.fixed) == ({"network.model": "gat", "network.layers": 3}, {"folder": "mine"})
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="unknown problem 'empty'"):
         names.problem_spec("empty")

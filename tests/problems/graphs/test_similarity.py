@@ -7,7 +7,7 @@ import torch
 
 from mldd.graph import Graph
 from mldd.problems.data import GraphData
-from mldd.problems.graphs import NodeClassification
+from mldd.problems.graphs import Network, NodeClassification, Spaces
 from mldd.problems.graphs.graph_levels import thinned
 from mldd.problems.graphs.similarity import similar
 from mldd.problems.nets.layers import layer_kinds
@@ -37,7 +37,9 @@ def lifted(copies=3, seed=0):
 @pytest.mark.parametrize("model", layer_kinds())
 def test_copies_fall_together_and_the_coarse_graph_is_exact(model):
     data = lifted()
-    problem = NodeClassification(data, model=model, dropout=0.0, clusters=8, clustering="features")
+    problem = NodeClassification(
+        data, network=Network(model=model, dropout=0.0), spaces=Spaces(clusters=8, clustering="features")
+    )
     labels = similar(problem.source.operator, data.features.numpy(), 2, [8])[0]
     assert torch.equal(labels[:8], labels[8:16]) and torch.equal(labels[:8], labels[16:])
     assert len(labels.unique()) == 8
@@ -108,13 +110,13 @@ def test_the_largest_entry_stays_and_nothing_is_thinned_to_nothing():
 
 def test_options_are_checked():
     with pytest.raises(ValueError, match="`kept` must be in"):
-        NodeClassification("sbm", kept=0.0)
+        NodeClassification("sbm", spaces=Spaces(kept=0.0))
     with pytest.raises(ValueError, match="`grades` must be 1 for clustering=features"):
-        NodeClassification("sbm", clustering="features", grades=2)
+        NodeClassification("sbm", spaces=Spaces(clustering="features", grades=2))
 
 
 def test_composite_models_take_similar_clusters():
-    problem = NodeClassification("sbm", clustering="features", dropout=0.0)
+    problem = NodeClassification("sbm", spaces=Spaces(clustering="features"), network=Network(dropout=0.0))
     f, x = problem.objective(), problem.initial(0)
     d = problem.decomposition(2, 1)
     g = f.gradient(x)

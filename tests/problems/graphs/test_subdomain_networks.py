@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mldd
 from mldd.algebra import Objective, counting, offers, sampled
 from mldd.graph import Graph
 from mldd.loop import Stop, minimise
 from mldd.problems.data import GraphData
 from mldd.problems.data.datasets import sbm
-from mldd.problems.graphs import NodeClassification, SubdomainNetworks
+from mldd.problems.graphs import Network, NodeClassification, Spaces, SubdomainNetworks
 from mldd.problems.graphs.subdomain_networks import partition_of_unity
 from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, AdaGrad, Apts, Aspin, NonlinearSchwarz, SchwarzAdaGrad, SchwarzLBFGS
@@ -24,7 +25,9 @@ KINDS = [("gcn", "graph"), ("gcn", "none"), ("sage", "whole"), ("gin", "graph"),
 
 
 def problem(**options):
-    return SubdomainNetworks(**{"name": DATA, "hidden": 4, "dropout": 0.0, "clusters": 20, "networks": 3, **options})
+    return mldd.problem(
+        SubdomainNetworks, **{"name": DATA, "hidden": 4, "dropout": 0.0, "clusters": 20, "networks": 3, **options}
+    )
 
 
 def start(p, seed=0):
@@ -62,7 +65,7 @@ def test_weights_fade_with_the_distance():
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_one_network_is_the_plain_problem(model, dropout):
     p = problem(networks=1, coarse="none", model=model, dropout=dropout)
-    q = NodeClassification(DATA, model=model, hidden=4, dropout=dropout)
+    q = NodeClassification(DATA, network=Network(model=model, hidden=4, dropout=dropout))
     x, v = start(p), start(p, 1)
     assert torch.equal(p.initial(3), q.initial(3))
     for step in (None, 2) if dropout else (None,):
@@ -81,7 +84,7 @@ def test_the_loss_is_that_of_the_blended_outputs(model, coarse):
     assert isinstance(f, Objective) and offers(f, "hessian_product")
     # every network on the whole graph, weighted by dense weights
     blocks = torch.split(x, list(p.sizes))
-    plain = NodeClassification(DATA, model=model, hidden=4, dropout=0.0, clusters=20)
+    plain = NodeClassification(DATA, network=Network(model=model, hidden=4, dropout=0.0), spaces=Spaces(clusters=20))
     weights = torch.from_numpy(p.unity.toarray())
     z = sum(
         weights[:, [k]] * p.net.outputs(p.net.layout.views(block), plain._whole) for k, block in enumerate(blocks[:3])
@@ -97,7 +100,7 @@ def test_the_loss_is_that_of_the_blended_outputs(model, coarse):
     expected = -torch.log_softmax(z, 1)[train, DATA.labels[train]].mean()
     for k, block in enumerate(blocks):
         net = p.net if k < 3 else p.coarse_net
-        expected = expected + 0.5 * p.decay * block[: net.decayed].square().sum()
+        expected = expected + 0.5 * p.network.decay * block[: net.decayed].square().sum()
     (g,) = torch.autograd.grad(expected, x)
     x = x.detach()
     value, gradient = f.value_and_gradient(x)

@@ -8,7 +8,7 @@ import torch
 
 from mldd.loop import Stop, minimise
 from mldd.problems.data import grid_mesh, joined
-from mldd.problems.graphs import SyntheticClassification, synthetic
+from mldd.problems.graphs import Network, Strips, SyntheticClassification, synthetic
 from mldd.problems.graphs.synthetic import strip
 from mldd.problems.nets.layers import layer_of
 from mldd.solvers import Adam
@@ -61,7 +61,11 @@ def test_masks_share_the_nodes() -> None:
 
 
 def test_loss_is_that_of_dense_matrices() -> None:
-    problem = SyntheticClassification(nodes=90, columns=9, degree=8, features=6, classes=3, hidden=5, dtype="float64")
+    problem = SyntheticClassification(
+        strips=Strips(nodes=90, columns=9, degree=8, features=6, classes=3),
+        network=Network(hidden=5, dropout=0.0, decay=0.0),
+        dtype="float64",
+    )
     shard = problem.shard
     A = torch.from_numpy(layer_of("gcn").operator(grid_mesh(10, 9, 8)[0]).toarray())
     x = problem.initial(0) + 0.1
@@ -78,7 +82,10 @@ def test_loss_is_that_of_dense_matrices() -> None:
 
 
 def test_network_learns_what_the_teacher_says() -> None:
-    problem = SyntheticClassification(nodes=2000, features=8, classes=3, model="sage", hidden=32, degree=4)
+    problem = SyntheticClassification(
+        strips=Strips(nodes=2000, features=8, classes=3, degree=4),
+        network=Network(model="sage", hidden=32, dropout=0.0, decay=0.0),
+    )
     start = problem.initial(0)
     result = minimise(problem.objective(), start, Adam(lr=0.05), stop=Stop(max_steps=60))
     assert problem.metrics(start)["test_accuracy"] < 0.6 < 0.8 < problem.metrics(result.x)["test_accuracy"]
@@ -86,15 +93,18 @@ def test_network_learns_what_the_teacher_says() -> None:
 
 @pytest.mark.parametrize(("nodes", "columns", "made"), [(100, 0, 100), (101, 0, 110), (12, 5, 15), (2, 2, 2)])
 def test_grid_has_at_least_the_nodes_asked_for(nodes: int, columns: int, made: int) -> None:
-    assert SyntheticClassification(nodes=nodes, columns=columns).shard.nodes == made
+    assert SyntheticClassification(strips=Strips(nodes=nodes, columns=columns)).shard.nodes == made
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: strip(3, 3, 4, rank=0, ranks=4), "a grid of 3 rows can be cut into 1..3 strips, got rank 0 of 4"),
-        (lambda: SyntheticClassification(nodes=1), "`nodes` must be >= 2 and `columns` in 0..1, got 1 and 0"),
-        (lambda: SyntheticClassification(model="mlp"), "`model` must be one of"),
+        (
+            lambda: SyntheticClassification(strips=Strips(nodes=1)),
+            "`nodes` must be >= 2 and `columns` in 0..1, got 1 and 0",
+        ),
+        (lambda: SyntheticClassification(network=Network(model="mlp")), "`model` must be one of"),
         (lambda: strip(3, 3, 4, classes=1), "`classes` >= 2"),
         (lambda: strip(3, 3, 5), "`neighbours` must be 2, 4, 6, 8, 10 or 12, got 5"),
     ],

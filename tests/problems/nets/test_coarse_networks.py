@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import Bounds, Identity, MatrixTransfer, carried
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification
@@ -26,7 +27,7 @@ DATA = told()
 
 
 def problem(**options):
-    return NodeClassification(**{"name": DATA, "hidden": 12, "layers": 5, "dropout": 0.0, **options})
+    return mldd.problem(NodeClassification, **{"name": DATA, "hidden": 12, "layers": 5, "dropout": 0.0, **options})
 
 
 def random(n, seed=0):
@@ -159,7 +160,10 @@ def test_a_narrow_start_helps():
     nested = descend(fine, between.lift(y), 20)
     assert float(fine.value(nested)) < float(coarse.value(y))
     assert float(fine.value(nested)) < float(fine.value(descend(fine, p.initial(0), 30)))
-    assert replace(p, coarsen="graph").hierarchy(2)[1].transfer.shape == (fine.size, fine.size)
+    assert replace(p, spaces=replace(p.spaces, coarsen="graph")).hierarchy(2)[1].transfer.shape == (
+        fine.size,
+        fine.size,
+    )
 
 
 def test_nested_iteration_carries_the_function_of_the_coarse_network_up():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.problems.data import HiddenMesh, Link, Series, regional_mesh
 from mldd.problems.forecasts import Forecasting
 from mldd.problems.forecasts.forecast_parts import local_batch
@@ -254,7 +255,7 @@ def make_forecasting(**options):
     time = np.datetime64("2020-01-01", "s") + 3600 * np.arange(150)
     values = random.standard_normal((150, 30, 1)).cumsum(0)
     series = Series("walk", values, time, latitude.ravel(), longitude.ravel(), ("t",), grid=(5, 6))
-    return Forecasting(series, model="epd", hidden=4, layers=1, horizon=2, **options)
+    return mldd.problem(Forecasting, name=series, model="epd", hidden=4, layers=1, horizon=2, **options)
 
 
 def test_local_models_of_a_forecast():

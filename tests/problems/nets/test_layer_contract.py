@@ -10,10 +10,11 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given
 
+import mldd
 from mldd.graph import Graph
 from mldd.problems.data import GraphData, write
 from mldd.problems.data.datasets import sbm
-from mldd.problems.graphs import NodeClassification, NodeLoss, ShardedClassification
+from mldd.problems.graphs import Network, NodeClassification, NodeLoss, ShardedClassification
 from mldd.problems.nets import GraphNet, Source, stack
 from mldd.problems.nets.layers import GCN, SAGE, Layer, layer_kinds, layer_of
 from tests.small_graphs import dense, few, graphs
@@ -117,11 +118,11 @@ def shards_are_the_whole(kind: str, tmp_path) -> None:
     heads = 2 if layer_of(kind).many_heads else 1
     options = {"model": kind, "hidden": 6, "layers": 3, "heads": heads, "clusters": 5}
     for dropout in (0.0, 0.4):
-        whole = NodeClassification(data(), dropout=dropout, **options)
+        whole = mldd.problem(NodeClassification, name=data(), dropout=dropout, **options)
         x = whole.initial(1) + 0.05
         for parts in (1, 2, 3):
             write(data(), torch.arange(24) % parts, tmp_path / str(parts))
-            shards = ShardedClassification(tmp_path / str(parts), dropout=dropout, **options)
+            shards = mldd.problem(ShardedClassification, folder=tmp_path / str(parts), dropout=dropout, **options)
             for f, g in ((whole.objective(), shards.objective()), (whole.objective(3), shards.objective(3))):
                 torch.testing.assert_close(g.value(x), f.value(x), rtol=1e-12, atol=0)
                 torch.testing.assert_close(g.gradient(x), f.gradient(x), rtol=1e-10, atol=1e-13)
@@ -189,9 +190,9 @@ def test_a_layer_from_a_file_is_trained_like_a_kind_of_ours(tmp_path):
     kind = f"{tmp_path / 'my_layer.py'}:Sum"
     composite_graphs_of_single_nodes_are_the_whole(kind)
     gradients_are_differences(kind)
-    problem = NodeClassification(sbm(nodes=60), model=kind, dropout=0.0)
+    problem = NodeClassification(sbm(nodes=60), network=Network(model=kind, dropout=0.0))
     f, x = problem.objective(), problem.initial(0)
-    mean = NodeClassification(sbm(nodes=60), model="sage", dropout=0.0).objective()
+    mean = NodeClassification(sbm(nodes=60), network=Network(model="sage", dropout=0.0)).objective()
     assert problem.hierarchy(2)[1].objective.value(x).isfinite() and f.value(x) != mean.value(x)
 
 

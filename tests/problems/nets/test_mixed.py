@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import sampled
 from mldd.loop import Stop, minimise
 from mldd.problems.data.datasets import sbm
@@ -20,7 +21,7 @@ SPARSE = replace(DATA, features=(DATA.features * (DATA.features > 0.1)).to_spars
 
 
 def problem(**options):
-    return NodeClassification(**{"name": DATA, "hidden": 8, "labels": "all", **options})
+    return mldd.problem(NodeClassification, **{"name": DATA, "hidden": 8, "labels": "all", **options})
 
 
 def relative(a, b):

@@ -1,0 +1,1 @@
+from .module_layers import ModuleLayers as ModuleLayers
