@@ -75,7 +75,8 @@ class TensorBoard:
     def __init__(self, folder: str | Path, about: Mapping[str, Any] = _NOTHING, past: History | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=0)  # type: ignore[no-untyped-call]
+        make: Any = SummaryWriter
+        self._writer = make(str(folder), purge_step=0)
         self._writer.add_text("run", "  \n".join(f"{key}: {value}" for key, value in about.items()), 0)
         for record in past.records if past else ():
             self(record)
@@ -173,12 +174,13 @@ class WandB:
         import wandb
 
         Path(folder).mkdir(parents=True, exist_ok=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._failed = True
         self._run: Any = wandb.init(
             project="mldd",
             dir=str(folder),
             config=dict(about),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=mode,
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )

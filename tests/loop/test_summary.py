@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -91,17 +92,18 @@ def test_html_is_a_table_of_the_same_lines():
     assert ElementTree.fromstring(result.history._repr_html_()).tag == "table"
 
 
-@pytest.mark.skipif(
-    not all(map(find_spec, ("nbclient", "ipykernel", "ipywidgets"))),
-    reason="needs a kernel of notebooks: pip install nbclient ipykernel ipywidgets",
-)
-def test_in_a_notebook_there_is_a_bar_and_a_table(tmp_path):
-    import nbformat
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
+NOTEBOOK = """
+import json, sys, nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
 
-    code = """
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(sys.argv[2])])
+found = KernelSpecManager(kernel_dirs=[sys.argv[1]])
+NotebookClient(notebook, timeout=100, km=AsyncKernelManager(kernel_name="here", kernel_spec_manager=found)).execute()
+print(json.dumps(notebook.cells[0].outputs))
+"""
+CELL = """
 from mldd import Stop, minimise
 from mldd.loop import Progress
 from mldd.problems.grids import Quadratic
@@ -111,14 +113,19 @@ bar = Progress(3, "quadratic adam")
 result = minimise(f.objective(), f.initial(), Adam(0.1), stop=Stop(max_steps=3), monitors=[bar])
 result
 """
+
+
+@pytest.mark.skipif(
+    not all(map(find_spec, ("nbclient", "ipykernel", "ipywidgets"))),
+    reason="needs a kernel of notebooks: pip install nbclient ipykernel ipywidgets",
+)
+def test_in_a_notebook_there_is_a_bar_and_a_table(tmp_path):
     place = tmp_path / "kernels" / "here"
     place.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (place / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "here", "language": "python"}))
-    found = KernelSpecManager(kernel_dirs=[str(tmp_path / "kernels")])
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    manager = AsyncKernelManager(kernel_name="here", kernel_spec_manager=found)
-    NotebookClient(notebook, timeout=100, km=manager).execute()
-    kinds = {kind for output in notebook.cells[0].outputs for kind in output.get("data", {})}
+    program = [sys.executable, "-c", NOTEBOOK, str(tmp_path / "kernels"), CELL]  # which leaves its sockets behind
+    outputs = json.loads(subprocess.run(program, capture_output=True, text=True, timeout=120, check=True).stdout)
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "application/vnd.jupyter.widget-view+json" in kinds, "the bar of tqdm.auto"
-    assert any("<caption" in output.get("data", {}).get("text/html", "") for output in notebook.cells[0].outputs)
+    assert any("<caption" in output.get("data", {}).get("text/html", "") for output in outputs)
