@@ -214,7 +214,7 @@ def main() -> None:
         write_table(options.out / "table.csv", rows)
         for k, names in enumerate((list(histories)[:6], list(histories)[6:])):
             if names:
-                path = options.out / f"loss_{k}.png"
+                path = options.out / f"loss_{k}"
                 comparison({name: histories[name] for name in names}, path, "digits, 2 parts: training loss")
         print(f"written  {options.out}")
 

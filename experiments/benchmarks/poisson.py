@@ -239,7 +239,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_table(options.out / "table.csv", rows)
         labels = {"value": "relative L2 error", "seconds": "CPU time (s)"}
-        comparison(histories, options.out / "error.png", "poisson1d", labels)
+        comparison(histories, options.out / "error", "poisson1d", labels, against=("seconds",), show=("value",))
         print(f"written  {options.out}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mldd.loop import History, read_csv
+from mldd.loop import History, check_loggers, read_csv
 from mldd.models import MODEL, SOLUTION
 from mldd.ranks import Communicator
 
@@ -31,6 +31,24 @@ def check_validation(options: argparse.Namespace) -> None:
         raise ValueError(f"{given} needs a validation, got none; add --validate-every K")
     if best and options.out is None:
         raise ValueError(f"--keep {options.keep} needs a folder to keep it in, got none; add --out DIR")
+
+
+def check_log(options: argparse.Namespace) -> None:
+    """Refuse a logger that there is not, or that has no folder for its files.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+
+    Raises
+    ------
+    ValueError
+        One line that names the option.
+    """
+    check_loggers(options.log)
+    if options.log and options.out is None:
+        raise ValueError(f"--log {','.join(options.log)} needs a folder for its files, got none; add --out DIR")
 
 
 def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History | None = None) -> None:
@@ -64,7 +82,7 @@ def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History 
 def _results(folder: Path, past: History | None) -> str:
     """Return the name of a file with results that are not those of the run that goes on, empty where there is none."""
     there = [name for name in ("history.csv", "compare.csv", *RESULTS) if (folder / name).exists()]
-    there += [str(path.relative_to(folder)) for path in folder.glob("*/*/history.csv")]
+    there += [str(path.relative_to(folder)) for of in ("*", "*/*") for path in folder.glob(f"{of}/history.csv")]
     if there[:1] == ["history.csv"] and past is not None and _goes_on(read_csv(folder / "history.csv"), past):
         return ""
     return there[0] if there else ""

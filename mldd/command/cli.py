@@ -1,7 +1,7 @@
 """The command ``mldd``: list, info, train, compare, predict, plot, partition.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
-ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C.
+ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C, 141 when nobody reads what it prints.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mldd.algebra import did_you_mean
-from mldd.command import names
+from mldd.command import names, output
 from mldd.command.values import one_line
 from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
-    from mldd.loop import History, Status
+    from mldd.loop import Status
     from mldd.ranks import Communicator
 
 _EXAMPLES = """
@@ -110,7 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Words of the command line, by default those of the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _answer(list(sys.argv[1:] if argv is None else argv))
+    output.close()
+    return code
+
+
+def _answer(words: list[str]) -> int:
     stage = Stage(debug="--debug" in words)
     try:
         with contextlib.redirect_stdout(sys.stdout if stage.rank == 0 else io.StringIO()):  # --help comes once
@@ -119,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.formatwarning = lambda message, *_: f"mldd: warning: {message}\n"  # where it was is of no use here
             if stage.rank != 0:
                 warnings.simplefilter("ignore")
-            return int(_COMMANDS[options.command](options, stage))
+            code = int(_COMMANDS[options.command](options, stage))
+        sys.stdout.flush()
+        return code
     except SystemExit as end:
         return int(end.code or 0)
     except _ElsewhereError:
@@ -130,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stage.comm.abort(130)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and output.reader_is_gone():
+            return output.READER_IS_GONE
         return _fail(error, stage)
 
 
@@ -237,7 +246,13 @@ def _words(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [_at_least(0)(part) for part in text.split(",")]
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = _at_least(0)(first), _at_least(0)(last or first)
+        if high < low or part.endswith("-"):
+            raise argparse.ArgumentTypeError(f"must be numbers and ranges as in 0,1,4-9, got {text!r}")
+        seeds += range(low, high + 1)
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
     return seeds
@@ -264,19 +279,31 @@ def _parser() -> _Parser:
     train = command("train", "minimise a problem with a solver")
     train.add_argument("problem", metavar="PROBLEM")
     train.add_argument("--solver", required=True, metavar="SOLVER")
-    train.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start = train.add_mutually_exclusive_group()
+    start.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
     train.add_argument("--checkpoint", type=Path, metavar="FILE", help="write it at the end and every 30 s")
     train.add_argument("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
     compare = command("compare", "several solvers from the same starts")
     compare.add_argument("problem", metavar="PROBLEM")
     compare.add_argument("--solvers", required=True, metavar="A,B,C")
-    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default 0")
+    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
     for both in (train, compare):
         _add_options(both)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
     plot = command("plot", "compare the results in folders in a figure")
     plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="the figure; default: beside the results")
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR",
+    )
+    plot.add_argument("--overwrite", action="store_true", help="replace a figure that is there")
+    plot.add_argument(
+        "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
+    )
+    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
 
@@ -350,6 +377,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
     add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
     add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
+    loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
+    add("--log", type=_words, default=[], metavar="A,B", help=loggers)
     add("--quiet", action="store_true", help="neither progress bar nor summary")
 
 
@@ -384,6 +413,11 @@ def _begin(options: argparse.Namespace, stage: Stage) -> Communicator:
 
 
 def _train(options: argparse.Namespace, stage: Stage) -> int:
+    if options.seeds is not None:
+        for option in ("checkpoint", "resume"):
+            if getattr(options, option) is not None:
+                raise ValueError(f"--{option} is of one run, got --seeds; give --seed S, or leave --{option} out")
+        return _several(options, [options.solver], stage)
     early = _begin(options, stage) if stage.launched else None  # under MPI no rank may leave before the others
     names.check_solver(options.solver)
     pair = names.problem_spec(options.problem), names.solver_spec(options.solver)
@@ -396,6 +430,7 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
 
     builder.check_options(options, [pair[1]])
     checks.check_validation(options)
+    checks.check_log(options)
     if options.out is not None and options.resume is None:
         checks.check_free(options.out, options.overwrite, comm)
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
@@ -445,8 +480,12 @@ def exit_status(status: Status) -> int:
 
 
 def _compare(options: argparse.Namespace, stage: Stage) -> int:
+    return _several(options, names.split_specs(options.solvers), stage)
+
+
+def _several(options: argparse.Namespace, texts: Sequence[str], stage: Stage) -> int:
+    """Run one or several solvers from all seeds."""
     early = _begin(options, stage) if stage.launched else None
-    texts = names.split_specs(options.solvers)
     for text in texts:
         names.check_solver(text)
     problem = names.problem_spec(options.problem)
@@ -457,6 +496,7 @@ def _compare(options: argparse.Namespace, stage: Stage) -> int:
 
     builder.check_options(options, solvers)
     checks.check_validation(options)
+    checks.check_log(options)
     if options.out is not None:
         checks.check_free(options.out, options.overwrite, comm)
         runs.check_folder(options.out, comm)
@@ -474,20 +514,10 @@ def _predict(options: argparse.Namespace, stage: Stage) -> int:
 
 
 def _plot(options: argparse.Namespace, stage: Stage) -> int:
-    from mldd.command.compare import collect
-    from mldd.figures import curves as plot
+    from mldd.command import plot
 
-    found = collect(options.folders)
-    first: History = next(iter(found.values()))[0]
-    alone = len(found) == 1 and len(next(iter(found.values()))) == 1
-    home = options.folders[0] if len(options.folders) == 1 else Path()
-    figure = options.out or home / ("convergence.png" if alone else "compare.png")
     if stage.rank == 0:
-        if alone:
-            plot.convergence(first, figure, next(iter(found)))
-        else:
-            plot.comparison(found, figure)
-        print(figure)
+        print(*plot.plot(options))
     return 0
 
 

@@ -1,39 +1,23 @@
-"""Several solvers on one problem from the same starts: runs, table, CSV and figure; results that lie in folders."""
+"""Several solvers on one problem from the same starts: runs, table, CSV and figure."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
+from mldd.command.ensemble import TableRow, metrics_of, quartiles, table
 from mldd.command.names import Spec
 from mldd.command.preparation import Preparation
 from mldd.loop import Cost, History, Result, Stop, minimise, read_csv, write_table
 from mldd.ranks import Communicator
-
-# The metric of the table: the first of these that a problem has.
-_METRICS = ("test_accuracy", "test_auc", "relative_l2", "test_rmse")
-_COLUMNS = (
-    ("loss", "loss", "{:.4g}"),
-    ("measure", "measure", "{:.2e}"),
-    ("gradient_evaluations", "gradients", "{:.6g}"),
-    ("work_units", "work units", "{:.5g}"),
-    ("work_total", "of all ranks", "{:.5g}"),
-    ("synchronisations", "syncs", "{:.6g}"),
-    ("scalar_synchronisations", "of scalars", "{:.6g}"),
-    ("seconds", "seconds", "{:.3g}"),
-    ("setup_work", "set-up work", "{:.4g}"),
-    ("setup_seconds", "seconds", "{:.3g}"),
-)
 
 
 class Ranks(Protocol):
@@ -48,38 +32,10 @@ class Ranks(Protocol):
         """Wait for all ranks to be ready."""
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One solver from one start.
-
-    Attributes
-    ----------
-    solver : str
-        As it was given.
-    seed : int
-        Of the start.
-    content : dict
-        What ``result.json`` says, empty where the run failed.
-    history : History
-        As far as the run came.
-    error : str
-        Why it failed.
-    """
-
-    solver: str
-    seed: int
-    content: dict[str, Any]
-    history: History
-    error: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """Whether the run did not end as asked."""
-        return bool(self.error) or self.content["status"] == "diverged"
-
-
 def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace, stage: Ranks) -> int:
     """Run all solvers from all seeds, one after another; return the exit status.
+
+    The files of a run go to ``DIR/SOLVER/SEED``, of an ensemble of one solver (`mldd train --seeds`) to ``DIR/SEED``.
 
     Parameters
     ----------
@@ -106,7 +62,8 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     stage.agree()
     stage.start()
     rows: list[TableRow] = []
-    folders = _folders(texts)
+    alone = options.command == "train"
+    folders = dict.fromkeys(texts, "") if alone else _folders(texts)
     stopped = False
     for seed in options.seeds:
         if seed != options.seeds[0]:
@@ -115,7 +72,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
             if stopped:
                 break
             out = None if options.out is None else options.out / folders[spec.text] / str(seed)
-            row = one(run, out, shown=not options.quiet, warm=seed == options.seeds[0])
+            row = one(run, out, shown=not options.quiet, warm=seed == options.seeds[0], pictures=alone)
             rows.append(row)
             stopped = row.content.get("status") == "interrupted"
     if comm.rank == 0:
@@ -148,7 +105,7 @@ def prepare_all(
     return [runs.prepare((problem, spec), options, preparation) for spec in solvers]
 
 
-def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow:
+def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool, pictures: bool = False) -> TableRow:
     """Run one solver from one start and return its row.
 
     Parameters
@@ -161,6 +118,8 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow
         Whether a progress bar is shown.
     warm : bool
         Whether a step comes before that is not counted: libraries load, memory is touched.
+    pictures : bool
+        Whether the problem draws its own, too.
     """
     comm = run.comm
     error, history = "", History()
@@ -177,54 +136,22 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool) -> TableRow
     if result is None:
         with contextlib.suppress(OSError, ValueError):
             history = History() if out is None else read_csv(out / "history.csv")
+        history.norm = run.stop.norm
         return TableRow(run.names[1], run.seed, {}, history, error)
     content = reports.report(run, result)
     if out is not None and comm.rank == 0:
         reports.write_result(out, content, result.history)
         reports.keep(run, result, content, out)
+        if pictures:
+            reports.pictures(run, result, out)
     return TableRow(run.names[1], run.seed, content, result.history)
 
 
-def table(rows: Sequence[TableRow]) -> list[str]:
-    """Return the table as lines: one per solver, medians over seeds with (smallest..largest).
-
-    Parameters
-    ----------
-    rows : sequence of TableRow
-        In the order of the runs.
-    """
-    metric = next((m for m in _METRICS if any(m in row.content.get("metrics", {}) for row in rows)), None)
-    heads = ["solver", *([metric.replace("_", " ")] if metric else []), *(head for _, head, _ in _COLUMNS), "status"]
-    lines = [heads]
-    for name in dict.fromkeys(row.solver for row in rows):
-        mine = [row for row in rows if row.solver == name]
-        done = [row.content for row in mine if row.content]
-        cells = [name]
-        if metric:
-            cells.append(_spread([c["metrics"][metric] for c in done if metric in c["metrics"]], "{:.4g}"))
-        cells += [_spread([content[key] for content in done], form) for key, _, form in _COLUMNS]
-        cells.append(_statuses(mine))
-        lines.append(cells)
-    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    if not values:
-        return "-"
-    middle = form.format(statistics.median(values))
-    low, high = form.format(min(values)), form.format(max(values))
-    return middle if low == high else f"{middle} ({low}..{high})"
-
-
-def _statuses(rows: Sequence[TableRow]) -> str:
-    names = [f"failed: {row.error}" if row.error else str(row.content["status"]) for row in rows]
-    counts = {name: names.count(name) for name in names}
-    return ", ".join(name if len(counts) == 1 else f"{count} x {name}" for name, count in counts.items())
-
-
 def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
-    """Write ``compare.csv`` (one row per solver and seed) and ``compare.png``; return the files.
+    """Write the tables and the figure; return the files.
+
+    They are ``compare.csv`` (one row per solver and seed), ``quartiles.csv`` where there are several seeds (one row per
+    solver and quantity), ``compare.pdf`` and ``compare.png``.
 
     Parameters
     ----------
@@ -235,70 +162,35 @@ def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
     title : str
         Of the figure.
     """
-    metrics = list(dict.fromkeys(name for row in rows for name in row.content.get("metrics", {})))
+    metrics = metrics_of(rows)
     keys = ["status", "steps", "loss", "measure", *(f.name for f in fields(Cost)), "bounds_violation"]
-    table = []
+    numbered = []
     for row in rows:
         numbers = {key: row.content.get(key, "") for key in keys}
         found = {name: row.content.get("metrics", {}).get(name, "") for name in metrics}
-        table.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
-    write_table(out / "compare.csv", table)
+        numbered.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
+    write_table(out / "compare.csv", numbered)
     written = [out / "compare.csv"]
-    curves: dict[str, list[History]] = {}
-    for row in rows:
-        if row.history.records:
-            curves.setdefault(row.solver, []).append(row.history)
-    if curves:
+    if len({row.seed for row in rows}) > 1:
+        write_table(out / "quartiles.csv", quartiles(rows))
+        written.append(out / "quartiles.csv")
+    if any(row.history.records for row in rows):
 
         def draw() -> list[Path]:
-            from mldd.figures import curves as plot
+            from mldd.figures import curves, figure_files
 
-            plot.comparison(curves, out / "compare.png", title)
-            return [out / "compare.png"]
+            curves.comparison(_histories(rows), out / "compare", title)
+            return figure_files(out / "compare")
 
-        written += reports.drawn("compare.png", draw)
+        written += reports.drawn("the figure compare", draw)
     return written
 
 
-def collect(folders: Sequence[Path]) -> dict[str, list[History]]:
-    """Return the histories below `folders`, by solver (and problem, where there are several).
-
-    Parameters
-    ----------
-    folders : sequence of Path
-        They are searched with all below them.
-
-    Raises
-    ------
-    FileNotFoundError
-        A folder that is not there, or that holds no ``history.csv``.
-    ValueError
-        A file that is none.
-    """
-    found: list[tuple[str, str, History]] = []
-    for folder in folders:
-        paths = sorted(folder.rglob("history.csv"))
-        if not paths:
-            raise FileNotFoundError(f"{folder} must hold results of mldd, got no history.csv; give the DIR of --out")
-        for path in paths:
-            history = read_csv(path)
-            if history.records:
-                found.append((*_labels(path.parent), history))
-    if not found:
-        raise ValueError(f"{folders[0]} must hold results of mldd, got a history without records")
-    several = len({problem for problem, _, _ in found}) > 1
-    curves: dict[str, list[History]] = {}
-    for problem, solver, history in found:
-        curves.setdefault(f"{problem} {solver}" if several else solver, []).append(history)
-    return curves
-
-
-def _labels(folder: Path) -> tuple[str, str]:
-    try:
-        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return str(content["problem"]), str(content["solver"])
-    except (OSError, ValueError, KeyError, TypeError):  # a run that was killed has none
-        return "", str(folder.absolute().name)
+def _histories(rows: Sequence[TableRow]) -> dict[str, list[History]]:
+    """Return the histories by solver, one per seed; an empty one keeps the place of a run that never began."""
+    found = {(row.solver, row.seed): row.history for row in rows}
+    seeds = dict.fromkeys(row.seed for row in rows)
+    return {name: [found.get((name, s), History()) for s in seeds] for name in dict.fromkeys(r.solver for r in rows)}
 
 
 def _folders(solvers: Sequence[str]) -> dict[str, str]:

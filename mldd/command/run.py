@@ -22,6 +22,7 @@ from mldd.command.values import one_line
 from mldd.loop import (
     CsvWriter,
     History,
+    Logger,
     Problem,
     Progress,
     Result,
@@ -162,7 +163,7 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
             "has no data for it; leave it out, or add it to the class"
         )
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
-    kept += " validate_every patience keep"
+    kept += " validate_every patience keep log"
     return Run(
         specs=specs,
         solver=builder.solver(specs[1]),
@@ -356,6 +357,9 @@ def execute(
             past=past.history if past.history.records else None,
             validation=validation,
         )
+        for monitor in monitors:
+            if isinstance(monitor, Logger):
+                monitor.end(result.status)
     if keeper is not None and result.status is not Status.diverged:
         keeper.save(result.x, result.state, result.history)
     return result
@@ -369,6 +373,9 @@ def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[l
             for stale in RESULTS:  # of an older run: they would contradict the new history
                 (out / stale).unlink(missing_ok=True)
             monitors.append(CsvWriter(out / "history.csv", past.history))
+            names, shape = dict(zip(("problem", "solver"), run.names, strict=True)), run.shape
+            about = {**names, "seed": run.seed, "ranks": run.comm.ranks, **shape, **run.options}
+            monitors += [Logger(kind, out, about, past.history) for kind in run.options["log"] if kind != "csv"]
         monitors.append(Progress(run.stop.max_steps, " ".join(run.names), shown))
     try:
         yield monitors

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mldd.figures.curves import COLOURS, drawing
+from mldd.figures.style import COLOURS, DOUBLE, SINGLE, add_legend, add_titles, drawing, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 _FIELD, _ERROR = "viridis", "RdBu_r"  # one for amounts, one for differences, whose middle is white
-_WIDTH = 12.0  # inches
 _ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
 
 
@@ -55,25 +55,27 @@ def stretch(latitude: Floats) -> float:
 
 
 def fields(
-    path: Path,
     places: Floats,
     panels: Mapping[str, Floats],
+    path: str | Path | None = None,
     *,
     errors: Sequence[str] = (),
     grid: tuple[int, int] | None = None,
     label: str = "",
     title: str = "",
-) -> None:
-    """Draw fields side by side: those in `errors` around zero on a scale of their own, the others on a common one.
+) -> Figure:
+    """Draw fields side by side and return the figure.
+
+    Those in `errors` are drawn around zero on a scale of their own, the others on a common one.
 
     Parameters
     ----------
-    path : Path
-        PNG (or what else its suffix says).
     places : ndarray, shape (n, 2)
         Latitude and longitude in degrees; longitudes without a jump.
     panels : mapping from str to ndarray, shape (n,)
         Values by title; NaN stays empty.
+    path : str or Path, optional
+        Where it is written: PDF and PNG, or the one kind that the suffix says; by default nowhere.
     errors : sequence of str
         Panels of differences.
     grid : tuple of int, optional
@@ -87,36 +89,49 @@ def fields(
     faults = np.concatenate([np.abs(v[np.isfinite(v)]) for name, v in panels.items() if name in errors] or [np.ones(1)])
     low, high = (float(amounts.min()), float(amounts.max())) if len(amounts) else (0.0, 1.0)
     worst = max(float(faults.max()) if len(faults) else 1.0, 1e-12)
-    height = _height(places, len(panels))
-    with drawing(path, (_WIDTH, height), title) as figure:
+    wide = SINGLE if len(panels) == 1 else DOUBLE
+    panel = wide / len(panels)
+    with drawing(path, (wide, 0.5 + 0.72 * panel * _aspect(places)), title) as figure:
         axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
         shown: dict[bool, list[tuple[Any, Axes]]] = {False: [], True: []}
         for ax, (name, values) in zip(axes, panels.items(), strict=True):
             wrong = name in errors
             span = {"cmap": _ERROR, "vmin": -worst, "vmax": worst} if wrong else {"vmin": low, "vmax": high}
-            shown[wrong].append((_painted(ax, places, values, grid, **{"cmap": _FIELD, **span}), ax))
-            ax.set_title(name)
+            size = float(np.clip(900 * panel**2 / len(places), 0.5, 7.0 * panel**2))
+            shown[wrong].append((_painted(ax, places, values, grid, size, **{"cmap": _FIELD, **span}), ax))
             _geographic(ax, places)
         axes[0].set_ylabel("latitude")
         for wrong, drawn in shown.items():
             if drawn:
-                text = f"error of {label}" if wrong and label else label or "error"
+                text = wrapped(
+                    f"error of {label}" if wrong and label else label or "error", figure.get_figheight() - 0.4
+                )
                 figure.colorbar(drawn[0][0], ax=[ax for _, ax in drawn], label=text, shrink=0.85, aspect=30)
+        add_titles(figure, axes, list(panels), DOUBLE / 9)
+    return figure
 
 
 def skill(
-    path: Path, leads: Sequence[float], curves: Mapping[str, Floats], *, unit: str, label: str, title: str
-) -> None:
-    """Draw errors against lead time and the skill of the others against the first one; bars for one lead time.
+    leads: Sequence[float],
+    curves: Mapping[str, Floats],
+    path: str | Path | None = None,
+    *,
+    unit: str,
+    label: str,
+    title: str = "",
+) -> Figure:
+    """Draw errors against lead time and the skill against the first one, and return the figure.
+
+    For a single lead time the errors are bars.
 
     Parameters
     ----------
-    path : Path
-        PNG (or what else its suffix says).
     leads : sequence of float
         Lead times.
     curves : mapping from str to ndarray, shape (L,)
         Root mean square errors by name; the first one is the reference.
+    path : str or Path, optional
+        Where it is written: PDF and PNG, or the one kind that the suffix says; by default nowhere.
     unit : str
         Of lead times.
     label : str
@@ -124,35 +139,37 @@ def skill(
     title : str
         Above the figure; empty: none.
     """
-    first, reference = next(iter(curves.items()))
-    with drawing(path, (6.4, 5.6 if len(leads) > 1 else 3.6), title) as figure:
+    with drawing(path, (SINGLE, 2.6 if len(leads) > 1 else 0.6 + 0.25 * len(curves)), title) as figure:
         if len(leads) == 1:
             _bars(figure.subplots(), curves, f"RMSE of {label}, {leads[0]:g} {unit} ahead")
-            return
+            return figure
         upper, lower = figure.subplots(2, 1, sharex=True)
+        first, reference = next(iter(curves.items()))
         for k, (name, errors) in enumerate(curves.items()):
             style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": "o", "label": name}
             upper.plot(leads, errors, **style)
             with np.errstate(divide="ignore", invalid="ignore"):
                 lower.plot(leads, 1.0 - (errors / reference) ** 2, **style)
-        upper.set_ylabel(f"RMSE of {label}")
+        upper.set_ylabel(wrapped(f"RMSE of {label}", 1.0))
         upper.set_ylim(bottom=0)
-        lower.set_ylabel(f"skill against {first}")
+        lower.set_ylabel(wrapped(f"skill against {first}", 1.0))
         lower.set_xlabel(f"lead time ({unit})")
         if len(leads) < 10:
             lower.set_xticks(list(leads))
-        handles, names = upper.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)))
+        add_legend(figure, upper.get_legend_handles_labels()[0])
+    return figure
 
 
 def _bars(ax: Axes, curves: Mapping[str, Floats], label: str) -> None:
     """Draw the errors of one lead time."""
-    names, errors = list(curves), [float(of[0]) for of in curves.values()]
-    drawn = ax.barh(names, errors, color=[COLOURS[k % len(COLOURS)] for k in range(len(names))], height=0.6)
-    ax.bar_label(drawn, fmt=" %.3f")
-    ax.set_xlim(0, 1.15 * max((e for e in errors if e > 0), default=1.0))
+    errors = [float(of[0]) for of in curves.values()]
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(errors))]
+    drawn = ax.barh(range(len(errors)), errors, color=colours, height=0.6)
+    ax.set_yticks(range(len(errors)), [wrapped(name, 1.1) for name in curves])
+    ax.bar_label(drawn, fmt=" %.3g")
+    ax.set_xlim(0, 1.3 * max((e for e in errors if e > 0), default=1.0))
     ax.invert_yaxis()
-    ax.set_xlabel(label)
+    ax.set_xlabel(wrapped(label, 2.2))
 
 
 def _aspect(places: Floats) -> float:
@@ -162,27 +179,24 @@ def _aspect(places: Floats) -> float:
     return float(np.clip((north - south) / width, 0.4, 2.0))
 
 
-def _height(places: Floats, panels: int) -> float:
-    return 1.0 + 0.72 * _WIDTH / panels * _aspect(places)
-
-
 def _geographic(ax: Axes, places: Floats) -> None:
     ax.set_aspect(stretch(places[:, 0]))
     ax.grid(False)
     ax.set_xlabel("longitude")
 
 
-def _painted(ax: Axes, places: Floats, values: Floats, grid: tuple[int, int] | None, **options: Any) -> Any:
-    """Paint the cells of a grid, or dots."""
+def _painted(
+    ax: Axes, places: Floats, values: Floats, grid: tuple[int, int] | None, size: float, **options: Any
+) -> Any:
+    """Paint the cells of a grid, or dots of a size in square points."""
     if grid is not None:
         latitude, longitude = places[:: grid[1], 0], places[: grid[1], 1]
         east = np.argsort(longitude)  # a globe may begin anywhere
         if min(grid) > 1:
             shown = values.reshape(grid)[:, east]
             return ax.pcolormesh(longitude[east], latitude, shown, shading="nearest", **options)
-    size = float(np.clip(12000.0 / len(places), 1.0, 90.0))
     ax.set_facecolor("#f2f2f2")
     known = np.isfinite(values)
     return ax.scatter(
-        places[known, 1], places[known, 0], s=size, c=values[known], edgecolors="#555555", linewidths=0.3, **options
+        places[known, 1], places[known, 0], s=size, c=values[known], edgecolors="#555555", linewidths=0.2, **options
     )

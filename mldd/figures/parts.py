@@ -11,12 +11,13 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.figures.curves import drawing
 from mldd.figures.maps import around, stretch
+from mldd.figures.style import DOUBLE, SINGLE, add_titles, drawing
 from mldd.graph import Graph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,12 +33,17 @@ _COLOURS = (
 
 
 def draw_parts(
-    graph: Graph, parts: Mapping[str, Tensor], path: Path, coordinates: Tensor | None = None, title: str = ""
-) -> None:
-    """Draw partitions side by side: a colour for each part, neighbouring ones differ; a dark rim for what others read.
+    graph: Graph,
+    parts: Mapping[str, Tensor],
+    path: str | Path | None = None,
+    coordinates: Tensor | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw partitions side by side and return the figure: a colour for each part, a dark rim for what others read.
 
-    With coordinates it is a map. Without, a graph of at most 1,000 nodes is laid out by forces along its edges; of a
-    larger one the adjacency matrix is shown, ordered by parts: entries within a part in its colour, halos in black.
+    Neighbouring parts have different colours. With coordinates it is a map. Without, a graph of at most 1,000 nodes is
+    laid out by forces along its edges; of a larger one the adjacency matrix is shown, ordered by parts: entries within
+    a part in its colour, halos in black.
 
     Parameters
     ----------
@@ -45,8 +51,8 @@ def draw_parts(
         The graph that is cut.
     parts : mapping from str to LongTensor of shape (n,)
         Partitions by title.
-    path : Path
-        PNG (or what else its suffix says); it is replaced when the new figure is whole.
+    path : str or Path, optional
+        Where it is written: PDF and PNG, or the one kind that the suffix says; by default nowhere.
     coordinates : Tensor, shape (n, 2), optional
         Latitude and longitude.
     title : str
@@ -56,18 +62,21 @@ def draw_parts(
     columns = min(len(parts), 3)
     rows = -(-len(parts) // columns)
     shape = _shape(place) if place is not None else 1.0
-    with drawing(path, (0.2 + 4.6 * columns, 0.6 + (0.4 + 4.3 * shape) * rows), title) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False)
+    wide = SINGLE if columns == 1 else DOUBLE
+    panel = wide / columns - 0.3
+    with drawing(path, (wide, (0.4 + panel * shape) * rows), title) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for ax in axes.flat[len(parts) :]:
             ax.set_axis_off()
-        for ax, (name, part) in zip(axes.flat, parts.items(), strict=False):
+        for ax, part in zip(axes.flat, parts.values(), strict=False):
             label = part.numpy()
-            ax.set_title(name)
             ax.grid(visible=False)
             if place is None:
                 _blocks(ax, graph, label)
             else:
-                _nodes(ax, graph, label, place, on_map=coordinates is not None)
+                _nodes(ax, graph, label, place, panel, on_map=coordinates is not None)
+        add_titles(figure, axes, list(parts))
+    return figure
 
 
 def colours_of_parts(graph: Graph, label: Ints) -> Ints:
@@ -95,8 +104,8 @@ def colours_of_parts(graph: Graph, label: Ints) -> Ints:
     return colour
 
 
-def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, *, on_map: bool) -> None:
-    """Draw edges and nodes; those that other parts read have a dark rim, cut edges are dark."""
+def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, panel: float, *, on_map: bool) -> None:
+    """Draw edges and nodes; those that other parts read have a dark rim, cut edges are dark; `panel` is in inches."""
     from matplotlib.collections import LineCollection
 
     row, col = graph.edge_index.numpy()
@@ -107,10 +116,10 @@ def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, *, on_map: bool) 
         upper = row < col
         if on_map:  # an edge across the border of the map would be a line through all of it
             upper &= np.abs(place[row, 0] - place[col, 0]) < 180
-        for chosen, colour, width in ((upper & ~cut, "#cccccc", 0.5), (upper & cut, "#555555", 0.6)):
+        for chosen, colour, width in ((upper & ~cut, "#cccccc", 0.3), (upper & cut, "#555555", 0.4)):
             ends = np.stack([place[row[chosen]], place[col[chosen]]], axis=1)
             ax.add_collection(LineCollection(list(ends), colors=colour, linewidths=width, zorder=1))
-    size = float(np.clip(16_000 / graph.nodes, 1.0, 45.0))
+    size = float(np.clip(900 * panel**2 / graph.nodes, 0.5, 2.5 * panel**2))
     fill = np.array(_COLOURS)[colours_of_parts(graph, label)[label]]
     order = np.argsort(read, kind="stable")  # what is read lies on top
     rims = np.where(read, "#000000", fill)[order]
@@ -125,10 +134,16 @@ def _nodes(ax: Axes, graph: Graph, label: Ints, place: Floats, *, on_map: bool) 
     )
     ax.set_aspect("equal" if not on_map else stretch(place[:, 1]))
     if on_map:
-        ax.set_xlabel("longitude (degrees)")
-        ax.set_ylabel("latitude (degrees)")
+        _outer_labels(ax, "longitude (degrees)", "latitude (degrees)")
     else:
         ax.set_axis_off()
+
+
+def _outer_labels(ax: Axes, x: str, y: str) -> None:
+    """Label the axes of a panel that stands at the left or the lower border of the figure."""
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.label_outer()
 
 
 def _map(coordinates: Tensor) -> Floats:
@@ -182,8 +197,7 @@ def _blocks(ax: Axes, graph: Graph, label: Ints) -> None:
     for bound in np.cumsum(np.bincount(label))[:-1]:
         ax.axhline(bound, color="#999999", linewidth=0.3)
         ax.axvline(bound, color="#999999", linewidth=0.3)
-    ax.set_xlabel("nodes that are read, by part")
-    ax.set_ylabel("nodes that read, by part")
+    _outer_labels(ax, "nodes that are read, by part", "nodes that read, by part")
 
 
 def _shade(count: Any) -> Floats:

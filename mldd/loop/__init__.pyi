@@ -2,6 +2,11 @@ from . import checkpoint as checkpoint
 from .checkpoint import pack as pack
 from .checkpoint import restore as restore
 from .checkpoint import unreadable as unreadable
+from .loggers import Logger as Logger
+from .loggers import MLflow as MLflow
+from .loggers import TensorBoard as TensorBoard
+from .loggers import WandB as WandB
+from .loggers import check_loggers as check_loggers
 from .monitor import Cost as Cost
 from .monitor import CsvWriter as CsvWriter
 from .monitor import History as History

@@ -12,6 +12,9 @@ from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mldd.loop import summary
+from mldd.loop.status import Status
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -182,7 +185,7 @@ def replacing(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """A monitor that keeps every record.
 
@@ -190,9 +193,15 @@ class History:
     ----------
     records : list of Record
         In the order of the steps.
+    norm : float, optional
+        Norm of the measure, where it is known.
+    status : Status, optional
+        Why the run has ended, once it has and where it is known.
     """
 
     records: list[Record] = field(default_factory=list)
+    norm: float | None = None
+    status: Status | None = None
 
     def __call__(self, record: Record) -> None:
         """Keep `record`."""
@@ -206,7 +215,18 @@ class History:
         name : str
             A field of `Record` or `Cost`, or the name of a number of the validation, which is NaN where there was none.
         """
-        return [record.row().get(name, math.nan) for record in self.records]
+        if name in Record.__dataclass_fields__:
+            return [getattr(record, name) for record in self.records]
+        if name in Cost.__dataclass_fields__:
+            return [getattr(record.cost, name) for record in self.records]
+        return [record.validation.get(name, math.nan) for record in self.records]
+
+    def __repr__(self) -> str:
+        """Return a screen at most: status, steps, loss, measure and cost."""
+        return summary.as_text("History", summary.of_history(self))
+
+    def _repr_html_(self) -> str:
+        return summary.as_html("History", summary.of_history(self))
 
     @property
     def validated(self) -> tuple[str, ...]:
@@ -306,8 +326,14 @@ class CsvWriter:
         self._stream.close()
 
 
+def _in_notebook() -> bool:
+    """Say whether this is the kernel of a notebook, whose standard error is shown and is no terminal."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
 class Progress:
-    """A progress bar on standard error: rank 0 only, off when that is not a terminal.
+    """A progress bar, of rank 0 only: on standard error where that is a terminal, and in notebooks.
 
     Parameters
     ----------
@@ -320,9 +346,10 @@ class Progress:
     """
 
     def __init__(self, steps: int, label: str, shown: bool = True) -> None:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=steps, desc=label, disable=not (shown and sys.stderr.isatty()), leave=False)
+        seen = shown and (sys.stderr.isatty() or _in_notebook())
+        self._bar = tqdm(total=steps, desc=label, disable=not seen, leave=False)
 
     def __call__(self, record: Record) -> None:
         """Show the record."""

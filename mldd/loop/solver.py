@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
+from mldd.loop import summary
 from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.loop.rise import Rise
@@ -155,7 +156,7 @@ class Stop:
         return next((status for holds, status in tests if holds), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `minimise` returns.
 
@@ -186,6 +187,13 @@ class Result:
     def record(self) -> Record:
         """The last record."""
         return self.history.records[-1]
+
+    def __repr__(self) -> str:
+        """Return a screen at most: status with advice, steps, loss, measure and cost."""
+        return summary.as_text("Result", summary.of_result(self))
+
+    def _repr_html_(self) -> str:
+        return summary.as_html("Result", summary.of_result(self))
 
 
 def check_start(objective: Objective, x: Tensor) -> None:
@@ -298,7 +306,7 @@ def minimise(
     """
     check_start(objective, x)
     x, projected = _project_start(objective, x)
-    history = History(list(past.records) if past else [])
+    history = History(list(past.records) if past else [], stop.norm)
     before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
     seen = bool(values) or stop.target > -math.inf
     rise = Rise.of(record.value for record in history.records)
@@ -340,6 +348,7 @@ def minimise(
                 good.copy_(x)
                 x, state = solver.step(f, x, state)
                 state.step += 1
+    history.status = status
     end = good if status is Status.diverged and not risen else x
     return Result(end, status, state, history, projected, validation)
 

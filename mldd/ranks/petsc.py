@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -71,6 +73,10 @@ def load_petsc() -> Any:
 
         petsc4py.init(["mldd", *_arguments])
         from petsc4py import PETSc
+
+        with suppress(ValueError):  # not the main thread
+            # PETSc aborts where a pipe breaks (`mldd info | head`); Python, which ignores the signal, raises an error.
+            signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
     except ImportError as error:
         raise ImportError(
             f"PETSc is needed here, but petsc4py cannot be imported ({error}); install it with "

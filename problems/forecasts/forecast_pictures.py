@@ -69,9 +69,9 @@ def _forecast(problem: Forecasting, folder: Path, x: Tensor) -> Path:
         "forecast minus observation": made[one] - truth[one],
     }
     maps.fields(
-        folder / "forecast.png",
         _places(problem),
         panels,
+        folder / "forecast.png",
         errors=("forecast minus observation",),
         grid=series.grid,
         label=series.label(0),
@@ -100,9 +100,9 @@ def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:
     unit = 3600.0 if hours else 60.0
     path = folder / "skill.png"
     maps.skill(
-        path,
         [lead * series.step / unit for lead in data.plan.reached],
         curves,
+        path,
         unit="h" if hours else "min",
         label=series.label(0),
         title=f"{_name(problem)}, test part",

@@ -20,7 +20,7 @@ gradient_evaluations work_units work_total synchronisations scalar_synchronisati
 exchanges seconds setup_seconds setup_work bounds_violation versions""".split()
 
 
-DRAWS = {"test_train_writes_what_the_contract_says", "test_compare", "test_plot"}
+DRAWS = {"test_train_writes_what_the_contract_says", "test_compare"}
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +253,7 @@ def test_checkpoint_every_30_seconds(run, tmp_path, monkeypatch):
     assert saved == [0, 1, 2, 3, 3]
 
 
-# compare, plot, list, info
+# compare, list, info
 
 
 def test_compare(run, tmp_path, monkeypatch):
@@ -276,21 +276,11 @@ def test_compare(run, tmp_path, monkeypatch):
     assert result(tmp_path / "ml-adagrad_coarse.cap=9_coarse.steps=7" / "1")["levels"] == 3
     rows = (tmp_path / "compare.csv").read_text().splitlines()
     assert len(rows) == 7 and rows[0].startswith("solver,seed,status,steps,loss,measure")
-    assert (tmp_path / "compare.png").exists()
+    files = [tmp_path / name for name in ("compare.csv", "quartiles.csv", "compare.pdf", "compare.png")]
+    assert out.splitlines()[-1].split() == ["written", *map(str, files)]
+    assert all(file.is_file() for file in files)
     starts = {read_csv(path).records[0].measure for path in tmp_path.rglob("history.csv")}
     assert len(starts) == 1, "all from the same start"
-
-
-def test_plot(run, tmp_path):
-    line = "compare obstacle:n=7 --solvers adagrad,adam --steps 5 --quiet --out"
-    assert run(line, tmp_path)[0] == 0
-    (tmp_path / "compare.png").unlink()
-    code, out, err = run("plot", tmp_path)
-    assert (code, out.strip()) == (0, str(tmp_path / "compare.png")) and (tmp_path / "compare.png").exists()
-    assert run("plot", tmp_path / "adam" / "0", tmp_path / "adagrad" / "0", "--out", tmp_path / "two.png")[0] == 0
-    (tmp_path / "adam" / "0" / "convergence.png").unlink()
-    assert run("plot", tmp_path / "adam" / "0")[0] == 0
-    assert (tmp_path / "two.png").exists() and (tmp_path / "adam" / "0" / "convergence.png").exists()
 
 
 def test_list_names_everything_with_a_sentence(run):

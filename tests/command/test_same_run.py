@@ -53,7 +53,7 @@ def test_a_figure_that_cannot_be_drawn_costs_the_figure(run, here, monkeypatch):
 
     monkeypatch.setattr("mldd.figures.curves.convergence", fail)
     monkeypatch.setattr("mldd.figures.curves.comparison", fail)
-    with pytest.warns(UserWarning, match="compare.png was not drawn: RuntimeError: no backend"):
+    with pytest.warns(UserWarning, match="the figure compare was not drawn: RuntimeError: no backend"):
         code, out, _ = run("compare own.pt --solvers adam,sgd,adagrad --steps 2 --out o --quiet")
     assert code == 0 and all(f"\n{name} " in out for name in ("adam", "sgd", "adagrad"))
     assert len(list((here / "o").rglob("history.csv"))) == 3 and (here / "o" / "compare.csv").is_file()

@@ -7,6 +7,7 @@ import torch
 from mldd.figures import draw_parts
 from mldd.figures.parts import _map, colours_of_parts
 from mldd.graph import Graph
+from tests.figures.boxes import outside
 from tests.small_graphs import grid
 
 
@@ -19,12 +20,14 @@ def ring(n):
 
 
 @pytest.mark.parametrize("kind", ["map", "layout", "blocks"])
-def test_parts_are_drawn(kind, tmp_path):
+def test_parts_are_drawn(kind, tmp_path, monkeypatch):
     graph = ring(1200) if kind == "blocks" else grid(6)
     part = torch.arange(graph.nodes) * 5 // graph.nodes
     place = torch.stack([torch.arange(36) / 6 + 50.0, torch.arange(36) % 6 * 1.0 + 177], 1) if kind == "map" else None
-    draw_parts(graph, {"runs": part, "one": torch.zeros_like(part)}, tmp_path / "parts.png", place, "two")
-    assert is_picture(tmp_path / "parts.png")
+    named = {"/home/of/mine/my_$cut$.py:stripes: 12 halo rows": part, "one": torch.zeros_like(part), "runs": part}
+    figure = draw_parts(graph, named, tmp_path / "parts.png", place, "three")
+    assert is_picture(tmp_path / "parts.png") and outside(figure, monkeypatch) == []
+    assert outside(draw_parts(graph, {"one": part}, None, place), monkeypatch) == []
     assert [p.name for p in tmp_path.iterdir()] == ["parts.png"]
 
 
@@ -32,7 +35,7 @@ def test_parts_are_drawn(kind, tmp_path):
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_tiny_graphs_are_drawn(nodes, edges, tmp_path):
     graph = Graph.from_edges(torch.tensor(edges, dtype=torch.int64), nodes)
-    draw_parts(graph, {"a": torch.arange(nodes)}, tmp_path / "a.png")
+    draw_parts(graph, {"a": torch.arange(nodes)}, str(tmp_path / "a.png"))
     assert is_picture(tmp_path / "a.png")
 
 

@@ -36,7 +36,7 @@ def test_numbers_stand_in_the_history_at_their_interval_and_at_the_end(tmp_path)
         if record.validation:
             assert record.validation == measures(wanted[record.step])
     read = read_csv(tmp_path / "history.csv")
-    assert repr(read) == repr(result.history) and read.validated == ("validation_loss", "validation_accuracy")
+    assert repr(read.records) == repr(result.history.records) and read.validated == ("validation_loss", "validation_accuracy")
     column = read.column("validation_loss")
     assert math.isnan(column[1]) and column[9] == measures(wanted[9])["validation_loss"]
 
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_has_the_same_history_and_best(tmp_path):
     )
     assert end.record.step == uninterrupted.record.step and end.status is uninterrupted.status
     assert end.history.column("validation_loss")[14:] == uninterrupted.history.column("validation_loss")[14:]
-    assert repr(kept.history) == repr(half.history)
+    assert repr(kept.history.records) == repr(half.history.records)
     assert (rest.step, rest.value, rest.waited) == (whole.step, whole.value, whole.waited)
     assert torch.equal(rest.best, whole.best)
     other = Validation(measures, chosen="validation_accuracy")

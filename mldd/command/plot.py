@@ -1,0 +1,133 @@
+"""Figures of results that lie in folders: one run, or several solvers compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mldd.figures import comparison, convergence, figure_files
+from mldd.loop import History, Status, read_csv
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run in a folder.
+
+    Attributes
+    ----------
+    given : Path
+        The folder that was asked for.
+    folder : Path
+        The one below it that holds the run.
+    problem, solver : str
+        As ``result.json`` says; of a run that was killed and has none, the solver is named as its folder.
+    seed : int
+        Of the start.
+    history : History
+        With norm and status, where these are known.
+    """
+
+    given: Path
+    folder: Path
+    problem: str
+    solver: str
+    seed: int
+    history: History
+
+
+def plot(options: argparse.Namespace) -> list[Path]:
+    """Draw what lies in the folders and return the files.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        ``folders out overwrite against show`` of the command line.
+
+    Raises
+    ------
+    OSError
+        The figure would take the place of another file.
+    ValueError
+        No run in the folders has a record.
+    """
+    found = list(_search(options.folders))
+    if not found:
+        raise ValueError(f"{options.folders[0]} must hold results of mldd, got histories without records; train first")
+    name = "convergence" if len(found) == 1 else "compare"
+    target = options.folders[0] / name if options.out is None else options.out
+    files = figure_files(target)
+    own = options.out is None and len(options.folders) == 1  # it is drawn anew from what lies beside it
+    for file in files:
+        if file.exists() and not (own or options.overwrite):
+            raise OSError(f"{file} must be a new file, got one that is there; give --out another name, or --overwrite")
+    given = {key: value for key in ("against", "show") if (value := getattr(options, key))}
+    if len(found) == 1:
+        convergence(found[0].history, target, f"{found[0].problem} {found[0].solver}".strip(), **given)
+    else:
+        comparison(aligned(found), target, **given)
+    return files
+
+
+def _search(folders: Sequence[Path]) -> Iterator[Found]:
+    """Yield the runs with records below folders, each one once."""
+    seen: set[Path] = set()
+    for given in folders:
+        paths = sorted(given.rglob("history.csv"))
+        if not paths:
+            raise FileNotFoundError(f"{given} must hold results of mldd, got no history.csv; give the DIR of --out")
+        for path in paths:
+            history = read_csv(path)
+            if history.records and path.resolve() not in seen:
+                yield _described(given, path.parent, history)
+            seen.add(path.resolve())
+
+
+def _described(given: Path, folder: Path, history: History) -> Found:
+    """Return a run with what its ``result.json`` says; one that was killed has none."""
+    content: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
+        content = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    place = folder.absolute()
+    of_seed = place.name.isdigit()  # compare has folders SOLVER/SEED
+    history.norm = {"inf": math.inf, "2": 2.0}.get(dict(content.get("options", {})).get("norm", ""))
+    history.status = Status.__members__.get(content.get("status", ""))
+    return Found(
+        given,
+        folder,
+        str(content.get("problem", "")),
+        str(content.get("solver", place.parent.name if of_seed else place.name)),
+        int(content.get("seed", place.name if of_seed else 0)),
+        history,
+    )
+
+
+def aligned(found: Sequence[Found]) -> dict[str, list[History]]:
+    """Return the histories by solver, such that the same place in the lists is the same problem and seed.
+
+    Solvers are named with the problem where there are several problems, and with the folder where one solver has run
+    twice on a problem from a seed (with other options, say).
+
+    Parameters
+    ----------
+    found : sequence of Found
+        Runs.
+    """
+    several = len({run.problem for run in found}) > 1
+    namings: list[Callable[[Found], str]] = [
+        lambda run: run.solver,
+        lambda run: f"{run.solver} in {run.given}",
+        lambda run: f"{run.solver} in {run.folder}",
+    ]
+    naming = next((of for of in namings if len({(of(r), r.problem, r.seed) for r in found}) == len(found)), namings[-1])
+    places = list(dict.fromkeys((run.problem, run.seed) for run in found))
+    curves: dict[str, list[History]] = {}
+    for run in found:
+        name = f"{run.problem} {naming(run)}" if several else naming(run)
+        curves.setdefault(name, [History() for _ in places])[places.index((run.problem, run.seed))] = run.history
+    return curves
