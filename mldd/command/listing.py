@@ -93,7 +93,7 @@ def keys(name: str) -> Iterator[str]:
     example = next((f"{key}={_text(defaults[key])}" for key in shown if _simple(defaults[key])), "")
     if any("." in key for key in shown):
         yield "  (a key with a dot may be written by its last word where no other key ends in it)"
-    text = f"{name}:{example}" if example else name
+    text = f"{name}{',' if '=' in name else ':'}{example}" if example else name
     yield (
         f"example: mldd train {text} --solver adagrad"
         if is_problem

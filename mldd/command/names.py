@@ -36,6 +36,7 @@ USER_FILE = "mldd.problems.graphs.node_classification:NodeClassification?name="
 SHARDS = "mldd.problems.graphs.sharded:ShardedClassification?folder="  # a folder with this file
 MANIFEST = "manifest.json"
 SERIES_FILE = "mldd.problems.forecasts.forecasting:Forecasting?name="
+NETWORK = "mldd.problems.modules.user_network:kind_of"  # the problem around a class of networks
 FORMATS: dict[str, str] = registered("mldd.problems.data.formats")  # suffix -> "module:function", a reader of files
 _HOLDS = "mldd.problems.data.formats.choice:holds"  # says whether a file is a graph or a series
 FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
@@ -128,6 +129,9 @@ def problem_spec(text: str) -> Spec:
     FileNotFoundError
         No such file.
     """
+    network = _network(text)
+    if network is not None:
+        return network
     file = _file(text) if text.partition(":")[0] not in PROBLEMS else None
     if file is not None:
         return _of_file(text, *file)
@@ -138,6 +142,24 @@ def problem_spec(text: str) -> Spec:
     if name not in PROBLEMS and os.path.isfile(os.path.join(name, MANIFEST)):
         return _spec(text, name, rest, SHARDS + name, None)
     return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
+
+
+def _network(text: str) -> Spec | None:
+    """Read a PROBLEM whose model is a class of networks of the user's; None for one whose model is a kind of layer."""
+    found = re.search(r"(?:^|[:,])(model=([^,=]*\.py:\w+|[A-Za-z_][\w.]*:\w+))(?=,|$)", text)
+    if found is None:
+        return None
+    kind = loaded(found[2], "class")
+    from torch import nn
+
+    if not issubclass(kind, nn.Module):
+        return None
+    name, _, rest = text.partition(":")
+    if name not in PROBLEMS:
+        name, rest = _file(text) or (name, rest)
+    kept = ",".join(item for item in split(rest) if item != found[1])
+    made = loaded(NETWORK, "function")(kind)
+    return _read(text, name, kept, made, {"name": name, "model": found[2]}, None)
 
 
 def problem(what: str | type[Problem], **values: Any) -> Problem:
@@ -346,7 +368,11 @@ def _spec(text: str, name: str, rest: str, target: str, first: str | None, *, co
         from mldd.loop import completed
 
         kind = completed(kind)
-    fixed = dict([preset.split("=", 1)]) if preset else {}
+    return _read(text, name, rest, kind, dict([preset.split("=", 1)]) if preset else {}, first)
+
+
+def _read(text: str, name: str, rest: str, kind: type, fixed: dict[str, Any], first: str | None) -> Spec:
+    """Read the keys of a class."""
     hints = {key: hint for key, hint in keys_of(kind).items() if key not in fixed}
     keys: dict[str, Any] = {}
     for k, item in enumerate(split(rest) if rest else []):

@@ -15,7 +15,7 @@ from mldd.command import cli
 from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.checks import check_free, check_validation
-from mldd.command.names import Spec, problem, solver_spec
+from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.preparation import Preparation
 from mldd.loop import History, Problem, Result
 from mldd.ranks import Communicator, prepare, world
@@ -43,7 +43,7 @@ class Training:
         Files, if there is a folder for them.
     """
 
-    problem: Problem
+    problem: Problem = field(repr=False)
     result: Result
     metrics: Mapping[str, float]
     content: Mapping[str, Any] = field(repr=False)
@@ -164,7 +164,8 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
     if data is not None:
         raise ValueError(f"`data` go with a network, got them with {what!r}; leave them out")
     if isinstance(what, str):
-        return problem(what, **{"seed": seed, "comm": comm, **keys})
+        has = problem_spec(what).has
+        return problem(what, **{key: v for key, v in (("seed", seed), ("comm", comm)) if has(key)}, **keys)
     if keys:
         raise ValueError(
             f"keys of a problem that is made already cannot be set, got {' '.join(keys)}; make it with them"

@@ -8,6 +8,7 @@ from .contents import File as File
 from .contents import GraphArrays as GraphArrays
 from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
+from .contents import checksum as checksum
 from .contents import one_line as one_line
 from .contents import unused_note as unused_note
 from .datasets import NORMALISED as NORMALISED
@@ -21,6 +22,7 @@ from .forcings import hour as hour
 from .geography import GraphKind as GraphKind
 from .geography import connect as connect
 from .geography import nearest as nearest
+from .graph_file import graph_fields as graph_fields
 from .graph_inputs import GraphInputs as GraphInputs
 from .graph_inputs import inputs_of as inputs_of
 from .mesh_levels import HiddenMesh as HiddenMesh

@@ -72,8 +72,8 @@ class GraphProblem(Problem):
         the states of two nodes, `edge_label_index`), mean square for numbers.
     inputs : tuple of str
         Fields that ``forward`` takes, in its order; by default those that its parameters are named after.
-    layers : tuple of str
-        Names of modules that are layers together, see `ModuleLayers`; empty for a layer per module.
+    groups : tuple of str
+        Names of modules that are one layer together, see `ModuleLayers`; empty for a layer per module.
     subdomains : {"graph", "layers"}
         What is decomposed.
     local : {"composite", "own"}
@@ -102,7 +102,7 @@ class GraphProblem(Problem):
     data: Any
     loss: Callable[..., Tensor] | None = None
     inputs: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     subdomains: Literal["graph", "layers"] = "graph"
     local: Literal["composite", "own"] = "composite"
     clusters: int = 0
@@ -368,7 +368,7 @@ class GraphProblem(Problem):
                 raise ValueError(
                     f"subdomains=layers needs one rank, got {self.comm.ranks}; use subdomains=graph on several"
                 )
-            return ModuleLayers.of(self.net, self.layers).decomposition(parts, overlap, comm)
+            return ModuleLayers.of(self.net, self.groups).decomposition(parts, overlap, comm)
         self._refuse_whole("graph parts")
         for name, least, given in (("parts", comm.ranks, parts), ("overlap", 0, overlap)):
             if given < least:
@@ -385,7 +385,7 @@ class GraphProblem(Problem):
             return Corrected(local, delta, y0, d.gather_bounds(f.bounds, y0))
 
         losses(mine)  # here, where bad parts are refused, and outside of any clock
-        blocks = ModuleLayers.of(self.net, self.layers).layout.slices
+        blocks = ModuleLayers.of(self.net, self.groups).layout.slices
         return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=blocks, device=self._device)
 
     def local_losses(self, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> GraphLoss:

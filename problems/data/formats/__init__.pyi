@@ -9,3 +9,4 @@ from .conventions import no_variable as no_variable
 from .graphdata import read_graphdata as read_graphdata
 from .molene import read_molene as read_molene
 from .planetoid import read_planetoid as read_planetoid
+from .pt import read_fields as read_fields

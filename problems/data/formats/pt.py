@@ -31,6 +31,23 @@ _MASKS = ("train_mask", "val_mask", "test_mask")
 _SIZES = ("num_nodes", "_num_nodes")  # say nothing that the features do not say
 
 
+def read_fields(file: File) -> dict[str, Any]:
+    """Return the fields of the only graph in a `.pt`, whatever they are.
+
+    Parameters
+    ----------
+    file : File
+        The file.
+
+    Raises
+    ------
+    DataError
+        Several graphs, or none.
+    """
+    found = _one_graph(_loaded(file.content(), file.name), file.name)
+    return {str(key): value for key, value in found.items() if value is not None}
+
+
 def read(file: File) -> GraphArrays:
     """Return the graph in a `.pt`: tensors x, edge_index, y, optional train/val/test_mask, edge_weight, edge_attr.
 

@@ -1,0 +1,43 @@
+"""The fields of a graph by name, as networks of one's own take them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from mldd.problems.data.contents import File
+from mldd.problems.data.datasets import load_graph
+from mldd.problems.data.formats import read_fields, user_path
+
+
+def graph_fields(name: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Return the fields of a graph: those of a torch_geometric ``Data`` as they are, else those of `load_graph`.
+
+    Parameters
+    ----------
+    name : str or path
+        A file, or the name of a data set.
+    data : path, optional
+        Folder of the data sets.
+
+    Returns
+    -------
+    dict
+        ``x``, ``edge_index``, ``y``, ``train_mask``, ``val_mask``, ``test_mask``, and what else there is.
+
+    Raises
+    ------
+    DataError
+        No such graph, or several.
+    """
+    path = user_path(name)
+    if path.suffix.lower() == ".pt" and path.is_file():
+        return read_fields(File(path))
+    read = load_graph(name, data=data)
+    features = read.features if read.features.layout == torch.strided else read.features.to_dense()
+    made = {"x": features, "edge_index": read.graph.edge_index, "y": read.labels}
+    made |= {"train_mask": read.train, "val_mask": read.validation, "test_mask": read.test}
+    more = {"edge_weight": read.graph.weights, "edge_attr": read.graph.edge_attributes}
+    return made | {key: value for key, value in more.items() if value is not None}

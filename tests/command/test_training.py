@@ -1,0 +1,170 @@
+"""Training in one call from Python, and networks of one's own on the command line: the same results."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+import mldd
+from mldd.command.names import problem_spec
+from mldd.solvers import Adam
+from tests.problems.modules.test_graph_problem import NETS, data
+
+geometric = pytest.importorskip("torch_geometric")
+
+NET = """
+    import torch
+    from torch import nn
+    from torch_geometric.nn import GCNConv
+
+    class Net(nn.Module):
+        def __init__(self, in_channels, num_classes, hidden=8, dropout=0.0):
+            super().__init__()
+            self.first, self.last = GCNConv(in_channels, hidden), GCNConv(hidden, num_classes)
+            self.dropout = dropout
+
+        def forward(self, x, edge_index, edge_weight=None):
+            x = torch.tanh(self.first(x, edge_index, edge_weight))
+            return self.last(nn.functional.dropout(x, self.dropout, self.training), edge_index, edge_weight)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(textwrap.dedent(NET))
+    torch.save(geometric.data.Data(**data()), tmp_path / "graph.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def net(name="gcn"):
+    torch.manual_seed(0)
+    return NETS[name]()
+
+
+@pytest.mark.parametrize(("solver", "more"), [("adam", {}), ("ml-lbfgs", {"levels": 2}), ("dd-adagrad", {"parts": 4})])
+def test_a_network_and_a_graph_are_all_that_is_needed(solver, more):
+    module = net()
+    start = [p.detach().clone() for p in module.parameters()]
+    given = geometric.data.Data(**data())
+    run = mldd.train(module, given, solver=solver, steps=8, **more)
+    assert run.model is module and not all(map(torch.equal, start, module.parameters()))
+    assert run.history.records[-1].step == run.result.record.step == 8
+    with torch.no_grad():
+        expected = module.eval()(given.x, given.edge_index, given.edge_weight, given.edge_attr)
+    torch.testing.assert_close(run.predict(), expected)
+    right = (run.predict(given).argmax(1) == given.y)[given.test_mask].double().mean()
+    assert run.metrics["test_accuracy"] == pytest.approx(float(right))
+
+
+def test_it_is_the_loop_with_that_solver():
+    run = mldd.train(net("by hand"), data(), solver="adam:lr=0.02", steps=5)
+    p = mldd.problem(type(run.problem), net=net("by hand"), data=data())
+    result = mldd.minimise(p.objective(), p.initial(0), Adam(0.02), stop=mldd.Stop(5))
+    torch.testing.assert_close(run.x, result.x)
+
+
+def test_a_folder_gets_what_the_command_line_writes_and_the_best_is_kept(tmp_path):
+    run = mldd.train(net(), data(), steps=6, out=tmp_path / "run", validate_every=2, keep="best")
+    content = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert content["steps"] == 6 and content["details"]["task"] == "classification"
+    again = mldd.load(tmp_path / "run", net())
+    assert all(map(torch.equal, again.state_dict().values(), run.model.state_dict().values()))
+    with pytest.raises((ValueError, OSError), match="overwrite"):
+        mldd.train(net(), data(), steps=1, out=tmp_path / "run")
+
+
+def test_problems_by_name_and_made_ones_are_solved():
+    by_name = mldd.train("obstacle", n=15, solver="adagrad", steps=3)
+    made = mldd.train(mldd.problem("obstacle:n=15"), solver="adagrad", steps=3)
+    assert torch.equal(by_name.x, made.x)
+    with pytest.raises(ValueError, match="does not have"):
+        _ = by_name.model
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mldd.train(net()), "a network needs `data`"),
+        (lambda: mldd.train("obstacle", data()), "`data` go with a network"),
+        (lambda: mldd.train(mldd.problem("obstacle"), n=3), "cannot be set, got n"),
+        (lambda: mldd.train(net(), data(), steps=1, overlop=1), "no key 'overlop'"),
+        (lambda: mldd.train(net(), data(), options={"stepps": 1}), "no option 'stepps'"),
+        (lambda: mldd.train(net(), data(), solver="addam"), "did you mean adam"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_network_on_the_command_line_is_that_of_python(run, folder):
+    line = "train graph.pt:model=net.py:Net,hidden=4,clusters=20 --solver ml-lbfgs --levels 2 --steps 4 --quiet --out a"
+    code, _, error = run(line)
+    assert code == 0, error
+    content = json.loads((folder / "a" / "result.json").read_text())
+    assert content["details"]["arguments"] == ["x", "edge_index", "edge_weight"]
+    assert content["details"]["notes"] == ["not used: edge_attr"]
+    spec = problem_spec("graph.pt:model=net.py:Net,hidden=4,clusters=20")
+    again = mldd.train(spec.make(), solver="ml-lbfgs", levels=2, steps=4)
+    assert content["loss"] == pytest.approx(float(again.result.record.value), rel=1e-6)
+    assert {p.shape for p in again.model.parameters()} == {(4, 6), (4,), (3, 4), (3,)}
+    code, out, _ = run("list graph.pt:model=net.py:Net")
+    assert code == 0 and "  network.hidden : whole number, default 8" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("graph.pt:model=net.py:Net,hiden=4", "no key 'hiden' (did you mean hidden?)"),
+        ("graph.pt:model=net.py:Not", "Not"),
+        ("nowhere.pt:model=net.py:Net", "nowhere.pt"),
+    ],
+)
+def test_wrong_words_are_one_line(run, folder, text, message):
+    code, _, error = run(f"train {text} --solver adam --steps 1")
+    assert code == 2 and error.count("\n") == 1 and message in error
+
+
+KINDS = {
+    "directed": {},
+    "regression": {"y": torch.linspace(-1, 1, 150)},
+    "several numbers": {"y": torch.linspace(-1, 1, 300).reshape(150, 2)},
+    "several labels": {"y": (torch.arange(450).reshape(150, 3) % 2).float()},
+    "no masks": {"train_mask": None, "val_mask": None, "test_mask": None},
+    "some unlabelled": {"y": torch.arange(150) % 4 - 1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_every_kind_are_used_rightly(run, folder, kind):
+    given = {key: value for key, value in {**data(), **KINDS[kind]}.items() if value is not None}
+    torch.save(geometric.data.Data(**given), "kind.pt")
+    p = problem_spec("kind.pt:model=net.py:Net,dtype=float64").make()
+    x = p.initial(0)
+    y, train = given["y"], given.get("train_mask", torch.ones(150, dtype=torch.bool))
+    train = train & (y >= 0) if not y.dtype.is_floating_point else train
+    out, y = p.graph_problem.outputs(x)[train], y[train]
+    loss = {
+        "regression": lambda: nn.functional.mse_loss(out[:, 0], y.double()),
+        "several numbers": lambda: nn.functional.mse_loss(out, y.double()),
+        "several labels": lambda: nn.functional.binary_cross_entropy_with_logits(out, y.double()),
+    }.get(kind, lambda: nn.functional.cross_entropy(out, y))
+    torch.testing.assert_close(p.objective().value(x), loss())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"x": None}, "must have features x"),
+        ({"x": torch.full((150, 6), torch.nan)}, "`x` must be finite, got another value at node 0"),
+        ({"y": None}, "must have labels y of the nodes"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_in_words(run, folder, more, message):
+    given = {key: value for key, value in {**data(), **more}.items() if value is not None}
+    torch.save(geometric.data.Data(**given), "kind.pt")
+    code, _, error = run("train kind.pt:model=net.py:Net --solver adam --steps 1")
+    assert code == 2 and error.count("\n") == 1 and message in error
