@@ -469,6 +469,15 @@ class GraphProblem(Problem):
                 found |= {f"{name}_rmse": mean**0.5} if key == "mse" else {f"{name}_{key}": mean}
         return found
 
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return loss and quality on the validation items, without dropout."""
+        found = {} if self.labels == "all" else self.metrics(x)
+        found = {name: value for name, value in found.items() if name.startswith("validation_")}
+        if not found:
+            got = "labels=all, which trains on them" if self.labels == "all" else "none"
+            raise ValueError(f"validation needs nodes that are not trained on, got {got}; set val_mask in the data")
+        return found
+
     def details(self) -> dict[str, Any]:
         """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
         used = {
