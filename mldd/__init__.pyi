@@ -3,6 +3,7 @@ from .algebra.models import Corrected as Corrected
 from .algebra.models import Restricted as Restricted
 from .algebra.objective import Objective as Objective
 from .command.names import problem as problem
+from .command.training import train as train
 from .loop.problem import Problem as Problem
 from .loop.solver import Result as Result
 from .loop.solver import Solver as Solver

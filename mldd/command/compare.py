@@ -72,7 +72,8 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
             if stopped:
                 break
             out = None if options.out is None else options.out / folders[spec.text] / str(seed)
-            row = one(run, out, shown=not options.quiet, warm=seed == options.seeds[0], pictures=alone)
+            shown, warm = not options.quiet, seed == options.seeds[0]
+            row = one(run, out, options.out, shown=shown, warm=warm, pictures=alone)
             rows.append(row)
             stopped = row.content.get("status") == "interrupted"
     if comm.rank == 0:
@@ -105,7 +106,9 @@ def prepare_all(
     return [runs.prepare((problem, spec), options, preparation) for spec in solvers]
 
 
-def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool, pictures: bool = False) -> TableRow:
+def one(
+    run: runs.Run, out: Path | None, home: Path | None, *, shown: bool, warm: bool, pictures: bool = False
+) -> TableRow:
     """Run one solver from one start and return its row.
 
     Parameters
@@ -114,6 +117,8 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool, pictures: b
         What is run.
     out : Path or None
         Where its files go.
+    home : Path or None
+        Where those of all runs go.
     shown : bool
         Whether a progress bar is shown.
     warm : bool
@@ -130,7 +135,7 @@ def one(run: runs.Run, out: Path | None, *, shown: bool, warm: bool, pictures: b
         if warm:
             with run.builder.in_use():
                 minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), comm=comm)
-        return runs.execute(run, runs.Past(run.x), out=out, shown=shown)
+        return runs.execute(run, runs.Past(run.x), out=out, home=home, shown=shown)
 
     result, error = runs.attempt(comm, action)
     if result is None:

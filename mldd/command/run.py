@@ -320,6 +320,7 @@ def execute(
     *,
     out: Path | None = None,
     checkpoint: Path | None = None,
+    home: Path | None = None,
     shown: bool = True,
     first: Callable[[], None] = lambda: None,
 ) -> Result:
@@ -335,6 +336,8 @@ def execute(
         The folder that gets the history.
     checkpoint : Path, optional
         The file that is written from time to time.
+    home : Path, optional
+        The folder of all runs, where there are several.
     shown : bool
         Whether a progress bar is shown.
     first : callable
@@ -342,7 +345,7 @@ def execute(
     """
     validation = run.validation(past.validation)
     keeper = None if checkpoint is None else Keeper(checkpoint, run, validation)
-    with run.builder.in_use(), _monitors(run, past, out, shown) as monitors:
+    with run.builder.in_use(), _monitors(run, past, out, home, shown) as monitors:
         result = minimise(
             run.objective,
             past.x,
@@ -366,7 +369,7 @@ def execute(
 
 
 @contextlib.contextmanager
-def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[list[Any]]:
+def _monitors(run: Run, past: Past, out: Path | None, home: Path | None, shown: bool) -> Iterator[list[Any]]:
     monitors: list[Any] = []
     if run.comm.rank == 0:
         if out is not None:
@@ -375,7 +378,7 @@ def _monitors(run: Run, past: Past, out: Path | None, shown: bool) -> Iterator[l
             monitors.append(CsvWriter(out / "history.csv", past.history))
             names, shape = dict(zip(("problem", "solver"), run.names, strict=True)), run.shape
             about = {**names, "seed": run.seed, "ranks": run.comm.ranks, **shape, **run.options}
-            monitors += [Logger(kind, out, about, past.history) for kind in run.options["log"] if kind != "csv"]
+            monitors += [Logger(kind, out, about, past.history, home) for kind in run.options["log"] if kind != "csv"]
         monitors.append(Progress(run.stop.max_steps, " ".join(run.names), shown))
     try:
         yield monitors

@@ -223,11 +223,21 @@ class Logger:
         Problem, solver, seed and what else should be known of the run.
     past : History, optional
         Records of the run that is resumed.
+    home : Path, optional
+        Folder of several runs, which MLflow and Weights & Biases keep in one place.
     """
 
-    def __init__(self, name: str, folder: Path, about: Mapping[str, Any], past: History | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        about: Mapping[str, Any],
+        past: History | None = None,
+        home: Path | None = None,
+    ) -> None:
         self._name = name
-        self._kind: Any = _KINDS[name](folder / name, about, past)
+        place = folder if name == "tensorboard" or home is None else home
+        self._kind: Any = _KINDS[name](place / name, about, past)
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -442,6 +442,31 @@ class GraphProblem(Problem):
             module.training = mode
         return net
 
+    def predict(self, x: Tensor, data: Any = None) -> Tensor:
+        """Return what the trained network returns on a graph, in evaluation mode, shape (n, k).
+
+        Parameters
+        ----------
+        x : Tensor, shape (N,)
+            Parameters.
+        data : torch_geometric.data.Data, or dict, optional
+            Another graph with the fields that the network is called with; by default that of the training.
+
+        Raises
+        ------
+        ValueError
+            It lacks a field.
+        """
+        arguments = self.arguments if data is None else replace(self, data=data).arguments
+        net = self.module(x)
+        training = {module: module.training for module in net.modules()}
+        net.eval()
+        with torch.no_grad():
+            made = arguments.call(net, arguments.whole)
+        for module, mode in training.items():
+            module.training = mode
+        return made
+
     def outputs(self, x: Tensor) -> Tensor:
         """Return what the network returns at all nodes without dropout, shape (n, k).
 
@@ -453,12 +478,29 @@ class GraphProblem(Problem):
         with self.model.at(x, modes=modes(self.net, False)), torch.no_grad():
             return self.arguments.call(self.net, self.arguments.whole)
 
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return loss and accuracy, or the root mean square of errors, on the validation items.
+
+        Raises
+        ------
+        ValueError
+            There are none, or they are trained on.
+        """
+        if self.labels == "all":
+            raise ValueError("validation needs nodes that are not trained on, got labels=all; leave one of them out")
+        found = {} if self._whole_loss else self._measured(x, ("validation",))
+        if not found:
+            raise ValueError("`data` must have val_mask with a labelled node for a validation, got none; add it")
+        return found
+
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return loss and accuracy, or the root mean square of errors, on training, validation and test items."""
-        if self._whole_loss:
-            return {}
-        states, task, found = self.outputs(x), self.task, {}
-        for name in (name for name in SPLITS if name in task.masks):
+        return {} if self._whole_loss else self._measured(x, tuple(SPLITS))
+
+    def _measured(self, x: Tensor, parts: Sequence[str]) -> dict[str, float]:
+        states, task = self.outputs(x), self.task
+        found: dict[str, float] = {}
+        for name in (name for name in parts if name in task.masks):
             items = task.masks[name].nonzero().flatten()
             if not len(items):
                 continue
@@ -467,15 +509,6 @@ class GraphProblem(Problem):
             for key, total in task.scores(outputs, targets).items():
                 mean = total / len(items)
                 found |= {f"{name}_rmse": mean**0.5} if key == "mse" else {f"{name}_{key}": mean}
-        return found
-
-    def validation(self, x: Tensor) -> dict[str, float]:
-        """Return loss and quality on the validation items, without dropout."""
-        found = {} if self.labels == "all" else self.metrics(x)
-        found = {name: value for name, value in found.items() if name.startswith("validation_")}
-        if not found:
-            got = "labels=all, which trains on them" if self.labels == "all" else "none"
-            raise ValueError(f"validation needs nodes that are not trained on, got {got}; set val_mask in the data")
         return found
 
     def details(self) -> dict[str, Any]:

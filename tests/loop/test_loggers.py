@@ -136,6 +136,24 @@ def test_a_run_that_never_ended_has_failed(tmp_path):
 
 
 @needs["mlflow"]
+def test_runs_of_an_ensemble_are_in_one_place(run, tmp_path, without_figures):
+    from mlflow.tracking import MlflowClient
+
+    assert run("train sbm --solver adam --steps 1 --seeds 0-2 --quiet --log mlflow --out", tmp_path)[0] == 0
+    client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
+    found = client.search_runs([client.get_experiment_by_name("mldd").experiment_id])
+    measures = {int(one.data.params["seed"]): one.data.metrics["measure"] for one in found}
+    histories = {seed: read_csv(tmp_path / f"{seed}" / "history.csv").records for seed in range(3)}
+    assert measures == {seed: records[-1].measure for seed, records in histories.items()}
+
+
+@needs["tensorboard"]
+def test_event_files_of_an_ensemble_are_apart(run, tmp_path, without_figures):
+    assert run("train sbm --solver adam --steps 1 --seeds 4,6 --quiet --log tensorboard --out", tmp_path)[0] == 0
+    assert [of_tensorboard(tmp_path / seed / "tensorboard")[1]["seed"] for seed in "46"] == ["4", "6"]
+
+
+@needs["mlflow"]
 def test_a_logger_that_fails_does_not_cost_the_run(tmp_path, run, monkeypatch, without_figures):
     from mlflow.tracking import MlflowClient
 

@@ -36,8 +36,10 @@ def test_numbers_stand_in_the_history_at_their_interval_and_at_the_end(tmp_path)
         if record.validation:
             assert record.validation == measures(wanted[record.step])
     read = read_csv(tmp_path / "history.csv")
-    assert repr(read.records) == repr(result.history.records)
-    assert read.validated == ("validation_loss", "validation_accuracy")
+    assert repr(read.records) == repr(result.history.records) and read.validated == (
+        "validation_loss",
+        "validation_accuracy",
+    )
     column = read.column("validation_loss")
     assert math.isnan(column[1]) and column[9] == measures(wanted[9])["validation_loss"]
 

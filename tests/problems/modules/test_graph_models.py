@@ -42,10 +42,10 @@ def test_the_best_network_is_kept_and_read_back(tmp_path):
 
 def test_validation_needs_nodes_that_are_not_trained_on():
     problem = some(labels="all")[0]
-    with pytest.raises(ValueError, match="got labels=all, which trains on them"):
+    with pytest.raises(ValueError, match="got labels=all; leave one of them out"):
         problem.validation(problem.initial())
     data = some()[2]
     del data.val_mask
     problem = GraphProblem(some()[1], data)
-    with pytest.raises(ValueError, match="got none; set val_mask in the data"):
+    with pytest.raises(ValueError, match="must have val_mask with a labelled node for a validation, got none"):
         problem.validation(problem.initial())

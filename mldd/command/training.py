@@ -1,0 +1,191 @@
+"""Training in one call from Python: what the command line does, with a network and data of one's own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mldd.algebra import loaded
+from mldd.command import cli
+from mldd.command import report as reports
+from mldd.command import run as runs
+from mldd.command.checks import check_free, check_validation
+from mldd.command.names import Spec, problem, solver_spec
+from mldd.command.preparation import Preparation
+from mldd.loop import History, Problem, Result
+from mldd.ranks import Communicator, prepare, world
+
+# Problems around a network: a graph has edges, all else are samples.
+_GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
+_SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of a training.
+
+    Attributes
+    ----------
+    problem : Problem
+        What was trained.
+    result : Result
+        How it ended: status, history, the last iterate.
+    metrics : dict
+        Measures of quality of the last iterate.
+    content : dict
+        What ``result.json`` has: cost, options, versions.
+    written : tuple of Path
+        Files, if there is a folder for them.
+    """
+
+    problem: Problem
+    result: Result
+    metrics: Mapping[str, float]
+    content: Mapping[str, Any] = field(repr=False)
+    written: tuple[Path, ...] = ()
+
+    @property
+    def x(self) -> Tensor:
+        """The last iterate, or the best one of a validation."""
+        best = self.result.validation if self.content["options"]["keep"] != "last" else None
+        return self.result.x if best is None or best.best is None else best.best
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network.
+
+        Raises
+        ------
+        ValueError
+            The unknowns of the problem are no network.
+        """
+        return self.problem.module(self.x)
+
+    @property
+    def history(self) -> History:
+        """Records of all steps."""
+        return self.result.history
+
+    def predict(self, data: Any = None, **options: Any) -> Any:
+        """Return the outputs for other data, by default those of the training.
+
+        Parameters
+        ----------
+        data : object, optional
+            As the trained model takes them, or a graph with the fields that the network is called with.
+        **options : Any
+            What else the model takes.
+
+        Raises
+        ------
+        ValueError
+            The problem has no way to predict, or the data do not fit.
+        """
+        made = self.model
+        if hasattr(made, "predict"):
+            return made.predict(data, **options)
+        outputs: Any = getattr(self.problem, "predict", None)
+        if outputs is None:
+            raise ValueError(
+                f"{type(self.problem).__name__} must have `predict(x, data)`, got none; call the network `run.model`"
+            )
+        return outputs(self.x, data, **options)
+
+
+def train(
+    what: str | Problem | nn.Module,
+    data: Any = None,
+    *,
+    solver: str = "adam",
+    seed: int = 0,
+    comm: Communicator | None = None,
+    options: Mapping[str, Any] | None = None,
+    **keys: Any,
+) -> Training:
+    """Train a network, or solve another problem, as the command line does, and return what came of it.
+
+    Parameters
+    ----------
+    what : nn.Module, Problem or str
+        A network, with `data`; a problem; or a PROBLEM of the command line.
+    data : object, optional
+        For a network: a graph (a torch_geometric ``Data``, or a dict with ``edge_index``), or samples as
+        `SupervisedProblem` takes them.
+    solver : str
+        A SOLVER of the command line, with keys: ``"ml-lbfgs:memory=5"``.
+    seed : int
+        Of the start, and of what is random in the problem.
+    comm : Communicator, optional
+        The ranks; by default all that a launcher has started.
+    options : dict, optional
+        Other options of ``mldd train`` by name: ``{"max_seconds": 60, "validate_every": 10, "keep": "best"}``.
+    **keys : Any
+        ``parts``, ``overlap``, ``levels``, ``steps``, ``out`` and the other options of ``mldd train``, and keys of the
+        problem (``loss=...``, ``local="own"``).
+
+    Raises
+    ------
+    ValueError
+        A name or key that there is none of, or one that cannot be used.
+
+    Examples
+    --------
+    ::
+
+        run = mldd.train(net, data, solver="ml-lbfgs", parts=8, levels=3)
+        run.model, run.metrics["test_accuracy"], run.history
+    """
+    given = cli.parse(["train", "-", "--solver", solver, "--quiet"])
+    chosen = {**(options or {}), **{key: keys.pop(key) for key in list(keys) if hasattr(given, key)}}
+    for key, value in chosen.items():
+        if not hasattr(given, key):
+            raise ValueError(f"mldd train has no option {key!r}; its options are {' '.join(vars(given))}")
+        setattr(given, key, value)
+    given.seed = seed
+    comm = world() if comm is None else comm
+    prepare(comm)
+    made = _problem_of(what, data, seed, comm, keys)
+    return _trained(made, given, comm)
+
+
+def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[str, Any]) -> Problem:
+    """Return the problem around a network, one by name, or the given one."""
+    if isinstance(what, nn.Module):
+        if data is None:
+            raise ValueError("a network needs `data` to be trained on, got None; write mldd.train(net, data)")
+        is_graph = "edge_index" in data if isinstance(data, Mapping) else hasattr(data, "edge_index")
+        kind = loaded(_GRAPH if is_graph else _SAMPLES, "class")
+        return problem(kind, net=what, data=data, seed=seed, comm=comm, **keys)
+    if data is not None:
+        raise ValueError(f"`data` go with a network, got them with {what!r}; leave them out")
+    if isinstance(what, str):
+        return problem(what, **{"seed": seed, "comm": comm, **keys})
+    if keys:
+        raise ValueError(
+            f"keys of a problem that is made already cannot be set, got {' '.join(keys)}; make it with them"
+        )
+    made: Problem = what
+    return made
+
+
+def _trained(made: Problem, options: Namespace, comm: Communicator) -> Training:
+    check_validation(options)
+    if options.out is not None:
+        options.out = Path(options.out)
+        check_free(options.out, options.overwrite, comm)
+        runs.check_folder(options.out, comm)
+    name = type(made).__name__
+    specs = Spec(name, name, type(made)), solver_spec(options.solver)
+    run = runs.prepare(specs, options, Preparation(made, options.seed, comm, options.prices == "measured"))
+    result = runs.execute(run, runs.Past(run.x), out=options.out, shown=not options.quiet)
+    content = reports.report(run, result)
+    written: list[Path] = []
+    if options.out is not None and comm.rank == 0:
+        written += reports.write_result(options.out, content, result.history)
+        written += reports.keep(run, result, content, options.out)
+    return Training(made, result, content["metrics"], content, tuple(written))
