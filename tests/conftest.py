@@ -20,4 +20,6 @@ def run(capsys):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Draw nothing: it takes longer than a run."""
+    import mldd.command.plot  # noqa: F401 (it takes the true functions over, whichever test comes first)
+
     monkeypatch.setattr("mldd.figures.curves.convergence", lambda history, path, title: path.touch())

@@ -484,8 +484,10 @@ class GraphProblem(Problem):
         Raises
         ------
         ValueError
-            There are none.
+            There are none, or they are trained on.
         """
+        if self.labels == "all":
+            raise ValueError("validation needs nodes that are not trained on, got labels=all; leave one of them out")
         found = {} if self._whole_loss else self._measured(x, ("validation",))
         if not found:
             raise ValueError("`data` must have val_mask with a labelled node for a validation, got none; add it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mldd.problems.pinns.pinn import PhysicsInformed
 
 _KEPT = ("name", "model", "network", "windows", "poisson", "points", "dtype")  # fields that say what is evaluated
+_RECORDS = ("network", "windows", "poisson")  # those of them that are records
 _ROUNDING = 1e-9  # of the box, by which points may lie outside
 
 
@@ -54,8 +55,8 @@ class SolutionModel(NetworkModel):
 
     def config(self) -> dict[str, Any]:
         """Return the fields of the problem that say what is evaluated."""
-        fields = {name: getattr(self.problem, name) for name in _KEPT}
-        return {name: asdict(value) if is_dataclass(value) else value for name, value in fields.items()}
+        fields: dict[str, Any] = {name: getattr(self.problem, name) for name in _KEPT}
+        return {name: asdict(value) if name in _RECORDS else value for name, value in fields.items()}
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> SolutionModel:
