@@ -1,5 +1,5 @@
 from .builder import current as current
-from .names import SOLVERS as SOLVERS
+from .keys import SOLVERS as SOLVERS
 from .names import described as described
 from .names import name_of as name_of
 from .names import solver_spec as solver_spec

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from mldd.algebra import from_outside
 from mldd.command import names
-from mldd.command.keys import default, default_of, fields_of, holds_solver, is_solver, keys_of, solver_wanted
+from mldd.command.keys import SOLVERS, default, default_of, fields_of, holds_solver, is_solver, keys_of, solver_wanted
 from mldd.command.names import Spec
 
 _WIDTH = 110
@@ -27,7 +27,7 @@ _FILES = {
 def listing() -> Iterator[str]:
     """Yield the names of all problems, solvers and formats with a sentence each; nothing is imported for it."""
     formats = {f".{suffix.lstrip('.')}": target for suffix, target in names.FORMATS.items()}
-    for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", names.SOLVERS), ("formats", formats)):
+    for title, table in (("problems", names.PROBLEMS | _FILES), ("solvers", SOLVERS), ("formats", formats)):
         yield f"{title}:"
         groups: dict[str, list[str]] = {}
         for name, target in table.items():
@@ -102,7 +102,7 @@ def keys(name: str) -> Iterator[str]:
 
 
 def _found(name: str) -> tuple[Spec, bool]:
-    if name in names.SOLVERS:
+    if name in SOLVERS:
         return names.solver_spec(name), False
     if name in names.PROBLEMS or from_outside(name, names.PROBLEMS) != name:
         return names.problem_spec(name), True

@@ -86,7 +86,7 @@ class Training:
         ValueError
             The problem has no way to predict, or the data do not fit.
         """
-        made = self.model
+        made: Any = self.model
         if hasattr(made, "predict"):
             return made.predict(data, **options)
         outputs: Any = getattr(self.problem, "predict", None)

@@ -48,7 +48,7 @@ class Problem:
         By default it is the same but for a field ``comm``.
         """
         if is_dataclass(self) and any(f.name == "comm" for f in fields(self)):
-            return replace(self, comm=SERIAL)  # type: ignore[unreachable]
+            return replace(self, comm=SERIAL)
         return self
 
     def initial(self, seed: int = 0) -> Tensor:

@@ -70,7 +70,7 @@ class GraphPieces:
         own : Tensor, shape (k,), int64, optional
             Nodes that count in batch statistics, whose states are all exact; by default those of the items.
         """
-        wanted = self.task.items[..., items].flatten().unique()
+        wanted = torch.unique(self.task.items[..., items])
         first = wanted if own is None else own
         owned = len(first)
         if own is not None:

@@ -437,7 +437,7 @@ class GraphProblem(Problem):
         with torch.no_grad():
             self.arguments.call(net, self.arguments.whole)
         for module, momentum, _ in before:
-            module.momentum = momentum  # type: ignore[assignment]
+            module.momentum = momentum
         for module, mode in training.items():
             module.training = mode
         return net

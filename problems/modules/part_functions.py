@@ -122,7 +122,7 @@ class PartFunctions(TorchFunctionMode):
             running_mean.lerp_(mean.detach().to(running_mean), momentum)
             unbiased = variance.detach() * count.detach() / (count.detach() - 1).clamp(min=1)
             running_var.lerp_(unbiased.to(running_var), momentum)
-        y = (x - mean.to(x)) * (variance.clamp(min=0) + eps).rsqrt().to(x)
+        y: Tensor = (x - mean.to(x)) * (variance.clamp(min=0) + eps).rsqrt().to(x)
         y = y if weight is None else y * weight
         return y if bias is None else y + bias
 

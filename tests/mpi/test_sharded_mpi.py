@@ -109,7 +109,7 @@ MODELS = (
                 labels[nodes] = of
             # local models: each rank knows the others by clusters, the oracle has the whole graph
             pieces = [whole.source.aggregated(composite_labels((part == k).numpy(), labels), 2) for k in range(4)]
-            oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.decay)
+            oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.network.decay)
             d = one.decomposition(4)
             y = (x.expand(4, -1) + 0.01 * torch.arange(4)[:, None]).contiguous()
             models = d.models(f, x, g)
@@ -120,9 +120,9 @@ MODELS = (
             same(models.gradient(d.gather(x)), g.expand(len(d.local), -1), (model, "first order"))
             # the coarse graph
             coarse = NodeLoss(whole.net, stack([whole.source.aggregated(labels, 2)], single=True, dtype=torch.float64),
-                              whole.decay)
+                              whole.network.decay)
             piece = clustered.source.aggregated(np.arange(labels.max() + 1), 2)
-            mine = NodeLoss(whole.net, stack([piece], single=True, dtype=torch.float64), whole.decay)
+            mine = NodeLoss(whole.net, stack([piece], single=True, dtype=torch.float64), whole.network.decay)
             same(mine.gradient(x), coarse.gradient(x), (model, "coarse"))
     data = plain
     # Training: the parts of the shards give the same subdomains on any number of ranks. Clusters depend on who makes

@@ -259,7 +259,7 @@ def test_files_are_problems_of_the_command_line(tmp_path):
     path = saved(tmp_path / "a.npz")
     spec = problem_spec(f"{path}:horizon=3:6,variable=t")
     assert spec.kind is Forecasting
-    assert (spec.keys["horizon"], spec.keys["variable"]) == ((3, 6), ("t",))
+    assert (spec.keys["plan.horizon"], spec.keys["reading.variable"]) == ((3, 6), ("t",))
     np.savez(tmp_path / "graph.npz", adj_data=np.ones(2))
     assert problem_spec(str(tmp_path / "graph.npz")).kind is not Forecasting
     (tmp_path / "a.nc").write_bytes(b"")
