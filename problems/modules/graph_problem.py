@@ -34,6 +34,7 @@ from mldd.problems.modules.graph_pieces import GraphPieces
 from mldd.problems.modules.graph_task import SPLITS, Task, is_loss_of_network, is_mean, task_of
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
+from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
 from mldd.problems.nets import MiniBatches, composite_labels
 from mldd.ranks import SERIAL, Communicator
@@ -427,19 +428,7 @@ class GraphProblem(Problem):
         net = self.model.load(x)
         if not self._statistics:
             return net
-        norms = [module for module in net.modules() if has_statistics(module)]
-        before = [(module, module.momentum, module.training) for module in norms]
-        training = {module: module.training for module in net.modules()}
-        net.eval()
-        for module in norms:
-            module.train()
-            module.momentum = 1.0  # type: ignore[assignment]
-        with torch.no_grad():
-            self.arguments.call(net, self.arguments.whole)
-        for module, momentum, _ in before:
-            module.momentum = momentum
-        for module, mode in training.items():
-            module.training = mode
+        settled(net, modes(net, False), lambda: self.arguments.call(net, self.arguments.whole))
         return net
 
     def predict(self, x: Tensor, data: Any = None) -> Tensor:

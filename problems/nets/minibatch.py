@@ -30,6 +30,28 @@ def subset(samples: int, count: int, *key: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(key).choice(samples, count, replace=False))
 
 
+def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
+    """Return consecutive pieces of `rows` of nearly equal length, each widened by `overlap` on both sides.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (n,)
+        What is cut.
+    parts : int
+        Number of pieces.
+    overlap : int
+        Rows that are added on either side, as far as there are any.
+
+    Examples
+    --------
+    >>> [piece.tolist() for piece in pieces(torch.arange(5), 2, overlap=1)]
+    [[0, 1, 2], [1, 2, 3, 4]]
+    """
+    n = len(rows)
+    cuts = [k * n // parts for k in range(parts + 1)]
+    return [rows[max(0, a - overlap) : min(n, b + overlap)] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
 @dataclass(frozen=True)
 class MiniBatches:
     """Mini-batches that pass through a permutation of the samples, a new one per epoch, without replacement.

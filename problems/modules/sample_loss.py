@@ -1,0 +1,292 @@
+"""The loss of a module over some of its samples, shared out to ranks; and over the samples of several subdomains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import Bounds, FlatModule, Modes, Price, uncounted
+from mldd.problems.modules.samples import Samples
+from mldd.problems.nets import Draw
+from mldd.ranks import Communicator
+
+Kind = Literal["mean", "sum", "whole"]
+_PROBED = 1024  # samples on which it is measured how a loss depends on them
+_AT_ONCE = 1024  # samples that are evaluated together where they may be evaluated one after the other
+
+
+@dataclass(frozen=True, eq=False)
+class SampleModel:
+    """A module with its loss and samples, and how the loss over some samples follows from that over fewer.
+
+    Parameters
+    ----------
+    flat : FlatModule
+        The module.
+    loss : callable
+        ``loss(module, batch)`` returns one number.
+    samples : Samples
+        All of them.
+    modes : dict of nn.Module to bool
+        Training modes in evaluations.
+    at_once : int
+        Samples that are evaluated together at most where they need not be.
+    """
+
+    flat: FlatModule
+    loss: Callable[[nn.Module, Any], Tensor]
+    samples: Samples
+    modes: Modes
+    at_once: int = _AT_ONCE
+
+    def evaluate(self, rows: Tensor, noise: int = 0) -> tuple[Tensor, Tensor]:
+        """Return loss, shape (), and gradient, shape (n,), over some samples at the module's own parameters, uncounted.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            Numbers of the samples.
+        noise : int
+            Seed of dropout.
+        """
+        with uncounted():
+            loss = partial(_of_batch, self.loss, self.samples.take(rows))
+            return self.flat.value_and_gradient(self.flat.flat, loss, noise, self.modes)
+
+    @cached_property
+    def _probe(self) -> Tensor:
+        n = len(self.samples)
+        return torch.arange(n) if n <= _PROBED else torch.arange(0, n, -(-n // _PROBED))
+
+    @cached_property
+    def noisy(self) -> bool:
+        """Whether the loss draws random numbers: it is another one for another seed."""
+        rows = self._probe[:1] if self.samples.in_batches else self._probe
+        first, second = (self.evaluate(rows, noise) for noise in (0, 1))
+        return not _close(first, second)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """How the loss over several samples follows from those over some of them: as mean, as sum, or not at all.
+
+        It is measured at the module's own parameters: batch normalisation and dropout couple the samples of a batch.
+        """
+        if self.samples.in_batches:
+            return "mean"
+        rows, third = self._probe, max(1, len(self._probe) // 3)
+        whole = self.evaluate(rows)
+        if len(rows) == 1:
+            return "whole"
+        try:
+            parts = [self.evaluate(piece) for piece in (rows[:third], rows[third:])]
+        except (RuntimeError, ValueError):  # batch normalisation refuses a single sample
+            return "whole"
+        shares = (third / len(rows), 1 - third / len(rows))
+        if _close(whole, _combined(parts, shares)):
+            return "mean"
+        return "sum" if _close(whole, _combined(parts, (1.0, 1.0))) else "whole"
+
+    def pieces(self, rows: Tensor, noise: int, comm: Communicator | None, of: int) -> Iterator[tuple[Any, float, int]]:
+        """Yield batch, weight and seed of what this rank evaluates of the loss over some samples.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            Numbers of the samples.
+        noise : int
+            Seed of dropout.
+        comm : Communicator or None
+            Its ranks share the samples; of a loss that cannot be divided, the first one has all. None for all of them.
+        of : int
+            Number of samples that these ones stand for, by which a loss that is a sum is scaled.
+        """
+        units = rows.split(1 if self.samples.in_batches else len(rows))
+        if self.kind != "whole" and not self.samples.in_batches:
+            mine = range(len(rows)) if comm is None else comm.share(len(rows))
+            units = rows[mine.start : mine.stop].split(self.at_once)
+        elif comm is not None:
+            mine = comm.share(len(units))
+            units = units[mine.start : mine.stop]
+        for unit in units:
+            if len(unit):
+                share = 1.0 if self.kind == "whole" else len(unit) / len(rows)
+                seed = hash((noise, int(unit[0]))) if self.samples.in_batches else noise
+                yield self.samples.take(unit), of / len(rows) if self.kind == "sum" else share, seed % 2**63
+
+
+@dataclass(frozen=True, eq=False)
+class SampleLoss:
+    """The loss of a module over some samples, shared out to the ranks of a communicator.
+
+    Parameters
+    ----------
+    model : SampleModel
+        Module, loss and samples.
+    rows : Tensor, shape (m,), int64
+        Numbers of the samples.
+    price : Price
+        What an evaluation of all these samples costs.
+    comm : Communicator or None
+        Value and gradient are summed over its ranks in one collective; None where this rank evaluates all.
+    noise : int
+        Seed of dropout.
+    drawn : Draw, optional
+        The mini-batch, where it is one.
+    of : int
+        Number of samples that these ones stand for, 0 for their own.
+    """
+
+    model: SampleModel
+    rows: Tensor
+    price: Price = Price()  # noqa: RUF009 (frozen)
+    comm: Communicator | None = None
+    noise: int = 0
+    drawn: Draw | None = None
+    of: int = 0
+    _pieces: list[tuple[Any, float, int]] = field(init=False, repr=False)
+    _price: Price = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take the samples of this rank."""
+        made = list(self.model.pieces(self.rows, self.noise, self.comm, self.of or len(self.rows)))
+        share = 1.0 if self.comm is None else self._share(self.comm)
+        object.__setattr__(self, "_pieces", made)
+        object.__setattr__(self, "_price", self.price.scaled(share))
+
+    def _share(self, comm: Communicator) -> float:
+        """Return the share of the work that this rank has."""
+        units = 1 if self.model.kind == "whole" else len(self.rows)
+        return len(comm.share(units)) / units
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.model.flat.size
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """No bounds."""
+        like = self.model.flat.flat
+        return Bounds.free(self.size, dtype=like.dtype, device=like.device)
+
+    def _evaluations(self) -> Iterator[tuple[float, dict[str, Any]]]:
+        for batch, weight, seed in self._pieces:
+            yield weight, {"loss": partial(_of_batch, self.model.loss, batch), "noise": seed, "modes": self.model.modes}
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the loss, shape ()."""
+        self._price.of_value()
+        total = x.new_zeros(())
+        for weight, options in self._evaluations():
+            total += weight * self.model.flat.value(x, **options)
+        return total if self.comm is None else self.comm.sum_values(total)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient, shape (n,)."""
+        return self.value_and_gradient(x)[1]
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both in one sweep and one collective.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        """
+        self._price.of_gradient()
+        total = x.new_zeros(self.size + 1)
+        for weight, options in self._evaluations():
+            value, g = self.model.flat.value_and_gradient(x, **options)
+            total[:-1].add_(g, alpha=weight)
+            total[-1] += weight * value
+        if self.comm is not None:
+            total = self.comm.sum(total)
+        return total[-1].clone(), total[:-1]
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v`` by differentiating ``<g, v>``."""
+        self._price.of_product()
+        total = x.new_zeros(self.size)
+        for weight, options in self._evaluations():
+            total.add_(self.model.flat.hessian_product(x, v, **options), alpha=weight)
+        return total if self.comm is None else self.comm.sum(total)
+
+
+@dataclass(frozen=True, eq=False)
+class PartLosses:
+    """The losses over the samples of several subdomains, each of which has a copy of all parameters.
+
+    Parameters
+    ----------
+    losses : sequence of SampleLoss
+        One per subdomain, on this rank alone.
+    like : Tensor
+        Of the dtype and on the device of the parameters.
+    size : int
+        Number n of parameters.
+    """
+
+    losses: Sequence[SampleLoss]
+    like: Tensor
+    size: int
+
+    batched = True
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """No bounds."""
+        return Bounds.free(len(self.losses), self.size, dtype=self.like.dtype, device=self.like.device)
+
+    def value(self, y: Tensor) -> Tensor:
+        """Return the losses, shape (p,)."""
+        return torch.stack([f.value(row) for f, row in zip(self.losses, y, strict=True)]) if len(y) else y.new_zeros(0)
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradients, shape (p, n)."""
+        return self.value_and_gradient(y)[1]
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses and gradients.
+
+        Parameters
+        ----------
+        y : Tensor, shape (p, n)
+            Parameters of every subdomain.
+        """
+        values, g = y.new_zeros(len(y)), torch.empty_like(y)
+        for k, f in enumerate(self.losses):
+            values[k], g[k] = f.value_and_gradient(y[k])
+        return values, g
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``H_i(y_i) v_i`` of every subdomain, shape (p, n)."""
+        product = torch.empty_like(v)
+        for k, f in enumerate(self.losses):
+            product[k] = f.hessian_product(y[k], v[k])
+        return product
+
+
+def _of_batch(loss: Callable[[nn.Module, Any], Tensor], batch: Any, module: nn.Module) -> Tensor:
+    return loss(module, batch)
+
+
+def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return the weighted sums of losses and of gradients."""
+    values, gradients = zip(*parts, strict=True)
+    pairs = list(zip(weights, values, gradients, strict=True))
+    return sum((w * v for w, v, _ in pairs), torch.zeros(())), sum((w * g for w, _, g in pairs), torch.zeros(()))
+
+
+def _close(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    """Say whether two losses with their gradients are equal up to rounding."""
+    (f, g), (f2, g2) = first, second
+    tolerance = torch.finfo(g.dtype).eps ** 0.6
+    size = float(torch.linalg.vector_norm(g))
+    return bool((f - f2).abs() <= tolerance * f.abs().clamp(min=1e-30)) and (
+        float(torch.linalg.vector_norm(g - g2)) <= tolerance * max(size, 1e-30) * 10
+    )

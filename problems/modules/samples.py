@@ -1,0 +1,250 @@
+"""Data of any kind that torch knows, as samples that can be counted and taken by their numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+_KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples that are taken by their numbers; or batches of them, where only whole batches can be taken.
+
+    Parameters
+    ----------
+    stacked : tensor, or tuple, list or dict of tensors, or None
+        All samples, side by side along the first axis; None where there are batches.
+    batches : tuple
+        Batches as a loader has made them, each of which counts as one sample.
+    batch : int
+        Samples of a batch of the loader that the data came in, 0 where there was none.
+    """
+
+    stacked: Any
+    batches: tuple[Any, ...] = ()
+    batch: int = 0
+
+    @staticmethod
+    def of(data: Any, seed: int = 0) -> Samples:
+        """Return the samples of data, all of which are read here, once.
+
+        Parameters
+        ----------
+        data : tuple of Tensor, Dataset, DataLoader or iterable of batches
+            What a loader with torch's own collate function makes is taken apart into samples. What is made by another
+            one, or in an order that a sampler of its own chooses, is kept as batches or asked for once; a warning says
+            so.
+        seed : int
+            Of torch's generator, with which the data are read.
+
+        Raises
+        ------
+        ValueError
+            No samples, or some that cannot be stacked.
+        """
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            samples = _read(data)
+        if len(samples) == 0:
+            raise ValueError("the data must have a sample, got none")
+        return samples
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether only whole batches can be taken."""
+        return self.stacked is None
+
+    def __len__(self) -> int:
+        """Return the number of samples, or of batches where only whole ones can be taken."""
+        return len(self.batches) if self.in_batches else len(next(_tensors(self.stacked)))
+
+    def take(self, rows: Tensor) -> Any:
+        """Return some samples side by side; where there are batches, `rows` names one.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            Their numbers; a run of consecutive ones is not copied.
+        """
+        if self.in_batches:
+            return self.batches[int(rows)]
+        first, count = int(rows[0]), len(rows)
+        if int(rows[-1]) == first + count - 1 and bool((rows.diff() == 1).all()):
+            return _mapped(lambda t: t[first : first + count], self.stacked)
+        return _mapped(lambda t: t[rows.to(t.device)], self.stacked)
+
+    def permuted(self, order: Tensor) -> Samples:
+        """Return the samples in another order.
+
+        Parameters
+        ----------
+        order : Tensor, shape (n,), int64
+            The number of every sample.
+        """
+        if self.in_batches:
+            return replace(self, batches=tuple(self.batches[int(k)] for k in order))
+        return replace(self, stacked=_mapped(lambda t: t[order], self.stacked))
+
+    def to(self, device: torch.device) -> Samples:
+        """Return the samples on a device.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where.
+        """
+        return replace(
+            self,
+            stacked=None if self.in_batches else _moved(self.stacked, device),
+            batches=tuple(_moved(batch, device) for batch in self.batches),
+        )
+
+    def arrays(self) -> Iterator[Any]:
+        """Yield the samples as arrays of NumPy, for a checksum; of batches, the tensors that can be seen in them."""
+        for tensor in _tensors(self.batches if self.in_batches else self.stacked):
+            plain = tensor.detach().cpu()
+            yield (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _read(data: Any) -> Samples:
+    if isinstance(data, DataLoader):
+        return _of_loader(data)
+    if isinstance(data, Tensor | np.ndarray | dict):
+        return Samples(_stacked(data))
+    if isinstance(data, tuple | list) and data and all(isinstance(part, Tensor | np.ndarray) for part in data):
+        return Samples(_stacked(tuple(data)))
+    if isinstance(data, IterableDataset):
+        raise ValueError("the data must have a length or come in batches, got an IterableDataset; give a DataLoader")
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return Samples(_of_dataset(data))
+    if isinstance(data, Iterable):
+        return _of_batches(list(data), "data that are no Dataset come in batches")
+    raise ValueError(f"the data must be {_KINDS}, got {type(data).__name__}")
+
+
+def _of_dataset(data: Any) -> Any:
+    """Return all samples of a dataset with a length, stacked."""
+    if isinstance(data, TensorDataset):
+        return _stacked(tuple(data.tensors))
+    samples = [data[i] for i in range(len(data))]
+    try:
+        stacked = _stacked(default_collate(samples)) if samples else torch.zeros(0)
+        again = default_collate([data[0]]) if samples else stacked
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the samples of {type(data).__name__} must be tensors of equal shapes, or numbers, got {error}; give a "
+            "DataLoader with a collate_fn of your own"
+        ) from error
+    pairs = zip(_tensors(stacked), _tensors(again), strict=True)
+    if any(not torch.equal(torch.nan_to_num(a[:1]), torch.nan_to_num(b)) for a, b in pairs if a.numel()):
+        warnings.warn(
+            f"samples of {type(data).__name__} change whenever they are asked for (augmentation?); each was asked for "
+            "once, and stays as it came",
+            stacklevel=5,
+        )
+    return stacked
+
+
+def _of_loader(loader: DataLoader[Any]) -> Samples:
+    """Take a loader apart where it only divides a dataset into batches, otherwise keep its batches."""
+    own = loader.collate_fn is not default_collate
+    if own or isinstance(loader.dataset, IterableDataset):
+        why = "a collate_fn of your own" if own else "an IterableDataset"
+        made = _of_batches(list(loader), f"a loader with {why} was asked once", apart=not own)
+        return replace(made, batch=0 if made.in_batches else loader.batch_size or 0)
+    plain = isinstance(loader.sampler, SequentialSampler) or (
+        isinstance(loader.sampler, RandomSampler)
+        and not loader.sampler.replacement
+        and loader.sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    if plain and loader.batch_size is not None:
+        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size)
+    made = _of_batches(list(loader), "a loader with a sampler of its own was asked once", apart=True)
+    return replace(made, batch=loader.batch_size or 0)
+
+
+def _of_batches(batches: list[Any], why: str, *, apart: bool = False) -> Samples:
+    """Keep batches as they are, or put their samples side by side where they may be taken apart."""
+    if apart and batches:
+        warnings.warn(f"{why}: the {len(batches)} batches that it gave are the data", stacklevel=5)
+        return Samples(_joined([_stacked(batch) for batch in batches]))
+    warnings.warn(
+        f"{why}: the {len(batches)} batches that it gave are the data, each is used as a whole, and counts as one "
+        "sample",
+        stacklevel=5,
+    )
+    return Samples(None, tuple(batches))
+
+
+def _stacked(data: Any) -> Any:
+    """Return nested tensors, refusing different numbers of samples."""
+    data = _mapped(lambda t: t, data)
+    shapes = [tuple(t.shape) for t in _tensors(data)]
+    if not shapes or any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"the data must be tensors with one row per sample, got shapes {shapes}")
+    return data
+
+
+def _mapped(change: Callable[[Tensor], Tensor], data: Any) -> Any:
+    """Return the same nest of tuples, lists and dicts with changed tensors; arrays of NumPy become tensors."""
+    if isinstance(data, Tensor | np.ndarray):
+        return change(torch.as_tensor(data))
+    if isinstance(data, dict):
+        return {key: _mapped(change, value) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(_mapped(change, value) for value in data))
+    if isinstance(data, tuple | list):
+        return type(data)(_mapped(change, value) for value in data)
+    raise ValueError(
+        f"samples must be tensors, or tuples, lists and dicts of them, got {type(data).__name__}; give a DataLoader "
+        "with a collate_fn of your own"
+    )
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    """Return the samples of several batches side by side."""
+    columns = zip(*(_tensors(batch) for batch in batches), strict=True)
+    rows = iter([torch.cat(column) for column in columns])
+    return _mapped(lambda _: next(rows), batches[0])
+
+
+def _tensors(data: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a nest of tuples, lists and dicts; what else is in it is passed over."""
+    if isinstance(data, Tensor):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _tensors(value)
+    elif isinstance(data, tuple | list):
+        for value in data:
+            yield from _tensors(value)
+
+
+def _moved(data: Any, device: torch.device) -> Any:
+    """Return data on a device: tensors, what else has ``to``, and nests of them; the rest as it is."""
+    if hasattr(data, "to"):
+        return data.to(device)
+    if isinstance(data, dict):
+        return {key: _moved(value, device) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(_moved(value, device) for value in data))
+    if isinstance(data, tuple | list):
+        return type(data)(_moved(value, device) for value in data)
+    return data

@@ -1,0 +1,516 @@
+"""Supervised learning by any torch module: its loss over any data, in full or in mini-batches, decomposed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import (
+    Corrected,
+    Decomposition,
+    FlatModule,
+    Hierarchy,
+    Identity,
+    Level,
+    LocalRestrictions,
+    Objective,
+    Price,
+    SharedDecomposition,
+    Stochastic,
+    innermost,
+    sampled,
+)
+from mldd.loop import Problem
+from mldd.problems.data import checksum
+from mldd.problems.modules.module_layers import Group, ModuleLayers
+from mldd.problems.modules.module_scores import Score, scored, settled
+from mldd.problems.modules.sample_loss import PartLosses, SampleLoss, SampleModel
+from mldd.problems.modules.samples import Samples
+from mldd.problems.nets import Draw, MiniBatches, pieces
+from mldd.ranks import SERIAL, Communicator
+
+_NETWORKS = ("net", "network", "model", "module")  # first arguments of a loss that is given the module itself
+# Rates that lead somewhere for networks whose layers are started as torch does.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 3e-3},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.03},
+    "adagrad": {"rate": 0.03, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.03, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.03, "local.varsigma": 1e-3, "global_steps": 1},
+    "mofftr": {"smoother.rate": 0.03, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "localsgd": {"local.lr": 0.1, "local.momentum": 0.9, "memory": "keep"},
+    "diloco": {"local.lr": 3e-3},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SupervisedProblem(Problem):
+    """Train any torch module on any data: the mean loss over samples, its parts, and its layers.
+
+    Ranks share the samples of every evaluation where the loss over a batch is the mean (or the sum) of those of its
+    samples, which is measured. Batch normalisation in training mode, dropout and losses with weights couple the samples
+    of a batch: then the first rank evaluates all of them, and ranks share the subdomains only. Values change nothing of
+    the module; `module` writes into it. Every module inside keeps the mode (train or eval) it has when the problem is
+    made. Dropout is drawn anew for every outer step, from the seed; the objective itself is the loss without it.
+
+    A class that derives from this one gives `net`, `data` and `loss` by `make`, and its fields are keys on the command
+    line (``mldd train file.py:Class:key=value``).
+
+    Parameters
+    ----------
+    net : nn.Module
+        What is trained; it stays the user's.
+    data : tuple of Tensor, Dataset, DataLoader or batches
+        Inputs and targets, in the order ``*inputs, targets``; see `Samples.of` for what is done with loaders.
+    loss : callable
+        ``loss(outputs, targets)`` as in ``torch.nn.functional``; or ``loss(net, batch)``, where the name of its first
+        argument is net, network, model or module.
+    validation : data of the same kind, optional
+        For metrics.
+    scores : mapping of str to callable
+        Metrics besides the losses, ``score(outputs, targets)``, or ``score(net, batch)`` where the loss is of that
+        kind. By default the accuracy where targets are classes.
+    batch : int, optional
+        Samples of a mini-batch, drawn anew for every outer step, the same on all ranks; 0 for all samples. None for the
+        loader's, and for all samples where there is none.
+    subdomains : {"layers", "data", "both"}
+        What is decomposed: the parameters into runs of layers, or the samples, where every part updates all parameters
+        and has the loss over its own samples, first-order corrected unless asked otherwise; or a subdomain for every
+        layer and part of the data.
+    groups : sequence of str
+        Names of modules inside that make one layer each, such as encoder, processor, decoder; empty for one layer per
+        module with parameters.
+    seed : int
+        Of mini-batches, of dropout, and of the order in which samples are divided.
+    device : str
+        Where the module and all samples are put; "" for where the module is.
+    comm : Communicator
+        Its ranks share samples and subdomains; all of them make the problem, of the same data.
+
+    Raises
+    ------
+    ValueError
+        Options that make no sense, data that do not fit the module, or ranks with different data.
+
+    Examples
+    --------
+    >>> problem = SupervisedProblem(nn.Linear(2, 1), (torch.ones(8, 2), torch.ones(8, 1)), nn.functional.mse_loss)
+    >>> problem.objective().size, problem.decomposition(2, subdomains="data").parts
+    (3, 2)
+    """
+
+    net: nn.Module = None  # type: ignore[assignment]
+    data: Any = None
+    loss: Callable[..., Tensor] = None  # type: ignore[assignment]
+    validation: Any = None
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    batch: int | None = None
+    subdomains: Literal["layers", "data", "both"] = "layers"
+    groups: Sequence[Group] = ()
+    seed: int = 0
+    device: str = ""
+    comm: Communicator = field(default=SERIAL)
+
+    def __post_init__(self) -> None:
+        """Make what is not given, and refuse what does not fit."""
+        if self.net is None:
+            for name, thing in zip(("net", "data", "loss", "validation"), self._made(self.seed), strict=False):
+                object.__setattr__(self, name, thing)
+        if not isinstance(self.net, nn.Module) or not callable(self.loss) or self.data is None:
+            got = ", ".join(type(thing).__name__ for thing in (self.net, self.data, self.loss))
+            raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
+        if self.device:
+            self.net.to(self.device)
+        if self.subdomains not in ("layers", "data", "both"):
+            raise ValueError(f"`subdomains` must be one of layers, data, both, got {self.subdomains!r}")
+        if self.batch is not None and not 0 <= self.batch <= self._total:
+            raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
+        self._refuse_different_data()
+        self._refuse_what_fails()
+
+    def make(self) -> tuple[Any, ...]:
+        """Return net, data and loss, and data for validation where there are any; torch's generator has the seed.
+
+        Raises
+        ------
+        ValueError
+            A class that does not say.
+        """
+        raise ValueError(
+            f"{type(self).__name__} needs `net`, `data` and `loss`; give them, or add `make()`, which returns them"
+        )
+
+    def _made(self, seed: int) -> tuple[Any, ...]:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            return self.make()
+
+    def _refuse_different_data(self) -> None:
+        if self.comm.ranks > 1:
+            mine = (self._total, self.flat.size, self.identity())
+            for rank, theirs in enumerate(self.comm.gather_items(mine)):
+                if theirs != mine:
+                    raise ValueError(
+                        f"all ranks must have the same module and data, got others on rank {rank} than on rank "
+                        f"{self.comm.rank}; make them with the same seed and leave sharing them out to the problem"
+                    )
+
+    def _refuse_what_fails(self) -> None:
+        """Evaluate once and say in words where the module does not take the data."""
+        try:
+            kind = self.model.kind
+        except (RuntimeError, TypeError, IndexError) as error:
+            like, shown = self.flat.flat, self.samples.take(torch.zeros(1, dtype=torch.int64))
+            kinds = ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in _seen(shown)) or type(shown).__name__
+            raise ValueError(
+                f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on "
+                f"{like.device}"
+            ) from error
+        if kind == "whole" and self.comm.ranks > 1:
+            warnings.warn(
+                "the samples of a batch are coupled (batch normalisation, dropout, a loss with weights?), so that "
+                "ranks cannot share them: the first one evaluates the whole batch; ranks share subdomains only",
+                stacklevel=4,
+            )
+
+    # -------------------------------------------------------------------------------- what everything is made of
+
+    @cached_property
+    def flat(self) -> FlatModule:
+        """The module as a function of one vector."""
+        return FlatModule(self.net)
+
+    @cached_property
+    def _start(self) -> Tensor:
+        """The parameters that the first rank's module had when the problem was made."""
+        mine = self.flat.flat.clone()
+        return mine if self.comm.ranks == 1 else self.comm.sum(mine if self.comm.rank == 0 else torch.zeros_like(mine))
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The samples, in an order in which any run of them is a fair choice."""
+        read = Samples.of(self.data, self.seed)
+        order = torch.randperm(len(read), generator=torch.Generator().manual_seed(self.seed))
+        return read.permuted(order).to(self.flat.flat.device)
+
+    @cached_property
+    def layers(self) -> ModuleLayers:
+        """The layers of the module."""
+        return ModuleLayers.of(self.net, self.groups)
+
+    @cached_property
+    def _modes(self) -> dict[nn.Module, bool]:
+        return {module: module.training for module in self.net.modules()}
+
+    @cached_property
+    def _of_batch(self) -> Callable[[nn.Module, Any], Tensor]:
+        """The loss as a function of module and batch."""
+        return self.loss if self._sees_module else _of_outputs(self.loss)
+
+    @cached_property
+    def _sees_module(self) -> bool:
+        try:
+            names = list(inspect.signature(self.loss).parameters)
+        except (TypeError, ValueError):  # a function written in C has no signature
+            return False
+        return bool(names) and names[0] in _NETWORKS
+
+    @cached_property
+    def model(self) -> SampleModel:
+        """Module, loss and samples, with dropout where the module has it."""
+        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes)
+        return replace(model, at_once=max(model.at_once, self._batch))
+
+    @cached_property
+    def _quiet(self) -> SampleModel:
+        """The same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
+        if not self.model.noisy:
+            return self.model
+        modes = {m: on and isinstance(m, nn.modules.batchnorm._NormBase) for m, on in self._modes.items()}
+        return replace(self.model, modes=modes)
+
+    @property
+    def _total(self) -> int:
+        return len(self.samples)
+
+    @property
+    def _batch(self) -> int:
+        """Samples of a mini-batch, 0 for all."""
+        if self.batch is not None:
+            return self.batch
+        if self.samples.in_batches:
+            return 1
+        return self.samples.batch if self.samples.batch < self._total else 0
+
+    def _noise(self, step: int) -> int:
+        return hash((self.seed, step)) % 2**63
+
+    def _drawn(self, rows: Tensor, step: int, comm: Communicator | None, *, fine: bool, of: int = 0) -> SampleLoss:
+        """Return the loss over the samples `rows` of an outer step."""
+        price = Price(len(rows) / self._total, fine=fine)
+        return SampleLoss(self.model, rows, price, comm, self._noise(step), Draw(step, rows), of)
+
+    # -------------------------------------------------------------------------------- the problem
+
+    def _level(self, k: int) -> Objective:
+        """Return the loss of level `k`: over the first ``samples / 2^k``, with mini-batches where there are any."""
+        count = self._total >> k
+        price = Price(count / self._total, fine=k == 0)
+        full = SampleLoss(self._quiet, torch.arange(count), price, self.comm, of=self._total)
+        if self._batch == 0 and not self.model.noisy:
+            return full
+        batches = MiniBatches(self._total, self._batch or self._total, key=(self.seed % 2**64, 0, 0))
+
+        def draw(step: int) -> SampleLoss:
+            rows = batches.rows(step)
+            return self._drawn(rows[: max(1, len(rows) >> k)], step, self.comm, fine=k == 0, of=len(rows))
+
+        return Stochastic(full, draw)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        return self._level(0)
+
+    def objective(self, sample: int | None = None) -> Objective:
+        """Return the loss over all samples; with mini-batches or dropout it offers ``sample(step)``.
+
+        Parameters
+        ----------
+        sample : int, optional
+            Asks for the mini-batch of this outer step.
+        """
+        return self._objective if sample is None else sampled(self._objective, sample)
+
+    def initial(self, seed: int | None = None) -> Tensor:
+        """Return the parameters that the module had when the problem was made; with another seed, new ones.
+
+        New ones come from ``make()`` where the class has it, else from ``reset_parameters`` of the modules inside.
+
+        Parameters
+        ----------
+        seed : int, optional
+            That of the problem by default.
+
+        Raises
+        ------
+        ValueError
+            A parameter that no module inside resets.
+        """
+        if seed is None or seed == self.seed:
+            return self._start.clone()
+        if type(self).make is not SupervisedProblem.make:
+            return FlatModule(self._made(seed)[0]).flat.to(self._start)
+        return _reset(self.net, seed).to(self._start)
+
+    def hierarchy(self, levels: int) -> Hierarchy:
+        """Return the loss over all samples, over half of them, over a quarter, ...; mini-batches likewise.
+
+        Parameters
+        ----------
+        levels : int
+            Number of levels, the finest one included.
+
+        Raises
+        ------
+        ValueError
+            No level, or a coarsest one without two samples.
+        """
+        smallest = self._batch or self._total
+        most = max(1, smallest.bit_length() - 1)
+        if not 1 <= levels <= most:
+            raise ValueError(f"`levels` must be in 1..{most} for {smallest} {self._units} of a step, got {levels}")
+        made = [Level(self.objective())]
+        for k in range(1, levels):
+            made.append(Level(self._level(k), Identity(self.flat.size), (self._total >> k) / self._total))
+        return Hierarchy(tuple(made))
+
+    @property
+    def _units(self) -> str:
+        return "batches of the loader" if self.samples.in_batches else "samples"
+
+    def decomposition(
+        self, parts: int, overlap: int = 0, comm: Communicator | None = None, subdomains: str = ""
+    ) -> Decomposition | SharedDecomposition:
+        """Return the decomposition of the parameters into runs of layers, of the samples, or of both.
+
+        Parameters
+        ----------
+        parts : int
+            Number of runs, or of parts of the samples.
+        overlap : int
+            Layers, or samples, that are added to every part on both sides.
+        comm : Communicator, optional
+            The ranks that share the parts, the problem's own by default.
+        subdomains : {"layers", "data", "both"}
+            Instead of the problem's own choice.
+
+        Raises
+        ------
+        ValueError
+            More parts than layers or samples, fewer subdomains than ranks, or a negative overlap.
+        """
+        comm = self.comm if comm is None else comm
+        chosen = subdomains or self.subdomains
+        if chosen == "layers":
+            return self.layers.decomposition(parts, overlap, comm, self._restrictions)
+        most = self._batch or self._total
+        if not 1 <= parts <= most:
+            raise ValueError(f"`parts` must be in 1..{most} (the {self._units} of a step), got {parts}")
+        if overlap < 0:
+            raise ValueError(f"`overlap` must be >= 0, got {overlap}")
+        return self._by_data(parts, overlap, comm, len(self.layers.names) if chosen == "both" else 1)
+
+    @lru_cache(maxsize=1)  # noqa: B019 (a frozen problem lives as long as its objectives)
+    def _whole(self, drawn: Draw | None) -> SampleLoss:
+        """Return the loss that the layers of this rank see: that of all samples, for ranks hold other layers."""
+        if drawn is not None:
+            return self._drawn(drawn.rows, drawn.step, None, fine=True)
+        return SampleLoss(self._quiet, torch.arange(self._total))
+
+    def _restrictions(self, decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        return LocalRestrictions(self._whole(_draw_of(f)), decomposition, x.clone())
+
+    def _by_data(self, parts: int, overlap: int, comm: Communicator, layers: int) -> SharedDecomposition:
+        """Return parts of the samples, each of them once for every layer."""
+        own, count, like = pieces(torch.arange(self._total), parts, overlap), parts * layers, self._start
+        if count < comm.ranks:
+            raise ValueError(f"there must be >= {comm.ranks} subdomains (the ranks), got {count}; use more `parts`")
+
+        @cache
+        def whole(chosen: range) -> PartLosses:
+            price = {k: Price(len(own[k]) / self._total, fine=False) for k in range(parts)}
+            losses = [SampleLoss(self._quiet, own[k // layers], price[k // layers], of=self._total) for k in chosen]
+            return PartLosses(losses, like, self.flat.size)
+
+        @lru_cache(maxsize=count)
+        def share(chosen: range, drawn: Draw) -> PartLosses:
+            widened = -(-overlap * len(drawn.rows) // self._total)
+            rows, m = pieces(drawn.rows, parts, widened), len(drawn.rows)
+            losses = [self._drawn(rows[k // layers], drawn.step, None, fine=False, of=m) for k in chosen]
+            return PartLosses(losses, like, self.flat.size)
+
+        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+            drawn, chosen, y0 = _draw_of(f), decomposition.local, decomposition.gather(x)
+            local = whole(chosen) if drawn is None else share(chosen, drawn)
+            bounds = decomposition.gather_bounds(f.bounds, y0)
+            if g is None and layers == 1 and bounds.is_free:
+                return local
+            own_g = local.gradient(y0) if layers > 1 or g is not None else torch.zeros_like(y0)
+            target = own_g if g is None else g
+            return Corrected(local, target * decomposition.valid - own_g, y0, bounds)
+
+        mask = None
+        if layers > 1:
+            mask = (torch.arange(count)[:, None] % layers == self.layers.layout.layer).to(like.device)
+        mine, blocks = comm.share(count), self.layers.layout.slices
+        return SharedDecomposition(self.flat.size, count, build, None, mine, mask, blocks=blocks, device=like.device)
+
+    # -------------------------------------------------------------------------------- what the user sees
+
+    def module(self, x: Tensor) -> nn.Module:
+        """Write parameters into the module for good, and return it: the one that the user holds.
+
+        Running statistics of batch normalisation become those of the training samples.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        """
+        net = self.flat.load(x)
+        settled(net, self._modes, lambda: self._pass(net))
+        return net
+
+    def _pass(self, net: nn.Module) -> None:
+        """Let the module see all training samples, in batches as in training."""
+        size = 1 if self.samples.in_batches else self._batch or self._total
+        for rows in torch.arange(self._total).split(size):
+            self._of_batch(net, self.samples.take(rows))
+
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return losses and scores in the mode eval on the training samples, and on those for validation."""
+        found = {}
+        sets = {"train": self.samples} | ({} if self.validation is None else {"validation": self._checked})
+        with self.flat.at(x):
+            settled(self.net, self._modes, lambda: self._pass(self.net))
+            self.net.eval()
+            for name, samples in sets.items():
+                scores = scored(self.net, samples, self._of_batch, self.scores, outputs=not self._sees_module)
+                found |= {f"{name}_{key}": value for key, value in scores.items()}
+        return found
+
+    @cached_property
+    def _checked(self) -> Samples:
+        return Samples.of(self.validation, self.seed).to(self._start.device)
+
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""
+        found = dict(_SETTINGS.get(solver, {}))
+        if self.subdomains == "layers":
+            found["parts"] = max(self.comm.ranks, min(4, len(self.layers.names)))
+        return found
+
+    def identity(self) -> str:
+        """Return the checksum of the samples."""
+        return checksum(*self.samples.arrays())
+
+    def details(self) -> dict[str, Any]:
+        """Return how many samples there are, and how a loss over several follows from theirs."""
+        return {
+            "samples": self._total,
+            "loss_of_a_batch": {"whole": "coupled"}.get(self.model.kind, self.model.kind),
+            "dropout": self.model.noisy,
+        }
+
+
+def _of_outputs(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """Return ``loss(outputs, targets)`` as a function of module and batch."""
+
+    def of_batch(net: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(
+                f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give "
+                "`loss(net, batch)` with these names of arguments"
+            )
+        return loss(net(*batch[:-1]), batch[-1])
+
+    return of_batch
+
+
+def _reset(net: nn.Module, seed: int) -> Tensor:
+    """Return new parameters, as the modules inside a copy of `net` start from the seed."""
+    twin = copy.deepcopy(net)
+    flat = FlatModule(twin)
+    flat.flat.fill_(torch.nan)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in twin.modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+    for name, p in twin.named_parameters():
+        if p.requires_grad and bool(p.isnan().any()):
+            raise ValueError(
+                f"other seeds than the problem's need `reset_parameters()` of every module inside, got none that sets "
+                f"{name}; add it, or derive a class with `make()`"
+            )
+    return flat.flat
+
+
+def _draw_of(f: Objective) -> Draw | None:
+    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
+    return getattr(innermost(f), "drawn", None)
+
+
+def _seen(batch: Any) -> list[Tensor]:
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
+    return [part for part in parts if isinstance(part, Tensor)]
