@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Objective, offers, product_price
+from mldd.algebra import Bounds, Objective, difference, offers, product_price
 from mldd.loop import State
 from mldd.solvers.parts import Secant
 
-Curvature = Literal["auto", "none", "exact", "diagonal", "lbfgs"]
+Curvature = Literal["auto", "none", "exact", "diagonal", "differences", "lbfgs"]
+DIFFERENCES = "steps whose curvature is a difference of gradients, as the objective has no `hessian_product`"
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class AdaGrad:
         The step may exceed the radius by this factor, >= 1.
     tau : float
         Fraction of the decrease of s_Q that makes a projected Newton step (diagonal or L-BFGS) acceptable, in (0, 1].
-    curvature : {"auto", "none", "exact", "diagonal", "lbfgs"}
-        B: "exact" Hessian products, the "diagonal" of the Hessian, or "lbfgs" pairs of gradients; "auto" takes exact
-        products where one costs no more than a gradient (stencils) and none otherwise.
+    curvature : {"auto", "none", "exact", "diagonal", "differences", "lbfgs"}
+        B: "exact" Hessian products, the "diagonal" of the Hessian, "differences" of gradients, or "lbfgs" pairs of
+        gradients; "auto" takes exact products where one costs no more than a gradient (stencils), differences where the
+        objective has no products, and none otherwise.
     model_steps : int
         Projected steps that improve s_Q inside the box of radii and bounds, one product with B each.
     memory : int
@@ -73,12 +76,14 @@ class AdaGrad:
             raise ValueError(f"`kappa` must be >= 1, got {self.kappa}")
         if not 0 < self.tau <= 1:
             raise ValueError(f"`tau` must be in (0, 1], got {self.tau}")
-        if self.curvature not in ("auto", "none", "exact", "diagonal", "lbfgs"):
-            raise ValueError(f"`curvature` must be auto, none, exact, diagonal or lbfgs, got {self.curvature!r}")
+        if self.curvature not in ("auto", "none", "exact", "diagonal", "differences", "lbfgs"):
+            raise ValueError(
+                f"`curvature` must be auto, none, exact, diagonal, differences or lbfgs, got {self.curvature!r}"
+            )
 
     @property
     def entrywise(self) -> bool:
-        """Whether unknowns do not interact: without curvature, which "auto" takes of cheap products (stencils) only."""
+        """Whether unknowns do not interact: without curvature, which "auto" does not take of networks."""
         return self.curvature in ("auto", "none")
 
     def init(self, objective: Objective, x: Tensor) -> AdaGradState:
@@ -171,6 +176,8 @@ def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bou
         The weights, which grow.
     """
     curvature = curvature_of(solver, f)
+    if curvature == "differences" and solver.curvature == "auto":
+        state.note(DIFFERENCES)
     if bounds.is_free and curvature == "none":
         state.squares.addcmul_(g, g)
         x.addcdiv_(g, torch.sqrt(state.squares, out=state.scratch), value=-solver.rate)
@@ -184,7 +191,7 @@ def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bou
         radius.mul_(solver.rate)
     if bounds.is_free:
         step = torch.copysign(radius, g).neg_()
-        box = None if curvature == "none" else Bounds(-solver.kappa * radius, solver.kappa * radius)
+        box = None if curvature == "none" else Bounds(-solver.kappa * radius, solver.kappa * radius, False)
     else:
         step, box = _linear_step(x, g, bounds, radius, solver.kappa if curvature != "none" else 0.0)
     if box is not None:
@@ -216,7 +223,7 @@ def _linear_step(x: Tensor, g: Tensor, bounds: Bounds, radius: Tensor, kappa: fl
     torch.maximum(lower, radius.neg_(), out=lower)
     if kappa == 1.0:
         step = torch.where(g > 0, lower, upper)  # the corner of the box on the side of -g; radius 0 where g = 0
-    return step, Bounds(lower, upper)
+    return step, Bounds(lower, upper, False)
 
 
 def _model(
@@ -225,6 +232,8 @@ def _model(
     """Return the product with B and, where it is cheap, the step ``-B^{-1} g``."""
     if curvature == "exact":
         return (lambda v: f.hessian_product(x, v)), None  # type: ignore[attr-defined]
+    if curvature == "differences":
+        return partial(difference, f.gradient, x, g), None
     if curvature == "diagonal":
         diagonal = f.hessian_diagonal(x)  # type: ignore[attr-defined]
         return (lambda v: diagonal * v), torch.where(diagonal > 0, -g / diagonal, -g)
@@ -247,6 +256,8 @@ def curvature_of(solver: AdaGrad, f: Objective) -> str:
         The objective does not offer the curvature.
     """
     if solver.curvature == "auto":
+        if not offers(f, "hessian_product"):
+            return "differences"
         return "exact" if product_price(f) <= 1.0 else "none"
     needs = {"exact": "hessian_product", "diagonal": "hessian_diagonal"}.get(solver.curvature)
     if needs is not None and not offers(f, needs):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, carried, sampled
+from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, carried, difference, sampled
 from mldd.loop import State
 from mldd.solvers.adagrad import AdaGrad, AdaGradState, curvature_of, dot, taylor_step
 
@@ -188,7 +188,7 @@ class MultilevelAdaGrad:
             transfer = Truncated(transfer, (room.lower >= -1e-14) | (room.upper <= 1e-14))
         y0, g_c = transfer.inject(x), transfer.restrict(g)
         box = transfer.restrict_bounds(room, self.coarse.bounds)
-        box = box if box.is_free else Bounds(y0 + box.lower, y0 + box.upper)
+        box = box if box.is_free else Bounds(y0 + box.lower, y0 + box.upper, False)
         d_c = box.criticality(y0, g_c)
         if not torch.linalg.vector_norm(d_c) >= self.coarse.threshold * torch.linalg.vector_norm(d):
             state.rejected += 1
@@ -247,12 +247,15 @@ class MultilevelAdaGrad:
 
     def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:
         """Add the recursive step to `x`, scaled back along itself to where its model stops decreasing."""
-        curved = curvature_of(self.smoother, f) == "exact"
+        curvature = curvature_of(self.smoother, f)
+        curved = curvature in ("exact", "differences")
         if not self.coarse.safeguard or (curved and self.coarse.bounds != "truncated"):
             x.add_(s)
             return
         if curved:
-            x.add_(s, alpha=_scale(g, s, f.hessian_product(x, s)))  # type: ignore[attr-defined]
+            by_differences = curvature == "differences"
+            product = difference(f.gradient, x, g, s) if by_differences else f.hessian_product(x, s)  # type: ignore[attr-defined]
+            x.add_(s, alpha=_scale(g, s, product))
             return
         # Evaluated at x itself, so that a loop that remembers has the next gradient when the whole step is taken.
         theta = _scale(g, s, f.gradient(x.add_(s)) - g)

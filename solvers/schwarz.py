@@ -251,7 +251,7 @@ class NonlinearSchwarz:
         assert transfer is not None  # noqa: S101 (checked by Hierarchy)
         y0, g = transfer.inject(x), transfer.restrict(f.gradient(x))
         room = transfer.restrict_bounds(f.bounds.shifted(x), self.coarse.bounds)
-        box = room if room.is_free else Bounds(y0 + room.lower, y0 + room.upper)
+        box = room if room.is_free else Bounds(y0 + room.lower, y0 + room.upper, False)
         plain = sampled(level.objective, state.step)
         model = Remembered(Corrected(plain, g - plain.gradient(y0), y0, box))
         y = y0.clone()

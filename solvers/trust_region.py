@@ -389,7 +389,7 @@ class TrustRegion:
             upper = torch.minimum(upper, state.centre + reach - x)
         if not f.bounds.is_free:
             lower, upper = torch.maximum(lower, f.bounds.lower - x), torch.minimum(upper, f.bounds.upper - x)
-        return Bounds(lower.clamp_max(0.0), upper.clamp_min(0.0))
+        return Bounds(lower.clamp_max(0.0), upper.clamp_min(0.0), False)
 
     def _in_box(self, g: Tensor, box: Bounds, state: TrustRegionState) -> Tensor:
         """Return the minimiser of the linear model in the box, improved by projected steps where B is not zero."""

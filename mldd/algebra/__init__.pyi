@@ -37,6 +37,7 @@ from .objective import Noisy as Noisy
 from .objective import Objective as Objective
 from .objective import Remembered as Remembered
 from .objective import Stochastic as Stochastic
+from .objective import difference as difference
 from .objective import innermost as innermost
 from .objective import layers_of as layers_of
 from .objective import offers as offers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,12 +17,19 @@ class Bounds:
     lower, upper : Tensor, shape (n,) or (p, m)
         Bounds, infinite where there is none. A batch of subdomains has one row per subdomain.
     is_free : bool
-        No component has a bound; every operation is then free of cost.
+        No component has a bound; every operation is then free of cost. By default it is looked for.
     """
 
     lower: Tensor
     upper: Tensor
-    is_free: bool = False
+    is_free: bool = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Look whether there is a bound where that is not said."""
+        if self.is_free is None:
+            lower, upper = self.lower, self.upper  # on the meta device there are no values to look at
+            none = not lower.is_meta and bool(torch.isneginf(lower).all() & torch.isposinf(upper).all())
+            object.__setattr__(self, "is_free", none)
 
     @staticmethod
     def free(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Bounds:
@@ -90,7 +97,7 @@ class Bounds:
         x : Tensor, shape (n,) or (p, m)
             A point of the box.
         """
-        return self if self.is_free else Bounds(self.lower - x, self.upper - x)
+        return self if self.is_free else Bounds(self.lower - x, self.upper - x, False)
 
     def criticality(self, x: Tensor, g: Tensor) -> Tensor:
         """Return the projected first-order step ``d = project(x - g) - x``; it vanishes exactly at critical points.

@@ -268,7 +268,7 @@ class Decomposition:
         if bounds.is_free:
             return Bounds.free(*y.shape, dtype=y.dtype, device=y.device)
         lower, upper = bounds.lower[self.indices], bounds.upper[self.indices]
-        return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y))
+        return Bounds(torch.where(self.valid, lower, y), torch.where(self.valid, upper, y), False)
 
 
 def _weights(kind: Combine, valid: Tensor, owned: Tensor, multiplicity: Tensor, dtype: torch.dtype) -> Tensor:
@@ -441,4 +441,4 @@ class SharedDecomposition:
         """
         if self.mask is None or bounds.is_free:
             return Bounds(bounds.lower.expand_as(y), bounds.upper.expand_as(y), bounds.is_free)
-        return Bounds(torch.where(self.valid, bounds.lower, y), torch.where(self.valid, bounds.upper, y))
+        return Bounds(torch.where(self.valid, bounds.lower, y), torch.where(self.valid, bounds.upper, y), False)

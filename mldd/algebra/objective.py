@@ -254,6 +254,30 @@ def product_price(f: Objective) -> float:
     return float(core.price.product) if hasattr(core, "price") else 2.0
 
 
+def difference(gradient: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """Return ``(g(x + t v) - g(x)) / t`` with ``t = sqrt(eps) (1 + |x|) / |v|``, an approximation of ``H(x) v``.
+
+    Parameters
+    ----------
+    gradient : callable
+        ``gradient(x)``, evaluated once.
+    x : Tensor, shape (n,) or (p, m)
+        The point.
+    g : Tensor, shape (n,) or (p, m)
+        The gradient there.
+    v : Tensor, shape (n,) or (p, m)
+        The direction; the product is zero where it is.
+
+    References
+    ----------
+    The step is that of Nocedal and Wright, Numerical Optimization (2006), section 8.1, scaled by the vectors.
+    """
+    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    t = torch.finfo(x.dtype).eps ** 0.5 * (1 + size) / torch.where(norm > 0, norm, 1.0)
+    return torch.where(norm > 0, (gradient(x + t * v) - g) / t, 0.0)
+
+
 @dataclass(frozen=True)
 class Noisy(Around):
     """`f` with relative Gaussian noise on every component of its gradient, ``g_i (1 + level xi_i)``.

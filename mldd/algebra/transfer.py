@@ -222,7 +222,7 @@ class MatrixTransfer:
         rows, columns = rows[keep], columns[keep]
         lower = (-empty).scatter_reduce_(0, columns, bounds.lower[rows], "amax")
         upper = empty.scatter_reduce_(0, columns, bounds.upper[rows], "amin")
-        return Bounds(lower, upper)
+        return Bounds(lower, upper, False)
 
     def _gelman_mandel(self, bounds: Bounds) -> Bounds:
         rows, columns, values = self._entries
@@ -232,7 +232,7 @@ class MatrixTransfer:
         infinity = values.new_full((1,), torch.inf)
         lower = torch.cat([bounds.lower[positive], -bounds.upper[negative], -infinity]).max() / scale
         upper = torch.cat([bounds.upper[positive], -bounds.lower[negative], infinity]).min() / scale
-        return Bounds(lower.expand(self.shape[1]).clone(), upper.expand(self.shape[1]).clone())
+        return Bounds(lower.expand(self.shape[1]).clone(), upper.expand(self.shape[1]).clone(), False)
 
 
 @dataclass(frozen=True)

@@ -265,8 +265,8 @@ class GridTransfer:
             return Bounds.free(self.shape[1], dtype=lower.dtype, device=lower.device)
         if rule == "gelman-mandel":
             # The largest row sum of |P| is one: that of a coarse node.
-            return Bounds(lower.max().repeat(self.shape[1]), upper.min().repeat(self.shape[1]))
-        return Bounds(self._restrict_bound(lower, True), self._restrict_bound(upper, False))
+            return Bounds(lower.max().repeat(self.shape[1]), upper.min().repeat(self.shape[1]), False)
+        return Bounds(self._restrict_bound(lower, True), self._restrict_bound(upper, False), False)
 
     def _restrict_bound(self, bound: Tensor, larger: bool) -> Tensor:
         natural = self.grid.natural

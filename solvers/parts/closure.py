@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Price, difference
 from mldd.ranks import Replicas, replicas_of, torch_ranks
 from mldd.solvers.parts.buffers import Buffers, holders, modules_alive
 from mldd.solvers.parts.flat_parameters import FlatParameters
@@ -294,12 +294,8 @@ class ClosureObjective:
         return value, g
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``(g(x + t v) - g(x)) / t``, ``t = sqrt(eps) (1 + |x|) / |v|``: a closure offers no more."""
-        norm = torch.linalg.vector_norm(v)
-        if not bool(norm > 0):
-            return torch.zeros_like(v)
-        t = float(torch.finfo(x.dtype).eps ** 0.5 * (1 + torch.linalg.vector_norm(x)) / norm)
+        """Return a difference of gradients, see `mldd.algebra.difference`: a closure offers no more."""
         g, here = self.gradient(x), self._last
-        product = (self.evaluate(torch.add(x, v, alpha=t))[1] - g).div_(t)
+        product = difference(lambda y: self.evaluate(y)[1], x, g, v)
         self._last = here  # the next product at x needs it again
         return product

@@ -8,9 +8,10 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Objective, Remembered
+from mldd.algebra import Bounds, Objective, Price, Remembered
 from mldd.loop import Solver
 
 
@@ -148,3 +149,13 @@ class _Part:
 
     def gradient(self, y: Tensor) -> Tensor:
         return self.whole.gradient(self._filled(y))[self.where]
+
+    @property
+    def price(self) -> Price:
+        return self.whole.price  # type: ignore[attr-defined, no-any-return]
+
+    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
+        direction = torch.zeros_like(self.x)
+        direction[self.where] = v
+        product: Tensor = self.whole.hessian_product(self._filled(y), direction)  # type: ignore[attr-defined]
+        return product[self.where]

@@ -89,3 +89,18 @@ def test_bounds_live_on_the_device_and_have_the_dtype_asked_for() -> None:
     x = torch.empty(4, dtype=torch.float32, device="meta")
     box = Bounds(x, x).shifted(x)
     assert box.project(x).device.type == "meta" and box.criticality(x, x).dtype == torch.float32
+
+
+def test_bounds_at_infinity_are_none():
+    infinity = torch.full((3,), torch.inf)
+    assert Bounds(-infinity, infinity).is_free
+    assert not Bounds(-infinity, torch.tensor([torch.inf, 1.0, torch.inf])).is_free
+    assert not Bounds(infinity, infinity).is_free
+    from mldd.algebra import ModuleObjective
+    from mldd.loop import Stop, minimise
+    from mldd.solvers import LBFGS
+
+    f = ModuleObjective(
+        torch.nn.Linear(2, 1), lambda m: (m(torch.ones(1, 2)) - 1).square().sum(), Bounds(-infinity, infinity)
+    )
+    assert float(minimise(f, f.initial(), LBFGS(), stop=Stop(10), values=True).record.value) < 1e-6

@@ -12,7 +12,7 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.algebra import Bounds, Noisy, counting
+from mldd.algebra import Bounds, Noisy, Price, counting, difference
 from mldd.solvers import AdaGrad
 from mldd.solvers.adagrad import model_step
 from mldd.solvers.parts import Secant
@@ -300,3 +300,43 @@ def test_curvature_that_is_not_offered_is_refused() -> None:
     f = WithoutValue(quadratic())
     with pytest.raises(ValueError, match="needs an objective with `hessian_product`"):
         minimise(f, torch.zeros(20, dtype=torch.float64), AdaGrad(curvature="exact"), stop=Stop(1))
+
+
+class Bowl:
+    """A strongly coupled quadratic that offers a gradient and nothing else."""
+
+    def __init__(self, n=30, seed=0):
+        random = torch.Generator().manual_seed(seed)
+        a = torch.randn(n, n, generator=random, dtype=torch.float64)
+        self.matrix, self.load = a @ a.T + torch.eye(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+        self.size, self.bounds = n, Bounds.free(n)
+
+    def value(self, x):
+        return x @ self.matrix @ x / 2 - self.load @ x
+
+    def gradient(self, x):
+        return self.matrix @ x - self.load
+
+
+class Known(Bowl):
+    """The same with its products."""
+
+    price = Price(product=1.0)
+
+    def hessian_product(self, x, v):
+        return self.matrix @ v
+
+
+def test_an_objective_without_products_gets_its_curvature_from_differences_of_gradients():
+    f, known, x = Bowl(), Known(), torch.zeros(30, dtype=torch.float64)
+    v = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    torch.testing.assert_close(difference(f.gradient, x, f.gradient(x), v), known.matrix @ v, rtol=1e-6, atol=1e-6)
+    rows = torch.stack([v, 0 * v])
+    both = difference(lambda y: y @ f.matrix - f.load, rows, rows @ f.matrix - f.load, rows)
+    torch.testing.assert_close(both, rows @ f.matrix, rtol=1e-6, atol=1e-6)
+    ends = [minimise(one, x, AdaGrad(), stop=Stop(60)) for one in (f, known)]
+    torch.testing.assert_close(ends[0].x, ends[1].x, rtol=0.01, atol=1e-3)
+    note = "steps whose curvature is a difference of gradients, as the objective has no `hessian_product`"
+    assert ends[0].state.notes[note] == 60 and note not in ends[1].state.notes
+    plain = minimise(f, x, AdaGrad(curvature="none"), stop=Stop(60))
+    assert f.gradient(ends[0].x).norm() < 0.1 * f.gradient(plain.x).norm()
