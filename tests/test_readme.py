@@ -29,7 +29,7 @@ BATCH_SCRIPTS = [text for kind, text in BLOCKS if text.startswith("#!")]
 
 
 def test_the_readme_has_examples() -> None:
-    assert len(PYTHON) == 1
+    assert len(PYTHON) == 2
     assert len(COMMANDS) >= 6
     assert len(BATCH_SCRIPTS) == 1
 
@@ -39,6 +39,14 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["converged_atol", "converged_atol"]
     assert len([line for line in PYTHON[0].splitlines() if line]) <= 12
+
+
+def test_the_example_of_a_network_of_ones_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_geometric")
+    exec(compile(PYTHON[1], "README.md", "exec"), {"__name__": "readme"})
+    out = capsys.readouterr().out
+    assert out.startswith("max_steps True (90, 3) {") and "train_accuracy" in out
+    assert len([line for line in PYTHON[1].splitlines() if line]) <= 15
 
 
 def is_there(name: str) -> bool:

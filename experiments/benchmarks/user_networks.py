@@ -1,0 +1,271 @@
+"""Networks of a user's own: accuracy, time and synchronisations beside a plain loop of torch_geometric.
+
+    python experiments/benchmarks/user_networks.py [--graphs small cora large] [--nets ...] [--epochs 60] [--out FILE]
+    mpiexec -n 2 python -m mpi4py experiments/benchmarks/user_networks.py [...]
+
+The plain loop is the usual one (train mode, cross-entropy on the training nodes, backward, torch.optim.Adam), the other
+is `mldd.train(net, data, solver="adam")` with the same start, rate and number of epochs; both full batch, float32. Rows
+have means and deviations of the test accuracy over the seeds, and the median time of an epoch over that of the loop, in
+the same run and with the same threads; on several ranks the loop runs on the first one alone. With ``--methods`` other
+solvers follow, with the synchronisations and the work until the best validation accuracy of the loop is reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_geometric.nn import GATv2Conv, MessagePassing, PNAConv, TransformerConv
+from torch_geometric.nn.models import GCN
+
+import mldd
+from mldd.loop import replacing
+from mldd.problems.data import graph_fields
+from mldd.ranks import prepare, world
+
+RATE = 0.01
+
+
+class Attention(nn.Module):
+    """Two layers of GATv2 with attributes of edges, batch normalisation and dropout."""
+
+    def __init__(self, inputs: int, classes: int, edges: int | None) -> None:
+        super().__init__()
+        self.first = GATv2Conv(inputs, 8, heads=4, edge_dim=edges)
+        self.norm = nn.BatchNorm1d(32)
+        self.last = GATv2Conv(32, classes, edge_dim=edges)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+        """Return the outputs at the nodes."""
+        x = functional.elu(self.norm(self.first(x, edge_index, edge_attr)))
+        made: Tensor = self.last(functional.dropout(x, 0.5, self.training), edge_index, edge_attr)
+        return made
+
+
+class Transformer(nn.Module):
+    """Three transformer layers."""
+
+    def __init__(self, inputs: int, classes: int, edges: int | None) -> None:
+        super().__init__()
+        widths = [inputs, 32, 32, classes]
+        self.layers = nn.ModuleList(
+            [TransformerConv(a, b, edge_dim=edges) for a, b in zip(widths, widths[1:], strict=False)]
+        )
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+        """Return the outputs at the nodes."""
+        for layer in self.layers[:-1]:
+            x = functional.dropout(layer(x, edge_index, edge_attr).relu(), 0.3, self.training)
+        made: Tensor = self.layers[-1](x, edge_index, edge_attr)
+        return made
+
+
+class Principal(nn.Module):
+    """Two PNA layers with batch normalisation."""
+
+    def __init__(self, inputs: int, classes: int, edges: int | None) -> None:
+        super().__init__()
+        degrees = torch.tensor([1, 10, 100, 200, 300, 200, 100, 50, 20, 10])
+        options = (["mean", "max", "std"], ["identity", "amplification"], degrees)
+        self.first, self.norm = PNAConv(inputs, 16, *options), nn.BatchNorm1d(16)
+        self.last = PNAConv(16, classes, *options)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Return the outputs at the nodes."""
+        made: Tensor = self.last(self.norm(self.first(x, edge_index)).relu(), edge_index)
+        return made
+
+
+class ByHand(MessagePassing):
+    """A layer written by hand, twice."""
+
+    def __init__(self, inputs: int, classes: int, edges: int | None) -> None:
+        super().__init__(aggr="mean")
+        self.first, self.second = nn.Linear(inputs, 32), nn.Linear(64, classes)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Return the outputs at the nodes."""
+        x = self.first(x).relu()
+        x = torch.cat([x, self.propagate(edge_index, x=x)], 1)
+        x = functional.dropout(x, 0.3, self.training)
+        made: Tensor = self.second(self.propagate(edge_index, x=x) + x)
+        return made
+
+
+NETS: dict[str, Callable[[int, int, int | None], nn.Module]] = {
+    "gatv2": Attention,
+    "transformer": Transformer,
+    "pna": Principal,
+    "gcn": lambda inputs, classes, edges: GCN(inputs, 32, 2, classes, dropout=0.5),
+    "by hand": ByHand,
+}
+
+
+def small(nodes: int = 600, classes: int = 4) -> dict[str, Tensor]:
+    """Return a directed graph with attributes of edges, whose classes features and neighbours tell."""
+    random = torch.Generator().manual_seed(0)
+    y = torch.randint(0, classes, (nodes,), generator=random)
+    x = 0.7 * functional.one_hot(y, 12).float() + torch.randn(nodes, 12, generator=random)
+    return blocks(x, y, 4000, random)
+
+
+def large(nodes: int = 200_000, classes: int = 8) -> dict[str, Tensor]:
+    """Return a graph of many nodes that are numbered along a line, each with neighbours nearby."""
+    random = torch.Generator().manual_seed(0)
+    y = torch.arange(nodes) * 64 // nodes % classes
+    x = 0.3 * functional.one_hot(y, 16).float() + torch.randn(nodes, 16, generator=random)
+    ends = torch.arange(nodes)[:, None] + torch.randint(1, 40, (nodes, 3), generator=random)
+    edges = torch.stack([torch.arange(nodes)[:, None].expand(-1, 3), ends % nodes]).flatten(1)
+    return split(x, y, torch.cat([edges, edges.flip(0)], 1), random)
+
+
+def blocks(x: Tensor, y: Tensor, count: int, random: torch.Generator) -> dict[str, Tensor]:
+    """Return a graph whose edges mostly stay within a class."""
+    n = len(y)
+    source = torch.randint(0, n, (count,), generator=random)
+    order, size = torch.argsort(y, stable=True), torch.bincount(y)
+    first = size.cumsum(0) - size
+    same = first[y[source]] + (torch.rand(count, generator=random) * size[y[source]]).long()
+    target = torch.where(
+        torch.rand(count, generator=random) < 0.8, order[same], torch.randint(0, n, (count,), generator=random)
+    )
+    edges = torch.stack([source, target])[:, source != target]
+    made = split(x, y, edges, random)
+    return made | {"edge_attr": torch.rand(edges.shape[1], 3, generator=random)}
+
+
+def split(x: Tensor, y: Tensor, edges: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+    """Return fields of a graph with masks: a fifth for training, three tenths for validation."""
+    part = torch.rand(len(y), generator=random)
+    masks = {"train_mask": part < 0.2, "val_mask": (part >= 0.2) & (part < 0.5), "test_mask": part >= 0.5}
+    return {"x": x, "edge_index": edges, "y": y, **masks}
+
+
+def cora() -> dict[str, Tensor]:
+    """Return Cora."""
+    fields = graph_fields("cora")
+    return fields | {"x": fields["x"].float()}
+
+
+GRAPHS = {"small": small, "cora": cora, "large": large}
+
+
+def made(net: str, data: dict[str, Tensor], seed: int) -> nn.Module:
+    """Return a network with the start of a seed."""
+    torch.manual_seed(seed)
+    edges = data["edge_attr"].shape[1] if "edge_attr" in data else None
+    return NETS[net](data["x"].shape[1], int(data["y"].max()) + 1, edges)
+
+
+def plain(net: nn.Module, data: dict[str, Tensor], epochs: int) -> dict[str, Any]:
+    """Train by a loop as anybody writes it."""
+    names = mldd.problem(_kind(), net=net, data=data).arguments.names
+    values = {name: data[name] for name in names}
+    optimizer, seconds, best = torch.optim.Adam(net.parameters(), lr=RATE), [], 0.0
+    for _ in range(epochs):
+        begin = time.perf_counter()
+        net.train()
+        optimizer.zero_grad()
+        out = net(**values)
+        functional.cross_entropy(out[data["train_mask"]], data["y"][data["train_mask"]]).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - begin)
+    net.eval()
+    with torch.no_grad():
+        right = (net(**values).argmax(1) == data["y"]).double()
+    best = float(right[data["val_mask"]].mean())
+    return {"test": float(right[data["test_mask"]].mean()), "validation": best, "epoch": statistics.median(seconds)}
+
+
+def _kind() -> type[Any]:
+    from mldd.problems import GraphProblem
+
+    return GraphProblem
+
+
+def ours(net: nn.Module, data: dict[str, Tensor], solver: str, steps: int, seed: int, **more: Any) -> dict[str, Any]:
+    """Train by mldd on all ranks."""
+    run = mldd.train(net, data, solver=solver, steps=steps, seed=seed, options={"device": "cpu"}, **more)
+    records = run.history.records
+    seconds = [b.cost.seconds - a.cost.seconds for a, b in zip(records, records[1:], strict=False)]
+    cost = run.result.record.cost
+    return {
+        "test": run.metrics["test_accuracy"],
+        "validation": run.metrics["validation_accuracy"],
+        "epoch": statistics.median(seconds),
+        "synchronisations": cost.synchronisations,
+        "work": cost.work_units,
+        "setup_seconds": cost.setup_seconds,
+    }
+
+
+def row(graph: str, net: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare both on some seeds."""
+    data, comm = GRAPHS[graph](), world()
+    seeds = range(options.seeds)
+    mine = [ours(made(net, data, seed), data, f"adam:lr={RATE}", options.epochs, seed) for seed in seeds]
+    loops = [plain(made(net, data, seed), data, options.epochs) for seed in seeds] if comm.rank == 0 else []
+    found: dict[str, Any] = {"graph": graph, "net": net, "ranks": comm.ranks, "epochs": options.epochs}
+    for name, rows in (("mldd", mine), ("loop", loops)):
+        tests = [one["test"] for one in rows] or [0.0]
+        spread = statistics.stdev(tests) if len(tests) > 1 else 0.0
+        found |= {f"{name}_test": statistics.mean(tests), f"{name}_deviation": spread}
+        found |= {f"{name}_epoch": statistics.median([one["epoch"] for one in rows] or [0.0])}
+    for method in options.methods:
+        solver, *words = method.split()
+        more = {key: int(value) for key, value in (word.split("=") for word in words)}
+        steps = more.pop("steps", 20)
+        runs = [ours(made(net, data, seed), data, solver, steps, seed, **more) for seed in seeds]
+        found[method] = {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+    found["loop_validation"] = statistics.median([one["validation"] for one in loops] or [0.0])
+    return found
+
+
+def main() -> None:
+    """Print a row per graph and network, and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graphs", nargs="+", choices=list(GRAPHS), default=list(GRAPHS))
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="*", default=[], help="as in 'ml-lbfgs levels=2 steps=20'")
+    parser.add_argument("--out", type=Path, default=Path("paper/results/user_networks.json"))
+    options = parser.parse_args()
+    comm, rows = world(), []
+    prepare(comm)
+    if comm.rank == 0:
+        print(
+            f"{'graph':<8}{'net':<14}{'ranks':<6}{'test, loop':<18}{'test, mldd':<18}{'epoch ms':<10}{'mldd':<10}ratio"
+        )
+    for graph in options.graphs:
+        for net in options.nets:
+            one = row(graph, net, options)
+            rows.append(one)
+            if comm.rank == 0:
+                tests = [f"{one[f'{k}_test']:.4f} ± {one[f'{k}_deviation']:.4f}" for k in ("loop", "mldd")]
+                times = [1e3 * one[f"{k}_epoch"] for k in ("loop", "mldd")]
+                print(
+                    f"{graph:<8}{net:<14}{comm.ranks:<6}{tests[0]:<18}{tests[1]:<18}{times[0]:<10.2f}{times[1]:<10.2f}"
+                    f"{times[1] / times[0]:.2f}",
+                    *(f"\n  {m}: {one[m]} (loop's validation {one['loop_validation']:.4f})" for m in options.methods),
+                    flush=True,
+                )
+    if comm.rank == 0:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        old = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
+        key = ("graph", "net", "ranks")
+        new = {tuple(r[k] for k in key): r for r in [*old, *rows]}
+        with replacing(options.out) as to:
+            to.write_text(json.dumps(list(new.values()), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
