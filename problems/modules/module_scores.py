@@ -14,7 +14,7 @@ Score = Callable[..., Any]
 _AT_ONCE = 1024  # samples that are evaluated together
 
 
-def settled(net: nn.Module, modes: Mapping[nn.Module, bool], see: Callable[[], None]) -> None:
+def settled(net: nn.Module, modes: Mapping[nn.Module, bool], see: Callable[[], object]) -> None:
     """Make the running statistics of batch normalisation those of samples at the module's parameters.
 
     Parameters
@@ -70,7 +70,7 @@ def scored(
     outputs : bool
         Scores are functions of all outputs and targets; of module and batch otherwise, whose mean is taken.
     """
-    chunks = torch.arange(len(samples)).split(1 if samples.in_batches else _AT_ONCE)
+    chunks = torch.split(torch.arange(len(samples)), 1 if samples.in_batches else _AT_ONCE)
     found = {"loss": 0.0}
     if not outputs:
         found |= dict.fromkeys(scores, 0.0)

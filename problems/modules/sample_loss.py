@@ -105,10 +105,10 @@ class SampleModel:
         of : int
             Number of samples that these ones stand for, by which a loss that is a sum is scaled.
         """
-        units = rows.split(1 if self.samples.in_batches else len(rows))
+        units = torch.split(rows, 1 if self.samples.in_batches else len(rows))
         if self.kind != "whole" and not self.samples.in_batches:
             mine = range(len(rows)) if comm is None else comm.share(len(rows))
-            units = rows[mine.start : mine.stop].split(self.at_once)
+            units = torch.split(rows[mine.start : mine.stop], self.at_once)
         elif comm is not None:
             mine = comm.share(len(units))
             units = units[mine.start : mine.stop]

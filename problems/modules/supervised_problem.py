@@ -433,12 +433,12 @@ class SupervisedProblem(Problem):
     def _pass(self, net: nn.Module) -> None:
         """Let the module see all training samples, in batches as in training."""
         size = 1 if self.samples.in_batches else self._batch or self._total
-        for rows in torch.arange(self._total).split(size):
+        for rows in torch.split(torch.arange(self._total), size):
             self._of_batch(net, self.samples.take(rows))
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return losses and scores in the mode eval on the training samples, and on those for validation."""
-        found = {}
+        found: dict[str, float] = {}
         sets = {"train": self.samples} | ({} if self.validation is None else {"validation": self._checked})
         with self.flat.at(x):
             settled(self.net, self._modes, lambda: self._pass(self.net))

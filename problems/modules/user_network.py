@@ -107,7 +107,7 @@ class UserNetwork(Problem):
         """Return the arguments of the constructor."""
         given = {f.name: getattr(self.network, f.name) for f in fields(self.network)}  # type: ignore[attr-defined]
         said = _said(self._fields, inspect.signature(self.class_).parameters)
-        values = {key: value for key, value in given.items() if value is not None} | said
+        values = said | {key: value for key, value in given.items() if value is not None}
         for name, parameter in _parameters(self.class_).items():
             if parameter.default is parameter.empty and name not in values:
                 raise ValueError(f"{self.class_.__name__} needs `{name}`; write {name}=VALUE")
@@ -161,7 +161,7 @@ def kind_of(kind: type[nn.Module]) -> type[UserNetwork]:
     Parameters
     ----------
     kind : type
-        The class; what it calls inputs, outputs or classes, and edge_dim, is taken from the data.
+        The class; what it calls inputs, outputs or classes, and edge_dim, is taken from the data where no key says it.
 
     Returns
     -------
@@ -170,10 +170,9 @@ def kind_of(kind: type[nn.Module]) -> type[UserNetwork]:
     """
     made = []
     for name, parameter in _parameters(kind).items():
-        if name not in _SAID:
-            known = parameter.default is not parameter.empty and parameter.default is not None
-            default = parameter.default if known else None
-            made.append((name, type(default) if known else int | float | str | None, field(default=default)))
+        known = name not in _SAID and parameter.default is not parameter.empty and parameter.default is not None
+        default = parameter.default if known else None
+        made.append((name, type(default) if known else int | float | str | None, field(default=default)))
     record = make_dataclass(f"{kind.__name__}Options", made, frozen=True)
     record.__module__ = __name__
     new: type[UserNetwork] = make_dataclass(

@@ -122,12 +122,6 @@ class EncodeProcessDecode:
         head = ("head.weight", "head.bias") + ("skip.weight",) * self.skip
         return _EMBEDDING + tuple(f"{of}.{name}" for of in blocks for name in block) + head
 
-    @cached_property
-    def units(self) -> Tensor:
-        """The unit of its layer that every unknown feeds, shape (N,), int64: the column of a weight."""
-        layout = self.layout
-        return torch.cat([torch.arange(n) % s[-1] for n, s in zip(layout.sizes, layout.shapes, strict=True)])
-
     @property
     def decayed(self) -> int:
         """Number of unknowns with weight decay: all of them; gains of the norm are stored as deviations from one."""

@@ -278,13 +278,6 @@ class GraphNet:
         """Names of the tensors of the layout: ``layers.0.weight``."""
         return tuple(f"layers.{k}.{name}" for k, named in enumerate(self._tensors) for name in named)
 
-    @cached_property
-    def units(self) -> Tensor:
-        """The unit of its layer that every unknown feeds, shape (N,), int64: the column of a weight."""
-        layout, widths = self.layout, self.widths
-        triples = zip(layout.sizes, layout.shapes, layout.layers, strict=True)
-        return torch.cat([torch.arange(n) % s[-1] % widths[k + 1] for n, s, k in triples])
-
     @property
     def decayed(self) -> int:
         """Number of unknowns with weight decay: the weights that take in the features, which come first."""

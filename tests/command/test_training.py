@@ -3,12 +3,14 @@
 import json
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import mldd
 from mldd.command.names import problem_spec
+from mldd.problems.data import load_graph
 from mldd.solvers import Adam
 from tests.problems.modules.test_graph_problem import NETS, data
 
@@ -168,3 +170,38 @@ def test_files_that_cannot_be_used_are_refused_in_words(run, folder, more, messa
     torch.save(geometric.data.Data(**given), "kind.pt")
     code, _, error = run("train kind.pt:model=net.py:Net --solver adam --steps 1")
     assert code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_a_size_that_the_data_do_not_say_is_a_key(run, folder):
+    pairs = torch.arange(40).reshape(2, 20)
+    given = {key: v for key, v in data().items() if key != "y"}
+    given |= {"edge_label_index": pairs, "edge_label": (torch.arange(20) % 2).float()}
+    torch.save(geometric.data.Data(**given), "links.pt")
+    code, _, error = run("train links.pt:model=net.py:Net --solver adam --steps 1")
+    assert code == 2 and "needs `num_classes`; write num_classes=VALUE" in error
+    p = problem_spec("links.pt:model=net.py:Net,num_classes=5").make()
+    z = p.graph_problem.outputs(p.initial(0))
+    assert z.shape == (150, 5)
+    expected = nn.functional.binary_cross_entropy_with_logits((z[pairs[0]] * z[pairs[1]]).sum(1), given["edge_label"])
+    torch.testing.assert_close(p.objective().value(p.initial(0)), expected)
+
+
+def test_an_archive_with_the_names_of_torch_geometric_is_the_same_graph(run, folder):
+    given = {key: v for key, v in data().items() if key != "edge_attr"}
+    torch.save(geometric.data.Data(**given), "same.pt")
+    np.savez("same.npz", **{key: v.numpy() for key, v in given.items()})
+    a, b = (load_graph(f"same.{suffix}") for suffix in ("pt", "npz"))
+    assert a.digest == b.digest
+    assert {note for note in a.notes if "one way" in note} == {note for note in b.notes if "one way" in note} != set()
+
+
+def test_loops_and_doubles_of_edges_are_said(run, folder):
+    given = data()
+    more = torch.tensor([[0, 3, 3, 4], [0, 3, 4, 3]])
+    given["edge_index"] = torch.cat([given["edge_index"], more], 1)
+    given = {key: v for key, v in given.items() if not key.startswith("edge_") or key == "edge_index"}
+    torch.save(geometric.data.Data(**given), "loops.pt")
+    notes = " ".join(load_graph("loops.pt").notes)
+    assert (
+        "2 edges from a node to itself were left out" in notes and "edges were there before: they count once" in notes
+    )

@@ -119,6 +119,11 @@ def checked_labels(values: Array | None, nodes: int, where: str) -> NDArray[np.i
     """
     if values is None:
         return np.full(nodes, UNLABELLED)
+    if np.issubdtype(values.dtype, np.floating):
+        raise DataError(
+            f"{where}: labels (class numbers) must be integers, got dtype {values.dtype}; convert them, or give a "
+            "network of your own, which may fit numbers or several labels: model=net.py:Net"
+        )
     labels = integers(values, where, "labels (class numbers)")
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (nodes,):

@@ -36,6 +36,7 @@ Array = NDArray[Any]
 _CSR = ("data", "indices", "indptr", "shape")
 _MASKS = tuple(f"{part}_{mask}" for part in ("train", "val", "test") for mask in ("mask", "masks"))
 _OF_EDGES = ("edge_weight", "edge_attr")
+_TENSORS = ("x", "edge_index")  # as torch_geometric calls them, with y
 _PLAIN = ("edges", "node_features")  # the layout of the heterophilous sets, with node_labels
 
 
@@ -117,7 +118,7 @@ class _Archive(Mapping[str, Array]):
 
 
 def read_graph(content: bytes, where: str) -> GraphArrays:
-    """Return the graph in an archive of one of the two layouts.
+    """Return the graph in an archive of one of the three layouts.
 
     Parameters
     ----------
@@ -132,9 +133,12 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
         For a file that is no such thing.
     """
     arrays = _Archive(content, where)
-    plain = set(_PLAIN) <= set(arrays)
+    plain = set(_PLAIN) <= set(arrays) or set(_TENSORS) <= set(arrays)
     if not plain and "adj_indptr" not in arrays:
-        wanted = "edges (E, 2), node_features, node_labels (or adj_data/indices/indptr/shape, attr_..., labels)"
+        wanted = (
+            "edges (E, 2), node_features, node_labels (or x, edge_index (2, E), y; or adj_data/indices/indptr/shape, "
+            "attr_..., labels)"
+        )
         raise DataError(
             f"{where}: expected the arrays {wanted}, got {', '.join(sorted(arrays)[:12]) or 'none'}; rename them"
         )
@@ -156,9 +160,12 @@ Parts = tuple[Array, Any, Array | None, set[str], dict[str, Array]]
 
 
 def _plain(arrays: Mapping[str, Array], where: str) -> Parts:
-    """Return what the layout of the heterophilous sets says, weights and attributes of edges beside it."""
-    features = checked_features(arrays["node_features"], where)
+    """Return what the heterophilous sets or torch_geometric call them, weights and attributes of edges beside it."""
     of_edge = {name: arrays[name] for name in _OF_EDGES if name in arrays}
+    if not set(_PLAIN) <= set(arrays):
+        features = checked_features(arrays["x"], where)
+        return arrays["edge_index"], features, arrays.get("y"), {*_TENSORS, "y", *of_edge}, of_edge
+    features = checked_features(arrays["node_features"], where)
     return arrays["edges"].T, features, arrays.get("node_labels"), {*_PLAIN, "node_labels", *of_edge}, of_edge
 
 

@@ -213,7 +213,7 @@ def test_start_layout_and_units():
     assert torch.equal(x, net.initial(0))
     assert not torch.equal(x, net.initial(1))
     assert net.layout.layers[-1] + 1 == net.layers == 5
-    assert len(net.units) == net.layout.size == net.decayed
+    assert net.layout.size == net.decayed
     for view in net.layout.views(x)[:-3]:
         if view.dim() == 1:
             assert not view.any()
