@@ -70,7 +70,7 @@ class PhysicsProblem(SupervisedProblem):
         super().__post_init__()
 
     @property
-    def _sees_module(self) -> bool:  # type: ignore[override]
+    def _sees_module(self) -> bool:
         return True
 
     def residuals(self, x: Tensor, points: Tensor) -> Tensor:
