@@ -31,7 +31,7 @@ class State:
     Attributes
     ----------
     step : int
-        Outer steps done.
+        Outer steps done; the loop counts them.
     level : int
         Coarsest level visited by the last step.
     accepted, rejected : int
@@ -346,8 +346,9 @@ def minimise(
             status = Status.diverged if risen else status
             if status is None:
                 good.copy_(x)
+                done = state.step
                 x, state = solver.step(f, x, state)
-                state.step += 1
+                state.step = done + 1  # also where the solver has counted this step, or returns a new state
     history.status = status
     end = good if status is Status.diverged and not risen else x
     return Result(end, status, state, history, projected, validation)

@@ -334,3 +334,26 @@ def test_monitors_see_every_record_once():
     seen, kept = [], History()
     minimise(bowl(), ZERO, Momentum(), monitors=[seen.append, kept], stop=Stop(max_steps=3))
     assert seen == kept.records and len(seen) == 4
+
+
+def test_a_solver_that_counts_its_steps_loses_none():
+    @dataclass(frozen=True)
+    class Counting:
+        def init(self, objective, x):
+            return State()
+
+        def step(self, objective, x, state):
+            state.step += 1
+            return x - 0.1 * objective.gradient(x), state
+
+    class Bowl:
+        size, bounds = 2, Bounds.free(2)
+
+        def value(self, x):
+            return x @ x / 2
+
+        def gradient(self, x):
+            return x.clone()
+
+    result = minimise(Bowl(), torch.ones(2, dtype=torch.float64), Counting(), stop=Stop(5))
+    assert [record.step for record in result.history.records] == [0, 1, 2, 3, 4, 5]
