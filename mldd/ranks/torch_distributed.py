@@ -53,7 +53,9 @@ class TorchCommunicator(Communicator):
         if not dist.is_initialized():
             dist.init_process_group("gloo")
             atexit.register(_leave)
-        return TorchCommunicator(group=dist.new_group(backend="gloo"), quiet=dist.new_group(backend="gloo"))
+        made = TorchCommunicator(group=dist.new_group(backend="gloo"), quiet=dist.new_group(backend="gloo"))
+        dist.barrier(group=made.quiet)  # a rank that ends early must not break connections that others still make
+        return made
 
     @property
     def rank(self) -> int:

@@ -141,7 +141,10 @@ def test_infeasible_start_is_said(run, monkeypatch):
         ("train obstacle:n=3.5 --solver adagrad", "`obstacle:n` must be a whole number, got '3.5'"),
         ("train obstacle:n=0 --solver adagrad", "`n` must be >= 1"),
         ("train obstacle --solver adagrad:varsigma=2", "`varsigma` must be in (0, 1], got 2.0"),
-        ("train obstacle --solver adagrad:curvature=some", "must be one of auto none exact diagonal lbfgs, got 'some'"),
+        (
+            "train obstacle --solver adagrad:curvature=some",
+            "must be one of auto none exact diagonal differences lbfgs, got 'some'",
+        ),
         ("train obstacle --solver adagrad --parts 4", "--parts is of no use to solver adagrad; leave it out or"),
         ("train obstacle --solver adagrad --combine ras", "--combine is of no use to solver adagrad"),
         (
