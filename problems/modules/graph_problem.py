@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -31,11 +30,12 @@ from mldd.loop import Problem
 from mldd.problems.modules.graph_arguments import Arguments, fields_of_data, names_of_arguments, nodes_of
 from mldd.problems.modules.graph_loss import GraphLoss, Piece, has_statistics, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.graph_task import SPLITS, Task, is_loss_of_network, is_mean, task_of
+from mldd.problems.modules.graph_task import SPLITS, Task, is_mean, task_of
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
+from mldd.problems.modules.user_modules import is_loss_of_network, restarted
 from mldd.problems.nets import MiniBatches, composite_labels
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
@@ -283,18 +283,7 @@ class GraphProblem(Problem):
         """
         if seed == 0:
             return self._start.clone()
-        again = copy.deepcopy(self.net)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            for name, module in again.named_modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-                elif any(True for _ in module.parameters(recurse=False)):
-                    raise ValueError(
-                        f"{name or type(module).__name__} must have reset_parameters() for another start, got none; "
-                        "use --seed 0, or make a network per seed"
-                    )
-        return torch.cat([p.detach().flatten() for p in again.parameters() if p.requires_grad])
+        return restarted(self.net, seed).to(self._start)
 
     # -------------------------------------------------------------------------------- levels
 

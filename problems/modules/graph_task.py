@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,21 +15,6 @@ from mldd.algebra import check_choices
 Loss = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["classification", "labels", "regression", "links"]
 SPLITS = {"train": "train_mask", "validation": "val_mask", "test": "test_mask"}
-_NETWORK = ("net", "network", "model", "module")  # first parameter of a loss of the network itself
-
-
-def is_loss_of_network(loss: Any) -> bool:
-    """Return whether a loss is ``loss(net, data)`` and not ``loss(outputs, targets)``: by its first parameter's name.
-
-    Parameters
-    ----------
-    loss : callable or None
-        Which one.
-    """
-    if loss is None or isinstance(loss, torch.nn.Module):
-        return False
-    first = next(iter(inspect.signature(loss).parameters), "")
-    return first in _NETWORK
 
 
 @dataclass(frozen=True, eq=False)

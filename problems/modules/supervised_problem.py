@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,10 +32,10 @@ from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
 from mldd.problems.modules.sample_loss import PartLosses, SampleLoss, SampleModel
 from mldd.problems.modules.samples import Samples
+from mldd.problems.modules.user_modules import is_loss_of_network, restarted
 from mldd.problems.nets import Draw, MiniBatches, pieces
 from mldd.ranks import SERIAL, Communicator
 
-_NETWORKS = ("net", "network", "model", "module")  # first arguments of a loss that is given the module itself
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 3e-3},
@@ -218,11 +216,7 @@ class SupervisedProblem(Problem):
 
     @cached_property
     def _sees_module(self) -> bool:
-        try:
-            names = list(inspect.signature(self.loss).parameters)
-        except (TypeError, ValueError):  # a function written in C has no signature
-            return False
-        return bool(names) and names[0] in _NETWORKS
+        return is_loss_of_network(self.loss)
 
     @cached_property
     def model(self) -> SampleModel:
@@ -309,7 +303,7 @@ class SupervisedProblem(Problem):
             return self._start.clone()
         if type(self).make is not SupervisedProblem.make:
             return FlatModule(self._made(seed)[0]).flat.to(self._start)
-        return _reset(self.net, seed).to(self._start)
+        return restarted(self.net, seed).to(self._start)
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss over all samples, over half of them, over a quarter, ...; mini-batches likewise.
@@ -484,26 +478,6 @@ def _of_outputs(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tenso
         return loss(net(*batch[:-1]), batch[-1])
 
     return of_batch
-
-
-def _reset(net: nn.Module, seed: int) -> Tensor:
-    """Return new parameters, as the modules inside a copy of `net` start from the seed."""
-    twin = copy.deepcopy(net)
-    flat = FlatModule(twin)
-    flat.flat.fill_(torch.nan)
-    with torch.random.fork_rng([]), torch.no_grad():
-        torch.manual_seed(seed)
-        for module in twin.modules():
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-            if callable(reset):
-                reset()
-    for name, p in twin.named_parameters():
-        if p.requires_grad and bool(p.isnan().any()):
-            raise ValueError(
-                f"other seeds than the problem's need `reset_parameters()` of every module inside, got none that sets "
-                f"{name}; add it, or derive a class with `make()`"
-            )
-    return flat.flat
 
 
 def _draw_of(f: Objective) -> Draw | None:

@@ -1,0 +1,64 @@
+"""What is asked of modules and losses of a user's own: which kind a loss is, and another start."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mldd.algebra import FlatModule
+
+_NETWORK = ("net", "network", "model", "module")  # first argument of a loss that is given the network itself
+
+
+def is_loss_of_network(loss: Any) -> bool:
+    """Return whether a loss is ``loss(net, data)`` and not ``loss(outputs, targets)``: by its first argument's name.
+
+    Parameters
+    ----------
+    loss : callable or None
+        Which one.
+    """
+    if loss is None or isinstance(loss, nn.Module):
+        return False
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):  # a function written in C has no signature
+        return False
+    return bool(names) and names[0] in _NETWORK
+
+
+def restarted(net: nn.Module, seed: int) -> Tensor:
+    """Return new parameters, as the modules inside a copy of `net` start from the seed, shape (N,).
+
+    Parameters
+    ----------
+    net : nn.Module
+        It is left alone.
+    seed : int
+        Of torch's generator.
+
+    Raises
+    ------
+    ValueError
+        A parameter that no module inside resets.
+    """
+    twin = copy.deepcopy(net)
+    flat = FlatModule(twin)
+    flat.flat.fill_(torch.nan)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in twin.modules():
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+    for name, p in twin.named_parameters():
+        if p.requires_grad and bool(p.isnan().any()):
+            raise ValueError(
+                f"another start needs `reset_parameters()` of every module inside, got none that sets {name}; add it, "
+                "take the first seed, or make a network per seed"
+            )
+    return flat.flat
