@@ -44,6 +44,7 @@ class PhysicsProblem(SupervisedProblem):
     --------
     A network with ``u' = u``, ``u(0) = 1`` on (0, 1):
 
+    >>> import torch
     >>> def ode(net, t):
     ...     t = t.requires_grad_()
     ...     u = net(t)
