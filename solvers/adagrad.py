@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -15,6 +15,9 @@ from mldd.loop import State
 from mldd.solvers.parts import Secant
 
 Curvature = Literal["auto", "none", "exact", "diagonal", "differences", "lbfgs"]
+TOO_LONG = "first steps that were too long: gone back along nine tenths of them, and the rate divided by ten"
+_GROWTH, _LENGTH = 4.0, 0.5  # of the gradient's norm by a first step that is too long, and that step over the start
+_SHRINK, _SHORTEST = 0.1, 1e-4
 DIFFERENCES = "steps whose curvature is a difference of gradients, as the objective has no `hessian_product`"
 
 
@@ -30,6 +33,11 @@ class AdaGrad:
     where ``s_L = clip(-sign(g) Delta, lower - x, upper - x)`` and ``gamma = min(1, -g^T s_L / s_L^T B s_L)`` (1 without
     positive curvature). With ``B = 0`` and no bounds this is AdaGrad, ``x - rate g / w``, to the last bit of its first
     step.
+
+    A rate that suits energies throws a network to where its units are saturated, by a first step as long as its start
+    or longer. Where "auto" finds no curvature, the gradient after the first step decides: if its norm has grown four
+    times and the step was longer than half of the start, the iterate goes back along nine tenths of the step, and the
+    rate is a tenth from then on (a note says so).
 
     Parameters
     ----------
@@ -94,8 +102,10 @@ class AdaGrad:
         ValueError
             The objective does not offer the `curvature`.
         """
-        curvature_of(self, objective)
+        curvature = curvature_of(self, objective)
         state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
+        if self.curvature == "auto" and curvature == "none" and x.dim() == 1:
+            state.watched = len(x)
         if self.curvature == "lbfgs":
             state.pairs = Secant.empty(x, self.memory, "bfgs", sigma=1.0)
             state.last_x, state.last_g = x.clone(), torch.zeros_like(x)
@@ -103,7 +113,13 @@ class AdaGrad:
 
     def step(self, objective: Objective, x: Tensor, state: AdaGradState) -> tuple[Tensor, AdaGradState]:
         """Do one iteration, in place."""
-        taylor_step(self, objective, x, objective.gradient(x), objective.bounds, state)
+        g = objective.gradient(x)
+        if state.watched == x.numel():
+            if state.is_too_long(x, g):
+                return state.go_back(x), state
+            state.watch(x, g)
+        solver = self if state.shrunk == 1.0 else replace(self, rate=self.rate * state.shrunk)
+        taylor_step(solver, objective, x, g, objective.bounds, state)
         return x, state
 
 
@@ -120,6 +136,14 @@ class AdaGradState(State):
     pairs, last_x, last_g, learned
         Curvature pairs and what the next one is made of; empty unless the curvature is "lbfgs". `learned` counts the
         gradients of the present function; the next pair needs one.
+    before : Tensor, shape (n,)
+        Where the first step began, empty where it is known to be of a good length.
+    norm : float
+        Of the gradient there.
+    shrunk : float
+        Factor on the rate.
+    watched : int
+        Number of unknowns whose first step is not known to be of a good length: all of them, or 0.
     """
 
     squares: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -128,6 +152,54 @@ class AdaGradState(State):
     last_x: Tensor = field(default_factory=lambda: torch.empty(0))
     last_g: Tensor = field(default_factory=lambda: torch.empty(0))
     learned: int = 0
+    before: Tensor = field(default_factory=lambda: torch.empty(0))
+    norm: float = 0.0
+    shrunk: float = 1.0
+    watched: int = 0
+
+    def is_too_long(self, x: Tensor, g: Tensor) -> bool:
+        """Return whether the first step, which has led to `x`, was too long.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        g : Tensor, shape (n,)
+            The gradient there.
+        """
+        if len(self.before) == 0 or self.shrunk <= _SHORTEST:
+            return False
+        if float(torch.linalg.vector_norm(g)) <= _GROWTH * self.norm:  # false where it is not finite
+            return False
+        start, step = (float(torch.linalg.vector_norm(v)) for v in (self.before, x - self.before))
+        return step > _LENGTH * start
+
+    def go_back(self, x: Tensor) -> Tensor:
+        """Return the iterate on the first step, nearer to where it began; the rate shrinks likewise.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Where the step has led; written to.
+        """
+        self.shrunk *= _SHRINK
+        self.note(TOO_LONG)
+        return x.sub_(self.before).mul_(_SHRINK).add_(self.before)
+
+    def watch(self, x: Tensor, g: Tensor) -> None:
+        """Remember where the first step begins; after it there is nothing to remember.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        g : Tensor, shape (n,)
+            The gradient there.
+        """
+        if len(self.before):
+            self.watched, self.before = 0, x.new_empty(0)
+        else:
+            self.before, self.norm = x.clone(), float(torch.linalg.vector_norm(g))
 
     def learn(self, x: Tensor, g: Tensor) -> None:
         """Make a curvature pair of this point and the last one.

@@ -12,11 +12,11 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.algebra import Bounds, Noisy, Price, counting, difference
+from mldd.algebra import Bounds, ModuleObjective, Noisy, Price, counting, difference
 from mldd.solvers import AdaGrad
-from mldd.solvers.adagrad import model_step
+from mldd.solvers.adagrad import TOO_LONG, model_step
 from mldd.solvers.parts import Secant
-from tests.helpers import Quadratic, WithoutValue, quadratic
+from tests.helpers import NoValueError, Quadratic, WithoutValue, quadratic
 
 
 def iterates(f: object, x: Tensor, solver: AdaGrad, steps: int) -> list[Tensor]:
@@ -340,3 +340,64 @@ def test_an_objective_without_products_gets_its_curvature_from_differences_of_gr
     assert ends[0].state.notes[note] == 60 and note not in ends[1].state.notes
     plain = minimise(f, x, AdaGrad(curvature="none"), stop=Stop(60))
     assert f.gradient(ends[0].x).norm() < 0.1 * f.gradient(plain.x).norm()
+
+
+# ------------------------------------------------------------------------------------------------ a first step too long
+
+
+class Untold(Quadratic):
+    """A quadratic that never tells its value."""
+
+    def value(self, x: Tensor) -> Tensor:
+        raise NoValueError
+
+
+def steep(start: float = 0.1) -> tuple[Untold, Tensor]:
+    """``50 x^2`` with products that are dear, as those of a network."""
+    one = torch.ones(1, dtype=torch.float64)
+    return Untold(100 * one[None], 0 * one, Bounds.free(1), Price(product=2.0)), start * one
+
+
+def test_a_first_step_that_is_too_long_is_taken_back() -> None:
+    f, x = steep()
+    solver = AdaGrad(varsigma=0.01)
+    state = solver.init(f, x)
+    first, state = solver.step(f, x.clone(), state)
+    s = -10 / math.sqrt(1e-4 + 100)  # to -0.9, where the gradient is nine times as large
+    assert float(first) == pytest.approx(0.1 + s)
+    second, state = solver.step(f, first.clone(), state)
+    assert float(second) == pytest.approx(0.1 + 0.1 * s)
+    assert state.notes == {TOO_LONG: 1}
+    assert float(state.squares) == pytest.approx(1e-4 + 100), "the gradient out there is not learned"
+    third, state = solver.step(f, second.clone(), state)
+    g = 100 * float(second)
+    assert float(third) == pytest.approx(float(second) - 0.1 * g / math.sqrt(1e-4 + 100 + g * g))
+    assert state.watched == 0 and len(state.before) == 0
+
+
+@pytest.mark.parametrize(
+    ("solver", "start"),
+    [(AdaGrad(curvature="none"), 0.1), (AdaGrad(rate=0.01), 0.1), (AdaGrad(), 3.0)],
+    ids=["as in the literature", "a good rate", "a short step"],
+)
+def test_a_first_step_that_is_not_stays(solver: AdaGrad, start: float) -> None:
+    f, x = steep(start)
+    plain = AdaGrad(rate=solver.rate, curvature="none")
+    for a, b in zip(iterates(f, x, solver, 6), iterates(f, x, plain, 6), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU])
+def test_no_network_is_left_at_chance(seed: int, activation: type[torch.nn.Module]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(200, 8, generator=generator)
+    labels = (inputs @ torch.randn(8, 5, generator=generator)).argmax(1)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        hidden = [torch.nn.Linear(8, 32), activation(), torch.nn.Linear(32, 32), activation()]
+        net = torch.nn.Sequential(*hidden, torch.nn.Linear(32, 5))
+    f = ModuleObjective(net, lambda m: torch.nn.functional.cross_entropy(m(inputs), labels))
+    result = minimise(f, f.initial(), AdaGrad(), stop=Stop(100))
+    outputs = f.load(result.x)(inputs)
+    assert float((outputs.argmax(1) == labels).double().mean()) > 0.95
