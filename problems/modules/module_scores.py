@@ -77,7 +77,7 @@ def scored(
     pairs = []
     for rows in chunks:
         batch, share = samples.take(rows), len(rows) / len(samples)
-        found["loss"] += share * float(loss(net, batch))
+        found["loss"] += share * float(loss(net, batch).detach())
         if outputs:
             with torch.no_grad():
                 pairs.append((net(*batch[:-1]), batch[-1]))

@@ -5,35 +5,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mldd.algebra import (
-    Corrected,
     Decomposition,
     FlatModule,
     Hierarchy,
     Identity,
     Level,
-    LocalRestrictions,
     Objective,
     Price,
     SharedDecomposition,
     Stochastic,
-    innermost,
     sampled,
 )
 from mldd.loop import Problem
 from mldd.problems.data import checksum
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import PartLosses, SampleLoss, SampleModel
+from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
+from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.samples import Samples
 from mldd.problems.modules.user_modules import is_loss_of_network, restarted
-from mldd.problems.nets import Draw, MiniBatches, pieces
+from mldd.problems.nets import Draw, MiniBatches
 from mldd.ranks import SERIAL, Communicator
 
 # Rates that lead somewhere for networks whose layers are started as torch does.
@@ -355,58 +353,17 @@ class SupervisedProblem(Problem):
         comm = self.comm if comm is None else comm
         chosen = subdomains or self.subdomains
         if chosen == "layers":
-            return self.layers.decomposition(parts, overlap, comm, self._restrictions)
+            return self.layers.decomposition(parts, overlap, comm, self._parts.restrictions)
         most = self._batch or self._total
         if not 1 <= parts <= most:
             raise ValueError(f"`parts` must be in 1..{most} (the {self._units} of a step), got {parts}")
         if overlap < 0:
             raise ValueError(f"`overlap` must be >= 0, got {overlap}")
-        return self._by_data(parts, overlap, comm, len(self.layers.names) if chosen == "both" else 1)
+        return self._parts.decomposition(parts, overlap, comm, by_layers=chosen == "both")
 
-    @lru_cache(maxsize=1)  # noqa: B019 (a frozen problem lives as long as its objectives)
-    def _whole(self, drawn: Draw | None) -> SampleLoss:
-        """Return the loss that the layers of this rank see: that of all samples, for ranks hold other layers."""
-        if drawn is not None:
-            return self._drawn(drawn.rows, drawn.step, None, fine=True)
-        return SampleLoss(self._quiet, torch.arange(self._total))
-
-    def _restrictions(self, decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        return LocalRestrictions(self._whole(_draw_of(f)), decomposition, x.clone())
-
-    def _by_data(self, parts: int, overlap: int, comm: Communicator, layers: int) -> SharedDecomposition:
-        """Return parts of the samples, each of them once for every layer."""
-        own, count, like = pieces(torch.arange(self._total), parts, overlap), parts * layers, self._start
-        if count < comm.ranks:
-            raise ValueError(f"there must be >= {comm.ranks} subdomains (the ranks), got {count}; use more `parts`")
-
-        @cache
-        def whole(chosen: range) -> PartLosses:
-            price = {k: Price(len(own[k]) / self._total, fine=False) for k in range(parts)}
-            losses = [SampleLoss(self._quiet, own[k // layers], price[k // layers], of=self._total) for k in chosen]
-            return PartLosses(losses, like, self.flat.size)
-
-        @lru_cache(maxsize=count)
-        def share(chosen: range, drawn: Draw) -> PartLosses:
-            widened = -(-overlap * len(drawn.rows) // self._total)
-            rows, m = pieces(drawn.rows, parts, widened), len(drawn.rows)
-            losses = [self._drawn(rows[k // layers], drawn.step, None, fine=False, of=m) for k in chosen]
-            return PartLosses(losses, like, self.flat.size)
-
-        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            drawn, chosen, y0 = _draw_of(f), decomposition.local, decomposition.gather(x)
-            local = whole(chosen) if drawn is None else share(chosen, drawn)
-            bounds = decomposition.gather_bounds(f.bounds, y0)
-            if g is None and layers == 1 and bounds.is_free:
-                return local
-            own_g = local.gradient(y0) if layers > 1 or g is not None else torch.zeros_like(y0)
-            target = own_g if g is None else g
-            return Corrected(local, target * decomposition.valid - own_g, y0, bounds)
-
-        mask = None
-        if layers > 1:
-            mask = (torch.arange(count)[:, None] % layers == self.layers.layout.layer).to(like.device)
-        mine, blocks = comm.share(count), self.layers.layout.slices
-        return SharedDecomposition(self.flat.size, count, build, None, mine, mask, blocks=blocks, device=like.device)
+    @cached_property
+    def _parts(self) -> SampleParts:
+        return SampleParts(self._quiet, self._drawn, self.layers)
 
     # -------------------------------------------------------------------------------- what the user sees
 
@@ -478,11 +435,6 @@ def _of_outputs(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tenso
         return loss(net(*batch[:-1]), batch[-1])
 
     return of_batch
-
-
-def _draw_of(f: Objective) -> Draw | None:
-    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    return getattr(innermost(f), "drawn", None)
 
 
 def _seen(batch: Any) -> list[Tensor]:

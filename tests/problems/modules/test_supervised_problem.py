@@ -169,7 +169,7 @@ CLASS = """
     from torch import nn
     from mldd.problems import SupervisedProblem
 
-    @dataclass(frozen=True, eq=False)
+    @dataclass(frozen=True)
     class Mine(SupervisedProblem):
         width: int = 4
 
@@ -180,9 +180,12 @@ CLASS = """
 """
 
 
-def test_a_class_of_ones_own_is_a_problem_of_the_command_line(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("subdomains", ["data", "layers"])
+def test_a_class_of_ones_own_is_a_problem_of_the_command_line(run, tmp_path, monkeypatch, subdomains):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(textwrap.dedent(CLASS))
-    code, out, error = run("train mine.py:Mine:width=7,subdomains=data --solver dd-adagrad --parts 2 --steps 20")
+    code, out, error = run(
+        f"train mine.py:Mine:width=7,subdomains={subdomains} --solver dd-adagrad --parts 2 --steps 20"
+    )
     assert code == 0, error
     assert "loss" in out
