@@ -53,6 +53,7 @@ from .outside import registered as registered
 from .precision import cast as cast
 from .restrictions import LocalRestrictions as LocalRestrictions
 from .restrictions import contiguous as contiguous
+from .restrictions import corrected_models as corrected_models
 from .restrictions import index_decomposition as index_decomposition
 from .restrictions import local_restrictions as local_restrictions
 from .transfer import Compose as Compose

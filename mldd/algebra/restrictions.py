@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mldd.algebra.bounds import Bounds
 from mldd.algebra.cost import on_this_rank
-from mldd.algebra.decomposition import Decomposition, Subdomain
+from mldd.algebra.decomposition import Build, Decomposition, Subdomain
+from mldd.algebra.models import Corrected
 from mldd.algebra.objective import Objective, value_and_gradient
 
 
@@ -145,6 +147,23 @@ def local_restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g:
         The gradient there, which is not needed.
     """
     return LocalRestrictions(f, decomposition, x.clone())
+
+
+def corrected_models(local: Callable[[Any, Objective], Objective]) -> Build:
+    """Return what builds first-order corrected local models: their gradient at the iterate is the global one.
+
+    Parameters
+    ----------
+    local : callable
+        ``local(decomposition, f)`` returns the batch of local losses that goes with an objective.
+    """
+
+    def build(decomposition: Any, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        y0, models = decomposition.gather(x), local(decomposition, f)
+        delta = torch.zeros_like(y0) if g is None else g * decomposition.valid - models.gradient(y0)
+        return Corrected(models, delta, y0, decomposition.gather_bounds(f.bounds, y0))
+
+    return build
 
 
 def contiguous(sizes: Sequence[int], parts: int, overlap: int = 0) -> list[Subdomain]:

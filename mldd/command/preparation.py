@@ -85,8 +85,7 @@ class Preparation:
 
         Where the data are distributed it is estimated: the time of all ranks over the work that they count.
         """
-        alone = self.problem.alone() if self.measured else None
-        f = self.problem.objective() if alone is None else alone.objective()
+        f = (self.problem.alone() or self.problem).objective() if self.measured else self.objective
         return unit_of(f, self.start, self._total, self._mean)
 
     def decomposition(self, parts: int, overlap: int) -> Any:

@@ -7,10 +7,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Objective, Price, SharedDecomposition, innermost
+from mldd.algebra import Objective, Price, SharedDecomposition, corrected_models, innermost
 from mldd.graph import aggregate, grow
 from mldd.problems.nets import composite_labels
 from mldd.ranks import Communicator
@@ -50,11 +49,7 @@ def decomposition(problem: Forecasting, parts: int, overlap: int, comm: Communic
         f: ForecastLoss = local_batch(problem, part, list(chosen), overlap)
         return f
 
-    def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        y0, local = decomposition.gather(x), losses(decomposition.local).drawn(_rows(f))
-        delta = torch.zeros_like(y0) if g is None else g * decomposition.valid - local.gradient(y0)
-        return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
-
+    build = corrected_models(lambda decomposition, f: losses(decomposition.local).drawn(_rows(f)))
     losses(mine)  # here, where bad parts are refused, and outside of any clock
     device = problem.kind["device"]
     return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Corrected,
     Hierarchy,
     Level,
     Objective,
@@ -23,6 +22,7 @@ from mldd.algebra import (
     check_choices,
     check_least,
     contiguous,
+    corrected_models,
     sampled,
 )
 from mldd.graph import Graph, check_part, edge_weights, grow, partition
@@ -386,11 +386,7 @@ class NodeClassification(Problem):
             rows = None if mask is None else mask[chosen.start : chosen.stop]
             return self._cast(self.local_batch(owners, [part_of[k] for k in chosen], layers, rows))
 
-        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            y0, local = decomposition.gather(x), losses(decomposition.local)
-            delta = torch.zeros_like(y0) if g is None else g * decomposition.valid - local.gradient(y0)
-            return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
-
+        build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
         return SharedDecomposition(
             layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=self._kind["device"]

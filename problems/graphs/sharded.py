@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
-    Corrected,
     Hierarchy,
     Identity,
     Level,
@@ -23,6 +22,7 @@ from mldd.algebra import (
     Stochastic,
     check_choices,
     check_least,
+    corrected_models,
     sampled,
 )
 from mldd.graph import aggregate, partition
@@ -393,11 +393,7 @@ class ShardedClassification(Problem):
             price = Price(batch.work(self.net.widths) / self._work, fine=False)
             return NodeLoss(self.net, batch, self.network.decay, price)
 
-        def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            y0, local = decomposition.gather(x), losses(decomposition.local)
-            delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
-            return Corrected(local, delta, y0, decomposition.gather_bounds(f.bounds, y0))
-
+        build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         _ = self._work  # here, where all ranks are together
         losses(mine)
         layout, device = self.net.layout, self._kind["device"]

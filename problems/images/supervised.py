@@ -21,6 +21,7 @@ from mldd.algebra import (
     Price,
     SharedDecomposition,
     Stochastic,
+    check_choices,
     contiguous,
     innermost,
     sampled,
@@ -134,9 +135,7 @@ class Digits(Problem):
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
         parse_widths(self.hidden)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        check_choices(self, _CHOICES)
         if not 10 <= self.samples < 1797:
             raise ValueError(f"`samples` must be in 10..1796, got {self.samples}")
         if not 0 <= self.batch <= self.samples:

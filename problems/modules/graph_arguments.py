@@ -194,11 +194,22 @@ class Arguments:
         inside[nodes.cpu().numpy()] = True
         first = inside.copy()
         for _ in range(hops):
-            grown = inside | (self._incoming @ inside > 0)
+            grown = self.grown(inside)
             if (grown == inside).all():
                 break
             inside = grown
         return torch.cat([nodes.cpu(), torch.from_numpy(np.flatnonzero(inside & ~first))])
+
+    def grown(self, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return some nodes with those that send to them.
+
+        Parameters
+        ----------
+        inside : ndarray, shape (n,), bool
+            The nodes.
+        """
+        grown: NDArray[np.bool_] = inside | (self._incoming @ inside > 0)
+        return grown
 
     @cached_property
     def _incoming(self) -> Any:
@@ -290,3 +301,40 @@ def _means(values: Tensor, group: Tensor, count: int) -> Tensor:
         return made
     size = torch.bincount(group, minlength=count).to(values.dtype)
     return _sums(values, group, count) / size.view(-1, *[1] * (values.dim() - 1))
+
+
+def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.device) -> Arguments:
+    """Return what a network is called with on a graph, on a device and in the network's precision.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    data : torch_geometric.data.Data, or mapping
+        The graph.
+    given : sequence of str
+        Fields that the user has said, in the order of ``forward``.
+    device : torch.device
+        Where the tensors go.
+
+    Raises
+    ------
+    ValueError
+        The data lack a field, or have features that are not finite.
+    """
+    fields = fields_of_data(data)
+    nodes_of(fields)
+    dtype = next(net.parameters()).dtype
+    moved = {key: _to(value, device, dtype) for key, value in fields.items()}
+    x = moved.get("x")
+    if isinstance(x, Tensor) and not bool(x.isfinite().all()):
+        row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
+    return Arguments(names_of_arguments(net, moved, given), moved, bool(given))
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a tensor on the device, floating point numbers in the precision of the network."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.dtype.is_floating_point else value.to(device)

@@ -15,6 +15,7 @@ from mldd.algebra import Bounds, FlatModule, Price
 from mldd.problems.modules.graph_arguments import Arguments
 from mldd.problems.modules.graph_task import Task
 from mldd.problems.modules.part_functions import Noise, PartFunctions
+from mldd.problems.modules.user_modules import has_statistics
 from mldd.ranks import Communicator
 
 
@@ -175,34 +176,6 @@ class GraphLoss:
         ]
         product = self._shaped(made)
         return product if self.comm is None else self.comm.sum(product)
-
-    def outputs(self, x: Tensor) -> Tensor:
-        """Return what the network returns on the only piece, without dropout, shape (m, k).
-
-        Parameters
-        ----------
-        x : Tensor, shape (N,)
-            Parameters.
-        """
-        (piece,) = self.pieces
-        with self.model.at(x, modes=modes(self.model.module, False)), torch.no_grad():
-            shared = self._shared
-            inside = (
-                nullcontext() if shared is None else PartFunctions(piece.nodes, piece.edges, piece.owned, None, shared)
-            )
-            with inside:
-                return self.arguments.call(self.model.module, piece.values)
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Return whether a module normalises by statistics of a batch.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Which one.
-    """
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def modes(net: nn.Module, noisy: bool) -> dict[nn.Module, bool]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import (
-    Corrected,
     FlatModule,
     Hierarchy,
     Identity,
@@ -23,19 +22,20 @@ from mldd.algebra import (
     Stochastic,
     check_choices,
     check_least,
+    corrected_models,
     sampled,
 )
 from mldd.graph import aggregate, grow, partition
 from mldd.loop import Problem
-from mldd.problems.modules.graph_arguments import Arguments, fields_of_data, names_of_arguments, nodes_of
-from mldd.problems.modules.graph_loss import GraphLoss, Piece, has_statistics, modes
+from mldd.problems.modules.graph_arguments import Arguments, arguments_of
+from mldd.problems.modules.graph_loss import GraphLoss, Piece, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.graph_task import SPLITS, Task, is_mean, task_of
+from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
-from mldd.problems.modules.user_modules import is_loss_of_network, restarted
+from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
 from mldd.problems.nets import MiniBatches, composite_labels
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
@@ -141,15 +141,7 @@ class GraphProblem(Problem):
         ValueError
             The data lack a field, or have features that are not finite.
         """
-        fields = fields_of_data(self.data)
-        nodes_of(fields)
-        dtype = next(self.net.parameters()).dtype
-        moved = {key: _to(value, self._device, dtype) for key, value in fields.items()}
-        if isinstance(moved.get("x"), Tensor) and not bool(moved["x"].isfinite().all()):
-            row = int((~moved["x"].isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
-        names = names_of_arguments(self.net, moved, self.inputs)
-        return Arguments(names, moved, bool(self.inputs))
+        return arguments_of(self.net, self.data, self.inputs, self._device)
 
     @cached_property
     def model(self) -> FlatModule:
@@ -180,7 +172,8 @@ class GraphProblem(Problem):
         NotLocalError
             The network looks at all nodes.
         """
-        return hops_of(self.net, self.arguments, self.seed)
+        with self.model.at(self._start, modes=dict.fromkeys(self.net.modules(), False)):
+            return hops_of(self.net, self.arguments, self.seed)
 
     @cached_property
     def _noisy(self) -> bool:
@@ -231,10 +224,8 @@ class GraphProblem(Problem):
         """Refuse to share out a loss that is no mean over rows."""
         if self.loss is None or (self.comm.ranks == 1 and self.batch == 0):
             return
-        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
-            states = self.arguments.call(self.net, self.arguments.whole)
-        items = self.task.fitted
-        if not is_mean(self.task, self.task.outputs(states, self.task.items[..., items])):
+        items = self.task.items[..., self.task.fitted]
+        if not is_mean(self.task, self.task.outputs(self.outputs(self._start), items)):
             raise ValueError(
                 "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
                 "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
@@ -369,11 +360,7 @@ class GraphProblem(Problem):
         def losses(chosen: range) -> GraphLoss:
             return self.local_losses(part, chosen, overlap)
 
-        def build(d: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            y0, local = d.gather(x), losses(d.local)
-            delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
-            return Corrected(local, delta, y0, d.gather_bounds(f.bounds, y0))
-
+        build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
         blocks = ModuleLayers.of(self.net, self.groups).layout.slices
         return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=blocks, device=self._device)
@@ -415,8 +402,6 @@ class GraphProblem(Problem):
             Parameters.
         """
         net = self.model.load(x)
-        if not self._statistics:
-            return net
         settled(net, modes(net, False), lambda: self.arguments.call(net, self.arguments.whole))
         return net
 
@@ -437,13 +422,8 @@ class GraphProblem(Problem):
         """
         arguments = self.arguments if data is None else replace(self, data=data).arguments
         net = self.module(x)
-        training = {module: module.training for module in net.modules()}
-        net.eval()
-        with torch.no_grad():
-            made = arguments.call(net, arguments.whole)
-        for module, mode in training.items():
-            module.training = mode
-        return made
+        with self.model.at(x, modes=dict.fromkeys(net.modules(), False)), torch.no_grad():
+            return arguments.call(net, arguments.whole)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return what the network returns at all nodes without dropout, shape (n, k).
@@ -466,55 +446,26 @@ class GraphProblem(Problem):
         """
         if self.labels == "all":
             raise ValueError("validation needs nodes that are not trained on, got labels=all; leave one of them out")
-        found = {} if self._whole_loss else self._measured(x, ("validation",))
+        found = {} if self._whole_loss else measured(self.task, self.outputs(x), ("validation",))
         if not found:
             raise ValueError("`data` must have val_mask with a labelled node for a validation, got none; add it")
         return found
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return loss and accuracy, or the root mean square of errors, on training, validation and test items."""
-        return {} if self._whole_loss else self._measured(x, tuple(SPLITS))
-
-    def _measured(self, x: Tensor, parts: Sequence[str]) -> dict[str, float]:
-        states, task = self.outputs(x), self.task
-        found: dict[str, float] = {}
-        for name in (name for name in parts if name in task.masks):
-            items = task.masks[name].nonzero().flatten()
-            if not len(items):
-                continue
-            outputs, targets = task.outputs(states, task.items[..., items]), task.targets[items]
-            found[f"{name}_loss"] = float(task.mean(outputs, targets))
-            for key, total in task.scores(outputs, targets).items():
-                mean = total / len(items)
-                found |= {f"{name}_rmse": mean**0.5} if key == "mse" else {f"{name}_{key}": mean}
-        return found
+        return {} if self._whole_loss else measured(self.task, self.outputs(x))
 
     def details(self) -> dict[str, Any]:
         """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
-        used = {
-            *self.arguments.names,
-            "y",
-            "edge_index",
-            "num_nodes",
-            "edge_label",
-            "edge_label_index",
-            *SPLITS.values(),
-        }
+        used = {*self.arguments.names, *READ}
         fields = self.arguments.fields
         lost = [key for key, value in fields.items() if key not in used and isinstance(value, Tensor)]
         with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
             lost += ignored(self.net, self.arguments)
         notes = [f"not used: {', '.join(lost)}"] if lost else []
-        told = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
+        told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops
-        if self._whole_loss:
-            return told | ({"notes": notes} if notes else {})
-        return told | {"task": self.task.kind} | ({"notes": notes} if notes else {})
-
-
-def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return a tensor on the device, floating point numbers in the precision of the network."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype) if value.dtype.is_floating_point else value.to(device)
+        if not self._whole_loss:
+            told["task"] = self.task.kind
+        return told | ({"notes": notes} if notes else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,14 @@ from mldd.algebra import check_choices
 Loss = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["classification", "labels", "regression", "links"]
 SPLITS = {"train": "train_mask", "validation": "val_mask", "test": "test_mask"}
+READ = (
+    "y",
+    "edge_index",
+    "num_nodes",
+    "edge_label",
+    "edge_label_index",
+    *SPLITS.values(),
+)  # of a graph, besides arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,3 +190,28 @@ def is_mean(task: Task, outputs: Tensor) -> bool:
         pieces = [task.mean(outputs[a:b], targets[a:b]) * (b - a) / m for a, b in ((0, half), (half, m))]
         whole = task.mean(outputs, targets)
     return bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7)
+
+
+def measured(task: Task, states: Tensor, parts: Sequence[str] = tuple(SPLITS)) -> dict[str, float]:
+    """Return loss and accuracy, or the root mean square of errors, on the items of some parts that have any.
+
+    Parameters
+    ----------
+    task : Task
+        With items and targets.
+    states : Tensor, shape (n, k)
+        What the network returns.
+    parts : sequence of str
+        Some of train, validation and test.
+    """
+    found: dict[str, float] = {}
+    for name in (name for name in parts if name in task.masks):
+        items = task.masks[name].nonzero().flatten()
+        if not len(items):
+            continue
+        outputs, targets = task.outputs(states, task.items[..., items]), task.targets[items]
+        found[f"{name}_loss"] = float(task.mean(outputs, targets))
+        for key, total in task.scores(outputs, targets).items():
+            mean = total / len(items)
+            found |= {f"{name}_rmse": mean**0.5} if key == "mse" else {f"{name}_{key}": mean}
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ def hops_of(net: nn.Module, arguments: Arguments, seed: int = 0) -> int:
     Parameters
     ----------
     net : nn.Module
-        The network; it is called in evaluation mode.
+        The network, in evaluation mode.
     arguments : Arguments
         What it is called with.
     seed : int
@@ -40,24 +39,18 @@ def hops_of(net: nn.Module, arguments: Arguments, seed: int = 0) -> int:
         Some output depends on nodes farther away than any hop count explains.
     """
     nodes = torch.randperm(arguments.nodes, generator=torch.Generator().manual_seed(seed))[: 8 * _TRIED]
-    training = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with torch.no_grad():
-            whole = arguments.call(net, arguments.whole)
-        if whole.dim() == 0 or len(whole) != arguments.nodes:
-            raise NotLocalError(
-                f"{type(net).__name__} must return a row for each of {arguments.nodes} nodes to be decomposed by graph "
-                f"parts, got shape {tuple(whole.shape)}; decompose its parameters: subdomains=layers"
-            )
-        _check_indifferent(net, arguments, whole)
-        hops = max(_support(net, arguments, int(node)) for node in nodes[:_TRIED])
-        for more in range(3):
-            if agrees(net, arguments, whole, nodes, hops + more):
-                return hops + more
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with torch.no_grad():
+        whole = arguments.call(net, arguments.whole)
+    if whole.dim() == 0 or len(whole) != arguments.nodes:
+        raise NotLocalError(
+            f"{type(net).__name__} must return a row for each of {arguments.nodes} nodes to be decomposed by graph "
+            f"parts, got shape {tuple(whole.shape)}; decompose its parameters: subdomains=layers"
+        )
+    _check_indifferent(net, arguments, whole)
+    hops = max(_support(net, arguments, int(node)) for node in nodes[:_TRIED])
+    for more in range(3):
+        if agrees(net, arguments, whole, nodes, hops + more):
+            return hops + more
     raise NotLocalError(
         f"outputs of {type(net).__name__} on a part with {hops + 2} hops around it must be those on the whole graph, "
         "got others: a layer looks at all nodes or edges (GraphNorm, global attention, pooling, a virtual node, "
@@ -115,15 +108,12 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 def _distances(arguments: Arguments, node: int, reached: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
     """Return the hops within which all `reached` nodes send to `node`, as far as they do at all."""
-    row, column = arguments.edge_index.cpu().numpy()
-    n = arguments.nodes
-    incoming = sp.csr_matrix((np.ones(len(row), dtype=np.float32), (row, column)), shape=(n, n))
-    inside = np.zeros(n, dtype=bool)
+    inside = np.zeros(arguments.nodes, dtype=bool)
     inside[node] = True
     for hops in range(_MOST):
         if not (reached & ~inside).any():
             return hops
-        grown = inside | (incoming @ inside > 0)
+        grown = arguments.grown(inside)
         if (grown == inside).all():
             return hops
         inside = grown

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mldd.problems.modules.samples import Samples
+from mldd.problems.modules.user_modules import has_statistics
 
 Score = Callable[..., Any]
 _AT_ONCE = 1024  # samples that are evaluated together
@@ -26,7 +27,7 @@ def settled(net: nn.Module, modes: Mapping[nn.Module, bool], see: Callable[[], o
     see : callable
         Evaluates the module for all samples, in batches.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    norms = [m for m in net.modules() if has_statistics(m)]
     norms = [m for m in norms if m.track_running_stats and modes[m]]
     if not norms:
         return

@@ -127,13 +127,12 @@ class PartFunctions(TorchFunctionMode):
         return y if bias is None else y + bias
 
 
-class Draws(PartFunctions):
+class Draws(TorchFunctionMode):
     """Notices whether dropout is drawn."""
 
     def __init__(self) -> None:
         """Start with nothing noticed."""
-        none = torch.zeros(0, dtype=torch.int64)
-        super().__init__(none, none, 0, None, None)
+        super().__init__()
         self.drawn = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -21,6 +21,7 @@ from mldd.algebra import (
     Price,
     SharedDecomposition,
     Stochastic,
+    check_choices,
     sampled,
 )
 from mldd.loop import Problem
@@ -30,7 +31,7 @@ from mldd.problems.modules.module_scores import Score, scored, settled
 from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
 from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.samples import Samples
-from mldd.problems.modules.user_modules import is_loss_of_network, restarted
+from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.ranks import SERIAL, Communicator
 
@@ -126,8 +127,7 @@ class SupervisedProblem(Problem):
             raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
         if self.device:
             self.net.to(self.device)
-        if self.subdomains not in ("layers", "data", "both"):
-            raise ValueError(f"`subdomains` must be one of layers, data, both, got {self.subdomains!r}")
+        check_choices(self, {"subdomains": ("layers", "data", "both")})
         if self.batch is not None and not 0 <= self.batch <= self._total:
             raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
         self._refuse_different_data()
@@ -227,7 +227,7 @@ class SupervisedProblem(Problem):
         """The same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
         if not self.model.noisy:
             return self.model
-        modes = {m: on and isinstance(m, nn.modules.batchnorm._NormBase) for m, on in self._modes.items()}
+        modes = {m: on and has_statistics(m) for m, on in self._modes.items()}
         return replace(self.model, modes=modes)
 
     @property

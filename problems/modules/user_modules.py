@@ -1,4 +1,4 @@
-"""What is asked of modules and losses of a user's own: which kind a loss is, and another start."""
+"""What is asked of modules and losses of a user's own: which kind a loss is, what has statistics, and another start."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def is_loss_of_network(loss: Any) -> bool:
     except (TypeError, ValueError):  # a function written in C has no signature
         return False
     return bool(names) and names[0] in _NETWORK
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether a module normalises by statistics of a batch.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Which one.
+    """
+    return isinstance(module, nn.modules.batchnorm._NormBase)
 
 
 def restarted(net: nn.Module, seed: int) -> Tensor:
