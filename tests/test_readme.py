@@ -93,7 +93,7 @@ def test_the_batch_script_is_sound(tmp_path: Path) -> None:
     script.write_text(BATCH_SCRIPTS[0])
     subprocess.run(["bash", "-n", str(script)], check=True)
     (command,) = [line for line in BATCH_SCRIPTS[0].splitlines() if line.startswith("srun")]
-    from mldd.command.cli import parse
+    from mldd.command.options import parse
 
     options = parse(shlex.split(command)[2:])
     assert options.solver == "dd-adagrad"

@@ -31,9 +31,10 @@ from mldd.algebra import (
     unit_of,
     value_and_gradient,
 )
-from mldd.command import cli, solver_spec
+from mldd.command import solver_spec
 from mldd.command.builder import Builder, build_problem
 from mldd.command.names import problem_spec
+from mldd.command.options import parse
 from mldd.command.preparation import Preparation
 from mldd.loop import Stop, minimise, replacing
 from mldd.ranks import SERIAL, Communicator, prepare, world
@@ -213,7 +214,7 @@ class MeteredPreparation(Preparation):
 def run(text: str, line: str, prices: str, comm: Communicator, wire: Wire) -> dict[str, Any]:
     """Run a solver for some steps; return what this rank has counted and measured."""
     words = ["train", text, "--solver", *line.split(), "--steps", str(STEPS), "--prices", prices]
-    options = cli.parse(words)
+    options = parse(words)
     problem = build_problem(problem_spec(text), options, 0, comm)
     preparation = MeteredPreparation(problem, 0, comm, prices == "measured")
     preparation.meter = meter = Meter(wire)

@@ -20,8 +20,8 @@ from typing import Any
 from mldd import Problem, Stop, minimise
 from mldd.algebra import uncounted
 from mldd.command.builder import build_problem
-from mldd.command.cli import parse
 from mldd.command.names import SOLVERS, Spec, problem_spec, solver_spec
+from mldd.command.options import parse
 from mldd.command.preparation import Preparation
 from mldd.command.run import prepare
 from mldd.ranks import SERIAL

@@ -193,7 +193,7 @@ def _kind() -> type[Any]:
 
 def ours(net: nn.Module, data: dict[str, Tensor], solver: str, steps: int, seed: int, **more: Any) -> dict[str, Any]:
     """Train by mldd on all ranks."""
-    run = mldd.train(net, data, solver=solver, steps=steps, seed=seed, options={"device": "cpu"}, **more)
+    run = mldd.train(net, data, solver=solver, steps=steps, seed=seed, **more)
     records = run.history.records
     seconds = [b.cost.seconds - a.cost.seconds for a, b in zip(records, records[1:], strict=False)]
     cost = run.result.record.cost

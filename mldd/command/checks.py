@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mldd.loop import History, check_loggers, read_csv
+from mldd.loop import History, check_loggers, read_csv, replacing
 from mldd.models import MODEL, SOLUTION
 from mldd.ranks import Communicator
 
@@ -49,6 +49,33 @@ def check_log(options: argparse.Namespace) -> None:
     check_loggers(options.log)
     if options.log and options.out is None:
         raise ValueError(f"--log {','.join(options.log)} needs a folder for its files, got none; add --out DIR")
+
+
+def check_folder(folder: Path, comm: Communicator) -> None:
+    """Make `folder` and see that files can be written there, before any work is done (on rank 0).
+
+    Parameters
+    ----------
+    folder : Path
+        It is made where it is missing.
+    comm : Communicator
+        The ranks.
+
+    Raises
+    ------
+    OSError
+        One line that names the folder.
+    """
+    if comm.rank != 0:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "probe") as probe:
+            probe.write_bytes(b"")
+        (folder / "probe").unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"the folder {folder} must be writable, but it is not ({reason}); give another one") from error
 
 
 def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History | None = None) -> None:

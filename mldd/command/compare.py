@@ -144,11 +144,8 @@ def one(
         history.norm = run.stop.norm
         return TableRow(run.names[1], run.seed, {}, history, error)
     content = reports.report(run, result)
-    if out is not None and comm.rank == 0:
-        reports.write_result(out, content, result.history)
-        reports.keep(run, result, content, out)
-        if pictures:
-            reports.pictures(run, result, out)
+    if comm.rank == 0:
+        reports.write_all(run, result, content, out, drawing=pictures)
     return TableRow(run.names[1], run.seed, content, result.history)
 
 

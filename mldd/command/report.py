@@ -219,6 +219,30 @@ def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[P
     return [out / MODEL]
 
 
+def write_all(
+    run: Run, result: Result, content: dict[str, Any], out: Path | None, *, drawing: bool = True
+) -> list[Path]:
+    """Write all files of a run (rank 0); return them.
+
+    Parameters
+    ----------
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    content : dict
+        Of ``result.json``.
+    out : Path, optional
+        The folder; without it nothing is written.
+    drawing : bool
+        Whether the problem draws pictures of its own, too.
+    """
+    if out is None:
+        return []
+    written = [*write_result(out, content, result.history), *keep(run, result, content, out)]
+    return [*written, *pictures(run, result, out)] if drawing else written
+
+
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:
     """Write the pictures that a problem has of its own, ``pictures(folder, x, parts)`` (rank 0); return the files.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import mldd
 from mldd.algebra import Objective, sampled, uncounted
 from mldd.command.builder import Builder
-from mldd.command.checks import RESULTS
+from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_validation
 from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
@@ -30,9 +30,9 @@ from mldd.loop import (
     Status,
     Stop,
     Validation,
+    check_replaceable,
     has,
     minimise,
-    replacing,
 )
 from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
@@ -174,31 +174,45 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
     )
 
 
-def check_folder(folder: Path, comm: Communicator) -> None:
-    """Make `folder` and see that files can be written there, before any work is done (on rank 0).
+def begin(
+    specs: tuple[Spec, Spec], options: argparse.Namespace, make: Callable[[], Problem], comm: Communicator
+) -> tuple[Run, Past]:
+    """Return a run and where it goes on from; what cannot be written or resumed is refused before any work is done.
 
     Parameters
     ----------
-    folder : Path
-        It is made where it is missing.
+    specs : tuple of Spec
+        Problem and solver as they were given.
+    options : argparse.Namespace
+        Of the command line.
+    make : callable
+        Makes the problem.
     comm : Communicator
         The ranks.
 
     Raises
     ------
+    ValueError
+        Options that do not go together, or a checkpoint of another run.
     OSError
-        One line that names the folder.
+        A folder that cannot be written to, or holds the results of another run.
     """
-    if comm.rank != 0:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "probe") as probe:
-            probe.write_bytes(b"")
-        (folder / "probe").unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"the folder {folder} must be writable, but it is not ({reason}); give another one") from error
+    check_validation(options)
+    check_log(options)
+    if options.out is not None and options.resume is None:
+        check_free(options.out, options.overwrite, comm)
+    for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
+        if folder is not None:
+            check_folder(folder, comm)
+    if options.checkpoint is not None:
+        check_replaceable(options.checkpoint)
+    run = prepare(specs, options, Preparation(make(), options.seed, comm, options.prices == "measured"))
+    if options.checkpoint is not None:
+        fresh_state(run)
+    past = resumed(run, options.resume) if options.resume is not None else Past(run.x)
+    if options.out is not None and options.resume is not None:
+        check_free(options.out, options.overwrite, comm, past.history)
+    return run, past
 
 
 @dataclass

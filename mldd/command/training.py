@@ -11,18 +11,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from mldd.algebra import loaded
-from mldd.command import cli
 from mldd.command import report as reports
 from mldd.command import run as runs
-from mldd.command.checks import check_free, check_validation
+from mldd.command.builder import check_options
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
-from mldd.command.preparation import Preparation
+from mldd.command.options import parse
 from mldd.loop import History, Problem, Result
 from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: a graph has edges, all else are samples.
 _GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
+# Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
+_NOT_HERE = ("command", "problem", "solver", "seed", "seeds", "device", "dtype", "data", "petsc", "debug")
+_PATHS = ("out", "checkpoint", "resume")
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,18 @@ def train(
         run = mldd.train(net, data, solver="ml-lbfgs", parts=8, levels=3)
         run.model, run.metrics["test_accuracy"], run.history
     """
-    given = cli.parse(["train", "-", "--solver", solver, "--quiet"])
-    chosen = {**(options or {}), **{key: keys.pop(key) for key in list(keys) if hasattr(given, key)}}
+    given = parse(["train", "-", "--solver", solver, "--quiet"])
+    known = [name for name in vars(given) if name not in _NOT_HERE]
+    chosen = {**(options or {}), **{key: keys.pop(key) for key in list(keys) if key in known}}
     for key, value in chosen.items():
-        if not hasattr(given, key):
-            raise ValueError(f"mldd train has no option {key!r}; its options are {' '.join(vars(given))}")
-        setattr(given, key, value)
+        if key not in known:
+            raise ValueError(f"mldd.train has no option {key!r}; its options are {' '.join(known)}")
+        setattr(given, key, Path(value) if key in _PATHS and value is not None else value)
     given.seed = seed
     comm = world() if comm is None else comm
     prepare(comm)
-    made = _problem_of(what, data, seed, comm, keys)
-    return _trained(made, given, comm)
+    check_options(given, [solver_spec(solver)])
+    return _trained(_problem_of(what, data, seed, comm, keys), given, comm)
 
 
 def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[str, Any]) -> Problem:
@@ -175,18 +178,10 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
 
 
 def _trained(made: Problem, options: Namespace, comm: Communicator) -> Training:
-    check_validation(options)
-    if options.out is not None:
-        options.out = Path(options.out)
-        check_free(options.out, options.overwrite, comm)
-        runs.check_folder(options.out, comm)
     name = type(made).__name__
     specs = Spec(name, name, type(made)), solver_spec(options.solver)
-    run = runs.prepare(specs, options, Preparation(made, options.seed, comm, options.prices == "measured"))
-    result = runs.execute(run, runs.Past(run.x), out=options.out, shown=not options.quiet)
+    run, past = runs.begin(specs, options, lambda: made, comm)
+    result = runs.execute(run, past, out=options.out, checkpoint=options.checkpoint, shown=not options.quiet)
     content = reports.report(run, result)
-    written: list[Path] = []
-    if options.out is not None and comm.rank == 0:
-        written += reports.write_result(options.out, content, result.history)
-        written += reports.keep(run, result, content, options.out)
+    written = reports.write_all(run, result, content, options.out) if comm.rank == 0 else []
     return Training(made, result, content["metrics"], content, tuple(written))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def is_loss_of_network(loss: Any) -> bool:
     return bool(names) and names[0] in _NETWORK
 
 
-def has_statistics(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:
     """Return whether a module normalises by statistics of a batch.
 
     Parameters

@@ -78,6 +78,15 @@ def test_a_folder_gets_what_the_command_line_writes_and_the_best_is_kept(tmp_pat
         mldd.train(net(), data(), steps=1, out=tmp_path / "run")
 
 
+def test_a_training_is_checkpointed_and_goes_on(tmp_path):
+    file = tmp_path / "saved"
+    mldd.train(net("by hand"), data(), steps=4, checkpoint=file)
+    later = mldd.train(net("by hand"), data(), steps=9, resume=str(file))
+    whole = mldd.train(net("by hand"), data(), steps=9)
+    assert later.result.record.step == 9 and torch.equal(later.x, whole.x)
+    assert mldd.train("obstacle", n=7, dtype="float32", solver="adagrad", steps=1).x.dtype == torch.float32
+
+
 def test_problems_by_name_and_made_ones_are_solved():
     by_name = mldd.train("obstacle", n=15, solver="adagrad", steps=3)
     made = mldd.train(mldd.problem("obstacle:n=15"), solver="adagrad", steps=3)
@@ -94,6 +103,9 @@ def test_problems_by_name_and_made_ones_are_solved():
         (lambda: mldd.train(mldd.problem("obstacle"), n=3), "cannot be set, got n"),
         (lambda: mldd.train(net(), data(), steps=1, overlop=1), "no key 'overlop'"),
         (lambda: mldd.train(net(), data(), options={"stepps": 1}), "no option 'stepps'"),
+        (lambda: mldd.train(net(), data(), options={"seeds": [1, 2]}), "no option 'seeds'"),
+        (lambda: mldd.train(net(), data(), parts=4), "--parts is of no use to solver adam"),
+        (lambda: mldd.train(net(), data(), dtype="float64"), "no key 'dtype'"),
         (lambda: mldd.train(net(), data(), solver="addam"), "did you mean adam"),
     ],
 )

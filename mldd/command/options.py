@@ -1,0 +1,247 @@
+"""Options of the command line: what its words say."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mldd.algebra import did_you_mean
+
+_EXAMPLES = """
+PROBLEM and SOLVER are NAME or NAME:key=value,key=value (`mldd list` names them and their keys; the parts of a tuple are
+separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash options (-tao_monitor) go to PETSc.
+
+  mldd train obstacle:n=63 --solver ml-adagrad --levels 4 --atol 1e-6 --out results
+  mpiexec -n 4 mldd train cora --solver dd-adagrad --parts 8 --levels 2
+  mldd train cora --solver adam --validate-every 5 --patience 10 --keep best --out results
+  mldd predict results my_graph.npz --out classes.csv
+  mldd compare cora --solvers adam:lr=0.01,dd-adagrad --seeds 0,1,2 --steps 200 --out results
+  mldd partition cora --parts 16 --methods metis,kahypar-km1,best --out parts
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ordinary exceptions: one line, printed by one rank."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            message += did_you_mean(unknown[1], sorted(_long_options(self)))
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return what the command line says; ``petsc`` gets the one-dash options, which go to PETSc.
+
+    Parameters
+    ----------
+    words : sequence of str
+        The command line without the program's name.
+
+    Raises
+    ------
+    ValueError
+        One line that says what is wrong.
+    """
+    parser = _parser()
+    own, petsc = _split(words)
+    options = parser.parse_args(own)
+    if options.command is None:
+        raise ValueError("a command is needed: list, info, train, compare, predict, plot or partition; see mldd --help")
+    if petsc and options.command not in ("train", "compare"):
+        raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
+    for word in petsc:
+        if word.startswith("-") and "-" + word.replace("_", "-") in _long_options(parser):
+            raise ValueError(f"{word} with one dash goes to PETSc; did you mean -{word.replace('_', '-')}?")
+    options.petsc = petsc
+    return options
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take out options of one dash and several letters, each with the value that follows it, if any."""
+    own: list[str] = []
+    petsc: list[str] = []
+    takes_value = False
+    for word in words:
+        is_option = re.match(r"-[A-Za-z]\w", word) is not None
+        is_value = takes_value and not word.startswith("--")
+        (petsc if is_option or is_value else own).append(word)
+        takes_value = is_option
+    return own, petsc
+
+
+def _long_options(parser: argparse.ArgumentParser) -> set[str]:
+    commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    below = {option for a in commands for command in a.choices.values() for option in _long_options(command)}
+    return below | {option for option in parser._option_string_actions if option.startswith("--")}
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+        return int(text)
+
+    return whole
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return number
+
+
+def _kept(text: str) -> str:
+    if not re.fullmatch(r"last|best(:\w+)?", text):
+        raise argparse.ArgumentTypeError(f"must be last, best or best:NAME, got {text!r}")
+    return text
+
+
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(text.split(",")))
+
+
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        low, high = _at_least(0)(first), _at_least(0)(last or first)
+        if high < low or part.endswith("-"):
+            raise argparse.ArgumentTypeError(f"must be numbers and ranges as in 0,1,4-9, got {text!r}")
+        seeds += range(low, high + 1)
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
+    return seeds
+
+
+def _parser() -> _Parser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="mldd", description="Multilevel domain-decomposition training.", epilog=_EXAMPLES, formatter_class=raw
+    )
+    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(
+        dest="command", metavar="list | info | train | compare | predict | plot | partition"
+    )
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        new = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        new.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        return new
+
+    listed = command("list", "problems and solvers with a sentence each, or the keys of one of them")
+    listed.add_argument("name", nargs="?", metavar="NAME", help="a problem or solver: its keys, defaults and meanings")
+    command("info", "versions, devices, partitioners")
+    train = command("train", "minimise a problem with a solver")
+    train.add_argument("problem", metavar="PROBLEM")
+    train.add_argument("--solver", required=True, metavar="SOLVER")
+    start = train.add_mutually_exclusive_group()
+    start.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
+    train.add_argument("--checkpoint", type=Path, metavar="FILE", help="write it at the end and every 30 s")
+    train.add_argument("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
+    compare = command("compare", "several solvers from the same starts")
+    compare.add_argument("problem", metavar="PROBLEM")
+    compare.add_argument("--solvers", required=True, metavar="A,B,C")
+    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
+    for both in (train, compare):
+        _add_options(both)
+    _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
+    plot = command("plot", "compare the results in folders in a figure")
+    plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR",
+    )
+    plot.add_argument("--overwrite", action="store_true", help="replace a figure that is there")
+    plot.add_argument(
+        "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
+    )
+    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
+    _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="the folder of a run, or its model.pt")
+    add("of", metavar="DATA", help="a name or file, with keys: era5-uk:origins=all, FILE.nc:origins=2019-03-31T06")
+    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .npz or .csv")
+    add("--overwrite", action="store_true", help="replace a file that is there")
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--quiet", action="store_true", help="no summary")
+
+
+def _add_partition(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.set_defaults(device="cpu", dtype=None)
+    add("problem", metavar="PROBLEM")
+    add("--parts", type=_at_least(1), required=True, metavar="N")
+    add(
+        "--methods",
+        type=_words,
+        default=["metis", "metis-volume"],
+        metavar="A,B,C",
+        help="default metis,metis-volume; file.py:function and package.module:function are methods, too",
+    )
+    add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
+    add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--out", type=Path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
+    add(
+        "--write",
+        type=Path,
+        metavar="DIR",
+        help="receives the data, one file per part: fewest halo rows of all methods",
+    )
+    add("--quiet", action="store_true", help="no table")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or as many as ranks if these are more")
+    add("--overlap", type=_at_least(0), metavar="K", help="layers added to every subdomain; default 1")
+    add("--levels", type=_at_least(1), metavar="L", help="default 3 for multilevel solvers, 1 for the others")
+    add("--combine", choices=("asm", "ras", "wasm"), help="how corrections are combined")
+    add("--local-steps", type=_at_least(0), metavar="M", help="steps on each subdomain")
+    add("--steps", type=_at_least(0), default=200, metavar="N", help="default 200")
+    add("--atol", type=_number, default=0.0, metavar="A", help="stop at this measure; default 0")
+    add("--rtol", type=_number, default=0.0, metavar="R", help="stop at this fraction of the first measure; default 0")
+    add("--target", type=_number, default=-math.inf, metavar="LOSS", help="stop at this loss")
+    add("--max-seconds", type=_number, default=math.inf, metavar="S", help="stop after this time")
+    add("--norm", choices=("inf", "2"), default="inf", help="of the measure; default inf")
+    add(
+        "--prices",
+        choices=("estimated", "measured"),
+        default="estimated",
+        help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
+    )
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add("--dtype", choices=("float32", "float64"), help="default: the problem's")
+    add("--out", type=Path, metavar="DIR", help="receives result.json, history.csv, convergence.png, model.pt")
+    add("--overwrite", action="store_true", help="replace the results of another run in DIR")
+    add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
+    add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
+    add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
+    loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
+    add("--log", type=_words, default=[], metavar="A,B", help=loggers)
+    add("--quiet", action="store_true", help="neither progress bar nor summary")
