@@ -10,7 +10,7 @@ from typing import Any
 
 import mldd
 from mldd.algebra import did_you_mean
-from mldd.command.values import convert, split
+from mldd.command.values import aligned, convert, split
 from mldd.models import Model, Prediction, check_target, load
 
 
@@ -78,5 +78,4 @@ def _summary(made: Prediction, model: Model, options: argparse.Namespace) -> lis
         *(("data", note) for note in made.notes),
         ("written", str(options.out)),
     ]
-    width = max(len(name) for name, _ in lines) + 2
-    return [f"{name:<{width}}{text}" for name, text in lines]
+    return aligned(lines)

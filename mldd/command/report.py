@@ -15,11 +15,13 @@ import numpy as np
 from mldd.algebra import uncounted
 from mldd.command import info
 from mldd.command.names import described
-from mldd.command.values import one_line
+from mldd.command.values import aligned, one_line
 from mldd.loop import History, Result, Validation, has, replacing
 from mldd.models import MODEL, SOLUTION, save
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mldd.command.run import Run
 
 
@@ -122,8 +124,7 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         lines.append(("bounds", f"violated by {content['bounds_violation']:.2e}"))
     if written:
         lines.append(("written", " ".join(map(str, written))))
-    width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in lines)
+    return "\n".join(aligned(lines))
 
 
 def cost_line(content: dict[str, Any]) -> str:
@@ -185,6 +186,20 @@ def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
         return []
 
 
+def kept(result: Result, keep: str) -> Tensor:
+    """Return the iterate that is kept, shape (n,): the last one, or the best of the validation where there is one.
+
+    Parameters
+    ----------
+    result : Result
+        Of a run.
+    keep : str
+        The option: last, best or best:NAME.
+    """
+    best = None if keep == "last" or result.validation is None else result.validation.best
+    return result.x if best is None else best
+
+
 def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[Path]:
     """Write the trained network, or the unknowns where the problem has none (rank 0); return the files.
 
@@ -201,8 +216,7 @@ def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[P
     out : Path
         The folder.
     """
-    best = result.validation if run.options["keep"] != "last" else None
-    x = result.x if best is None or best.best is None else best.best
+    x, best = kept(result, run.options["keep"]), result.validation
     if result.status.failed and x is result.x:
         return []
     if not has(run.problem, "module"):

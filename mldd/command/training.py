@@ -54,8 +54,7 @@ class Training:
     @property
     def x(self) -> Tensor:
         """The last iterate, or the best one of a validation."""
-        best = self.result.validation if self.content["options"]["keep"] != "last" else None
-        return self.result.x if best is None or best.best is None else best.best
+        return reports.kept(self.result, self.content["options"]["keep"])
 
     @property
     def model(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, Literal
 
@@ -102,3 +103,15 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
+
+
+def aligned(lines: Sequence[tuple[str, str]]) -> list[str]:
+    """Return names and texts as lines whose texts begin in one column.
+
+    Parameters
+    ----------
+    lines : sequence of pairs of str
+        Name and text.
+    """
+    width = max(len(name) for name, _ in lines) + 2
+    return [f"{name:<{width}}{text}" for name, text in lines]
