@@ -23,7 +23,6 @@ from mldd.algebra import (
     Stochastic,
     check_choices,
     contiguous,
-    innermost,
     sampled,
 )
 from mldd.loop import Problem
@@ -36,6 +35,7 @@ from mldd.problems.nets import (
     Dense,
     Draw,
     MiniBatches,
+    draw_of,
     parse_widths,
     pieces,
     subset,
@@ -265,7 +265,7 @@ class Digits(Problem):
             return self._loss(rows, Price(len(rows) / self.samples), None)
 
         def build(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            return LocalRestrictions(whole(_drawn(f)), decomposition, x.clone())
+            return LocalRestrictions(whole(draw_of(f)), decomposition, x.clone())
 
         subdomains = contiguous(layout.blocks, parts, overlap)
         return Decomposition(layout.size, subdomains, build, comm.share(parts), blocks=layout.slices)
@@ -286,7 +286,7 @@ class Digits(Problem):
             return self._losses([of_sample[k] for k in chosen])
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            drawn, chosen, y0 = _drawn(f), decomposition.local, decomposition.gather(x)
+            drawn, chosen, y0 = draw_of(f), decomposition.local, decomposition.gather(x)
             local = whole(chosen) if drawn is None else share(chosen, drawn)
             bounds = decomposition.gather_bounds(f.bounds, y0)
             if g is None and bounds.is_free:
@@ -345,8 +345,3 @@ class Digits(Problem):
             "train_accuracy": float(right[: self.samples].mean()),
             "test_accuracy": float(right[self.samples :].mean()),
         }
-
-
-def _drawn(f: Objective) -> Draw | None:
-    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    return getattr(innermost(f), "drawn", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +16,10 @@ from mldd.algebra import (
     Objective,
     Price,
     SharedDecomposition,
-    innermost,
 )
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.sample_loss import PartLosses, SampleLoss, SampleModel
-from mldd.problems.nets import Draw, pieces
+from mldd.problems.nets import Draw, draw_of, pieces
 from mldd.ranks import Communicator
 
 
@@ -75,7 +73,7 @@ class SampleParts:
         g : Tensor, shape (n,), optional
             The gradient there.
         """
-        return LocalRestrictions(self._whole(_draw_of(f)), decomposition, x.clone())
+        return LocalRestrictions(self._whole(draw_of(f)), decomposition, x.clone())
 
     def decomposition(self, parts: int, overlap: int, comm: Communicator, *, by_layers: bool) -> SharedDecomposition:
         """Return parts of the samples, each of them once, or once for every layer.
@@ -103,7 +101,7 @@ class SampleParts:
         losses = self._losses(parts, overlap, layers)
 
         def build(decomposition: SharedDecomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            y0, local = decomposition.gather(x), losses(decomposition.local, _draw_of(f))
+            y0, local = decomposition.gather(x), losses(decomposition.local, draw_of(f))
             bounds = decomposition.gather_bounds(f.bounds, y0)
             if g is None and layers == 1 and bounds.is_free:
                 return local
@@ -139,8 +137,3 @@ class SampleParts:
             )
 
         return lambda chosen, drawn: whole(chosen) if drawn is None else share(chosen, drawn)
-
-
-def _draw_of(f: Any) -> Draw | None:
-    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    return getattr(innermost(f), "drawn", None)

@@ -15,6 +15,7 @@ from .dense import Activation as Activation
 from .dense import Classification as Classification
 from .dense import Dense as Dense
 from .dense import Draw as Draw
+from .dense import draw_of as draw_of
 from .dense import parse_widths as parse_widths
 from .dropout import Dropout as Dropout
 from .encode_process_decode import EncodeProcessDecode as EncodeProcessDecode

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Layout, Price
+from mldd.algebra import Bounds, Layout, Objective, Price, innermost
 from mldd.ranks import SERIAL, Communicator
 
 Activation = Literal["tanh", "relu", "sigmoid"]
@@ -128,6 +128,18 @@ class Draw:
 
     step: int
     rows: Tensor
+
+
+def draw_of(f: Objective) -> Draw | None:
+    """Return the mini-batch that an objective, or what it is composed of, is the loss over; None for all samples.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    """
+    drawn: Draw | None = getattr(innermost(f), "drawn", None)
+    return drawn
 
 
 @dataclass(frozen=True)

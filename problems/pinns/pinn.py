@@ -22,11 +22,10 @@ from mldd.algebra import (
     Stochastic,
     check_choices,
     contiguous,
-    innermost,
     sampled,
 )
 from mldd.loop import Problem
-from mldd.problems.nets import Draw, MiniBatches
+from mldd.problems.nets import Draw, MiniBatches, draw_of
 from mldd.problems.pinns.equations import Equation, equation, hammersley
 from mldd.problems.pinns.layer_models import LayerModels
 from mldd.problems.pinns.pinn_windows import by_windows, parse_layout
@@ -432,7 +431,7 @@ class PhysicsInformed(Problem):
             return self._of_network(rows, self._price(len(rows)), None, self.collocation)
 
         def build(decomposition: Decomposition, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-            loss = whole(_drawn(f))
+            loss = whole(draw_of(f))
             in_batch = loss.points.is_cuda or (len(loss.points) < _MANY and len(decomposition.local) > 1)
             return (LocalRestrictions if in_batch else LayerModels)(loss, decomposition, x.clone())
 
@@ -512,8 +511,3 @@ class PhysicsInformed(Problem):
             "relative_l2": error / float(exact.norm()),
             "relative_l2_paper": error / max(float(u.norm()), torch.finfo(torch.float64).tiny),
         }
-
-
-def _drawn(f: Objective) -> Draw | None:
-    """Return the mini-batch that an objective, or what it is composed of, is the loss over."""
-    return getattr(innermost(f), "drawn", None)
