@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -183,3 +184,31 @@ def checksum(*arrays: Array) -> str:
         digest.update(f"{array.dtype.str} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def notes_of_edges(raw: GraphArrays) -> list[str]:
+    """Return what becomes of edges in a graph that is symmetric, without loops and duplicates, a sentence each.
+
+    Parameters
+    ----------
+    raw : GraphArrays
+        Of a file.
+    """
+    nodes, (row, column) = len(raw.labels), raw.edge_index
+    ends = row * nodes + column
+    loops, twice = int((row == column).sum()), len(ends) - len(np.unique(ends))
+    alone = int((~np.isin(ends, column * nodes + row)).sum())
+    notes = []
+    if alone:
+        notes.append(f"{alone} of {len(ends)} edges go one way only and were taken both ways")
+    if loops:
+        notes.append(f"{loops} edges from a node to itself were left out: layers that want them add their own")
+    if twice:
+        what = "their weights were added" if raw.edge_weights is not None else "they count once"
+        notes.append(f"{twice} edges were there before: {what}")
+    if raw.edge_weights is not None:
+        there = sp.csr_matrix((raw.edge_weights, (row, column)), shape=(nodes, nodes))
+        unlike = int(((there != there.T).multiply(there > 0).multiply(there.T > 0)).nnz) // 2
+        if unlike:
+            notes.append(f"weights of {unlike} edges differ in their two directions: the larger is taken")
+    return notes

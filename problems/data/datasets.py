@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, GraphArrays, checksum, unused_note
+from mldd.problems.data.contents import (
+    SPLITS,
+    UNLABELLED,
+    DataError,
+    GraphArrays,
+    checksum,
+    notes_of_edges,
+    unused_note,
+)
 from mldd.problems.data.features import from_tensor, normalised_rows, to_tensor
 from mldd.problems.data.formats import is_file_name, read_graph, read_graphdata, read_planetoid
 from mldd.problems.data.known_files import KnownFile, obtain
@@ -237,33 +245,11 @@ def _of_user(key: str, reader: str) -> GraphArrays:
     raw = read_graph(key, reader)
     if raw.unused:
         warnings.warn(f"{key}: {unused_note(raw.unused)[0]}", stacklevel=3)
-    notes = (*raw.notes, *_notes_of_edges(raw))
+    notes = (*raw.notes, *notes_of_edges(raw))
     if raw.edge_attributes is not None and raw.edge_attributes.shape[1] == 1 and raw.edge_weights is None:
         advice = "edge_attr has one number per edge: an attribute for layers that take some (transformer), no weight"
         warnings.warn(f"{key}: {advice}; name it edge_weight if it is one", stacklevel=3)
     return replace(raw, notes=(*notes, *unused_note(raw.unused)))
-
-
-def _notes_of_edges(raw: GraphArrays) -> list[str]:
-    """Return what becomes of edges in a graph that is symmetric, without loops and duplicates."""
-    nodes, (row, column) = len(raw.labels), raw.edge_index
-    ends = row * nodes + column
-    loops, twice = int((row == column).sum()), len(ends) - len(np.unique(ends))
-    alone = int((~np.isin(ends, column * nodes + row)).sum())
-    notes = []
-    if alone:
-        notes.append(f"{alone} of {len(ends)} edges go one way only and were taken both ways")
-    if loops:
-        notes.append(f"{loops} edges from a node to itself were left out: layers that want them add their own")
-    if twice:
-        what = "their weights were added" if raw.edge_weights is not None else "they count once"
-        notes.append(f"{twice} edges were there before: {what}")
-    if raw.edge_weights is not None:
-        there = sp.csr_matrix((raw.edge_weights, (row, column)), shape=(nodes, nodes))
-        unlike = int(((there != there.T).multiply(there > 0).multiply(there.T > 0)).nnz) // 2
-        if unlike:
-            notes.append(f"weights of {unlike} edges differ in their two directions: the larger is taken")
-    return notes
 
 
 def _planetoid(name: str, data: str | os.PathLike[str] | None) -> GraphArrays:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import DataError, unused_note
+from mldd.problems.data.contents import DataError, notes_of_edges, unused_note
 from mldd.problems.data.datasets import NAMES, GraphData, load_graph
 from mldd.problems.data.features import from_tensor, normalised_rows
 from mldd.problems.data.formats import is_file_name, read_graph
@@ -84,7 +84,7 @@ def _of_file(key: str, reader: str) -> GraphInputs:
     of_edges = (None if a is None else torch.from_numpy(a) for a in (raw.edge_weights, raw.edge_attributes))
     edges = torch.from_numpy(np.ascontiguousarray(raw.edge_index))
     graph = Graph.from_edges(edges, int(raw.features.shape[0]), *of_edges)
-    return GraphInputs(key, graph, raw.features, (*raw.notes, *unused_note(raw.unused)))
+    return GraphInputs(key, graph, raw.features, (*raw.notes, *notes_of_edges(raw), *unused_note(raw.unused)))
 
 
 def _of_memory(data: Any) -> GraphInputs:
