@@ -14,12 +14,12 @@ from mldd.loop import Problem
 from mldd.problems.grids.energies import (
     BoundaryValueEnergy,
     BratuReaction,
-    EdgeWeights,
     IgnitionReaction,
     StencilEnergy,
 )
 from mldd.problems.grids.grid import Grid, grid_hierarchy
 from mldd.problems.grids.grid_windows import grid_decomposition
+from mldd.problems.grids.stencils import EdgeWeights
 from mldd.problems.grids.surface import SurfaceEnergy, enneper
 from mldd.ranks import SERIAL, Communicator
 

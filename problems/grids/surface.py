@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
-from mldd.problems.grids.energies import PIECE, local_price, members
 from mldd.problems.grids.grid_windows import GridDecomposition
+from mldd.problems.grids.stencils import PIECE, local_price, members
 
 
 @dataclass(frozen=True)
