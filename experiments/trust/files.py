@@ -37,6 +37,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.trust import mutations
+from mldd.command.values import one_line
 from mldd.loop import read_csv
 from mldd.models import load
 from mldd.problems.data import checksum, load_graph, load_series, write_checksum
@@ -166,8 +167,8 @@ def outcome(read: Callable[[Path], str], path: Path, whole: str) -> tuple[str, s
     except MemoryError as error:
         return "memory", repr(error)
     except (ValueError, OSError, ImportError) as error:
-        text = str(error)
-        return ("refused" if text and "\n" not in text.strip() and len(text) < 2000 else "traceback"), text
+        text = one_line(error)
+        return ("refused" if text and len(text) < 2000 else "traceback"), text
     except BaseException as error:
         return "traceback", f"{type(error).__name__}: {error}"
 
@@ -247,12 +248,15 @@ def tables(found: list[dict[str, Any]]) -> dict[str, Any]:
     for by, table in counts.items():
         for kind in dict.fromkeys(entry[by] for entry in found):
             table[kind] = dict(Counter(entry["outcome"] for entry in found if entry[by] == kind))
+    others = [entry for entry in found if entry["outcome"] == "other"]
     unsealed = [entry for entry in found if entry["sealed"] not in ("", "refused")]
     return {
         "files": len(found),
         "outcomes": dict(Counter(entry["outcome"] for entry in found)),
         "other numbers refused by the checksum beside": sum(entry["sealed"] == "refused" for entry in found),
         "other numbers read in spite of the checksum beside": len(unsealed),
+        "other numbers, by format and change": dict(Counter(f"{e['format']}: {e['change']}" for e in others)),
+        "a library hung or crashed, apart": sum("its library" in entry["said"] for entry in found),
         "by format": counts["format"],
         "by change": counts["change"],
         "faults": [entry for entry in found if entry["outcome"] in FAULTS],

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, Literal
 
+_LONGEST = 1200  # letters of a message: the list of all problems or keys fits
+_DEEPEST = 16  # solvers in solvers
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -22,7 +24,7 @@ def split(text: str) -> list[str]:
     Raises
     ------
     ValueError
-        A parenthesis without its partner.
+        A parenthesis without its partner, or too many in each other.
 
     Examples
     --------
@@ -38,6 +40,8 @@ def split(text: str) -> list[str]:
             pieces[-1] += letter
         if depth < 0:
             break
+        if depth > _DEEPEST:
+            raise ValueError(f"parentheses may be nested {_DEEPEST} deep, got more in {text[:60]!r}...; write fewer")
     if depth != 0:
         raise ValueError(f"every parenthesis must have its partner, got {text!r}; write NAME(key=value,key=value)")
     return pieces
@@ -96,12 +100,17 @@ def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; the kind of error is told where it is not the user's.
 
+    Of a message that repeats a long word of the user's, the beginning and the end are shown: what is wrong, and the way
+    out.
+
     Parameters
     ----------
     error : BaseException
         What was raised.
     """
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
 
 

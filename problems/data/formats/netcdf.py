@@ -91,10 +91,10 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
     except UntrustedError as error:
         raise DataError(str(error)) from None
     except Exception as error:  # every back end has errors of its own
-        raise DataError(
-            f"{file.name}: expected a file that xarray can read, got {one_line(error)}; pip install mldd[fields] has "
-            "the readers of NetCDF-4, Zarr and GRIB"
-        ) from None
+        way = "get it anew from its source, or write it again"
+        if isinstance(error, ImportError) or "unrecognized engine" in str(error):
+            way = "pip install mldd[fields] has the readers of NetCDF-4, Zarr and GRIB"
+        raise DataError(f"{file.name}: expected a file that xarray can read, got {one_line(error)}; {way}") from None
 
 
 class _Fields:
