@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -82,10 +83,35 @@ def convert(value: str, hint: Any, what: str) -> Any:
             return match
         raise ValueError(f"`{what}` must be one of {' '.join(map(str, inner))}, got {value!r}")
     try:
-        return _WORDS[value.lower()] if hint is bool else hint(value)
+        made = _WORDS[value.lower()] if hint is bool else hint(value)
     except (KeyError, ValueError):
         kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
         raise ValueError(f"`{what}` must be {kind}, got {value!r}") from None
+    if hint is int and not -(2**63) <= made < 2**63:
+        raise ValueError(f"`{what}` must be a whole number of at most 64 bits, got {value!r}")
+    return check_seed(made, f"`{what}`") if hint is int and re.search(r"[:.]seed$", what) else made
+
+
+def check_seed(value: int, what: str, error: type[Exception] = ValueError) -> int:
+    """Return a seed that every generator takes, also where others are made of it.
+
+    Parameters
+    ----------
+    value : int
+        The seed.
+    what : str
+        Name of the key, for the message.
+    error : type
+        Of the exception.
+
+    Raises
+    ------
+    ValueError
+        It is too large or negative: generators of NumPy and torch have different limits.
+    """
+    if not 0 <= value < 2**32:
+        raise error(f"{what} must be in 0..{2**32 - 1}, got {value}")
+    return value
 
 
 def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
