@@ -11,9 +11,9 @@ import torch
 
 from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, cut, joined, shares, write
+from mldd.problems.data.checksums import digest
 from mldd.problems.data.datasets import sbm
 from mldd.problems.data.features import to_tensor
-from mldd.problems.data.checksums import digest
 from mldd.problems.data.shard_files import MANIFEST, read, read_manifest
 
 
