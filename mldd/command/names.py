@@ -41,6 +41,7 @@ FORMATS: dict[str, str] = registered("mldd.problems.data.formats")  # suffix -> 
 _HOLDS = "mldd.problems.data.formats.choice:holds"  # says whether a file is a graph or a series
 FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
 NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
+PLACES = ("name", "folder", "data", "reader", "reading.reader")  # keys that say where data are, and not what they are
 # Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.petsc.petsc_types.ml_adagrad
 PYTHON_TYPES = "mldd.solvers.petsc.petsc_types."
 
@@ -382,6 +383,8 @@ def _read(text: str, name: str, rest: str, kind: type, fixed: dict[str, Any], fi
         if not equals:
             raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {_listed(hints)}")
         which = known(hints, key, name)
+        if which in keys:
+            raise ValueError(f"{name}: every key may be given once, got {key} twice; leave one out")
         read = _nested if holds_solver(hints[which]) else convert
         keys[which] = read(value, hints[which], f"{name}:{key}")
     return Spec(text, name, kind, keys, fixed)

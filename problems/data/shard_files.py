@@ -7,7 +7,6 @@ manifest is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,9 +17,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.loop import replacing
-from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
+from mldd.loop import UntrustedError, check_regular, replacing
+from mldd.problems.data.checksums import digest
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, one_line
 from mldd.problems.data.datasets import GraphData
+from mldd.problems.data.formats import Archive, checked_features, csr, integers, of_edges
 from mldd.problems.data.shards import Shard, checked_part, cutting, joined, shares
 from mldd.ranks import Communicator
 
@@ -28,10 +29,10 @@ Array = NDArray[Any]
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mldd shards", 1
 _ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
-_OF_EDGES = ("weights", "edge_attributes")  # in a part file where the graph has them
+_OF_EDGES = {"weights": "edge_weight", "edge_attributes": "edge_attr"}  # in a part file where the graph has them
+_CSR = ("data", "indices", "indptr", "shape")
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
-_PIECE = 2**20  # bytes
 _WAY = "write it anew with `mldd partition PROBLEM --write DIR`"
 
 
@@ -88,23 +89,14 @@ def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
     arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
     arrays |= {name: getattr(shard, name) for name in _OF_EDGES if getattr(shard, name) is not None}
     x = shard.features
-    keys = ("data", "indices", "indptr", "shape")
-    pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
+    pieces = {key: getattr(x, key) for key in _CSR} if sp.issparse(x) else {"dense": x}
     arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
     with replacing(path) as new:
         with open(new, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
-        digest, size = _checksum(new), new.stat().st_size
+        sha256, size = digest(new), new.stat().st_size
     counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
-    return {"file": path.name, "sha256": digest} | counts
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+    return {"file": path.name, "sha256": sha256} | counts
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -125,10 +117,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
+        check_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: expected a manifest of shards, got {error.strerror or error}; {_WAY}") from None
-    except ValueError:
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: expected a manifest of shards, got no JSON; {_WAY}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: expected a manifest of shards (format {FORMAT!r}), got another file; {_WAY}")
@@ -138,8 +133,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     good = (
         isinstance(parts, list)
         and bool(parts)
-        and all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in _PART.items()) for p in parts)
-        and all(isinstance(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
+        and all(isinstance(p, dict) and all(_is(p.get(k), t) for k, t in _PART.items()) for p in parts)
+        and all(_is(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
         and isinstance(content.get("name"), str)
         and content.get("metric") in ("accuracy", "auc")
     )
@@ -149,6 +144,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if total != content["nodes"] or min(p["nodes"] for p in parts) < 1:
         raise DataError(f"{path}: expected parts of {content['nodes']} nodes together, got {total}; {_WAY}")
     return content
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Say whether a value of a manifest is text, or a number of things that a machine can count."""
+    return type(value) is kind and (kind is not int or 0 <= value < 2**62)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
@@ -165,7 +165,7 @@ def identity(folder: str | os.PathLike[str]) -> str:
         There is no manifest.
     """
     read_manifest(folder)
-    return _checksum(Path(folder) / MANIFEST)
+    return digest(Path(folder) / MANIFEST)
 
 
 def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
@@ -218,58 +218,83 @@ def _read_part(folder: Path, manifest: dict[str, Any], k: int) -> Shard:
     entry = manifest["parts"][k]
     path = folder / Path(entry["file"]).name
     try:
-        found, size = _checksum(path), path.stat().st_size
+        check_regular(path)
+        found, size = digest(path), path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: expected part {k} of the graph, got {error.strerror or error}; {_WAY}") from None
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
     if found != entry["sha256"]:
         what = f"{size} of {entry['bytes']} bytes" if size != entry["bytes"] else f"sha256 {found[:12]}..."
         raise DataError(
             f"{path}: expected sha256 {entry['sha256'][:12]}..., got {what}: damaged or of another graph; {_WAY}"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return _shard(arrays, manifest, k, path)
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: expected the arrays of a shard, got {error}; {_WAY}") from None
+        return _shard(dict(Archive(path, str(path))), manifest, k, path)
+    except DataError:
+        raise
+    except Exception as error:  # whoever has written the arrays has written their checksum, too
+        raise DataError(f"{path}: expected the arrays of a shard, got {one_line(error)}; {_WAY}") from None
 
 
-def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
+def _shard(found: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
     """Put a shard together and see that its arrays fit together."""
-    sizes = np.array([p["nodes"] for p in manifest["parts"]])
-    if "features_dense" in arrays:
-        features: Any = arrays["features_dense"]
-    else:
-        pieces = tuple(arrays[f"features_{key}"] for key in ("data", "indices", "indptr"))
-        features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
-    m = int(sizes[k])
+    sizes, m, where = np.array([p["nodes"] for p in manifest["parts"]]), manifest["parts"][k]["nodes"], str(path)
+    arrays = {name: integers(found[name], where, name) for name in _ARRAYS} | {name: found[name] for name in SPLITS}
+    if any(arrays[name].shape != (m,) for name in ("numbers", "labels", *SPLITS)):
+        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
+    weights, attributes = of_edges(_edge_arrays(found), len(arrays["indices"]), where)
     shard = Shard(
         name=manifest["name"],
         classes=manifest["classes"],
         metric=manifest["metric"],
         sizes=sizes,
         part=np.full(m, k),
-        features=features,
-        **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
-        weights=arrays.get("weights"),
-        edge_attributes=arrays.get("edge_attributes"),
+        features=_features(found, where),
+        weights=weights,
+        edge_attributes=attributes,
+        **arrays,
     )
-    columns, span = shard.indices, shard.own + shard.halo
-    good = (
-        all(len(getattr(shard, name)) == m for name in ("numbers", "labels", *SPLITS))
-        and features.shape == (m, manifest["features"])
+    if not (_counts(shard, m, manifest) and _numbered(shard, k, manifest)):
+        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
+    return shard
+
+
+def _edge_arrays(found: dict[str, Array]) -> dict[str, Array]:
+    """Return the arrays of edges under the names that graphs have for them."""
+    return {of: found[name] for name, of in _OF_EDGES.items() if name in found}
+
+
+def _features(found: dict[str, Array], where: str) -> Any:
+    if "features_dense" in found:
+        return checked_features(found["features_dense"], where)
+    return csr(*(found[f"features_{key}"] for key in _CSR), f"{where} (features)")
+
+
+def _counts(shard: Shard, m: int, manifest: dict[str, Any]) -> bool:
+    """Say whether shapes and types are those of a shard of m nodes."""
+    flat = (shard.indptr, shard.indices, shard.owner, shard.index)
+    return (
+        all(getattr(shard, name).dtype == np.bool_ for name in SPLITS)
+        and shard.features.shape == (m, manifest["features"])
+        and all(array.ndim == 1 for array in flat)
         and shard.indptr.shape == (m + 1,)
-        and shard.indptr[-1] == len(columns)
+        and shard.indptr[0] == 0
+        and shard.indptr[-1] == len(shard.indices)
         and bool((np.diff(shard.indptr) >= 0).all())
-        and all(len(arrays[name]) == len(columns) for name in _OF_EDGES if name in arrays)
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < span))
         and len(shard.index) == shard.halo
+    )
+
+
+def _numbered(shard: Shard, k: int, manifest: dict[str, Any]) -> bool:
+    """Say whether all numbers of nodes, parts and classes are those of nodes, parts and classes."""
+    columns, sizes = shard.indices, shard.sizes
+    return (
+        (len(columns) == 0 or (columns.min() >= 0 and columns.max() < shard.own + shard.halo))
+        and shard.numbers.min() >= 0
+        and shard.numbers.max() < manifest["nodes"]
+        and bool((np.diff(shard.numbers) > 0).all())
         and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
         and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
         and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
     )
-    if not good:
-        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
-    return shard
