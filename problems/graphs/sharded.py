@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.algebra import (
@@ -25,7 +26,7 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import aggregate, partition
+from mldd.graph import partition
 from mldd.loop import Problem
 from mldd.problems.data import (
     NORMALISED,
@@ -53,6 +54,7 @@ from mldd.problems.graphs.inexact_halo import (
 from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
+from mldd.problems.graphs.shard_clusters import ShardClusters
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.nets import (
     Batch,
@@ -62,11 +64,12 @@ from mldd.problems.nets import (
     Piece,
     Source,
     Sparse,
-    composite_labels,
     stack,
 )
 from mldd.ranks import SERIAL, Communicator, Halo
 from mldd.ranks import device as pick_device
+
+Ints = NDArray[np.int64]
 
 _CHOICES = {"local": ("composite", "own"), "labels": ("train", "all"), "dtype": ("float64", "float32")}
 
@@ -77,7 +80,9 @@ class ShardedClassification(Problem):
 
     Every rank reads its consecutive share of the parts and holds features, labels and edges of its own nodes, and of
     the nodes next to them what a sweep needs. States of these are exchanged in every layer but the first, forward and
-    backward; coarse graphs and local models know other ranks by clusters alone.
+    backward; coarse graphs and local models know other ranks by clusters alone. A training is the same on any number of
+    ranks, to rounding, with exact halos: subdomains and clusters follow the shards. On the whole graph, subdomains by
+    the same parts have the same composite models; its coarse graphs and its own local models are others.
 
     Parameters
     ----------
@@ -91,7 +96,7 @@ class ShardedClassification(Problem):
         Nodes of the first coarse graph, and clusters of a local model; 0: 3.7 % of all nodes.
     local : {"composite", "own"}
         Local models of subdomains: the own nodes and clusters of all others, or the mean loss of the own labelled nodes
-        on the part of the graph that is on this rank; only the propagation of the features (not of gat) sees the halo.
+        on the graph of the own nodes; of that, only a propagation of the features that is done beforehand sees others.
     labels : {"train", "all"}
         Nodes in the loss: the training nodes, or all outside the test set.
     dtype : {"float64", "float32"}
@@ -264,99 +269,93 @@ class ShardedClassification(Problem):
         """Clusters of the first coarse graph, on all ranks."""
         return self.clusters or max(self.shard.classes, round(SHARE * self.shard.nodes))
 
-    def _cluster(self, clusters: int, within: Any | None = None) -> Any:
-        """Return the cluster of every own node: the share of this rank of about so many on all ranks."""
-        least = 1 if within is None else int(within.max()) + 1
-        here = round(clusters * self.shard.own / self.shard.nodes)
-        here = min(max(here, least), self.shard.own)
-        inside = None if within is None else torch.from_numpy(within)
-        return aggregate(self.shard.inside, here, seed=self.seed, within=inside).numpy()
-
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
 
-        Clusters lie within the nodes of a rank. All levels have the same parameters. Coarse models have no dropout;
-        every rank evaluates all of them.
+        Clusters lie within the shards, whatever the ranks; on the whole graph those of `NodeClassification` do not. All
+        levels have the same parameters. Coarse models have no dropout; every rank evaluates all of them.
 
         Raises
         ------
         ValueError
-            No level, or more than the graph has nodes for.
+            No level, or more than the graph has nodes or shards for.
         """
         sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
-        least = max(2, self.comm.ranks)
+        shards = len(self.shard.sizes)
+        least = max(2, shards)
         if levels < 1 or (sizes and sizes[-1] < least):
             most = 1 + sum(self._clusters // 4**k >= least for k in range(64))
-            raise ValueError(f"`levels` must be in 1..{most} for {self.shard.nodes} nodes on these ranks, got {levels}")
+            raise ValueError(
+                f"`levels` must be in 1..{most} for {self.shard.nodes} nodes in {shards} shards, got {levels}"
+            )
         made = [Level(self.objective())]
-        for size in sizes:
-            f = self.coarse(size)
-            made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
+        for clusters in ShardClusters.of(self.graph, self.shard.part, self.shard.sizes, sizes, self.seed):
+            batch = stack([clusters.coarse(self.network.layers)], single=True, **self._kind)
+            price = Price(batch.work(self.net.widths) / self._work, fine=False)
+            f = NodeLoss(self.net, batch, self.network.decay, price)
+            made.append(Level(f, Identity(self.net.layout.size), price.gradient))
         return Hierarchy(tuple(made))
-
-    def coarse(self, clusters: int) -> NodeLoss:
-        """Return the loss on the graph of about `clusters` clusters, which every rank holds and evaluates.
-
-        Parameters
-        ----------
-        clusters : int
-            About how many nodes the coarse graph has.
-        """
-        source = self.graph.clustered(self._cluster(clusters)).source
-        piece = source.aggregated(np.arange(len(source.targets)), self.network.layers)
-        batch = stack([piece], single=True, **self._kind)
-        return NodeLoss(
-            self.net, batch, self.network.decay, Price(batch.work(self.net.widths) / self._work, fine=False)
-        )
 
     # -------------------------------------------------------------------------------- subdomains
 
-    def parts(self, parts: int) -> Any:
-        """Return the part of every own node among those of this rank, shape (m,), int64.
+    def parts(self, parts: int) -> Ints:
+        """Return the subdomain of every own node, numbered over all ranks, shape (m,), int64.
 
-        The parts of the shards where their number is `parts`; else each rank cuts its nodes anew.
+        Subdomains are the shards, or pieces of them, or unions of consecutive ones: the same on any number of ranks.
 
         Parameters
         ----------
         parts : int
-            Number of parts of all ranks.
+            Number of subdomains of all ranks.
 
         Raises
         ------
         ValueError
-            Neither the number of shards nor a multiple of that of the ranks, or more than a rank has nodes for.
+            Neither a multiple of the number of shards nor a divisor of it that the ranks can share, or more pieces than
+            a shard has nodes.
         """
-        if parts == len(self.shard.sizes):
-            return self.shard.part - self.shard.part[0]
-        if parts % self.comm.ranks:
+        part, sizes, ranks = self.shard.part, self.shard.sizes, self.comm.ranks
+        shards = len(sizes)
+        if parts < 1:
+            raise ValueError(f"`parts` must be >= 1, got {parts}")
+        if shards % parts == 0 and (parts == shards or parts % ranks == 0):
+            return np.asarray(part // (shards // parts))
+        if parts % shards:
             raise ValueError(
-                f"`parts` must be the {len(self.shard.sizes)} of the shards or a multiple of {self.comm.ranks} ranks, "
-                f"got {parts}"
+                f"`parts` must be a multiple of the {shards} shards, or a divisor of {shards} and a multiple of the "
+                f"{ranks} ranks, got {parts}; parts={shards} always fits"
             )
-        each, least = parts // self.comm.ranks, min(self.comm.gather_items(self.shard.own))
-        if each > least:  # on all ranks, or the others would wait
-            raise ValueError(f"`parts` must be <= {least * self.comm.ranks} for {least} nodes on a rank, got {parts}")
-        return partition(self.shard.inside, each, seed=self.seed).numpy()
+        each, least = parts // shards, int(sizes.min())
+        if each > least:
+            raise ValueError(f"`parts` must be <= {least * shards} for {least} nodes in a shard, got {parts}")
+        of = np.empty(len(part), dtype=np.int64)
+        for k in range(int(part[0]), int(part[-1]) + 1):
+            members = np.flatnonzero(part == k)
+            inside = self.shard.inside.subgraph(torch.from_numpy(members))
+            of[members] = k * each + partition(inside, each, seed=self.seed).numpy()
+        return of
 
-    def _pieces(self, part: Any) -> list[Piece]:
-        """Return the local graphs of the parts of this rank."""
-        numbers = range(int(part.max()) + 1)
+    def _pieces(self, part: Ints) -> list[Piece]:
+        """Return the local graphs of the subdomains of this rank."""
+        counts = np.bincount(part)[part.min() :]
         if self.local == "own":
-            return [self._own_piece(part == k) for k in numbers]
-        clusters = self.graph.clustered(self._cluster(self._clusters, part))
-        source = self.graph.reduced(clusters)
-        far = np.delete(np.arange(len(clusters.source.targets)), clusters.mine)
-        of = np.concatenate([clusters.labels[: self.shard.own], far])
-        labels = [composite_labels(np.append(part == k, np.zeros(len(far), dtype=bool)), of) for k in numbers]
-        return [source.aggregated(of_part, self.network.layers) for of_part in labels]
+            return [self._own_piece(np.flatnonzero(part == part.min() + k)) for k in range(len(counts))]
+        nodes = np.concatenate(self.comm.gather_items(counts))
+        (clusters,) = ShardClusters.of(self.graph, part, nodes, [self._clusters], self.seed)
+        return clusters.composite(part, self.network.layers)
 
-    def _own_piece(self, inside: Any) -> Piece:
-        """Mean loss over the labelled nodes of the part, on the graph of the own nodes of this rank."""
-        graph, outputs = self.graph, np.flatnonzero(inside & self._labelled)
-        targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
-        square = graph.operator[:, : self.shard.own]
-        inside = tuple(e[:, : self.shard.own] for e in graph.attributes)
-        source = Source(self.network.model, square, self.shard.features, graph.terms, targets, inside)
+    def _own_piece(self, nodes: Ints) -> Piece:
+        """Mean loss over the labelled nodes of the subdomain, on the graph of its nodes."""
+        graph, outputs = self.graph, np.flatnonzero(self._labelled[nodes])
+        targets = np.eye(self.shard.classes)[self.shard.labels[nodes]] * self._labelled[nodes, None]
+        source = Source(
+            self.network.model,
+            operator=graph.operator[nodes][:, nodes],
+            features=self.shard.features[nodes],
+            terms=tuple(term[nodes] for term in graph.terms),
+            targets=targets / max(len(outputs), 1),
+            attributes=tuple(e[nodes][:, nodes] for e in graph.attributes),
+        )
         return source.piece(outputs, self.network.layers, propagated=graph.layer.beforehand)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
@@ -368,7 +367,7 @@ class ShardedClassification(Problem):
         Parameters
         ----------
         parts : int
-            The number of shards, or a multiple of that of the ranks.
+            The number of shards, a multiple of it, or a divisor of it that is a multiple of that of the ranks.
         overlap : int
             Must be 0: a rank knows the nodes of others by clusters.
         comm : Communicator, optional
@@ -383,9 +382,8 @@ class ShardedClassification(Problem):
             raise ValueError(f"`overlap` must be 0 for a graph in shards, got {overlap}; leave it out, or --overlap 0")
         if comm is not None and comm.ranks != self.comm.ranks:
             raise ValueError(f"`comm` must have the {self.comm.ranks} ranks that hold the shards, got {comm.ranks}")
-        if parts < 1:
-            raise ValueError(f"`parts` must be >= 1, got {parts}")
-        pieces, mine = self._pieces(self.parts(parts)), self.comm.share(parts)
+        part = self.parts(parts)
+        pieces, mine = self._pieces(part), range(int(part.min()), int(part.max()) + 1)
 
         @cache
         def losses(chosen: range) -> NodeLoss:
