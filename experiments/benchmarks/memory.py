@@ -46,16 +46,16 @@ def train(comm: Communicator, options: argparse.Namespace, nodes: int) -> dict[s
     )
     row: dict[str, Any] = {"ranks": comm.ranks, "rank": comm.rank, "model": options.model, "libraries": peak()}
     shard = problem.shard
-    row |= {"nodes": shard.nodes, "own": shard.own, "halo": shard.halo, "graph": peak()}
+    row |= {"nodes": shard.whole.nodes, "own": shard.own, "halo": shard.halo.size, "graph": peak()}
     f, x = problem.objective(), problem.initial(0)
     gc.collect()
     row["objective"] = peak()
     result = minimise(f, x, Adam(lr=0.01), stop=Stop(max_steps=options.steps), comm=comm, values=False)
     ends = [record.cost.seconds for record in result.history.records]
     seconds = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
-    row |= {"peak": peak(), "edges": int(comm.sum_scalars([float(len(shard.indices))])[0])}
+    row |= {"peak": peak(), "edges": int(comm.sum_scalars([float(len(shard.edges.indices))])[0])}
     values = [float(v) for v in (f.value(x), f.value(result.x))]
-    return row | {"nodes_per_second": shard.nodes / seconds, "loss_before": values[0], "loss_after": values[1]}
+    return row | {"nodes_per_second": shard.whole.nodes / seconds, "loss_before": values[0], "loss_after": values[1]}
 
 
 def show(rows: list[dict[str, Any]], budget: float) -> None:

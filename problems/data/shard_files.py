@@ -21,14 +21,25 @@ from torch import Tensor
 from mldd.loop import replacing
 from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
 from mldd.problems.data.datasets import GraphData
-from mldd.problems.data.shards import Shard, checked_part, cutting, joined, shares
+from mldd.problems.data.shards import (
+    CutGraph,
+    HaloNodes,
+    NodeData,
+    Shard,
+    ShardEdges,
+    checked_part,
+    cutting,
+    joined,
+    shares,
+)
 from mldd.ranks import Communicator
 
 Array = NDArray[Any]
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "mldd shards", 1
-_ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
-_OF_EDGES = ("weights", "edge_attributes")  # in a part file where the graph has them
+FORMAT, VERSION = "mldd shards", 2
+# The arrays of a part file by the records of a shard; those of `_OPTIONAL` where the graph has them.
+_EDGES, _OPTIONAL = ("indptr", "indices"), ("weights", "attributes")
+_HALO, _NODES = ("owner", "index"), ("labels", *SPLITS)
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
 _PIECE = 2**20  # bytes
@@ -85,9 +96,10 @@ def _parts_of(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
-    arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
-    arrays |= {name: getattr(shard, name) for name in _OF_EDGES if getattr(shard, name) is not None}
-    x = shard.features
+    arrays = {"numbers": shard.numbers}
+    for record, names in ((shard.edges, (*_EDGES, *_OPTIONAL)), (shard.halo, _HALO), (shard.data, _NODES)):
+        arrays |= {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    x = shard.data.features
     keys = ("data", "indices", "indptr", "shape")
     pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
     arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
@@ -95,7 +107,7 @@ def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
         with open(new, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
         digest, size = _checksum(new), new.stat().st_size
-    counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
+    counts = {"nodes": shard.own, "halo": shard.halo.size, "entries": len(shard.edges.indices), "bytes": size}
     return {"file": path.name, "sha256": digest} | counts
 
 
@@ -246,30 +258,31 @@ def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Pat
         features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
     m = int(sizes[k])
     shard = Shard(
-        name=manifest["name"],
-        classes=manifest["classes"],
-        metric=manifest["metric"],
-        sizes=sizes,
+        whole=CutGraph(manifest["name"], manifest["classes"], manifest["metric"], sizes),
+        numbers=arrays["numbers"],
         part=np.full(m, k),
-        features=features,
-        **{name: arrays[name] for name in (*_ARRAYS, *SPLITS)},
-        weights=arrays.get("weights"),
-        edge_attributes=arrays.get("edge_attributes"),
+        edges=ShardEdges(*(arrays[name] for name in _EDGES), **{name: arrays.get(name) for name in _OPTIONAL}),
+        halo=HaloNodes(*(arrays[name] for name in _HALO)),
+        data=NodeData(features, *(arrays[name] for name in _NODES)),
     )
-    columns, span = shard.indices, shard.own + shard.halo
-    good = (
-        all(len(getattr(shard, name)) == m for name in ("numbers", "labels", *SPLITS))
-        and features.shape == (m, manifest["features"])
-        and shard.indptr.shape == (m + 1,)
-        and shard.indptr[-1] == len(columns)
-        and bool((np.diff(shard.indptr) >= 0).all())
-        and all(len(arrays[name]) == len(columns) for name in _OF_EDGES if name in arrays)
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < span))
-        and len(shard.index) == shard.halo
-        and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
-        and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
-        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
-    )
-    if not good:
+    if features.shape != (m, manifest["features"]) or not _fits(shard, k):
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
     return shard
+
+
+def _fits(shard: Shard, k: int) -> bool:
+    """Return whether the arrays of part `k` have sizes and numbers that fit together."""
+    edges, halo, data, sizes = shard.edges, shard.halo, shard.data, shard.whole.sizes
+    m, columns = int(sizes[k]), edges.indices
+    return (
+        all(len(rows) == m for rows in (shard.numbers, *(getattr(data, name) for name in _NODES)))
+        and edges.indptr.shape == (m + 1,)
+        and edges.indptr[-1] == len(columns)
+        and bool((np.diff(edges.indptr) >= 0).all())
+        and all(len(values) == len(columns) for values in (edges.weights, edges.attributes) if values is not None)
+        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < m + halo.size))
+        and len(halo.index) == halo.size
+        and bool(((halo.owner >= 0) & (halo.owner < len(sizes)) & (halo.owner != k)).all())
+        and bool(((halo.index >= 0) & (halo.index < sizes[halo.owner])).all())
+        and bool(((data.labels >= UNLABELLED) & (data.labels < shard.whole.classes)).all())
+    )

@@ -99,7 +99,7 @@ class ShardClusters:
         return Source(
             graph.kind,
             operator=self._gathered(mean @ (graph.operator @ into)),
-            features=self._gathered(mean @ graph.shard.features) if not graph.layer.beforehand else None,
+            features=self._gathered(mean @ graph.shard.data.features) if not graph.layer.beforehand else None,
             terms=tuple(self._gathered(mean @ term) for term in graph.terms),
             targets=self._gathered(sums @ graph.targets),
             attributes=tuple(self._gathered(mean @ (e @ into)) for e in graph.attributes),
@@ -147,7 +147,7 @@ class ShardClusters:
             return sp.csr_matrix(sp.bmat([upper, lower]))
 
         edges = zip(graph.attributes, graph.attributes_back, whole.attributes, strict=True)
-        features = None if whole.features is None else _stacked(graph.shard.features, whole.features[others])
+        features = None if whole.features is None else _stacked(graph.shard.data.features, whole.features[others])
         return Source(
             graph.kind,
             operator=both(graph.operator, graph.back, whole.operator),

@@ -56,7 +56,7 @@ class ShardGraph:
     @cached_property
     def halo(self) -> Halo:
         """All nodes next to the own ones."""
-        owner, index = torch.from_numpy(self.shard.owner), torch.from_numpy(self.shard.index)
+        owner, index = torch.from_numpy(self.shard.halo.owner), torch.from_numpy(self.shard.halo.index)
         return Halo(self.comm, self.shard.own, owner, index, self.messages)
 
     def fetched(self, rows: NDArray[Any]) -> NDArray[Any]:
@@ -83,7 +83,7 @@ class ShardGraph:
         theirs = self.fetched(np.stack([starts, np.diff(rows.indptr)], 1))
         indptr = np.concatenate([[0], np.cumsum(theirs[:, 1])])
         entries = np.repeat(theirs[:, 0] - indptr[:-1], theirs[:, 1]) + np.arange(indptr[-1])
-        owner = torch.from_numpy(np.repeat(self.shard.owner, theirs[:, 1]))
+        owner = torch.from_numpy(np.repeat(self.shard.halo.owner, theirs[:, 1]))
         halo = Halo(self.comm, rows.nnz, owner, torch.from_numpy(entries), self.messages)
         pairs = np.stack([rows.indices.astype(np.float64), rows.data], 1)
         got = halo.exchange(torch.from_numpy(pairs)).numpy()
@@ -110,7 +110,7 @@ class ShardGraph:
     @cached_property
     def attributes(self) -> tuple[Any, ...]:
         """Edge attributes that the layer takes, one csr_matrix of shape (m, m + h) each."""
-        given = self.shard.edge_attributes
+        given = self.shard.edges.attributes
         if given is None or not self.layer.edge_inputs:
             return ()
         return tuple(self.shard.on_edges(e) for e in given.T.copy())
@@ -124,7 +124,7 @@ class ShardGraph:
         columns = np.concatenate([numbers, self.fetched(numbers[:, None])[:, 0]])
         found = []
         for e in self.attributes:
-            rows = sp.csr_matrix((e.data, columns[e.indices], e.indptr), shape=(e.shape[0], self.shard.nodes))
+            rows = sp.csr_matrix((e.data, columns[e.indices], e.indptr), shape=(e.shape[0], self.shard.whole.nodes))
             found.append(self.fetched_matrix(rows)[:, numbers])
         return tuple(found)
 
@@ -144,7 +144,7 @@ class ShardGraph:
 
     def extended(self) -> Any:
         """Return the features of own nodes and halo, shape (m + h, F), fetched anew."""
-        own = self.shard.features
+        own = self.shard.data.features
         rows = [own, self.fetched_matrix(own)]
         return sp.vstack(rows, format="csr") if sp.issparse(own) else np.concatenate(rows)
 
@@ -152,15 +152,15 @@ class ShardGraph:
     def terms(self) -> tuple[Any, ...]:
         """Inputs of the first layer of the own nodes with the propagation done; the features alone for attention."""
         if not self.layer.beforehand:
-            return (self.shard.features,)
-        return self.layer.on_terms(self.shard.features, self.operator @ self.extended())
+            return (self.shard.data.features,)
+        return self.layer.on_terms(self.shard.data.features, self.operator @ self.extended())
 
     @cached_property
     def cheaper(self) -> bool:
         """Whether the first layer is cheaper with the propagation done beforehand, on all ranks together."""
         if not self.layer.beforehand:
             return False
-        sizes = [_entries(self.terms[-1]), _entries(self.shard.features) + self.operator.nnz]
+        sizes = [_entries(self.terms[-1]), _entries(self.shard.data.features) + self.operator.nnz]
         after, before = self.comm.sum_scalars([float(size) for size in sizes])
         return after <= before
 
@@ -276,7 +276,7 @@ class _Reach:
     def exchange(self, layer: int) -> Halo:
         """Return the halo of layer `layer`."""
         graph, far = self.graph, self.beyond[layer]
-        owner, place = (torch.from_numpy(a[far]) for a in (graph.shard.owner, self.places))
+        owner, place = (torch.from_numpy(a[far]) for a in (graph.shard.halo.owner, self.places))
         return Halo(graph.comm, self.rows[layer], owner, place, graph.messages)
 
 

@@ -170,7 +170,8 @@ class ShardedClassification(Problem):
     @cached_property
     def _labelled(self) -> Any:
         """Own nodes in the loss, shape (m,), bool."""
-        return self.shard.train if self.labels == "train" else ~self.shard.test & (self.shard.labels >= 0)
+        data = self.shard.data
+        return data.train if self.labels == "train" else ~data.test & (data.labels >= 0)
 
     @cached_property
     def graph(self) -> ShardGraph:
@@ -181,9 +182,9 @@ class ShardedClassification(Problem):
         DataError
             There are none.
         """
-        one_hot, labelled = np.eye(self.shard.classes)[self.shard.labels], self._total(self._labelled)
+        one_hot, labelled = np.eye(self.shard.whole.classes)[self.shard.data.labels], self._total(self._labelled)
         if labelled == 0:
-            raise DataError(f"{self.shard.name}: at least one labelled node is needed, got none; take more nodes")
+            raise DataError(f"{self.shard.whole.name}: at least one labelled node is needed, got none; take more nodes")
         targets = one_hot * self._labelled[:, None] / labelled
         return ShardGraph(self.shard, self.network.model, targets, self.comm, self.halos.messages, self.dtype)
 
@@ -194,9 +195,9 @@ class ShardedClassification(Problem):
     @cached_property
     def net(self) -> GraphNet:
         """The network."""
-        edges = self.shard.edge_attributes
+        edges = self.shard.edges.attributes
         attributes = 0 if edges is None or not self.graph.layer.edge_inputs else edges.shape[1]
-        return self.network.made(self.shard.features.shape[1], self.shard.classes, attributes)
+        return self.network.made(self.shard.data.features.shape[1], self.shard.whole.classes, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -267,7 +268,7 @@ class ShardedClassification(Problem):
     @property
     def _clusters(self) -> int:
         """Clusters of the first coarse graph, on all ranks."""
-        return self.clusters or max(self.shard.classes, round(SHARE * self.shard.nodes))
+        return self.clusters or max(self.shard.whole.classes, round(SHARE * self.shard.whole.nodes))
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
@@ -281,15 +282,15 @@ class ShardedClassification(Problem):
             No level, or more than the graph has nodes or shards for.
         """
         sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
-        shards = len(self.shard.sizes)
+        shards = self.shard.whole.parts
         least = max(2, shards)
         if levels < 1 or (sizes and sizes[-1] < least):
             most = 1 + sum(self._clusters // 4**k >= least for k in range(64))
             raise ValueError(
-                f"`levels` must be in 1..{most} for {self.shard.nodes} nodes in {shards} shards, got {levels}"
+                f"`levels` must be in 1..{most} for {self.shard.whole.nodes} nodes in {shards} shards, got {levels}"
             )
         made = [Level(self.objective())]
-        for clusters in ShardClusters.of(self.graph, self.shard.part, self.shard.sizes, sizes, self.seed):
+        for clusters in ShardClusters.of(self.graph, self.shard.part, self.shard.whole.sizes, sizes, self.seed):
             batch = stack([clusters.coarse(self.network.layers)], single=True, **self._kind)
             price = Price(batch.work(self.net.widths) / self._work, fine=False)
             f = NodeLoss(self.net, batch, self.network.decay, price)
@@ -314,7 +315,7 @@ class ShardedClassification(Problem):
             Neither a multiple of the number of shards nor a divisor of it that the ranks can share, or more pieces than
             a shard has nodes.
         """
-        part, sizes, ranks = self.shard.part, self.shard.sizes, self.comm.ranks
+        part, sizes, ranks = self.shard.part, self.shard.whole.sizes, self.comm.ranks
         shards = len(sizes)
         if parts < 1:
             raise ValueError(f"`parts` must be >= 1, got {parts}")
@@ -347,11 +348,11 @@ class ShardedClassification(Problem):
     def _own_piece(self, nodes: Ints) -> Piece:
         """Mean loss over the labelled nodes of the subdomain, on the graph of its nodes."""
         graph, outputs = self.graph, np.flatnonzero(self._labelled[nodes])
-        targets = np.eye(self.shard.classes)[self.shard.labels[nodes]] * self._labelled[nodes, None]
+        targets = np.eye(self.shard.whole.classes)[self.shard.data.labels[nodes]] * self._labelled[nodes, None]
         source = Source(
             self.network.model,
             operator=graph.operator[nodes][:, nodes],
-            features=self.shard.features[nodes],
+            features=self.shard.data.features[nodes],
             terms=tuple(term[nodes] for term in graph.terms),
             targets=targets / max(len(outputs), 1),
             attributes=tuple(e[nodes][:, nodes] for e in graph.attributes),
@@ -417,8 +418,8 @@ class ShardedClassification(Problem):
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy over the validation nodes of all ranks, without dropout."""
         check_validated(self.labels)
-        mask = self.shard.validation
-        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.labels[mask])
+        mask = self.shard.data.validation
+        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.data.labels[mask])
         lost = float(torch.nn.functional.cross_entropy(outputs, labels, reduction="sum"))
         right = float((outputs.argmax(1) == labels).sum())
         loss, hits, count = self.comm.sum_scalars([lost, right, float(mask.sum())])
@@ -426,11 +427,11 @@ class ShardedClassification(Problem):
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
-        return NodeModel(self.net, x, self.shard.name, self.shard.name in NORMALISED)
+        return NodeModel(self.net, x, self.shard.whole.name, self.shard.whole.name in NORMALISED)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""
-        return settings_of(solver, self.shard.name) | {"parts": len(self.shard.sizes), "overlap": 0}
+        return settings_of(solver, self.shard.whole.name) | {"parts": self.shard.whole.parts, "overlap": 0}
 
     def identity(self) -> str:
         """Return the checksum of the manifest of the shards."""
@@ -439,24 +440,24 @@ class ShardedClassification(Problem):
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
         shard, outputs = self.shard, self.logits(x).cpu().double()
-        right = (outputs.argmax(1).numpy() == shard.labels).astype(np.float64)
-        masks = {name: getattr(shard, name) for name in SPLITS}
+        right = (outputs.argmax(1).numpy() == shard.data.labels).astype(np.float64)
+        masks = {name: getattr(shard.data, name) for name in SPLITS}
         sums = [float(v) for mask in masks.values() for v in (right[mask].sum(), mask.sum())]
         total = self.comm.sum_scalars(sums)
         found = {f"{name}_accuracy": total[2 * k] / max(total[2 * k + 1], 1) for k, name in enumerate(masks)}
-        if shard.metric == "auc":
-            score = torch.stack([outputs[:, 1] - outputs[:, 0], torch.from_numpy(shard.labels).double()], 1)
-            score, positive = self.comm.gather(score[torch.from_numpy(shard.test)].contiguous()).T
+        if shard.whole.metric == "auc":
+            score = torch.stack([outputs[:, 1] - outputs[:, 0], torch.from_numpy(shard.data.labels).double()], 1)
+            score, positive = self.comm.gather(score[torch.from_numpy(shard.data.test)].contiguous()).T
             found["test_auc"] = area_under_curve(score, positive)
         return found
 
     def details(self) -> dict[str, Any]:
         """Return what ``result.json`` says about the distribution: shards, halos, and the memory of ranks in bytes."""
         shard, batch = self.shard, self._exact.batch
-        here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
+        here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo.size}
         ranks = self.comm.gather_items(here)
-        found = {"shards": len(shard.sizes), "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
-        lost = self.graph.layer.unused(shard.weights is not None, shard.edge_attributes is not None)
+        found = {"shards": shard.whole.parts, "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
+        lost = self.graph.layer.unused(shard.edges.weights is not None, shard.edges.attributes is not None)
         return found | ({"notes": list(unused_note(lost))} if lost else {})
 
 

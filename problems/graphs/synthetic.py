@@ -21,7 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from mldd.problems.data import Shard, grid_rows
+from mldd.problems.data import CutGraph, HaloNodes, NodeData, Shard, ShardEdges, grid_rows
 from mldd.problems.graphs.graph_options import Network
 from mldd.problems.graphs.sharded import ShardedClassification
 
@@ -162,23 +162,20 @@ def strip(
     draw = _uniform(seed, _MASKS, start, stop - start, 1)[:, 0]
     u -= np.float32(0.5)
     u *= np.float32(np.sqrt(12.0))
-    return Shard(
-        name=f"grid {rows} x {columns}",
-        classes=classes,
-        metric="accuracy",
-        sizes=np.diff(ends),
-        numbers=np.arange(start, stop),
-        part=np.full(stop - start, rank),
-        indptr=indptr,
-        indices=_renumbered(near, low, start, stop),
-        weights=None,
-        owner=owner,
-        index=halo - ends[owner],
+    carried = NodeData(
         features=u,
         labels=_best(indptr, near - low, scores, start - low),
         train=draw < _TRAIN,
         validation=(draw >= _TRAIN) & (draw < _TRAIN + _VALIDATION),
         test=draw >= _TRAIN + _VALIDATION,
+    )
+    return Shard(
+        CutGraph(f"grid {rows} x {columns}", classes, "accuracy", np.diff(ends)),
+        numbers=np.arange(start, stop),
+        part=np.full(stop - start, rank),
+        edges=ShardEdges(indptr, _renumbered(near, low, start, stop)),
+        halo=HaloNodes(owner, halo - ends[owner]),
+        data=carried,
     )
 
 
