@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, predict, plot, partition.
+"""The command ``mldd``: list, info, train, compare, predict, plot, partition, data.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C, 141 when nobody reads what it prints.
@@ -260,6 +260,15 @@ def _plot(options: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
+def _data(options: argparse.Namespace, stage: Stage) -> int:
+    from mldd.algebra import loaded
+
+    if stage.rank == 0:
+        write = loaded("mldd.problems.data.checksums:write_checksum", "function")
+        print(*[write(file, options.overwrite) for file in options.files])
+    return 0
+
+
 def _partition(options: argparse.Namespace, stage: Stage) -> int:
     spec = names.problem_spec(options.problem)
     if stage.rank == 0:  # one process does it, however many there are
@@ -281,4 +290,5 @@ _COMMANDS = {
     "predict": _predict,
     "plot": _plot,
     "partition": _partition,
+    "data": _data,
 }

@@ -52,7 +52,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     own, petsc = _split(words)
     options = parser.parse_args(own)
     if options.command is None:
-        raise ValueError("a command is needed: list, info, train, compare, predict, plot or partition; see mldd --help")
+        raise ValueError("a command is needed: list, info, train, compare, predict, plot, partition or data; see mldd --help")
     if petsc and options.command not in ("train", "compare"):
         raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
     for word in petsc:
@@ -130,7 +130,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        dest="command", metavar="list | info | train | compare | predict | plot | partition"
+        dest="command", metavar="list | info | train | compare | predict | plot | partition | data"
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -169,6 +169,10 @@ def _parser() -> _Parser:
         "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
     )
     plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
+    data = command("data", "write a checksum beside a file, which is compared whenever the file is read")
+    data.add_argument("action", choices=("checksum",))
+    data.add_argument("files", nargs="+", metavar="FILE", help="a file, or the folder of a Zarr store")
+    data.add_argument("--overwrite", action="store_true", help="replace checksums that are others")
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
 

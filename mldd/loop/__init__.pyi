@@ -25,4 +25,9 @@ from .solver import State as State
 from .solver import Stop as Stop
 from .solver import minimise as minimise
 from .status import Status as Status
+from .untrusted import UntrustedError as UntrustedError
+from .untrusted import check_archive as check_archive
+from .untrusted import check_fits as check_fits
+from .untrusted import check_regular as check_regular
+from .untrusted import check_torch_file as check_torch_file
 from .validation import Validation as Validation

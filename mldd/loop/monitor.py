@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import Any
 
 from mldd.loop import summary
 from mldd.loop.status import Status
+from mldd.loop.untrusted import check_fits, check_regular
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,10 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> History:
-    """Return the history that `CsvWriter` has written to a file.
+    """Return the history that `CsvWriter` has written to a file, as far as it is whole.
+
+    A run that was killed, or a disk that was full, leaves a last row that is cut off: it is left out. Where a row in
+    the middle is no record, what stands before it is returned, and a warning says so.
 
     Parameters
     ----------
@@ -261,19 +266,27 @@ def read_csv(path: Path) -> History:
     Raises
     ------
     ValueError
-        The header is not that of a history, or a row is broken.
+        The header is not that of a history, or the file is a device or a pipe.
     """
+    check_regular(path)
+    check_fits(path.stat().st_size, str(path), "a file")
+    text = path.read_bytes().decode("utf-8", "replace")
+    lines = text.split("\n")
+    rows = csv.reader(lines[:-1])  # behind the last line break stands nothing, or a row that was cut off
     try:
-        with open(path, newline="") as stream:
-            rows = list(csv.reader(stream))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a history.csv of mldd, got a file that is no text table ({error})") from error
-    if not rows or tuple(rows[0][: len(FIELDS)]) != FIELDS:
+        names = next(rows, [])
+    except csv.Error:
+        names = []
+    if tuple(names[: len(FIELDS)]) != FIELDS or len(set(names)) < len(names):
         raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
+    records: list[Record] = []
     try:
-        return History([_read_row(row, rows[0][len(FIELDS) :]) for row in rows[1:]])
-    except ValueError as error:
-        raise ValueError(f"{path} has a row that is not a record ({error}); write it again") from error
+        for row in rows:
+            records.append(_read_row(row, names[len(FIELDS) :]))
+    except (ValueError, OverflowError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:120]
+        warnings.warn(f"{path}: row {len(records) + 1} is no record ({reason}): the rows before it are read", stacklevel=2)
+    return History(records)
 
 
 def _read_row(row: Sequence[str], names: Sequence[str]) -> Record:
@@ -297,6 +310,7 @@ class CsvWriter:
         self._path = path
         self._stream = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (lives as long as the run)
         self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._is_lost = False  # since it could not be written
         self._names: tuple[str, ...] = ()  # of the numbers of the validation
         self._head(past.validated if past else ())
         for record in past.records if past else ():
@@ -316,14 +330,21 @@ class CsvWriter:
             self._head(tuple(record.validation))
         self._is_empty, row = False, record.row()
         entries = (row.get(name, "") for name in (*FIELDS, *self._names))
+        if self._is_lost:
+            return
         try:
             self._writer.writerow(repr(v) if isinstance(v, float) else v for v in entries)
-        except OSError as error:
-            raise unwritten(self._path, error) from error
+        except OSError as error:  # a full disk costs the rest of the history, and not the run
+            self._is_lost = True
+            warnings.warn(f"{unwritten(self._path, error)}: the run goes on, its history ends here", stacklevel=2)
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        try:
+            self._stream.close()
+        except OSError as error:  # what could not be written before cannot be written now
+            if not self._is_lost:
+                warnings.warn(f"{unwritten(self._path, error)}: its last rows are lost", stacklevel=2)
 
 
 def _in_notebook() -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mldd.algebra import loaded, registered
-from mldd.loop import pack, replacing, unreadable
+from mldd.loop import UntrustedError, check_regular, check_torch_file, pack, replacing, unreadable
 from mldd.models.model import Model
 
 FORMAT = "mldd model 1"
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str], module: nn.Module | None = None) -> Any:
         module = _made(file, content)
     try:
         module.load_state_dict(content["state_dict"], assign=isinstance(module, Model))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(
             f"the module must have the parameters of {file}, got others ({' '.join(str(error).split())[:200]}); give "
             "the module that was trained"
@@ -144,9 +144,13 @@ def _no_network(path: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a file, refusing what is no model."""
     try:
+        check_regular(path)
+        check_torch_file(path, str(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of others
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UntrustedError as error:
+        raise ModelError(str(error)) from None
     except Exception as error:  # a hostile file may raise anything
         raise ModelError(
             f"{path} must be a whole model of mldd, but it cannot be read ({unreadable(error)}); give another one"
@@ -174,8 +178,9 @@ def _made(path: Path, content: dict[str, Any]) -> Model:
     kind: type[Model] = loaded(table[content["kind"]], "class")
     try:
         return kind.of(content["config"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # numbers of any size and sign may stand there
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(
-            f"{path} must have the configuration of a {content['kind']} model, got another one "
-            f"({type(error).__name__}: {error}); write it with this version of mldd"
+            f"{path} must have the configuration of a {content['kind']} model, got another one ({reason}); write it "
+            "with this version of mldd"
         ) from error

@@ -1,6 +1,8 @@
 from .arrays import load_array as load_array
 from .calendars import CALENDARS as CALENDARS
 from .calendars import Calendar as Calendar
+from .checksums import verify as verify
+from .checksums import write_checksum as write_checksum
 from .contents import SPLITS as SPLITS
 from .contents import UNLABELLED as UNLABELLED
 from .contents import DataError as DataError

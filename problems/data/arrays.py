@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from mldd.problems.data.checksums import verify
 from mldd.problems.data.contents import DataError
+from mldd.problems.data.formats import Archive
 
 
 def load_array(data: Any, what: str) -> tuple[str, Any]:
@@ -34,11 +35,9 @@ def load_array(data: Any, what: str) -> tuple[str, Any]:
     path = Path(name).expanduser()
     if path.suffix.lower() != ".npz" or not path.is_file():
         raise DataError(f"data must be {what} or a file .npz with one array, got {name!r}; correct the name")
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            if "x" in names or len(names) == 1:
-                return name, archive["x" if "x" in names else names[0]]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: expected a .npz of plain arrays, got another file ({error}); write it anew") from None
+    verify(path)
+    archive = Archive(path, name)
+    names = list(archive)
+    if "x" in names or len(names) == 1:
+        return name, archive["x" if "x" in names else names[0]]
     raise DataError(f"{name}: expected one array, or one called x, got {', '.join(names) or 'none'}; rename it")

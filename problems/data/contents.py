@@ -12,6 +12,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mldd.loop import UntrustedError, check_fits, check_regular
+
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
 UNLABELLED = -1  # the label of a node whose class nobody knows
@@ -47,10 +49,14 @@ class File:
         Raises
         ------
         DataError
-            It cannot be read.
+            It cannot be read, is a device or a pipe, or does not fit into memory.
         """
         try:
+            check_regular(self.path)
+            check_fits(self.path.stat().st_size, self.name, "a file")
             return self.path.read_bytes()
+        except UntrustedError as error:
+            raise DataError(str(error)) from None
         except OSError as error:
             raise DataError(
                 f"{self.path}: expected a readable file, got {error.strerror or error}; correct the path"

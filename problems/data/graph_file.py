@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mldd.problems.data.checksums import verify
 from mldd.problems.data.contents import File
 from mldd.problems.data.datasets import load_graph
 from mldd.problems.data.formats import read_fields, user_path
@@ -34,6 +35,7 @@ def graph_fields(name: str | os.PathLike[str], *, data: str | os.PathLike[str] |
     """
     path = user_path(name)
     if path.suffix.lower() == ".pt" and path.is_file():
+        verify(path)
         return read_fields(File(path))
     read = load_graph(name, data=data)
     features = read.features if read.features.layout == torch.strided else read.features.to_dense()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mldd.graph import Graph
 from mldd.problems.data.contents import DataError, SeriesArrays, unused_note
-from mldd.problems.data.formats import is_file_name, no_variable, read_molene, read_series
+from mldd.problems.data.formats import Archive, is_file_name, no_variable, read_molene, read_series
 from mldd.problems.data.known_files import KnownFile, obtain
 from mldd.problems.data.series import Series, arranged
 
@@ -146,8 +146,7 @@ def _molene(stations: int, data: str | os.PathLike[str] | None) -> SeriesArrays:
 
 def _known_npz(path: Any) -> SeriesArrays:
     """Read a known archive, whose times are whole hours since 1970."""
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    arrays = dict(Archive(path, str(path)))
     time = arrays.pop("time").astype("datetime64[h]")
     latitude, longitude, altitude = (arrays.pop(name, None) for name in ("latitude", "longitude", "altitude"))
     fields = {name: a for name, a in arrays.items() if a.ndim >= 2 and len(a) == len(time) and a.dtype.kind in "fiu"}

@@ -7,7 +7,6 @@ manifest is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,9 +17,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.loop import replacing
-from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError
+from mldd.loop import UntrustedError, check_regular, replacing
+from mldd.problems.data.checksums import digest
+from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, one_line
 from mldd.problems.data.datasets import GraphData
+from mldd.problems.data.formats import Archive, checked_features, csr, integers, of_edges
 from mldd.problems.data.shards import (
     CutGraph,
     HaloNodes,
@@ -37,12 +38,12 @@ from mldd.ranks import Communicator
 Array = NDArray[Any]
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mldd shards", 2
-# The arrays of a part file by the records of a shard; those of `_OPTIONAL` where the graph has them.
-_EDGES, _OPTIONAL = ("indptr", "indices"), ("weights", "attributes")
-_HALO, _NODES = ("owner", "index"), ("labels", *SPLITS)
+# The arrays of a part file, by the records of a shard, besides the numbers and features of its nodes.
+_EDGES, _HALO, _NODES = ("indptr", "indices"), ("owner", "index"), ("labels", *SPLITS)
+_OF_EDGES = {"edge_weight": "weights", "edge_attr": "attributes"}  # where the graph has them
+_CSR = ("data", "indices", "indptr", "shape")
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
-_PIECE = 2**20  # bytes
 _WAY = "write it anew with `mldd partition PROBLEM --write DIR`"
 
 
@@ -97,26 +98,19 @@ def _parts_of(manifest: Path) -> list[dict[str, Any]]:
 
 def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
     arrays = {"numbers": shard.numbers}
-    for record, names in ((shard.edges, (*_EDGES, *_OPTIONAL)), (shard.halo, _HALO), (shard.data, _NODES)):
-        arrays |= {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    for record, names in ((shard.edges, _EDGES), (shard.halo, _HALO), (shard.data, _NODES)):
+        arrays |= {name: getattr(record, name) for name in names}
+    on_edges = {name: getattr(shard.edges, field) for name, field in _OF_EDGES.items()}
+    arrays |= {name: values for name, values in on_edges.items() if values is not None}
     x = shard.data.features
-    keys = ("data", "indices", "indptr", "shape")
-    pieces = {key: getattr(x, key) for key in keys} if sp.issparse(x) else {"dense": x}
+    pieces = {key: getattr(x, key) for key in _CSR} if sp.issparse(x) else {"dense": x}
     arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
     with replacing(path) as new:
         with open(new, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
-        digest, size = _checksum(new), new.stat().st_size
+        sha256, size = digest(new), new.stat().st_size
     counts = {"nodes": shard.own, "halo": shard.halo.size, "entries": len(shard.edges.indices), "bytes": size}
-    return {"file": path.name, "sha256": digest} | counts
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+    return {"file": path.name, "sha256": sha256} | counts
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -137,10 +131,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
+        check_regular(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: expected a manifest of shards, got {error.strerror or error}; {_WAY}") from None
-    except ValueError:
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: expected a manifest of shards, got no JSON; {_WAY}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: expected a manifest of shards (format {FORMAT!r}), got another file; {_WAY}")
@@ -150,8 +147,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     good = (
         isinstance(parts, list)
         and bool(parts)
-        and all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in _PART.items()) for p in parts)
-        and all(isinstance(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
+        and all(isinstance(p, dict) and all(_is(p.get(k), t) for k, t in _PART.items()) for p in parts)
+        and all(_is(content.get(name), int) and content[name] > 0 for name in _SIZES if name != "entries")
         and isinstance(content.get("name"), str)
         and content.get("metric") in ("accuracy", "auc")
     )
@@ -161,6 +158,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if total != content["nodes"] or min(p["nodes"] for p in parts) < 1:
         raise DataError(f"{path}: expected parts of {content['nodes']} nodes together, got {total}; {_WAY}")
     return content
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Say whether a value of a manifest is text, or a number of things that a machine can count."""
+    return type(value) is kind and (kind is not int or 0 <= value < 2**62)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
@@ -177,7 +179,7 @@ def identity(folder: str | os.PathLike[str]) -> str:
         There is no manifest.
     """
     read_manifest(folder)
-    return _checksum(Path(folder) / MANIFEST)
+    return digest(Path(folder) / MANIFEST)
 
 
 def read(folder: str | os.PathLike[str], rank: int = 0, ranks: int = 1) -> Shard:
@@ -230,59 +232,76 @@ def _read_part(folder: Path, manifest: dict[str, Any], k: int) -> Shard:
     entry = manifest["parts"][k]
     path = folder / Path(entry["file"]).name
     try:
-        found, size = _checksum(path), path.stat().st_size
+        check_regular(path)
+        found, size = digest(path), path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: expected part {k} of the graph, got {error.strerror or error}; {_WAY}") from None
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
     if found != entry["sha256"]:
         what = f"{size} of {entry['bytes']} bytes" if size != entry["bytes"] else f"sha256 {found[:12]}..."
         raise DataError(
             f"{path}: expected sha256 {entry['sha256'][:12]}..., got {what}: damaged or of another graph; {_WAY}"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return _shard(arrays, manifest, k, path)
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: expected the arrays of a shard, got {error}; {_WAY}") from None
+        return _shard(dict(Archive(path, str(path))), manifest, k, path)
+    except DataError:
+        raise
+    except Exception as error:  # whoever has written the arrays has written their checksum, too
+        raise DataError(f"{path}: expected the arrays of a shard, got {one_line(error)}; {_WAY}") from None
 
 
-def _shard(arrays: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
+def _shard(found: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
     """Put a shard together and see that its arrays fit together."""
-    sizes = np.array([p["nodes"] for p in manifest["parts"]])
-    if "features_dense" in arrays:
-        features: Any = arrays["features_dense"]
-    else:
-        pieces = tuple(arrays[f"features_{key}"] for key in ("data", "indices", "indptr"))
-        features = sp.csr_matrix(pieces, shape=tuple(arrays["features_shape"]))
-    m = int(sizes[k])
+    sizes, m, where = np.array([p["nodes"] for p in manifest["parts"]]), manifest["parts"][k]["nodes"], str(path)
+    numbers, labels, *rest = (integers(found[name], where, name) for name in ("numbers", "labels", *_EDGES, *_HALO))
+    indptr, indices, owner, index = rest
+    masks, on_edges = [found[name] for name in SPLITS], {name: found[name] for name in _OF_EDGES if name in found}
+    if any(array.shape != (m,) for array in (numbers, labels, *masks)):
+        raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
     shard = Shard(
         whole=CutGraph(manifest["name"], manifest["classes"], manifest["metric"], sizes),
-        numbers=arrays["numbers"],
+        numbers=numbers,
         part=np.full(m, k),
-        edges=ShardEdges(*(arrays[name] for name in _EDGES), **{name: arrays.get(name) for name in _OPTIONAL}),
-        halo=HaloNodes(*(arrays[name] for name in _HALO)),
-        data=NodeData(features, *(arrays[name] for name in _NODES)),
+        edges=ShardEdges(indptr, indices, *of_edges(on_edges, len(indices), where)),
+        halo=HaloNodes(owner, index),
+        data=NodeData(_features(found, where), labels, *masks),
     )
-    if features.shape != (m, manifest["features"]) or not _fits(shard, k):
+    if not (_counts(shard, m, manifest) and _numbered(shard, k, manifest)):
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
     return shard
 
 
-def _fits(shard: Shard, k: int) -> bool:
-    """Return whether the arrays of part `k` have sizes and numbers that fit together."""
-    edges, halo, data, sizes = shard.edges, shard.halo, shard.data, shard.whole.sizes
-    m, columns = int(sizes[k]), edges.indices
+def _features(found: dict[str, Array], where: str) -> Any:
+    if "features_dense" in found:
+        return checked_features(found["features_dense"], where)
+    return csr(*(found[f"features_{key}"] for key in _CSR), f"{where} (features)")
+
+
+def _counts(shard: Shard, m: int, manifest: dict[str, Any]) -> bool:
+    """Say whether shapes and types are those of a shard of m nodes."""
+    edges, halo, data = shard.edges, shard.halo, shard.data
     return (
-        all(len(rows) == m for rows in (shard.numbers, *(getattr(data, name) for name in _NODES)))
+        all(getattr(data, name).dtype == np.bool_ for name in SPLITS)
+        and data.features.shape == (m, manifest["features"])
+        and all(array.ndim == 1 for array in (edges.indptr, edges.indices, halo.owner, halo.index))
         and edges.indptr.shape == (m + 1,)
-        and edges.indptr[-1] == len(columns)
+        and edges.indptr[0] == 0
+        and edges.indptr[-1] == len(edges.indices)
         and bool((np.diff(edges.indptr) >= 0).all())
-        and all(len(values) == len(columns) for values in (edges.weights, edges.attributes) if values is not None)
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < m + halo.size))
         and len(halo.index) == halo.size
+    )
+
+
+def _numbered(shard: Shard, k: int, manifest: dict[str, Any]) -> bool:
+    """Say whether all numbers of nodes, parts and classes are those of nodes, parts and classes."""
+    columns, sizes, halo, labels = shard.edges.indices, shard.whole.sizes, shard.halo, shard.data.labels
+    return (
+        (len(columns) == 0 or (columns.min() >= 0 and columns.max() < shard.own + halo.size))
+        and shard.numbers.min() >= 0
+        and shard.numbers.max() < manifest["nodes"]
+        and bool((np.diff(shard.numbers) > 0).all())
         and bool(((halo.owner >= 0) & (halo.owner < len(sizes)) & (halo.owner != k)).all())
         and bool(((halo.index >= 0) & (halo.index < sizes[halo.owner])).all())
-        and bool(((data.labels >= UNLABELLED) & (data.labels < shard.whole.classes)).all())
+        and bool(((labels >= UNLABELLED) & (labels < shard.whole.classes)).all())
     )

@@ -1,4 +1,7 @@
+from .checks import checked_features as checked_features
 from .checks import csr as csr
+from .checks import integers as integers
+from .checks import of_edges as of_edges
 from .choice import holds as holds
 from .choice import is_file_name as is_file_name
 from .choice import read_graph as read_graph
@@ -8,5 +11,6 @@ from .choice import user_path as user_path
 from .conventions import no_variable as no_variable
 from .graphdata import read_graphdata as read_graphdata
 from .molene import read_molene as read_molene
+from .npz import Archive as Archive
 from .planetoid import read_planetoid as read_planetoid
 from .pt import read_fields as read_fields

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mldd.loop import check_fits
 from mldd.problems.data import SPLITS, UNLABELLED, DataError
 
 Array = NDArray[Any]
@@ -73,6 +74,7 @@ def numbers(values: Array, where: str, what: str) -> NDArray[np.float64]:
     """
     if values.dtype.kind not in "buif":
         raise DataError(f"{where}: {what} must be real numbers, got dtype {values.dtype}; convert them")
+    check_fits(8 * values.size, where, what)  # it may be one number, repeated over large dimensions
     result = values.astype(np.float64)
     bad = int(result.size - np.isfinite(result).sum())
     if bad:
@@ -97,6 +99,7 @@ def integers(values: Array, where: str, what: str) -> NDArray[np.int64]:
     """
     if values.dtype.kind not in "ui":
         raise DataError(f"{where}: {what} must be integers, got dtype {values.dtype}; convert them")
+    check_fits(8 * values.size, where, what)
     return values.astype(np.int64)
 
 

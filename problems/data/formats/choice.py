@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mldd.algebra import did_you_mean, from_outside, loaded, registered
-from mldd.problems.data import DataError, File, GraphArrays, Reader, SeriesArrays, one_line
+from mldd.loop import UntrustedError, check_regular
+from mldd.problems.data import DataError, File, GraphArrays, Reader, SeriesArrays, one_line, verify
 
 Kind = Literal["graph", "series"]
 _KINDS: dict[type, Kind] = {GraphArrays: "graph", SeriesArrays: "series"}
@@ -85,12 +86,20 @@ def holds(path: str | os.PathLike[str], reader: str = "") -> Kind:
     """
     place = user_path(path)
     target = _target(place, reader)
+    _check_file(place)
     returned = typing.get_type_hints(loaded(target, "function")).get("return")
     if returned in _KINDS:
         return _KINDS[returned]
     if set(typing.get_args(returned)) == set(_KINDS):
         return cast(Kind, loaded(f"{target.rpartition(':')[0]}:holds", "function")(place))
     raise DataError(f"{target}: expected a reader annotated `-> GraphArrays` or `-> SeriesArrays`, got {returned}")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        check_regular(path)
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
 
 
 def read_graph(path: str | os.PathLike[str], reader: str = "") -> GraphArrays:
@@ -135,9 +144,13 @@ def _read(file: File, reader: str, kind: type) -> Any:
     target = _target(file.path, reader)
     function: Reader = loaded(target, "function")
     try:
+        _check_file(file.path)
+        verify(file.path)
         found = function(file)
     except (DataError, ImportError, MemoryError, OSError):
         raise
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
     except Exception as error:  # of a reader from outside, or of a library on a damaged file
         raise DataError(
             f"{file.name}: expected a file that {target} can read, got {one_line(error)}; correct one of the two"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mldd.loop import UntrustedError, check_archive
 from mldd.problems.data import DataError, File, GraphArrays, SeriesArrays, one_line
 from mldd.problems.data.formats.checks import (
     checked_edges,
@@ -77,37 +78,56 @@ def read(file: File) -> GraphArrays | SeriesArrays:
     return _series(file) if holds(file.path) == "series" else read_graph(file.content(), file.name)
 
 
-class _Archive(Mapping[str, Array]):
-    """Arrays of a `.npz` by name, each loaded when it is asked for, without pickles."""
+class Archive(Mapping[str, Array]):
+    """Arrays of a `.npz` by name, each loaded when it is asked for, without pickles, and verified to its last byte.
+
+    Parameters
+    ----------
+    source : bytes or Path
+        The archive, or where it is.
+    where : str
+        Names the source in errors.
+
+    Raises
+    ------
+    DataError
+        It is no archive of arrays, or does not fit into memory.
+    """
 
     def __init__(self, source: bytes | Path, where: str) -> None:
-        self._where = where
-        self._size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        self._where, self._size = where, len(source) if isinstance(source, bytes) else source.stat().st_size
         try:
-            with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source):
-                pass  # np.load takes everything else for a pickle, and advises to trust it
-            self._archive = np.load(io.BytesIO(source) if isinstance(source, bytes) else source, allow_pickle=False)
+            check_archive(source, where)
+            self._archive = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
         except Exception as error:  # zip, zlib, header parser: each has its own exceptions
             raise self._refusal(error) from None
+        self._names = dict.fromkeys(name.removesuffix(".npy") for name in self._archive.namelist())
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self._archive.files:
+        if name not in self._names:
             raise KeyError(name)
         try:
-            return np.asarray(self._archive[name])
+            with self._archive.open(f"{name}.npy") as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+                behind = stream.read()  # at the end the checksum is compared
         except Exception as error:
             raise self._refusal(error, name) from None
+        if behind:
+            raise self._refusal(ValueError(f"{name} has {len(behind)} bytes more than its header says"))
+        return np.asarray(array)
 
-    def __iter__(self) -> Any:
-        return iter(self._archive.files)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._archive.files)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._archive.files
+        return name in self._names
 
     def _refusal(self, error: Exception, name: str = "") -> DataError:
+        if isinstance(error, UntrustedError):
+            return DataError(str(error))
         reason = f"{name} holds objects" if "allow_pickle" in str(error) else one_line(error)
         return DataError(
             f"{self._where}: expected a .npz of plain arrays, got {self._size} bytes ({reason}); write it anew"
@@ -132,7 +152,7 @@ def read_graph(content: bytes, where: str) -> GraphArrays:
     DataError
         For a file that is no such thing.
     """
-    arrays = _Archive(content, where)
+    arrays = Archive(content, where)
     plain = set(_PLAIN) <= set(arrays) or set(_TENSORS) <= set(arrays)
     if not plain and "adj_indptr" not in arrays:
         wanted = (
@@ -197,7 +217,7 @@ def _matrix(arrays: Mapping[str, Array], prefix: str, where: str) -> sp.csr_matr
 
 def _series(file: File) -> SeriesArrays:
     """Return the series in an archive; of the variables only those that are asked for are loaded."""
-    arrays = _Archive(file.path, file.name)
+    arrays = Archive(file.path, file.name)
     time, latitude, longitude = (_named(arrays, names, file.name) for names in (TIMES, LATITUDES, LONGITUDES))
     altitude = next((name for name in ALTITUDES if name in arrays), "")
     coordinates = {time, latitude, longitude, altitude}

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.loop import unreadable
+from mldd.loop import UntrustedError, check_torch_file, unreadable
 from mldd.problems.data import DataError, File, GraphArrays
 from mldd.problems.data.formats.checks import (
     checked_edges,
@@ -103,6 +103,7 @@ def _loaded(content: bytes, where: str) -> Any:
             raise DataError(
                 f"{where}: expected one kind of nodes and edges, got a HeteroData; save data.to_homogeneous()"
             )
+        check_torch_file(content, where)
         names = _geometric_names() if b"torch_geometric" in content else []
         checked: Any = torch.sparse.check_sparse_tensor_invariants
         with torch.serialization.safe_globals(names), checked(), warnings.catch_warnings():
@@ -110,6 +111,8 @@ def _loaded(content: bytes, where: str) -> Any:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except DataError:
         raise
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
     except ModuleNotFoundError:
         reason, way = "a torch_geometric file", "pip install torch_geometric, or save a plain dict of the tensors"
     except Exception as error:  # a hostile or damaged file can raise anything

@@ -11,9 +11,10 @@ import torch
 
 from mldd.graph import Graph, partition
 from mldd.problems.data import DataError, GraphData, cut, joined, shares, write
+from mldd.problems.data.checksums import digest
 from mldd.problems.data.datasets import sbm
 from mldd.problems.data.features import to_tensor
-from mldd.problems.data.shard_files import MANIFEST, _checksum, read, read_manifest
+from mldd.problems.data.shard_files import MANIFEST, read, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +113,10 @@ def test_one_node_per_part_isolated_nodes_weights_and_sparse_features(tmp_path):
 def test_checksums_are_those_of_the_files(folder, monkeypatch):
     import hashlib
 
-    monkeypatch.setattr("mldd.problems.data.shard_files._PIECE", 1000)
+    monkeypatch.setattr("mldd.problems.data.checksums._PIECE", 1000)
     monkeypatch.delattr(hashlib, "file_digest", raising=False)  # Python 3.10 has none
     for entry in read_manifest(folder)["parts"]:
-        assert entry["sha256"] == _checksum(folder / entry["file"])
+        assert entry["sha256"] == digest(folder / entry["file"])
         assert entry["sha256"] == hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest()
 
 
@@ -218,7 +219,7 @@ def test_arrays_that_do_not_fit_are_refused_though_the_checksum_holds(folder):
         ({"indices": arrays["indices"] + 1000}, "that fit together"),
         ({"owner": arrays["owner"] * 0}, "that fit together"),
         ({"labels": arrays["labels"] + 3}, "that fit together"),
-        ({"numbers": np.array([{}], dtype=object)}, "expected the arrays of a shard, got .*allow_pickle"),
+        ({"numbers": np.array([{}], dtype=object)}, "expected a .npz of plain arrays, got .*numbers holds objects"),
     ):
         np.savez(path, **(arrays | bad))
         parts = json.loads((folder / MANIFEST).read_text())["parts"]
@@ -247,7 +248,7 @@ def test_a_folder_is_no_graph_until_all_is_written(folder, data, monkeypatch):
     def fail(path):
         raise OSError("disk full")
 
-    monkeypatch.setattr(shard_files, "_checksum", fail)
+    monkeypatch.setattr(shard_files, "digest", fail)
     with pytest.raises(OSError, match="disk full"):
         write(data, partition(data.graph, 2), folder)
     assert not (folder / MANIFEST).exists()
