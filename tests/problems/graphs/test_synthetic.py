@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mldd.loop import Stop, minimise
-from mldd.problems.data import grid_mesh, joined
+from mldd.problems.data import grid_mesh, joined, shares
 from mldd.problems.graphs import Network, Strips, SyntheticClassification, synthetic
 from mldd.problems.graphs.synthetic import strip
 from mldd.problems.nets.layers import layer_of
@@ -38,6 +38,20 @@ def test_halo_names_the_owners() -> None:
         whole = grid_mesh(9, 4, 12)[0].scipy()[part.numbers]
         numbers = np.concatenate([part.numbers, ends[part.halo.owner] + part.halo.index])
         assert np.array_equal(numbers[part.edges.indices], whole.indices)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_hold_consecutive_strips(ranks: int) -> None:
+    """Strips of their own, joined for a rank, are what the rank makes at once."""
+    alone = [strip(9, 4, 8, rank=k, ranks=5, features=3) for k in range(5)]
+    for rank, group in enumerate(shares(5, ranks)):
+        made = strip(9, 4, 8, rank=rank, ranks=ranks, parts=5, features=3)
+        expected = joined(alone[group.start : group.stop], ranks)
+        for name in ("numbers", "part"):
+            assert np.array_equal(getattr(made, name), getattr(expected, name)), name
+        assert np.array_equal(made.whole.sizes, expected.whole.sizes)
+        columns = [np.append(s.numbers, -1 - (s.halo.owner * 36 + s.halo.index)) for s in (made, expected)]
+        assert np.array_equal(columns[0][made.edges.indices], columns[1][expected.edges.indices])
 
 
 def test_labels_are_those_of_the_teacher() -> None:
@@ -107,6 +121,8 @@ def test_grid_has_at_least_the_nodes_asked_for(nodes: int, columns: int, made: i
         ),
         (lambda: SyntheticClassification(network=Network(model="mlp")), "`model` must be one of"),
         (lambda: strip(3, 3, 4, classes=1), "`classes` >= 2"),
+        (lambda: strip(3, 3, 4, ranks=2, parts=4), "`parts` must be in 2..3 for 2 ranks and 3 rows, got 4"),
+        (lambda: Strips(parts=-1), "`parts` must be >= 0, got -1"),
         (lambda: strip(3, 3, 5), "`neighbours` must be 2, 4, 6, 8, 10 or 12, got 5"),
     ],
 )
