@@ -32,6 +32,7 @@ from mldd.problems.graphs.graph_levels import Ladder, clustered, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, Network, Spaces, check_validated, settings_of
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
+from mldd.problems.graphs.node_scores import NodeScores
 from mldd.problems.nets import (
     Batch,
     GraphNet,
@@ -425,15 +426,14 @@ class NodeClassification(Problem):
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
+    @property
+    def _scores(self) -> NodeScores:
+        return NodeScores.of(self.graph_data, self.graph_data.labels, self.graph_data.metric)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy over the validation nodes, without dropout."""
-        data = self.graph_data
         check_validated(self.labels)
-        outputs, labels = self.logits(x).cpu()[data.validation].double(), data.labels[data.validation]
-        return {
-            "validation_loss": float(torch.nn.functional.cross_entropy(outputs, labels)),
-            "validation_accuracy": float((outputs.argmax(1) == labels).double().mean()),
-        }
+        return self._scores.validation(self.logits(x))
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
@@ -461,32 +461,4 @@ class NodeClassification(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
-        data, outputs = self.graph_data, self.logits(x).cpu()
-        right = (outputs.argmax(1) == data.labels).double()
-        masks = {"train": data.train, "validation": data.validation, "test": data.test}
-        found = {f"{name}_accuracy": float(right[mask].mean()) for name, mask in masks.items()}
-        if data.metric == "auc":
-            score = (outputs[:, 1] - outputs[:, 0])[data.test]
-            found["test_auc"] = area_under_curve(score, data.labels[data.test])
-        return found
-
-
-def area_under_curve(score: Tensor, positive: Tensor) -> float:
-    """Return the area under the ROC curve: the share of pairs in the right order, ties count one half.
-
-    Parameters
-    ----------
-    score : Tensor, shape (m,)
-        Higher where a node is thought to be positive.
-    positive : Tensor, shape (m,)
-        1 or true for positive nodes; without any, or without others, the area is NaN.
-
-    Examples
-    --------
-    >>> area_under_curve(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
-    0.75
-    """
-    from sklearn.metrics import roc_auc_score
-
-    of_class = positive.numpy() > 0
-    return float(roc_auc_score(of_class, score.numpy())) if 0 < of_class.sum() < len(of_class) else float("nan")
+        return self._scores.metrics(self.logits(x))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -30,7 +29,6 @@ from mldd.graph import partition
 from mldd.loop import Problem
 from mldd.problems.data import (
     NORMALISED,
-    SPLITS,
     DataError,
     GraphData,
     Shard,
@@ -51,11 +49,12 @@ from mldd.problems.graphs.inexact_halo import (
     StaleHalo,
     with_inexact_halos,
 )
-from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
+from mldd.problems.graphs.node_scores import NodeScores
 from mldd.problems.graphs.shard_clusters import ShardClusters
 from mldd.problems.graphs.shard_graph import ShardGraph
+from mldd.problems.graphs.shard_memory import memory
 from mldd.problems.nets import (
     Batch,
     GraphNet,
@@ -63,7 +62,6 @@ from mldd.problems.nets import (
     Operator,
     Piece,
     Source,
-    Sparse,
     stack,
 )
 from mldd.ranks import SERIAL, Communicator, Halo
@@ -415,15 +413,15 @@ class ShardedClassification(Problem):
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
+    @property
+    def _scores(self) -> NodeScores:
+        shard = self.shard
+        return NodeScores.of(shard.data, torch.from_numpy(shard.data.labels), shard.whole.metric, self.comm)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy over the validation nodes of all ranks, without dropout."""
         check_validated(self.labels)
-        mask = self.shard.data.validation
-        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.data.labels[mask])
-        lost = float(torch.nn.functional.cross_entropy(outputs, labels, reduction="sum"))
-        right = float((outputs.argmax(1) == labels).sum())
-        loss, hits, count = self.comm.sum_scalars([lost, right, float(mask.sum())])
-        return {"validation_loss": loss / max(count, 1.0), "validation_accuracy": hits / max(count, 1.0)}
+        return self._scores.validation(self.logits(x))
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
@@ -439,17 +437,7 @@ class ShardedClassification(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
-        shard, outputs = self.shard, self.logits(x).cpu().double()
-        right = (outputs.argmax(1).numpy() == shard.data.labels).astype(np.float64)
-        masks = {name: getattr(shard.data, name) for name in SPLITS}
-        sums = [float(v) for mask in masks.values() for v in (right[mask].sum(), mask.sum())]
-        total = self.comm.sum_scalars(sums)
-        found = {f"{name}_accuracy": total[2 * k] / max(total[2 * k + 1], 1) for k, name in enumerate(masks)}
-        if shard.whole.metric == "auc":
-            score = torch.stack([outputs[:, 1] - outputs[:, 0], torch.from_numpy(shard.data.labels).double()], 1)
-            score, positive = self.comm.gather(score[torch.from_numpy(shard.data.test)].contiguous()).T
-            found["test_auc"] = area_under_curve(score, positive)
-        return found
+        return self._scores.metrics(self.logits(x))
 
     def details(self) -> dict[str, Any]:
         """Return what ``result.json`` says about the distribution: shards, halos, and the memory of ranks in bytes."""
@@ -459,35 +447,3 @@ class ShardedClassification(Problem):
         found = {"shards": shard.whole.parts, "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
         lost = self.graph.layer.unused(shard.edges.weights is not None, shard.edges.attributes is not None)
         return found | ({"notes": list(unused_note(lost))} if lost else {})
-
-
-def memory(shard: Shard, batch: Batch) -> dict[str, int]:
-    """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory.
-
-    Parameters
-    ----------
-    shard : Shard
-        What the rank holds of the graph.
-    batch : Batch
-        What it evaluates.
-    """
-    operators = [b for layer in batch.operators for b in layer if b is not None]
-    held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
-    return {
-        "features": sum(map(_bytes, batch.features)),
-        "operators": sum(map(_bytes, held)) + sum(map(_bytes, batch.attributes)),
-        "targets": _bytes(batch.targets),
-        "halos": sum(b.exchange.bytes for b in operators if isinstance(b, HaloOperator)),
-        "shard": shard.bytes,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-
-
-def _bytes(tensor: Tensor | Sparse) -> int:
-    if isinstance(tensor, Tensor):
-        return tensor.numel() * tensor.element_size()
-    return sum(_bytes(part) for m in (tensor.matrix, tensor.transposed) for part in _pieces(m)) + _bytes(tensor.order)
-
-
-def _pieces(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return matrix.values(), matrix.col_indices(), matrix.crow_indices()

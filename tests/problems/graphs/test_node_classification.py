@@ -18,7 +18,7 @@ from mldd.loop import Stop, minimise
 from mldd.problems.data import DataError, GraphData, load_graph
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification
-from mldd.problems.graphs.node_classification import area_under_curve
+from mldd.problems.graphs.node_scores import area_under_curve
 from mldd.problems.nets import GraphNet, Source, composite_labels, stack
 from mldd.problems.nets.composite import receptive
 from mldd.problems.nets.layers import layer_of
