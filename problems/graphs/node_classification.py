@@ -25,11 +25,12 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import Graph, check_part, edge_weights, grow, partition
+from mldd.graph import Graph, check_part, edge_weights, partition
 from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
-from mldd.problems.graphs.graph_levels import Ladder, clustered, kinds_of
+from mldd.problems.graphs.graph_levels import Ladder, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, Network, Spaces, check_validated, settings_of
+from mldd.problems.graphs.local_graphs import LocalGraphs
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.node_scores import NodeScores
@@ -40,8 +41,6 @@ from mldd.problems.nets import (
     MixedNet,
     Piece,
     Source,
-    composite_labels,
-    distances,
     stack,
     widened,
 )
@@ -315,32 +314,18 @@ class NodeClassification(Problem):
         """
         unique = sorted(set(chosen))
         whole = self.spaces.subdomains == "parameters"
-        make = self._composite if self.spaces.local == "composite" and not whole else self._own_piece
-        pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
+        if self.spaces.local == "composite" and not whole:
+            made = self._local_graphs.composite(part, unique, overlap)
+        else:
+            made = self._local_graphs.own(part, unique, overlap, self._one_hot)
+        pieces = dict(zip(unique, made, strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False)
         return NodeLoss(self._net, batch, self.network.decay, price, mask=mask)
 
-    def _grown(self, part: Tensor, number: int, overlap: int) -> Any:
-        return grow(self.graph_data.graph, part == number, overlap).numpy()
-
-    def _composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        sizes = [max(self._clusters // 4**k, int(part.max()) + 1) for k in range(self.spaces.grades)]
-        maps = clustered(self.graph, self.source, self.network.layers, sizes, self.spaces.clustering, self.seed, part)
-        reach, made = [self.network.layers * k for k in range(1, self.spaces.grades)], []
-        for k in chosen:
-            own = self._grown(part, k, overlap)
-            hops = distances(self.graph, own, reach[-1]) if reach else None
-            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.network.layers))
-        return made
-
-    def _own_piece(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        """Mean loss over the labelled nodes of the part; none are left where it has none."""
-        made = []
-        for k in chosen:
-            outputs = np.flatnonzero(self._grown(part, k, overlap) & self.labelled.numpy())
-            made.append(self.source.piece(outputs, self.network.layers, targets=self._one_hot / max(len(outputs), 1)))
-        return made
+    @cached_property
+    def _local_graphs(self) -> LocalGraphs:
+        return LocalGraphs(self.graph, self.source, self.network.layers, self.spaces, self._clusters, self.seed)
 
     def decomposition(
         self, parts: int | Tensor, overlap: int = 0, comm: Communicator | None = None

@@ -25,7 +25,6 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import partition
 from mldd.loop import Problem
 from mldd.problems.data import (
     NORMALISED,
@@ -55,13 +54,13 @@ from mldd.problems.graphs.node_scores import NodeScores
 from mldd.problems.graphs.shard_clusters import ShardClusters
 from mldd.problems.graphs.shard_graph import ShardGraph
 from mldd.problems.graphs.shard_memory import memory
+from mldd.problems.graphs.shard_subdomains import own_piece, subdomains
 from mldd.problems.nets import (
     Batch,
     GraphNet,
     HaloOperator,
     Operator,
     Piece,
-    Source,
     stack,
 )
 from mldd.ranks import SERIAL, Communicator, Halo
@@ -298,64 +297,24 @@ class ShardedClassification(Problem):
     # -------------------------------------------------------------------------------- subdomains
 
     def parts(self, parts: int) -> Ints:
-        """Return the subdomain of every own node, numbered over all ranks, shape (m,), int64.
-
-        Subdomains are the shards, or pieces of them, or unions of consecutive ones: the same on any number of ranks.
+        """Return the subdomain of every own node, numbered over all ranks, shape (m,), int64: see `subdomains`.
 
         Parameters
         ----------
         parts : int
             Number of subdomains of all ranks.
-
-        Raises
-        ------
-        ValueError
-            Neither a multiple of the number of shards nor a divisor of it that the ranks can share, or more pieces than
-            a shard has nodes.
         """
-        part, sizes, ranks = self.shard.part, self.shard.whole.sizes, self.comm.ranks
-        shards = len(sizes)
-        if parts < 1:
-            raise ValueError(f"`parts` must be >= 1, got {parts}")
-        if shards % parts == 0 and (parts == shards or parts % ranks == 0):
-            return np.asarray(part // (shards // parts))
-        if parts % shards:
-            raise ValueError(
-                f"`parts` must be a multiple of the {shards} shards, or a divisor of {shards} and a multiple of the "
-                f"{ranks} ranks, got {parts}; parts={shards} always fits"
-            )
-        each, least = parts // shards, int(sizes.min())
-        if each > least:
-            raise ValueError(f"`parts` must be <= {least * shards} for {least} nodes in a shard, got {parts}")
-        of = np.empty(len(part), dtype=np.int64)
-        for k in range(int(part[0]), int(part[-1]) + 1):
-            members = np.flatnonzero(part == k)
-            inside = self.shard.inside.subgraph(torch.from_numpy(members))
-            of[members] = k * each + partition(inside, each, seed=self.seed).numpy()
-        return of
+        return subdomains(self.shard, parts, self.comm.ranks, self.seed)
 
     def _pieces(self, part: Ints) -> list[Piece]:
         """Return the local graphs of the subdomains of this rank."""
-        counts = np.bincount(part)[part.min() :]
+        layers, counts = self.network.layers, np.bincount(part)[part.min() :]
         if self.local == "own":
-            return [self._own_piece(np.flatnonzero(part == part.min() + k)) for k in range(len(counts))]
+            members = [np.flatnonzero(part == part.min() + k) for k in range(len(counts))]
+            return [own_piece(self.graph, nodes, self._labelled[nodes], layers) for nodes in members]
         nodes = np.concatenate(self.comm.gather_items(counts))
         (clusters,) = ShardClusters.of(self.graph, part, nodes, [self._clusters], self.seed)
-        return clusters.composite(part, self.network.layers)
-
-    def _own_piece(self, nodes: Ints) -> Piece:
-        """Mean loss over the labelled nodes of the subdomain, on the graph of its nodes."""
-        graph, outputs = self.graph, np.flatnonzero(self._labelled[nodes])
-        targets = np.eye(self.shard.whole.classes)[self.shard.data.labels[nodes]] * self._labelled[nodes, None]
-        source = Source(
-            self.network.model,
-            operator=graph.operator[nodes][:, nodes],
-            features=self.shard.data.features[nodes],
-            terms=tuple(term[nodes] for term in graph.terms),
-            targets=targets / max(len(outputs), 1),
-            attributes=tuple(e[nodes][:, nodes] for e in graph.attributes),
-        )
-        return source.piece(outputs, self.network.layers, propagated=graph.layer.beforehand)
+        return clusters.composite(part, layers)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
         """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.
