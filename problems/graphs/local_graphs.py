@@ -73,8 +73,12 @@ class LocalGraphs:
 
         Parameters
         ----------
-        part, chosen, overlap
-            As for `composite`.
+        part : Tensor, shape (n,), int64
+            Part of every node.
+        chosen : sequence of int
+            Which parts.
+        overlap : int
+            Layers of nodes that are added to every part.
         one_hot : ndarray, shape (n, C)
             Classes of the labelled nodes, zero rows for the others.
         """

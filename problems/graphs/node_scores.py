@@ -40,8 +40,12 @@ class NodeScores:
         ----------
         data : GraphData or NodeData
             Its masks are tensors or arrays.
-        labels, metric, comm
-            As of the scores.
+        labels : Tensor, shape (m,), int64
+            Class of every node, -1 where there is none.
+        metric : str
+            "accuracy" or "auc".
+        comm : Communicator
+            The ranks that hold nodes of one graph.
         """
         return NodeScores(labels, {name: torch.as_tensor(getattr(data, name)) for name in SPLITS}, metric, comm)
 

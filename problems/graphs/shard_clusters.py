@@ -49,7 +49,7 @@ class ShardClusters:
 
     @staticmethod
     def of(graph: ShardGraph, part: Ints, nodes: Ints, sizes: Sequence[int], seed: int) -> list[ShardClusters]:
-        """Cluster the nodes of every part by themselves; clusters of a level are unions of those of the one before.
+        """Return clusters within the parts, one set per level; those of a level are unions of those of the one before.
 
         Parameters
         ----------

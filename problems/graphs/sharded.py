@@ -46,8 +46,8 @@ from mldd.problems.graphs.inexact_halo import (
     QuantisedHalo,
     SampledHalo,
     StaleHalo,
-    with_inexact_halos,
 )
+from mldd.problems.graphs.inexact_loss import with_inexact_halos
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.node_scores import NodeScores
