@@ -265,7 +265,8 @@ class ShardedClassification(Problem):
     @property
     def _clusters(self) -> int:
         """Clusters of the first coarse graph, on all ranks."""
-        return self.clusters or max(self.shard.whole.classes, round(SHARE * self.shard.whole.nodes))
+        whole = self.shard.whole
+        return min(whole.nodes, self.clusters or max(whole.classes, round(SHARE * whole.nodes)))
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
@@ -284,7 +285,8 @@ class ShardedClassification(Problem):
         if levels < 1 or (sizes and sizes[-1] < least):
             most = 1 + sum(self._clusters // 4**k >= least for k in range(64))
             raise ValueError(
-                f"`levels` must be in 1..{most} for {self.shard.whole.nodes} nodes in {shards} shards, got {levels}"
+                f"`levels` must be in 1..{most} for {self._clusters} clusters of {self.shard.whole.nodes} nodes in "
+                f"{shards} shards, got {levels}; more clusters allow for more levels"
             )
         made = [Level(self.objective())]
         for clusters in ShardClusters.of(self.graph, self.shard.part, self.shard.whole.sizes, sizes, self.seed):

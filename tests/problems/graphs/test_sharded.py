@@ -104,6 +104,15 @@ def test_clusters_are_those_of_the_whole_graph(data, part):
         assert clusters.total == int(theirs.max()) + 1 and np.array_equal(labels, theirs.numpy())
 
 
+def test_more_clusters_than_nodes_are_a_cluster_per_node(data, part):
+    few, many = (
+        ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0), clusters=clusters)
+        for clusters in (120, 10_000)
+    )
+    x = few.initial(0)
+    assert torch.equal(*(one.hierarchy(2).levels[1].objective.gradient(x) for one in (few, many)))
+
+
 @pytest.mark.parametrize(("parts", "of"), [(4, 1), (8, 1), (2, 2), (1, 4)])
 def test_subdomains_are_shards_or_pieces_or_unions_of_them(data, part, parts, of):
     one = ShardedClassification.of(data, part)
@@ -153,7 +162,9 @@ def test_levels(data, part):
     assert sizes[0] <= 32 and sizes[1] <= 8
     assert [level.work < 1 for level in hierarchy.levels] == [False, True, True]
     for levels in (0, 7):
-        with pytest.raises(ValueError, match=rf"`levels` must be in 1..3 for 120 nodes in 4 shards, got {levels}"):
+        with pytest.raises(
+            ValueError, match=rf"`levels` must be in 1..3 for 32 clusters .* got {levels}"
+        ):
             one.hierarchy(levels)
 
 
