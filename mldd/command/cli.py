@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Words of the command line, by default those of the process.
     """
+    output.tolerate()
     code = _answer(list(sys.argv[1:] if argv is None else argv))
     output.close()
     return code

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from mldd.algebra import did_you_mean
+from mldd.command.values import check_seed
 
+_MOST_SEEDS = 10_000
 _EXAMPLES = """
 PROBLEM and SOLVER are NAME or NAME:key=value,key=value (`mldd list` names them and their keys; the parts of a tuple are
 separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash options (-tao_monitor) go to PETSc.
@@ -90,6 +92,10 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
+def _seed(text: str) -> int:
+    return check_seed(_at_least(0)(text), "a seed", argparse.ArgumentTypeError)
+
+
 def _number(text: str) -> float:
     try:
         number = float(text)
@@ -114,9 +120,11 @@ def _seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        low, high = _at_least(0)(first), _at_least(0)(last or first)
+        low, high = _seed(first), _seed(last or first)
         if high < low or part.endswith("-"):
             raise argparse.ArgumentTypeError(f"must be numbers and ranges as in 0,1,4-9, got {text!r}")
+        if len(seeds) + high - low >= _MOST_SEEDS:
+            raise argparse.ArgumentTypeError(f"must be at most {_MOST_SEEDS} runs, got {text!r}")
         seeds += range(low, high + 1)
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"must differ from each other, got {text!r}")
@@ -145,7 +153,7 @@ def _parser() -> _Parser:
     train.add_argument("problem", metavar="PROBLEM")
     train.add_argument("--solver", required=True, metavar="SOLVER")
     start = train.add_mutually_exclusive_group()
-    start.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    start.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0")
     start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
     train.add_argument("--checkpoint", type=Path, metavar="FILE", help="write it at the end and every 30 s")
     train.add_argument("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
@@ -199,7 +207,7 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         help="default metis,metis-volume; file.py:function and package.module:function are methods, too",
     )
-    add("--seed", type=_at_least(0), default=0, metavar="S", help="default 0")
+    add("--seed", type=_seed, default=0, metavar="S", help="default 0")
     add("--weights", choices=("none", "features", "distance"), default="none", help="of the edges; default none")
     add("--imbalance", type=_number, default=0.03, metavar="E", help="a part may be so much too heavy; default 0.03")
     add(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mldd.command.values import one_line
 from mldd.figures import comparison, convergence, figure_files
 from mldd.loop import History, Status, read_csv
+
+_KINDS = {"problem": str, "solver": str, "seed": int, "status": str, "options": dict, "identity": dict}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Found:
         The one below it that holds the run.
     problem, solver : str
         As ``result.json`` says; of a run that was killed and has none, the solver is named as its folder.
+    identity : str
+        What the run has solved, resolved: its data by their checksum and all keys, however they were written.
     seed : int
         Of the start.
     history : History
@@ -37,6 +42,7 @@ class Found:
     folder: Path
     problem: str
     solver: str
+    identity: str
     seed: int
     history: History
 
@@ -90,44 +96,59 @@ def _search(folders: Sequence[Path]) -> Iterator[Found]:
 
 def _described(given: Path, folder: Path, history: History) -> Found:
     """Return a run with what its ``result.json`` says; one that was killed has none."""
-    content: dict[str, Any] = {}
-    with suppress(OSError, ValueError, TypeError):
-        content = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    place = folder.absolute()
-    of_seed = place.name.isdigit()  # compare has folders SOLVER/SEED
-    history.norm = {"inf": math.inf, "2": 2.0}.get(dict(content.get("options", {})).get("norm", ""))
-    history.status = Status.__members__.get(content.get("status", ""))
+    content, place = _result(folder / "result.json"), folder.absolute()
+    of_seed = place.name.isdecimal()  # compare has folders SOLVER/SEED
+    norm, status = str(content.get("options", {}).get("norm")), str(content.get("status"))
+    history.norm = {"inf": math.inf, "2": 2.0}.get(norm)
+    history.status = Status.__members__.get(status)
     return Found(
         given,
         folder,
-        str(content.get("problem", "")),
-        str(content.get("solver", place.parent.name if of_seed else place.name)),
-        int(content.get("seed", place.name if of_seed else 0)),
+        content.get("problem", ""),
+        content.get("solver", place.parent.name if of_seed else place.name),
+        json.dumps(content.get("identity", content.get("problem", "")), sort_keys=True),
+        content.get("seed", int(place.name) if of_seed else 0),
         history,
     )
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """Return what can be read of a ``result.json``; one that is damaged is said."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        warnings.warn(f"{path} cannot be read ({one_line(error)[:120]}): the run is named as its folder", stacklevel=2)
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in entries if key not in _KINDS or type(value) is _KINDS[key]}
 
 
 def aligned(found: Sequence[Found]) -> dict[str, list[History]]:
     """Return the histories by solver, such that the same place in the lists is the same problem and seed.
 
-    Solvers are named with the problem where there are several problems, and with the folder where one solver has run
-    twice on a problem from a seed (with other options, say).
+    Problems are the same whose data and keys are, however they were written. Solvers are named with the problem where
+    there are several problems, and with the folder where one solver has run twice on a problem from a seed (with other
+    options, say), or where problems that are written alike are not the same.
 
     Parameters
     ----------
     found : sequence of Found
         Runs.
     """
-    several = len({run.problem for run in found}) > 1
+    problems = {run.identity for run in found}
+    several, alike = len(problems) > 1, len({run.problem for run in found}) < len(problems)
     namings: list[Callable[[Found], str]] = [
         lambda run: run.solver,
         lambda run: f"{run.solver} in {run.given}",
         lambda run: f"{run.solver} in {run.folder}",
     ]
-    naming = next((of for of in namings if len({(of(r), r.problem, r.seed) for r in found}) == len(found)), namings[-1])
-    places = list(dict.fromkeys((run.problem, run.seed) for run in found))
+    fits = (of for of in namings[2 * alike :] if len({(of(r), r.identity, r.seed) for r in found}) == len(found))
+    naming = next(fits, namings[-1])
+    places = list(dict.fromkeys((run.identity, run.seed) for run in found))
     curves: dict[str, list[History]] = {}
     for run in found:
         name = f"{run.problem} {naming(run)}" if several else naming(run)
-        curves.setdefault(name, [History() for _ in places])[places.index((run.problem, run.seed))] = run.history
+        curves.setdefault(name, [History() for _ in places])[places.index((run.identity, run.seed))] = run.history
     return curves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from mldd.algebra import uncounted
 from mldd.command import info
-from mldd.command.names import described
+from mldd.command.names import PLACES, described
 from mldd.command.values import aligned, one_line
 from mldd.loop import History, Result, Validation, has, replacing
 from mldd.models import MODEL, SOLUTION, save
@@ -49,6 +50,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
             "problem": described(run.problem, run.specs[0].name),
             "solver": described(run.solver, run.specs[1].name),
         },
+        "identity": _identity(run),
         "seed": run.seed,
         "ranks": run.comm.ranks,
         **run.shape,
@@ -64,6 +66,14 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         **({"validation": _of_validation(run, result.validation)} if result.validation is not None else {}),
         **({"details": details} if (details := run.problem.details()) else {}),
     }
+
+
+def _identity(run: Run) -> dict[str, str]:
+    """Return what was solved, whatever its data are called and however keys were written: all keys, and a checksum."""
+    data = run.problem.identity()
+    name = type(run.problem).__name__ if data else run.specs[0].name
+    untold = ("seed", "dtype", "device", *(PLACES if data else ()))
+    return {"problem": described(run.problem, name, dict.fromkeys(untold, "")), "data": data}
 
 
 def _of_validation(run: Run, validation: Validation) -> dict[str, Any]:
@@ -170,7 +180,7 @@ def write_result(out: Path, content: dict[str, Any], history: History) -> list[P
 
 
 def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
-    """Return the files of a figure; one that cannot be drawn costs the figure, and not the run.
+    """Return the files of a figure; one that cannot be drawn costs the figure and one warning, and not the run.
 
     Parameters
     ----------
@@ -179,11 +189,23 @@ def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
     draw : callable
         Draws it and returns its files.
     """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # of a cache that cannot be written, of fonts that another one stands in for
     try:
-        return list(draw())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            files = list(draw())
     except Exception as error:  # no backend, no font, no disk: matplotlib raises anything
         warnings.warn(f"{name} was not drawn: {one_line(error)}", stacklevel=2)
         return []
+    finally:
+        logger.setLevel(level)
+    texts = list(dict.fromkeys(" ".join(str(of.message).split()) for of in said))
+    if texts:
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        warnings.warn(f"{name}: {texts[0]}{more}", stacklevel=2)
+    return files
 
 
 def kept(result: Result, keep: str) -> Tensor:

@@ -16,7 +16,7 @@ import mldd
 from mldd.algebra import Objective, sampled, uncounted
 from mldd.command.builder import Builder
 from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_validation
-from mldd.command.names import Spec, described
+from mldd.command.names import PLACES, Spec, described
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
 from mldd.loop import (
@@ -118,7 +118,7 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to be of this run."""
         data = self.problem.identity()  # a run is known by its data, not by how their path is spelt
-        places = dict.fromkeys(("name", "folder", "data", "reader", "reading.reader"), "") if data else {}
+        places = dict.fromkeys(PLACES, "") if data else {}
         return {
             "problem": described(self.problem, type(self.problem).__name__ if data else self.specs[0].name, places),
             "data": data,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import Any, Literal
 
+_LONGEST = 1200  # letters of a message: the list of all problems or keys fits
+_DEEPEST = 16  # solvers in solvers
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -22,7 +25,7 @@ def split(text: str) -> list[str]:
     Raises
     ------
     ValueError
-        A parenthesis without its partner.
+        A parenthesis without its partner, or too many in each other.
 
     Examples
     --------
@@ -38,6 +41,8 @@ def split(text: str) -> list[str]:
             pieces[-1] += letter
         if depth < 0:
             break
+        if depth > _DEEPEST:
+            raise ValueError(f"parentheses may be nested {_DEEPEST} deep, got more in {text[:60]!r}...; write fewer")
     if depth != 0:
         raise ValueError(f"every parenthesis must have its partner, got {text!r}; write NAME(key=value,key=value)")
     return pieces
@@ -78,10 +83,35 @@ def convert(value: str, hint: Any, what: str) -> Any:
             return match
         raise ValueError(f"`{what}` must be one of {' '.join(map(str, inner))}, got {value!r}")
     try:
-        return _WORDS[value.lower()] if hint is bool else hint(value)
+        made = _WORDS[value.lower()] if hint is bool else hint(value)
     except (KeyError, ValueError):
         kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
         raise ValueError(f"`{what}` must be {kind}, got {value!r}") from None
+    if hint is int and not -(2**63) <= made < 2**63:
+        raise ValueError(f"`{what}` must be a whole number of at most 64 bits, got {value!r}")
+    return check_seed(made, f"`{what}`") if hint is int and re.search(r"[:.]seed$", what) else made
+
+
+def check_seed(value: int, what: str, error: type[Exception] = ValueError) -> int:
+    """Return a seed that every generator takes, also where others are made of it.
+
+    Parameters
+    ----------
+    value : int
+        The seed.
+    what : str
+        Name of the key, for the message.
+    error : type
+        Of the exception.
+
+    Raises
+    ------
+    ValueError
+        It is too large or negative: generators of NumPy and torch have different limits.
+    """
+    if not 0 <= value < 2**32:
+        raise error(f"{what} must be in 0..{2**32 - 1}, got {value}")
+    return value
 
 
 def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
@@ -96,12 +126,17 @@ def _first_that_fits(value: str, hints: list[Any], what: str) -> Any:
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; the kind of error is told where it is not the user's.
 
+    Of a message that repeats a long word of the user's, the beginning and the end are shown: what is wrong, and the way
+    out.
+
     Parameters
     ----------
     error : BaseException
         What was raised.
     """
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     return text if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {text}"
 
 

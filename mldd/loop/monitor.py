@@ -310,7 +310,6 @@ class CsvWriter:
         self._path = path
         self._stream = open(path, "w", newline="", buffering=1)  # noqa: SIM115 (lives as long as the run)
         self._writer = csv.writer(self._stream, lineterminator="\n")
-        self._is_lost = False  # since it could not be written
         self._names: tuple[str, ...] = ()  # of the numbers of the validation
         self._head(past.validated if past else ())
         for record in past.records if past else ():
@@ -330,21 +329,14 @@ class CsvWriter:
             self._head(tuple(record.validation))
         self._is_empty, row = False, record.row()
         entries = (row.get(name, "") for name in (*FIELDS, *self._names))
-        if self._is_lost:
-            return
         try:
             self._writer.writerow(repr(v) if isinstance(v, float) else v for v in entries)
-        except OSError as error:  # a full disk costs the rest of the history, and not the run
-            self._is_lost = True
-            warnings.warn(f"{unwritten(self._path, error)}: the run goes on, its history ends here", stacklevel=2)
+        except OSError as error:
+            raise unwritten(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        try:
-            self._stream.close()
-        except OSError as error:  # what could not be written before cannot be written now
-            if not self._is_lost:
-                warnings.warn(f"{unwritten(self._path, error)}: its last rows are lost", stacklevel=2)
+        self._stream.close()
 
 
 def _in_notebook() -> bool:

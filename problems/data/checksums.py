@@ -121,17 +121,6 @@ def verify(path: Path) -> None:
             )
 
 
-def is_verified(path: Path) -> bool:
-    """Return whether a file or folder has checksums beside it, which `verify` compares.
-
-    Parameters
-    ----------
-    path : Path
-        Of the file or folder.
-    """
-    return beside(Path(os.path.normpath(path))).is_file()
-
-
 def _listed(path: Path) -> dict[str, str]:
     """Return the checksums that a file lists, by name."""
     lines = File(path).content().decode("utf-8", "surrogateescape").splitlines()

@@ -18,7 +18,7 @@ from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
 from mldd.problems.forecasts.domain import Domain
-from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import moments, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
@@ -186,9 +186,21 @@ class Forecasting(Problem):
 
     @cached_property
     def weights(self) -> tuple[Floats, NDArray[np.float64]]:
-        """Targets and their weights in the loss, shapes (n, S, C); the weights of every output add up to 1 / C."""
+        """Targets and their weights in the loss, shapes (n, S, C); the weights of every output add up to 1 / C.
+
+        Raises
+        ------
+        DataError
+            An output of which no forecast can be compared with an observation: it would be trained on nothing.
+        """
         data = self.forecast_data
         values, mask = data.targets(data.origins["train"], data.fitted)
+        bare = int((~mask.any((0, 1))).sum())
+        if bare:
+            raise DataError(
+                f"{self.series.name}: expected observations to train every output with, got gaps at the start or the "
+                f"end of all forecasts for {bare} of {mask.shape[2]}; give a longer series, or other leads"
+            )
         weights = mask * self.series.weights[:, None, None]
         return values, weights / np.maximum(weights.sum((0, 1)), 1e-300) / weights.shape[2]
 
@@ -400,8 +412,16 @@ class Forecasting(Problem):
             "inputs": list(data.feature_names),
             "gaps": series.gaps,
             "constant": list(data.constant),
-            "notes": list(series.notes),
+            "notes": [*series.notes, *self._unjudged()],
         }
+
+    def _unjudged(self) -> list[str]:
+        """Return a sentence on every part of which no forecast can be compared with an observation."""
+        data = self.forecast_data
+        if not self.series.gaps:
+            return []
+        judged = {part: data.targets(data.origins[part], data.end_of(part))[1].any() for part in PARTS}
+        return [f"the {part} part has gaps only: its errors are NaN" for part in PARTS if not judged[part]]
 
     def identity(self) -> str:
         """Return the checksum of the data."""

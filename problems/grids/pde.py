@@ -22,6 +22,7 @@ from mldd.problems.grids.grid import Grid, grid_hierarchy
 from mldd.problems.grids.grid_windows import grid_decomposition
 from mldd.problems.grids.surface import SurfaceEnergy, enneper
 from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import device as pick_device
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -63,7 +64,7 @@ class GridProblem(Problem):
     @property
     def torch_device(self) -> torch.device:
         """The device as an object."""
-        return torch.device(self.device)
+        return pick_device(self.device)
 
     def grid(self) -> Grid:
         """Return the finest grid."""

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.helpers import MLDD
+from tests.helpers import MLDD, user_arrays
 
 
 def closed_pipe(*words, **options):
@@ -51,6 +52,31 @@ def test_a_full_disk_is_one_line():
             [sys.executable, "-c", MLDD, "list"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=100
         )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_letters_that_a_terminal_does_not_have_are_escapes(tmp_path, encoding):
+    name = "\u00e9\u4e2d.npz"
+    np.savez(tmp_path / name, **user_arrays())
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "10"}
+    words = [sys.executable, "-c", MLDD, "train", name, "--solver", "adam", "--steps", "2", "--out", "out"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.decode(encoding).splitlines()[0]
+    assert first.split(maxsplit=1)[1].startswith(name.encode(encoding, "backslashreplace").decode(encoding))
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["problem"] == name
+    warned = [line for line in done.stderr.decode().splitlines() if "warning" in line]
+    assert len(warned) == 1 and "convergence.png: Glyph 20013" in warned[0]  # no font has the letter: one warning
+
+
+@pytest.mark.parametrize(
+    "broken", [{"MPLBACKEND": "nonsense"}, {"MPLCONFIGDIR": "/proc/nothing", "HOME": "/proc", "TMPDIR": "/proc"}]
+)
+def test_a_broken_matplotlib_costs_the_figure_at_most(tmp_path, broken):
+    words = [sys.executable, "-c", MLDD, *"train quadratic:n=3 --solver adam --steps 2 --quiet --out".split(), tmp_path]
+    done = subprocess.run(words, env=os.environ | broken, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and (tmp_path / "result.json").exists()
+    assert done.stderr.count("\n") == (0 if (tmp_path / "convergence.png").exists() else 1), done.stderr
 
 
 def test_another_pipe_that_breaks_is_an_error(run, monkeypatch):

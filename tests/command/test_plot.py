@@ -1,11 +1,15 @@
 """`mldd plot`: which files it writes and never replaces, and which runs it takes for comparable."""
 
 import math
+import shutil
+import warnings
 
+import numpy as np
 import pytest
 
 from mldd import Status
 from mldd.loop import CsvWriter
+from tests.helpers import user_arrays
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,35 @@ def test_the_same_run_given_twice_counts_once(folders, tmp_path, run, seen):
     both = folders / "a", folders / "a" / "adam"
     assert run("plot", *both, "--out", tmp_path / "c.png")[0] == 0
     assert {name: len(row) for name, row in seen[0][0][0].items()} == {"adagrad": 2, "adam": 2}
+
+
+def test_runs_are_of_the_same_problem_whose_data_and_keys_are_the_same(run, seen, tmp_path, monkeypatch, without_figures):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", **user_arrays())
+    np.savez("other.npz", **user_arrays(seed=1))
+    for k, (name, solver) in enumerate((("own.npz:hidden=4,layers=2", "adam"), ("./own.npz:layers=2,hidden=4", "sgd"))):
+        assert run(f"train {name} --solver {solver} --steps 2 --quiet --out r{k}")[0] == 0
+    assert run("plot r0 r1")[0] == 0
+    assert {name: len(runs) for name, runs in seen[-1][0][0].items()} == {"adam": 1, "sgd": 1}
+    shutil.copy("other.npz", "own.npz")  # the same name is another problem now
+    assert run("train own.npz:hidden=4,layers=2 --solver adam --steps 2 --quiet --out r2")[0] == 0
+    assert run("plot r0 r2 --overwrite")[0] == 0
+    drawn = seen[-1][0][0]
+    assert len(drawn) == 2 and all(len(runs) == 2 for runs in drawn.values()), drawn.keys()
+
+
+DAMAGED = ["", "{", "[]", "3", '{"options": 3, "seed": "x", "problem": [], "status": {}}', "[" * 100_000, "\x00"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_costs_its_names_and_no_more(folders, tmp_path, content):
+    from mldd.command.plot import _search
+
+    shutil.copytree(folders / "a" / "adam" / "1", tmp_path / "adam" / "1")
+    whole = next(_search([tmp_path]))
+    (tmp_path / "adam" / "1" / "result.json").write_text(content)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = next(_search([tmp_path]))
+    assert (found.solver, found.seed, found.history.records) == ("adam", 1, whole.history.records)
+    assert len(said) == (content[:1] not in ("[", "3") and content[:3] != '{"o' or len(content) > 1000)

@@ -1,13 +1,10 @@
 """Records, histories as CSV, the progress bar, and files that are replaced whole."""
 
-import csv
 import io
 import math
 import os
 import sys
-import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -83,20 +80,6 @@ def test_a_history_on_a_device_or_in_a_pipe_is_refused(tmp_path):
     for name in ("h.csv", "p.csv"):
         with pytest.raises(ValueError, match=f"{name}: expected a file, got a device, pipe or socket"):
             read_csv(tmp_path / name)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_costs_the_history_and_not_the_run(tmp_path):
-    writer = write(tmp_path / "h.csv", RECORDS[:2])
-    writer._stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (the writer closes it)
-    writer._writer = csv.writer(writer._stream, lineterminator="\n")
-    with pytest.warns(UserWarning, match="h.csv could not be written .No space left on device.*its history ends here"):
-        writer(RECORDS[2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is said once
-        writer(RECORDS[2])
-        writer.close()
-    assert list(map(repr, read_csv(tmp_path / "h.csv").records)) == list(map(repr, RECORDS[:2]))
 
 
 def test_column():

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mldd.loop import UntrustedError, check_fits
 from mldd.problems.data import DataError, File, SeriesArrays, one_line
+from mldd.problems.data.formats.apart import read_apart
 from mldd.problems.data.formats.conventions import (
     ALTITUDES,
     LATITUDES,
@@ -51,8 +53,8 @@ def read(file: File) -> SeriesArrays:
                 f"{file.name}: expected NetCDF-4 or classic NetCDF, got CDF-5 (64-bit data), which needs netCDF4: "
                 "pip install netCDF4, or convert it by nccopy -k nc4 IN.nc OUT.nc"
             )
-        return by_xarray(file, engine="netcdf4")
-    return by_xarray(file, engine="scipy" if head[:3] == b"CDF" else "h5netcdf")
+        return read_apart(file, {"engine": "netcdf4"})
+    return by_xarray(file, engine="scipy") if head[:3] == b"CDF" else read_apart(file, {"engine": "h5netcdf"})
 
 
 def by_xarray(file: File, **options: Any) -> SeriesArrays:
@@ -86,11 +88,13 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
                 return _Fields(dataset, file, options["engine"] in _ENGINES).arrays()
     except DataError:
         raise
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
     except Exception as error:  # every back end has errors of its own
-        raise DataError(
-            f"{file.name}: expected a file that xarray can read, got {one_line(error)}; pip install mldd[fields] has "
-            "the readers of NetCDF-4, Zarr and GRIB"
-        ) from None
+        way = "get it anew from its source, or write it again"
+        if isinstance(error, ImportError) or "unrecognized engine" in str(error):
+            way = "pip install mldd[fields] has the readers of NetCDF-4, Zarr and GRIB"
+        raise DataError(f"{file.name}: expected a file that xarray can read, got {one_line(error)}; {way}") from None
 
 
 class _Fields:
@@ -109,13 +113,13 @@ class _Fields:
         """Return what is asked of the file."""
         fields = self._fields()
         self.used |= set(fields)
-        values = {name: measured(self._lean(a).to_numpy(), self._said(a), self.where) for name, a in fields.items()}
+        values = {name: measured(self._numbers(self._lean(a)), self._said(a), self.where) for name, a in fields.items()}
         moments, calendar = self._moments()
         altitude, longitude = self._altitude(), self.longitude.transpose(*self._like())
         return SeriesArrays(
             moments,
-            degrees(self.latitude.to_numpy(), self._said(self.latitude), "latitude", self.where),
-            degrees(longitude.to_numpy(), self._said(longitude), "longitude", self.where),
+            degrees(self._numbers(self.latitude), self._said(self.latitude), "latitude", self.where),
+            degrees(self._numbers(longitude), self._said(longitude), "longitude", self.where),
             values,
             {name: str(a.attrs.get("units", "")) for name, a in fields.items()},
             altitude,
@@ -123,6 +127,11 @@ class _Fields:
             tuple(name for name in self.known if name not in self.used),
             tuple(self.notes),
         )
+
+    def _numbers(self, array: Any) -> Any:
+        """Return the numbers of a variable; a damaged header may ask for more than the machine has."""
+        check_fits(array.size * max(array.dtype.itemsize, 8), self.where, f"a variable {array.name}")
+        return array.to_numpy()
 
     def _said(self, array: Any) -> dict[str, Any]:
         """Return the attributes of a variable, with the fill value of NetCDF where that is the format."""
@@ -183,9 +192,9 @@ class _Fields:
 
     def _moments(self) -> tuple[Any, str]:
         if self.steps is None:
-            return dates(self.time.to_numpy(), self._said(self.time), self.where)
-        start, calendar = dates(self.time.to_numpy().reshape(1), self.time.attrs, self.where)
-        return start + durations(self.steps.to_numpy(), self.steps.attrs, self.where), calendar
+            return dates(self._numbers(self.time), self._said(self.time), self.where)
+        start, calendar = dates(self._numbers(self.time).reshape(1), self.time.attrs, self.where)
+        return start + durations(self._numbers(self.steps), self.steps.attrs, self.where), calendar
 
     def _altitude(self) -> Any:
         """Return the altitude of the nodes in metres; one that is not a number per node is left out, and said."""
@@ -197,7 +206,7 @@ class _Fields:
         if set(array.dims) != set(place):
             self.notes.append(f"{name} is left out: it must be one number per node, got {_shape_of(array)}")
             return None
-        heights = metres(array.transpose(*place).to_numpy(), self._said(array))
+        heights = metres(self._numbers(array.transpose(*place)), self._said(array))
         if heights is None:
             unit = array.attrs.get("units")
             self.notes.append(f"{name} is left out: it must be in metres, got unit {unit!r}")

@@ -229,6 +229,72 @@ def test_arrays_that_do_not_fit_are_refused_though_the_checksum_holds(folder):
             read(folder, 0, 5)
 
 
+def resealed(folder, arrays):
+    """Put other arrays into the first part and their checksum into the manifest."""
+    path = folder / "part-00000.npz"
+    np.savez(path, **arrays)
+    parts = json.loads((folder / MANIFEST).read_text())["parts"]
+    parts[0]["sha256"] = digest(path)
+    change(folder, parts=parts)
+
+
+HOSTILE = [
+    lambda a: a.astype(np.complex128),
+    lambda a: a[:0],
+    lambda a: np.array(3),
+    lambda a: a.astype("U5"),
+    lambda a: np.full(a.shape, 2**62),
+    lambda a: np.full(a.shape, -(2**62)),
+    lambda a: np.full(a.shape, np.nan),
+    lambda a: a.reshape(-1, 1),
+    lambda a: np.zeros(a.shape, dtype=[("a", "i4")]),
+]
+
+
+@pytest.mark.parametrize("odd", range(len(HOSTILE)))
+def test_whatever_a_part_holds_is_refused_in_one_line(folder, odd):
+    arrays = dict(np.load(folder / "part-00000.npz"))
+    for name in [name for name in arrays if name != "features_dense" or odd not in (4, 5)]:  # large, but numbers
+        resealed(folder, arrays | {name: HOSTILE[odd](arrays[name])})
+        with pytest.raises(DataError) as caught:
+            read(folder, 0, 5)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600, (name, caught.value)
+
+
+def test_a_part_that_lacks_an_array_is_refused_in_one_line(folder):
+    arrays = dict(np.load(folder / "part-00000.npz"))
+    for name in arrays:
+        resealed(folder, {key: value for key, value in arrays.items() if key != name})
+        with pytest.raises(DataError, match=r"expected the arrays of a shard, got KeyError: '\w+'"):
+            read(folder, 0, 5)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"format": ' + "9" * 10_000 + "}", '{"parts": true}', "null", "\ud800"]
+)
+def test_whatever_stands_in_a_manifest_is_refused_in_one_line(folder, content):
+    (folder / MANIFEST).write_text(content, errors="surrogatepass")
+    with pytest.raises(DataError, match="manifest.json: expected") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("number", [2**63, 1e300, True, -1, "3", None, [1]])
+@pytest.mark.parametrize("name", ["nodes", "classes", "features"])
+def test_sizes_of_a_manifest_are_sizes(folder, name, number):
+    change(folder, **{name: number})
+    with pytest.raises(DataError, match="expected sizes, classes, metric and a list of parts"):
+        read(folder)
+
+
+def test_a_part_or_a_manifest_that_is_a_device_is_refused(folder):
+    for name in ("part-00002.npz", MANIFEST):
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(DataError, match=f"{name}: expected a file, got a device, pipe or socket"):
+            read(folder)
+
+
 def test_writing_again_replaces_the_older_graph(folder, data):
     (folder / "notes.txt").write_text("mine")
     write(data, partition(data.graph, 2), folder)
