@@ -69,7 +69,8 @@ def of_series(path: Path) -> str:
 def of_shards(path: Path) -> str:
     """Read all shards of a graph."""
     shard = read_shards(path)
-    return checksum(shard.numbers, shard.indptr, shard.indices, shard.labels, np.asarray(shard.features))
+    edges, data = shard.edges, shard.data
+    return checksum(shard.numbers, edges.indptr, edges.indices, data.labels, np.asarray(data.features))
 
 
 def of_model(path: Path) -> str:
@@ -193,7 +194,9 @@ def judged(name: str, number: int, whole: Path, digest: str, work: Path) -> dict
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def worker(tasks: Sequence[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path, out: int) -> None:
+def worker(
+    tasks: Sequence[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path, out: int
+) -> None:
     """Judge files, one line of JSON each; the parent watches the time."""
     apart._PATIENCE = 5.0
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
@@ -203,7 +206,9 @@ def worker(tasks: Sequence[tuple[str, int]], files: dict[str, Path], digests: di
         os.write(out, (json.dumps(found) + "\n").encode())
 
 
-def run(tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path) -> list[dict[str, Any]]:
+def run(
+    tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path
+) -> list[dict[str, Any]]:
     """Judge all files; a process that hangs or crashes costs the file it was at, and another one goes on."""
     found: list[dict[str, Any]] = []
     while len(found) < len(tasks):

@@ -162,7 +162,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _is(value: Any, kind: type) -> bool:
     """Say whether a value of a manifest is text, or a number of things that a machine can count."""
-    return type(value) is kind and (kind is not int or 0 <= value < 2**62)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+    return isinstance(value, kind)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
@@ -275,7 +277,8 @@ def _shard(found: dict[str, Array], manifest: dict[str, Any], k: int, path: Path
 def _features(found: dict[str, Array], where: str) -> Any:
     if "features_dense" in found:
         return checked_features(found["features_dense"], where)
-    return csr(*(found[f"features_{key}"] for key in _CSR), f"{where} (features)")
+    data, indices, indptr, shape = (found[f"features_{key}"] for key in _CSR)
+    return csr(data, indices, indptr, shape, f"{where} (features)")
 
 
 def _counts(shard: Shard, m: int, manifest: dict[str, Any]) -> bool:
