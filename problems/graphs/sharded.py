@@ -78,8 +78,9 @@ class ShardedClassification(Problem):
     Every rank reads its consecutive share of the parts and holds features, labels and edges of its own nodes, and of
     the nodes next to them what a sweep needs. States of these are exchanged in every layer but the first, forward and
     backward; coarse graphs and local models know other ranks by clusters alone. A training is the same on any number of
-    ranks, to rounding, with exact halos: subdomains and clusters follow the shards. On the whole graph, subdomains by
-    the same parts have the same composite models; its coarse graphs and its own local models are others.
+    ranks with exact halos, as subdomains and clusters follow the shards: only sums over nodes are rounded otherwise,
+    which line searches along steps of L-BFGS amplify within some steps. On the whole graph, subdomains by the same
+    parts have the same composite models; its coarse graphs and its own local models are others.
 
     Parameters
     ----------
