@@ -44,7 +44,7 @@ def timed() -> Iterator[Timing]:
 
 @contextmanager
 def clock(name: str) -> Iterator[None]:
-    """Add the time of the block to a field of the clock that is running, if there is one.
+    """Yield nothing; the time of the block is added to a field of the clock that is running, if there is one.
 
     Parameters
     ----------
