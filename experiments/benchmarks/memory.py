@@ -2,6 +2,7 @@
 
     [mpiexec -n P] python [-m mpi4py] experiments/benchmarks/memory.py [--nodes 400000] [--steps 5] [--out DIR]
     mpiexec -n 2 python -m mpi4py experiments/benchmarks/memory.py --nodes 5017600 --budget 20 [--model sage]
+    mpiexec -n P python -m mpi4py experiments/benchmarks/memory.py --parts 4 [--clusters 500]
     python experiments/benchmarks/memory.py --compare [--out DIR]
 
 Adam on a graph network with two layers of width 64 in single precision; the graph is a grid with ten neighbours per
@@ -9,6 +10,8 @@ node and 64 features, of which every rank makes a strip for itself. Peaks are th
 its libraries included, which are listed apart), from start to end, setting up included. Written is ``memory_P.csv``,
 one row per rank; `--compare` prints how the peak without the libraries falls with the number of ranks. Memory that is
 freed goes back to the system; `--keep` lets malloc keep it, as runs of the command line do: faster, and the peak grows.
+With `--parts` the solver is dd-adagrad with as many subdomains and two levels: composite and coarse graphs are held
+besides, of clusters that every rank holds all of.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from typing import Any
 
 import torch
 
-from mldd.loop import Stop, minimise, write_table
+from mldd.command.names import solver_spec
+from mldd.loop import Solver, Stop, minimise, write_table
 from mldd.problems.graphs import Network, Strips, SyntheticClassification
 from mldd.ranks import Communicator, prepare, world
 from mldd.solvers import Adam
 
 GIB, MIB = 2**30, 2**20
-COLUMNS = ("libraries", "graph", "objective", "peak")
+COLUMNS = ("libraries", "graph", "objective", "models", "peak")
 
 
 def peak() -> int:
@@ -40,22 +44,34 @@ def peak() -> int:
 def train(comm: Communicator, options: argparse.Namespace, nodes: int) -> dict[str, Any]:
     """Train a few steps; return what this rank held, the peaks after each stage, and the nodes per second of all."""
     problem = SyntheticClassification(
-        strips=Strips(nodes=nodes, degree=options.degree),
+        strips=Strips(nodes=nodes, degree=options.degree, parts=options.parts),
         network=Network(model=options.model, hidden=options.hidden, dropout=0.0, decay=0.0),
+        clusters=options.clusters,
         comm=comm,
     )
     row: dict[str, Any] = {"ranks": comm.ranks, "rank": comm.rank, "model": options.model, "libraries": peak()}
     shard = problem.shard
-    row |= {"nodes": shard.nodes, "own": shard.own, "halo": shard.halo, "graph": peak()}
+    row |= {"nodes": shard.whole.nodes, "own": shard.own, "halo": shard.halo.size, "graph": peak()}
     f, x = problem.objective(), problem.initial(0)
     gc.collect()
     row["objective"] = peak()
-    result = minimise(f, x, Adam(lr=0.01), stop=Stop(max_steps=options.steps), comm=comm, values=False)
+    solver = solver_of(problem, options.parts)
+    row["models"] = peak()
+    result = minimise(f, x, solver, stop=Stop(max_steps=options.steps), comm=comm, values=False)
     ends = [record.cost.seconds for record in result.history.records]
     seconds = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
-    row |= {"peak": peak(), "edges": int(comm.sum_scalars([float(len(shard.indices))])[0])}
+    row |= {"peak": peak(), "edges": int(comm.sum_scalars([float(len(shard.edges.indices))])[0])}
     values = [float(v) for v in (f.value(x), f.value(result.x))]
-    return row | {"nodes_per_second": shard.nodes / seconds, "loss_before": values[0], "loss_after": values[1]}
+    return row | {"nodes_per_second": shard.whole.nodes / seconds, "loss_before": values[0], "loss_after": values[1]}
+
+
+def solver_of(problem: SyntheticClassification, parts: int) -> Solver:
+    """Return Adam, or with parts the method of the command line with subdomains and two levels."""
+    if not parts:
+        return Adam(lr=0.01)
+    given = {"decomposition": problem.decomposition(parts), "hierarchy": problem.hierarchy(2), "comm": problem.comm}
+    made: Solver = solver_spec("dd-adagrad").make(**problem.settings("dd-adagrad"), **given)
+    return made
 
 
 def show(rows: list[dict[str, Any]], budget: float) -> None:
@@ -94,6 +110,8 @@ def main() -> None:
     parser.add_argument("--degree", type=int, default=10)
     parser.add_argument("--model", default="gcn")
     parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--parts", type=int, default=0)
+    parser.add_argument("--clusters", type=int, default=0, help="0: 3.7 %% of the nodes")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--budget", type=float, default=0.0, help="GiB for all ranks together")
     parser.add_argument("--keep", action="store_true")

@@ -127,7 +127,7 @@ def work_of(problem: SyntheticClassification, f: NodeLoss) -> Work:
     with counting() as cost:
         f.gradient(problem.initial(0))
     counted = graph_work(0, 0, widths, ranks=comm.ranks, terms=len(batch.operators[0]))
-    neighbours = len(set(problem.shard.owner.tolist()))
+    neighbours = len(set(problem.shard.halo.owner.tolist()))
     return replace(
         counted,
         dense=dense,

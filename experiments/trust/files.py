@@ -71,7 +71,8 @@ def of_series(path: Path) -> str:
 def of_shards(path: Path) -> str:
     """Read all shards of a graph."""
     shard = read_shards(path)
-    return checksum(shard.numbers, shard.indptr, shard.indices, shard.labels, np.asarray(shard.features))
+    edges, data = shard.edges, shard.data
+    return checksum(shard.numbers, edges.indptr, edges.indices, data.labels, np.asarray(data.features))
 
 
 def of_model(path: Path) -> str:

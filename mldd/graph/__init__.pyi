@@ -1,4 +1,5 @@
 from .aggregation import aggregate as aggregate
+from .aggregation import cluster_counts as cluster_counts
 from .aggregation import nested as nested
 from .cost_model import CostModel as CostModel
 from .cost_model import Machine as Machine

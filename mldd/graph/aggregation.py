@@ -122,12 +122,39 @@ def nested(
     group = _by_metis if method == "metis" else _by_matching
     crowd = _Crowd(graph.scipy(), np.ones(graph.nodes, dtype=np.int64), part)
     labels, levels = np.arange(graph.nodes), []
-    for clusters in sizes:
-        targets = _shares(np.bincount(crowd.part), clusters)
+    for targets in cluster_counts(np.bincount(part), sizes):
         found = group(crowd, targets, seed)
         crowd, labels = crowd.merged(found), found[labels]
         levels.append(torch.from_numpy(labels))
     return levels
+
+
+def cluster_counts(nodes: Ints, sizes: Sequence[int]) -> list[Ints]:
+    """Return the number of clusters of every part on every level, as `nested` has them within parts.
+
+    They follow from the sizes of the parts alone: whoever holds some of the parts can cluster these by themselves.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (parts,), int64
+        Nodes of every part.
+    sizes : sequence of int
+        Number of clusters on every level, descending.
+
+    Returns
+    -------
+    list of ndarray, shape (parts,), int64
+        At least one cluster per part, so that the total is more than asked for where there are more parts.
+
+    Examples
+    --------
+    >>> [counts.tolist() for counts in cluster_counts(np.array([30, 10, 1]), [6, 2])]
+    [[3, 2, 1], [1, 1, 1]]
+    """
+    counts = [nodes]
+    for clusters in sizes:
+        counts.append(_shares(counts[-1], clusters))
+    return counts[1:]
 
 
 def _parts(graph: Graph, within: Tensor | None) -> Ints:

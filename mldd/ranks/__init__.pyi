@@ -12,7 +12,7 @@ from .halo import Exchange as Exchange
 from .halo import Halo as Halo
 from .halo import differentiable as differentiable
 from .halo import linear as linear
-from .halo import timed as timed
+from .halo_timing import timed as timed
 from .launchers import launched as launched
 from .launchers import launched_rank as launched_rank
 from .messages import Messages as Messages

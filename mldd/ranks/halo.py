@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, get_args
 
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from mldd.algebra import count
 from mldd.ranks.communicator import SERIAL, Communicator
+from mldd.ranks.halo_timing import clock
 from mldd.ranks.messages import (
     Kept,
     Messages,
@@ -39,54 +37,6 @@ from mldd.ranks.messages import (
 )
 
 Map = Callable[[Tensor], Tensor]
-
-# ------------------------------------------------------------------------------------------------ time
-
-
-@dataclass
-class Timing:
-    """Where the time of exchanges went on this rank.
-
-    Attributes
-    ----------
-    begin : float
-        Seconds spent packing rows and posting messages.
-    wait : float
-        Seconds spent waiting for messages, and unpacking them.
-    exchanges : int
-        Number of exchanges that were waited for.
-    """
-
-    begin: float = 0.0
-    wait: float = 0.0
-    exchanges: int = 0
-
-
-_timing: ContextVar[Timing | None] = ContextVar("mldd_halo_timing", default=None)
-
-
-@contextmanager
-def timed() -> Iterator[Timing]:
-    """Yield a clock of the exchanges inside the block; what else its time goes to is computation."""
-    timing = Timing()
-    token = _timing.set(timing)
-    try:
-        yield timing
-    finally:
-        _timing.reset(token)
-
-
-@contextmanager
-def _clock(name: str) -> Iterator[None]:
-    timing = _timing.get()
-    if timing is None:
-        yield
-        return
-    start = time.perf_counter()
-    yield
-    setattr(timing, name, getattr(timing, name) + time.perf_counter() - start)
-    timing.exchanges += name == "wait"
-
 
 # ------------------------------------------------------------------------------------------------ who reads what
 
@@ -293,7 +243,7 @@ class Halo:
 
     def begin(self, rows: Tensor) -> Pending:
         """Start fetching the halo of the own `rows`, shape (n, ...)."""
-        with _clock("begin"):
+        with clock("begin"):
             kept = self._buffers("out", rows, len(self.index), self.size)
             torch.index_select(as_matrix(rows.detach()), 0, kept.index, out=kept.packed)
             return self._post(kept, rows, back=False)
@@ -306,22 +256,22 @@ class Halo:
         packed : Tensor, shape (s, ...)
             Rows in the order of `index`.
         """
-        with _clock("begin"):
+        with clock("begin"):
             return self._sent("out", packed.detach(), self.size)
 
     def end(self, pending: Pending) -> Tensor:
         """Return the rows of the halo, shape (h, ...); they are overwritten by the next exchange of such rows."""
-        with _clock("wait"):
+        with clock("wait"):
             return pending.arrived()
 
     def begin_back(self, rows: Tensor) -> Pending:
         """Start sending gradients of the `rows` of the halo, shape (h, ...), to their owners."""
-        with _clock("begin"):
+        with clock("begin"):
             return self._sent("back", rows.detach(), len(self.index))
 
     def end_back(self, pending: Pending, into: Tensor) -> Tensor:
         """Add what others sent to `into`, shape (n, ...), in place, rank by rank; return it."""
-        with _clock("wait"):
+        with clock("wait"):
             return self.add(pending.arrived(), into)
 
     def add(self, rows: Tensor, into: Tensor) -> Tensor:

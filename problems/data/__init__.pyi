@@ -41,7 +41,11 @@ from .series_files import load_series as load_series
 from .shard_files import identity as identity
 from .shard_files import read_together as read_together
 from .shard_files import write as write
+from .shards import CutGraph as CutGraph
+from .shards import HaloNodes as HaloNodes
+from .shards import NodeData as NodeData
 from .shards import Shard as Shard
+from .shards import ShardEdges as ShardEdges
 from .shards import cut as cut
 from .shards import joined as joined
 from .shards import shares as shares

@@ -22,14 +22,25 @@ from mldd.problems.data.checksums import digest
 from mldd.problems.data.contents import SPLITS, UNLABELLED, DataError, one_line
 from mldd.problems.data.datasets import GraphData
 from mldd.problems.data.formats import Archive, checked_features, csr, integers, of_edges
-from mldd.problems.data.shards import Shard, checked_part, cutting, joined, shares
+from mldd.problems.data.shards import (
+    CutGraph,
+    HaloNodes,
+    NodeData,
+    Shard,
+    ShardEdges,
+    checked_part,
+    cutting,
+    joined,
+    shares,
+)
 from mldd.ranks import Communicator
 
 Array = NDArray[Any]
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "mldd shards", 1
-_ARRAYS = ("numbers", "indptr", "indices", "owner", "index", "labels")  # of a part file, besides the masks
-_OF_EDGES = {"weights": "edge_weight", "edge_attributes": "edge_attr"}  # in a part file where the graph has them
+FORMAT, VERSION = "mldd shards", 2
+# The arrays of a part file, by the records of a shard, besides the numbers and features of its nodes.
+_EDGES, _HALO, _NODES = ("indptr", "indices"), ("owner", "index"), ("labels", *SPLITS)
+_OF_EDGES = {"edge_weight": "weights", "edge_attr": "attributes"}  # where the graph has them
 _CSR = ("data", "indices", "indptr", "shape")
 _SIZES = ("nodes", "entries", "features", "classes")  # whole numbers of a manifest
 _PART = {"file": str, "sha256": str, "nodes": int, "halo": int, "entries": int, "bytes": int}
@@ -86,16 +97,19 @@ def _parts_of(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _write_part(shard: Shard, path: Path) -> dict[str, Any]:
-    arrays = {name: getattr(shard, name) for name in (*_ARRAYS, *SPLITS)}
-    arrays |= {name: getattr(shard, name) for name in _OF_EDGES if getattr(shard, name) is not None}
-    x = shard.features
+    arrays = {"numbers": shard.numbers}
+    for record, names in ((shard.edges, _EDGES), (shard.halo, _HALO), (shard.data, _NODES)):
+        arrays |= {name: getattr(record, name) for name in names}
+    on_edges = {name: getattr(shard.edges, field) for name, field in _OF_EDGES.items()}
+    arrays |= {name: values for name, values in on_edges.items() if values is not None}
+    x = shard.data.features
     pieces = {key: getattr(x, key) for key in _CSR} if sp.issparse(x) else {"dense": x}
     arrays |= {f"features_{key}": np.asarray(piece) for key, piece in pieces.items()}
     with replacing(path) as new:
         with open(new, "wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
         sha256, size = digest(new), new.stat().st_size
-    counts = {"nodes": shard.own, "halo": shard.halo, "entries": len(shard.indices), "bytes": size}
+    counts = {"nodes": shard.own, "halo": shard.halo.size, "entries": len(shard.edges.indices), "bytes": size}
     return {"file": path.name, "sha256": sha256} | counts
 
 
@@ -148,7 +162,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _is(value: Any, kind: type) -> bool:
     """Say whether a value of a manifest is text, or a number of things that a machine can count."""
-    return type(value) is kind and (kind is not int or 0 <= value < 2**62)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+    return isinstance(value, kind)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
@@ -240,61 +256,55 @@ def _read_part(folder: Path, manifest: dict[str, Any], k: int) -> Shard:
 def _shard(found: dict[str, Array], manifest: dict[str, Any], k: int, path: Path) -> Shard:
     """Put a shard together and see that its arrays fit together."""
     sizes, m, where = np.array([p["nodes"] for p in manifest["parts"]]), manifest["parts"][k]["nodes"], str(path)
-    arrays = {name: integers(found[name], where, name) for name in _ARRAYS} | {name: found[name] for name in SPLITS}
-    if any(arrays[name].shape != (m,) for name in ("numbers", "labels", *SPLITS)):
+    numbers, labels, *rest = (integers(found[name], where, name) for name in ("numbers", "labels", *_EDGES, *_HALO))
+    indptr, indices, owner, index = rest
+    masks, on_edges = [found[name] for name in SPLITS], {name: found[name] for name in _OF_EDGES if name in found}
+    if any(array.shape != (m,) for array in (numbers, labels, *masks)):
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
-    weights, attributes = of_edges(_edge_arrays(found), len(arrays["indices"]), where)
     shard = Shard(
-        name=manifest["name"],
-        classes=manifest["classes"],
-        metric=manifest["metric"],
-        sizes=sizes,
+        whole=CutGraph(manifest["name"], manifest["classes"], manifest["metric"], sizes),
+        numbers=numbers,
         part=np.full(m, k),
-        features=_features(found, where),
-        weights=weights,
-        edge_attributes=attributes,
-        **arrays,
+        edges=ShardEdges(indptr, indices, *of_edges(on_edges, len(indices), where)),
+        halo=HaloNodes(owner, index),
+        data=NodeData(_features(found, where), labels, *masks),
     )
     if not (_counts(shard, m, manifest) and _numbered(shard, k, manifest)):
         raise DataError(f"{path}: expected arrays of {m} nodes that fit together, got others; {_WAY}")
     return shard
 
 
-def _edge_arrays(found: dict[str, Array]) -> dict[str, Array]:
-    """Return the arrays of edges under the names that graphs have for them."""
-    return {of: found[name] for name, of in _OF_EDGES.items() if name in found}
-
-
 def _features(found: dict[str, Array], where: str) -> Any:
     if "features_dense" in found:
         return checked_features(found["features_dense"], where)
-    return csr(*(found[f"features_{key}"] for key in _CSR), f"{where} (features)")
+    data, indices, indptr, shape = (found[f"features_{key}"] for key in _CSR)
+    return csr(data, indices, indptr, shape, f"{where} (features)")
 
 
 def _counts(shard: Shard, m: int, manifest: dict[str, Any]) -> bool:
     """Say whether shapes and types are those of a shard of m nodes."""
-    flat = (shard.indptr, shard.indices, shard.owner, shard.index)
+    edges, halo, data = shard.edges, shard.halo, shard.data
     return (
-        all(getattr(shard, name).dtype == np.bool_ for name in SPLITS)
-        and shard.features.shape == (m, manifest["features"])
-        and all(array.ndim == 1 for array in flat)
-        and shard.indptr.shape == (m + 1,)
-        and shard.indptr[0] == 0
-        and shard.indptr[-1] == len(shard.indices)
-        and bool((np.diff(shard.indptr) >= 0).all())
-        and len(shard.index) == shard.halo
+        all(getattr(data, name).dtype == np.bool_ for name in SPLITS)
+        and data.features.shape == (m, manifest["features"])
+        and all(array.ndim == 1 for array in (edges.indptr, edges.indices, halo.owner, halo.index))
+        and edges.indptr.shape == (m + 1,)
+        and edges.indptr[0] == 0
+        and edges.indptr[-1] == len(edges.indices)
+        and bool((np.diff(edges.indptr) >= 0).all())
+        and len(halo.index) == halo.size
     )
 
 
 def _numbered(shard: Shard, k: int, manifest: dict[str, Any]) -> bool:
     """Say whether all numbers of nodes, parts and classes are those of nodes, parts and classes."""
-    columns, sizes = shard.indices, shard.sizes
+    columns, sizes, halo, labels = shard.edges.indices, shard.whole.sizes, shard.halo, shard.data.labels
     return (
-        (len(columns) == 0 or (columns.min() >= 0 and columns.max() < shard.own + shard.halo))
+        (len(columns) == 0 or (columns.min() >= 0 and columns.max() < shard.own + halo.size))
         and shard.numbers.min() >= 0
         and shard.numbers.max() < manifest["nodes"]
         and bool((np.diff(shard.numbers) > 0).all())
-        and bool(((shard.owner >= 0) & (shard.owner < len(sizes)) & (shard.owner != k)).all())
-        and bool(((shard.index >= 0) & (shard.index < sizes[shard.owner])).all())
-        and bool(((shard.labels >= UNLABELLED) & (shard.labels < shard.classes)).all())
+        and bool(((halo.owner >= 0) & (halo.owner < len(sizes)) & (halo.owner != k)).all())
+        and bool(((halo.index >= 0) & (halo.index < sizes[halo.owner])).all())
+        and bool(((labels >= UNLABELLED) & (labels < shard.whole.classes)).all())
     )

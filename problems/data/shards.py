@@ -27,8 +27,8 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
-    """What one rank, or one part, holds of a graph: its m own nodes with all their edges, and where its halo lives.
+class CutGraph:
+    """What every rank knows of the whole graph.
 
     Parameters
     ----------
@@ -39,44 +39,113 @@ class Shard:
     metric : str
         "accuracy" or "auc".
     sizes : ndarray, shape (parts,), int64
-        Nodes of every part of the graph.
-    numbers : ndarray, shape (m,), int64
-        Global numbers of the own nodes, ascending within each part.
-    part : ndarray, shape (m,), int64
-        Part of every own node, ascending.
-    indptr, indices : ndarray, shapes (m + 1,) and (E,), int64
-        Adjacency in compressed rows: columns 0..m-1 are the own nodes, m..m+h-1 the halo.
-    weights : ndarray, shape (E,), or None
-        Of the edges.
-    owner, index : ndarray, shape (h,), int64
-        The part that owns every node of the halo (once `joined`: the rank), ascending, and the node's number there.
-    features : ndarray or csr_matrix, shape (m, F)
-        Of the own nodes.
-    labels : ndarray, shape (m,), int64
-        Of the own nodes, -1 where there is none.
-    train, validation, test : ndarray, shape (m,), bool
-        Masks of the own nodes.
-    edge_attributes : ndarray, shape (E, k), or None
-        Of the edges that lead to the own nodes.
+        Nodes of every part.
     """
 
     name: str
     classes: int
     metric: str
     sizes: Ints
-    numbers: Ints
-    part: Ints
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return int(self.sizes.sum())
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return len(self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardEdges:
+    """The E edges that lead to own nodes, row by row.
+
+    Parameters
+    ----------
+    indptr, indices : ndarray, shapes (m + 1,) and (E,), int64
+        Adjacency in compressed rows: columns 0..m-1 are the own nodes, m..m+h-1 the halo.
+    weights : ndarray, shape (E,), or None
+        Of the edges.
+    attributes : ndarray, shape (E, k), or None
+        Of the edges.
+    """
+
     indptr: Ints
     indices: Ints
-    weights: Array | None
+    weights: Array | None = None
+    attributes: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HaloNodes:
+    """Where the h nodes of the halo live.
+
+    Parameters
+    ----------
+    owner : ndarray, shape (h,), int64
+        The part that owns every node (once `joined`: the rank), ascending.
+    index : ndarray, shape (h,), int64
+        The node's number there.
+    """
+
     owner: Ints
     index: Ints
+
+    @property
+    def size(self) -> int:
+        """Number h of nodes."""
+        return len(self.owner)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeData:
+    """What the m own nodes carry.
+
+    Parameters
+    ----------
+    features : ndarray or csr_matrix, shape (m, F)
+        One row per node.
+    labels : ndarray, shape (m,), int64
+        Class, -1 where there is none.
+    train, validation, test : ndarray, shape (m,), bool
+        Masks of the split.
+    """
+
     features: Any
     labels: Ints
     train: Array
     validation: Array
     test: Array
-    edge_attributes: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """What one rank, or one part, holds of a graph: its m own nodes with all their edges, and where its halo lives.
+
+    Parameters
+    ----------
+    whole : CutGraph
+        The graph that it is a shard of.
+    numbers : ndarray, shape (m,), int64
+        Global numbers of the own nodes, ascending within each part.
+    part : ndarray, shape (m,), int64
+        Part of every own node, ascending.
+    edges : ShardEdges
+        Those of the own nodes.
+    halo : HaloNodes
+        The h nodes next to the own ones.
+    data : NodeData
+        Features, labels and masks of the own nodes.
+    """
+
+    whole: CutGraph
+    numbers: Ints
+    part: Ints
+    edges: ShardEdges
+    halo: HaloNodes
+    data: NodeData
 
     @property
     def own(self) -> int:
@@ -84,22 +153,12 @@ class Shard:
         return len(self.numbers)
 
     @property
-    def halo(self) -> int:
-        """Number h of nodes of the halo."""
-        return len(self.owner)
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes of the whole graph."""
-        return int(self.sizes.sum())
-
-    @property
     def bytes(self) -> int:
         """Bytes of its arrays."""
-        x = self.features
-        pieces = [x.data, x.indices, x.indptr] if sp.issparse(x) else [x]
-        arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
-        return sum(int(a.nbytes) for a in (*arrays, *(p for p in pieces if p is not x)))
+        records = (self, self.whole, self.edges, self.halo, self.data)
+        held = [value for record in records for value in vars(record).values()]
+        pieces = [piece for x in held if sp.issparse(x) for piece in (x.data, x.indices, x.indptr)]
+        return sum(int(a.nbytes) for a in (*held, *pieces) if isinstance(a, np.ndarray))
 
     def adjacency(self, weighted: bool = False) -> Any:
         """Return the edges of the own nodes, csr_matrix of shape (m, m + h).
@@ -109,8 +168,8 @@ class Shard:
         weighted : bool
             Whether entries are the weights of edges, if there are any, or ones.
         """
-        values = np.ones(len(self.indices)) if self.weights is None or not weighted else self.weights
-        return self.on_edges(values)
+        weights = self.edges.weights
+        return self.on_edges(np.ones(len(self.edges.indices)) if weights is None or not weighted else weights)
 
     def on_edges(self, values: Array) -> Any:
         """Return the matrix with an entry per edge, csr_matrix of shape (m, m + h).
@@ -118,16 +177,17 @@ class Shard:
         Parameters
         ----------
         values : ndarray, shape (E,)
-            In the order of `indices`.
+            In the order of `edges.indices`.
         """
-        return sp.csr_matrix((values, self.indices, self.indptr), shape=(self.own, self.own + self.halo))
+        rows = (values, self.edges.indices, self.edges.indptr)
+        return sp.csr_matrix(rows, shape=(self.own, self.own + self.halo.size))
 
     @cached_property
     def inside(self) -> Graph:
         """The graph of the own nodes, without the edges to the halo."""
         square = self.adjacency(weighted=True)[:, : self.own].tocoo()
         edges = torch.from_numpy(np.stack([square.row, square.col]).astype(np.int64))
-        return Graph.from_edges(edges, self.own, None if self.weights is None else torch.from_numpy(square.data))
+        return Graph.from_edges(edges, self.own, None if self.edges.weights is None else torch.from_numpy(square.data))
 
 
 # ------------------------------------------------------------------------------------------------ cutting
@@ -190,7 +250,7 @@ def cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n) - np.repeat(ends - sizes, sizes)
     rows, attributes = data.graph.scipy(weighted=True), data.graph.edge_attributes
-    features = from_tensor(data.features)
+    whole, features = CutGraph(data.name, data.classes, data.metric, sizes), from_tensor(data.features)
     for k in range(len(sizes)):
         own = order[ends[k] - sizes[k] : ends[k]]
         local = rows[own]
@@ -200,24 +260,15 @@ def cutting(data: GraphData, of: Ints) -> Iterator[Shard]:
         halo = np.unique(keys)
         numbered = place[columns]
         numbered[outside] = len(own) + np.searchsorted(halo, keys)
-        masks = {name: getattr(data, name).numpy()[own] for name in SPLITS}
-        yield Shard(
-            name=data.name,
-            classes=data.classes,
-            metric=data.metric,
-            sizes=sizes,
-            numbers=own,
-            part=np.full(len(own), k),
-            indptr=local.indptr.astype(np.int64),
-            indices=numbered,
+        edges = ShardEdges(
+            local.indptr.astype(np.int64),
+            numbered,
             weights=None if data.graph.weights is None else local.data,
-            owner=halo // n,
-            index=place[halo % n],
-            features=features[own],
-            labels=data.labels.numpy()[own],
-            edge_attributes=None if attributes is None else attributes.numpy()[_entries(rows.indptr, own)],
-            **masks,
+            attributes=None if attributes is None else attributes.numpy()[_entries(rows.indptr, own)],
         )
+        masks = {name: getattr(data, name).numpy()[own] for name in SPLITS}
+        carried = NodeData(features[own], data.labels.numpy()[own], **masks)
+        yield Shard(whole, own, np.full(len(own), k), edges, HaloNodes(halo // n, place[halo % n]), carried)
 
 
 def _entries(indptr: Array, rows: Ints) -> Ints:
@@ -255,38 +306,31 @@ def joined(shards: Sequence[Shard], ranks: int) -> Shard:
     ranks : int
         Number of ranks.
     """
-    sizes, groups = shards[0].sizes, shares(len(shards[0].sizes), ranks)
+    whole = shards[0].whole
+    sizes, groups = whole.sizes, shares(whole.parts, ranks)
     rank_of = np.repeat(np.arange(ranks), [len(group) for group in groups])
     ends = np.cumsum(sizes)
     starts = ends - sizes
     base = starts - starts[[group.start for group in groups]][rank_of]  # first node of a part within its rank
     me = rank_of[shards[0].part[0]]
     m, n = sum(s.own for s in shards), int(sizes.sum()) + 1
-    keys = [rank_of[s.owner] * n + base[s.owner] + s.index for s in shards]
+    keys = [rank_of[s.halo.owner] * n + base[s.halo.owner] + s.halo.index for s in shards]
     halo = np.unique(np.concatenate([k[k // n != me] for k in keys]))
     columns = []
     for s, key in zip(shards, keys, strict=True):
         place = np.where(key // n == me, key % n, m + np.searchsorted(halo, key))
-        columns.append(np.concatenate([np.arange(s.own) + base[s.part[0]], place])[s.indices])
-    degrees = np.concatenate([np.diff(s.indptr) for s in shards])
-    stacked = {
-        name: np.concatenate([getattr(s, name) for s in shards]) for name in ("numbers", "part", "labels", *SPLITS)
-    }
-    first = shards[0]
-    return Shard(
-        name=first.name,
-        classes=first.classes,
-        metric=first.metric,
-        sizes=sizes,
+        columns.append(np.concatenate([np.arange(s.own) + base[s.part[0]], place])[s.edges.indices])
+    degrees = np.concatenate([np.diff(s.edges.indptr) for s in shards])
+    numbers, part = (np.concatenate([getattr(s, name) for s in shards]) for name in ("numbers", "part"))
+    edges = ShardEdges(
         indptr=np.concatenate([[0], np.cumsum(degrees)]),
         indices=np.concatenate(columns),
-        weights=_joined([s.weights for s in shards]),
-        owner=halo // n,
-        index=halo % n,
-        features=_stacked([s.features for s in shards]),
-        edge_attributes=_joined([s.edge_attributes for s in shards]),
-        **stacked,
+        weights=_joined([s.edges.weights for s in shards]),
+        attributes=_joined([s.edges.attributes for s in shards]),
     )
+    per_node = {name: np.concatenate([getattr(s.data, name) for s in shards]) for name in ("labels", *SPLITS)}
+    data = NodeData(_stacked([s.data.features for s in shards]), **per_node)
+    return Shard(whole, numbers, part, edges, HaloNodes(halo // n, halo % n), data)
 
 
 def _joined(pieces: Sequence[Array | None]) -> Array | None:

@@ -15,7 +15,8 @@ _CHOICES = {"halo": ("exact", "stale", "history", "sampled", "int8", "bfloat16")
 class Halos:
     """What gradients are computed with in the place of rows of other ranks, and what carries them.
 
-    Values for the user, metrics and Hessian products are exact.
+    Values for the user, metrics and Hessian products are exact. Which rows other ranks have depends on the number of
+    ranks, and with inexact halos the training does.
 
     Parameters
     ----------

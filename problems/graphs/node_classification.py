@@ -25,13 +25,15 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import Graph, check_part, edge_weights, grow, partition
+from mldd.graph import Graph, check_part, edge_weights, partition
 from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
-from mldd.problems.graphs.graph_levels import Ladder, clustered, kinds_of
+from mldd.problems.graphs.graph_levels import Ladder, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, Network, Spaces, check_validated, settings_of
+from mldd.problems.graphs.local_graphs import LocalGraphs
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
+from mldd.problems.graphs.node_scores import NodeScores
 from mldd.problems.nets import (
     Batch,
     GraphNet,
@@ -39,8 +41,6 @@ from mldd.problems.nets import (
     MixedNet,
     Piece,
     Source,
-    composite_labels,
-    distances,
     stack,
     widened,
 )
@@ -314,32 +314,18 @@ class NodeClassification(Problem):
         """
         unique = sorted(set(chosen))
         whole = self.spaces.subdomains == "parameters"
-        make = self._composite if self.spaces.local == "composite" and not whole else self._own_piece
-        pieces = dict(zip(unique, make(part, unique, overlap), strict=True))
+        if self.spaces.local == "composite" and not whole:
+            made = self._local_graphs.composite(part, unique, overlap)
+        else:
+            made = self._local_graphs.own(part, unique, overlap, self._one_hot)
+        pieces = dict(zip(unique, made, strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False)
         return NodeLoss(self._net, batch, self.network.decay, price, mask=mask)
 
-    def _grown(self, part: Tensor, number: int, overlap: int) -> Any:
-        return grow(self.graph_data.graph, part == number, overlap).numpy()
-
-    def _composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        sizes = [max(self._clusters // 4**k, int(part.max()) + 1) for k in range(self.spaces.grades)]
-        maps = clustered(self.graph, self.source, self.network.layers, sizes, self.spaces.clustering, self.seed, part)
-        reach, made = [self.network.layers * k for k in range(1, self.spaces.grades)], []
-        for k in chosen:
-            own = self._grown(part, k, overlap)
-            hops = distances(self.graph, own, reach[-1]) if reach else None
-            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.network.layers))
-        return made
-
-    def _own_piece(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Any]:
-        """Mean loss over the labelled nodes of the part; none are left where it has none."""
-        made = []
-        for k in chosen:
-            outputs = np.flatnonzero(self._grown(part, k, overlap) & self.labelled.numpy())
-            made.append(self.source.piece(outputs, self.network.layers, targets=self._one_hot / max(len(outputs), 1)))
-        return made
+    @cached_property
+    def _local_graphs(self) -> LocalGraphs:
+        return LocalGraphs(self.graph, self.source, self.network.layers, self.spaces, self._clusters, self.seed)
 
     def decomposition(
         self, parts: int | Tensor, overlap: int = 0, comm: Communicator | None = None
@@ -425,15 +411,14 @@ class NodeClassification(Problem):
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
+    @property
+    def _scores(self) -> NodeScores:
+        return NodeScores.of(self.graph_data, self.graph_data.labels, self.graph_data.metric)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy over the validation nodes, without dropout."""
-        data = self.graph_data
         check_validated(self.labels)
-        outputs, labels = self.logits(x).cpu()[data.validation].double(), data.labels[data.validation]
-        return {
-            "validation_loss": float(torch.nn.functional.cross_entropy(outputs, labels)),
-            "validation_accuracy": float((outputs.argmax(1) == labels).double().mean()),
-        }
+        return self._scores.validation(self.logits(x))
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
@@ -461,32 +446,4 @@ class NodeClassification(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
-        data, outputs = self.graph_data, self.logits(x).cpu()
-        right = (outputs.argmax(1) == data.labels).double()
-        masks = {"train": data.train, "validation": data.validation, "test": data.test}
-        found = {f"{name}_accuracy": float(right[mask].mean()) for name, mask in masks.items()}
-        if data.metric == "auc":
-            score = (outputs[:, 1] - outputs[:, 0])[data.test]
-            found["test_auc"] = area_under_curve(score, data.labels[data.test])
-        return found
-
-
-def area_under_curve(score: Tensor, positive: Tensor) -> float:
-    """Return the area under the ROC curve: the share of pairs in the right order, ties count one half.
-
-    Parameters
-    ----------
-    score : Tensor, shape (m,)
-        Higher where a node is thought to be positive.
-    positive : Tensor, shape (m,)
-        1 or true for positive nodes; without any, or without others, the area is NaN.
-
-    Examples
-    --------
-    >>> area_under_curve(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
-    0.75
-    """
-    from sklearn.metrics import roc_auc_score
-
-    of_class = positive.numpy() > 0
-    return float(roc_auc_score(of_class, score.numpy())) if 0 < of_class.sum() < len(of_class) else float("nan")
+        return self._scores.metrics(self.logits(x))

@@ -1,8 +1,7 @@
-"""What a rank makes of its shard: operators with halos, batches for evaluation, and graphs of clusters of all ranks.
+"""What a rank makes of its shard: operators with halos, and batches for evaluation.
 
 Nothing of the size of the whole graph is ever on one rank. What ranks know of each other are the nodes next to their
-own, and clusters: those of a rank lie within its nodes, and their features, targets and edges are summed before they
-are gathered.
+own, and clusters (`mldd.problems.graphs.shard_clusters`).
 """
 
 from __future__ import annotations
@@ -18,32 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.problems.data import Shard
-from mldd.problems.nets import Batch, HaloOperator, Operator, Source, Sparse, edge_means
+from mldd.problems.nets import Batch, HaloOperator, Operator, Sparse, edge_means
 from mldd.problems.nets.layers import Layer, layer_of
 from mldd.ranks import Communicator, Halo, Messages
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Clustered:
-    """The graph of all clusters, the same on every rank.
-
-    Parameters
-    ----------
-    source : Source
-        Operator, features and targets of the C clusters.
-    mine : range
-        Clusters of this rank.
-    labels : ndarray, shape (m + h,), int64
-        Cluster of every own node and of every node of the halo.
-    """
-
-    source: Source
-    mine: range
-    labels: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +56,7 @@ class ShardGraph:
     @cached_property
     def halo(self) -> Halo:
         """All nodes next to the own ones."""
-        owner, index = torch.from_numpy(self.shard.owner), torch.from_numpy(self.shard.index)
+        owner, index = torch.from_numpy(self.shard.halo.owner), torch.from_numpy(self.shard.halo.index)
         return Halo(self.comm, self.shard.own, owner, index, self.messages)
 
     def fetched(self, rows: NDArray[Any]) -> NDArray[Any]:
@@ -103,7 +83,7 @@ class ShardGraph:
         theirs = self.fetched(np.stack([starts, np.diff(rows.indptr)], 1))
         indptr = np.concatenate([[0], np.cumsum(theirs[:, 1])])
         entries = np.repeat(theirs[:, 0] - indptr[:-1], theirs[:, 1]) + np.arange(indptr[-1])
-        owner = torch.from_numpy(np.repeat(self.shard.owner, theirs[:, 1]))
+        owner = torch.from_numpy(np.repeat(self.shard.halo.owner, theirs[:, 1]))
         halo = Halo(self.comm, rows.nnz, owner, torch.from_numpy(entries), self.messages)
         pairs = np.stack([rows.indices.astype(np.float64), rows.data], 1)
         got = halo.exchange(torch.from_numpy(pairs)).numpy()
@@ -130,7 +110,7 @@ class ShardGraph:
     @cached_property
     def attributes(self) -> tuple[Any, ...]:
         """Edge attributes that the layer takes, one csr_matrix of shape (m, m + h) each."""
-        given = self.shard.edge_attributes
+        given = self.shard.edges.attributes
         if given is None or not self.layer.edge_inputs:
             return ()
         return tuple(self.shard.on_edges(e) for e in given.T.copy())
@@ -144,7 +124,7 @@ class ShardGraph:
         columns = np.concatenate([numbers, self.fetched(numbers[:, None])[:, 0]])
         found = []
         for e in self.attributes:
-            rows = sp.csr_matrix((e.data, columns[e.indices], e.indptr), shape=(e.shape[0], self.shard.nodes))
+            rows = sp.csr_matrix((e.data, columns[e.indices], e.indptr), shape=(e.shape[0], self.shard.whole.nodes))
             found.append(self.fetched_matrix(rows)[:, numbers])
         return tuple(found)
 
@@ -164,7 +144,7 @@ class ShardGraph:
 
     def extended(self) -> Any:
         """Return the features of own nodes and halo, shape (m + h, F), fetched anew."""
-        own = self.shard.features
+        own = self.shard.data.features
         rows = [own, self.fetched_matrix(own)]
         return sp.vstack(rows, format="csr") if sp.issparse(own) else np.concatenate(rows)
 
@@ -172,15 +152,15 @@ class ShardGraph:
     def terms(self) -> tuple[Any, ...]:
         """Inputs of the first layer of the own nodes with the propagation done; the features alone for attention."""
         if not self.layer.beforehand:
-            return (self.shard.features,)
-        return self.layer.on_terms(self.shard.features, self.operator @ self.extended())
+            return (self.shard.data.features,)
+        return self.layer.on_terms(self.shard.data.features, self.operator @ self.extended())
 
     @cached_property
     def cheaper(self) -> bool:
         """Whether the first layer is cheaper with the propagation done beforehand, on all ranks together."""
         if not self.layer.beforehand:
             return False
-        sizes = [_entries(self.terms[-1]), _entries(self.shard.features) + self.operator.nnz]
+        sizes = [_entries(self.terms[-1]), _entries(self.shard.data.features) + self.operator.nnz]
         after, before = self.comm.sum_scalars([float(size) for size in sizes])
         return after <= before
 
@@ -237,86 +217,6 @@ class ShardGraph:
             read=(len(nodes),),
             attributes=tuple(attributes),
         )
-
-    # -------------------------------------------------------------------------------- clusters
-
-    def clustered(self, labels: Ints) -> Clustered:
-        """Return the graph of the clusters of all ranks.
-
-        Parameters
-        ----------
-        labels : ndarray, shape (m,), int64
-            Cluster of every own node, 0..c-1, each of which occurs.
-        """
-        counts = [int(c) for c in self.comm.gather_items(int(labels.max()) + 1)]
-        first, total = sum(counts[: self.comm.rank]), sum(counts)
-        own = labels + first
-        everywhere = np.concatenate([own, self.fetched(own[:, None])[:, 0]])
-        m, width = self.shard.own, counts[self.comm.rank]
-        sums = sp.csr_matrix((np.ones(m), (labels, np.arange(m))), shape=(width, m))
-        mean = sp.csr_matrix(sp.diags(1.0 / np.bincount(labels)) @ sums)
-        span = len(everywhere)
-        into = sp.csr_matrix((np.ones(span), (np.arange(span), everywhere)), shape=(span, total))
-        return Clustered(
-            Source(
-                self.kind,
-                operator=self._gathered(mean @ (self.operator @ into)),
-                features=self._gathered(mean @ self.shard.features) if not self.layer.beforehand else None,
-                terms=tuple(self._gathered(mean @ term) for term in self.terms),
-                targets=self._gathered(sums @ self.targets),
-                attributes=tuple(self._gathered(mean @ (e @ into)) for e in self.attributes),
-            ),
-            range(first, first + width),
-            everywhere,
-        )
-
-    def _gathered(self, rows: Any) -> Any:
-        """Return the rows of all ranks, one below the other."""
-        if not sp.issparse(rows):
-            return self.comm.gather(torch.from_numpy(np.asarray(rows))).numpy()
-        entries, lengths = rows.tocoo(), self.comm.gather_items(rows.shape[0])
-        first = sum(lengths[: self.comm.rank])
-        triples = np.stack([entries.row + float(first), entries.col.astype(np.float64), entries.data], 1)
-        row, column, data = self.comm.gather(torch.from_numpy(triples)).numpy().T
-        return sp.csr_matrix((data, (row.astype(np.int64), column.astype(np.int64))), (sum(lengths), rows.shape[1]))
-
-    def reduced(self, clusters: Clustered) -> Source:
-        """Return the graph of the own nodes, first, and the clusters of all other ranks: no exchange is left in it.
-
-        Parameters
-        ----------
-        clusters : Clustered
-            What stands for the other ranks.
-        """
-        whole, labels, m = clusters.source, clusters.labels, self.shard.own
-        others = np.delete(np.arange(whole.operator.shape[0]), clusters.mine)
-        place = np.full(whole.operator.shape[0], -1)
-        place[others] = np.arange(len(others))
-        beyond = place[labels[m:]]
-        h = len(beyond)
-        into = sp.csr_matrix((np.ones(h), (np.arange(h), beyond)), shape=(h, len(others)))
-        sizes = self._sizes(clusters)[others]
-        average = sp.diags(1.0 / sizes) @ into.T
-
-        def both(own: Any, back: Any, far: Any) -> Any:
-            upper, lower = [own[:, :m], own[:, m:] @ into], [average @ back, far[others][:, others]]
-            return sp.csr_matrix(sp.bmat([upper, lower]))
-
-        edges = zip(self.attributes, self.attributes_back, whole.attributes, strict=True)
-        features = None if whole.features is None else _stacked(self.shard.features, whole.features[others])
-        return Source(
-            self.kind,
-            operator=both(self.operator, self.back, whole.operator),
-            features=features,
-            terms=tuple(_stacked(own, far[others]) for own, far in zip(self.terms, whole.terms, strict=True)),
-            targets=np.concatenate([self.targets, whole.targets[others]]),
-            attributes=tuple(both(*pieces) for pieces in edges),
-        )
-
-    def _sizes(self, clusters: Clustered) -> Floats:
-        """Return the number of nodes of every cluster of all ranks."""
-        own = np.bincount(clusters.labels[: self.shard.own] - clusters.mine.start)
-        return self.comm.gather(torch.from_numpy(own.astype(np.float64))[:, None]).numpy()[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +276,7 @@ class _Reach:
     def exchange(self, layer: int) -> Halo:
         """Return the halo of layer `layer`."""
         graph, far = self.graph, self.beyond[layer]
-        owner, place = (torch.from_numpy(a[far]) for a in (graph.shard.owner, self.places))
+        owner, place = (torch.from_numpy(a[far]) for a in (graph.shard.halo.owner, self.places))
         return Halo(graph.comm, self.rows[layer], owner, place, graph.messages)
 
 
@@ -386,9 +286,3 @@ def _entries(matrix: Any) -> int:
 
 def _stored(matrix: Any, **kind: Any) -> Tensor | Sparse:
     return Sparse.of(matrix, **kind) if sp.issparse(matrix) else torch.from_numpy(np.asarray(matrix)).to(**kind)
-
-
-def _stacked(upper: Any, lower: Any) -> Any:
-    if sp.issparse(upper) or sp.issparse(lower):
-        return sp.vstack([sp.csr_matrix(upper), sp.csr_matrix(lower)], format="csr")
-    return np.concatenate([upper, lower])

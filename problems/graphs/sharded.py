@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.algebra import (
@@ -25,11 +25,9 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import (
     NORMALISED,
-    SPLITS,
     DataError,
     GraphData,
     Shard,
@@ -48,25 +46,27 @@ from mldd.problems.graphs.inexact_halo import (
     QuantisedHalo,
     SampledHalo,
     StaleHalo,
-    with_inexact_halos,
 )
-from mldd.problems.graphs.node_classification import area_under_curve
+from mldd.problems.graphs.inexact_loss import with_inexact_halos
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
+from mldd.problems.graphs.node_scores import NodeScores
+from mldd.problems.graphs.shard_clusters import ShardClusters
 from mldd.problems.graphs.shard_graph import ShardGraph
+from mldd.problems.graphs.shard_memory import memory
+from mldd.problems.graphs.shard_subdomains import own_piece, subdomains
 from mldd.problems.nets import (
     Batch,
     GraphNet,
     HaloOperator,
     Operator,
     Piece,
-    Source,
-    Sparse,
-    composite_labels,
     stack,
 )
 from mldd.ranks import SERIAL, Communicator, Halo
 from mldd.ranks import device as pick_device
+
+Ints = NDArray[np.int64]
 
 _CHOICES = {"local": ("composite", "own"), "labels": ("train", "all"), "dtype": ("float64", "float32")}
 
@@ -77,7 +77,10 @@ class ShardedClassification(Problem):
 
     Every rank reads its consecutive share of the parts and holds features, labels and edges of its own nodes, and of
     the nodes next to them what a sweep needs. States of these are exchanged in every layer but the first, forward and
-    backward; coarse graphs and local models know other ranks by clusters alone.
+    backward; coarse graphs and local models know other ranks by clusters alone. A training is the same on any number of
+    ranks with exact halos, as subdomains and clusters follow the shards: only sums over nodes are rounded otherwise,
+    which line searches along steps of L-BFGS amplify within some steps. On the whole graph, subdomains by the same
+    parts have the same composite models; its coarse graphs and its own local models are others.
 
     Parameters
     ----------
@@ -91,7 +94,7 @@ class ShardedClassification(Problem):
         Nodes of the first coarse graph, and clusters of a local model; 0: 3.7 % of all nodes.
     local : {"composite", "own"}
         Local models of subdomains: the own nodes and clusters of all others, or the mean loss of the own labelled nodes
-        on the part of the graph that is on this rank; only the propagation of the features (not of gat) sees the halo.
+        on the graph of the own nodes; of that, only a propagation of the features that is done beforehand sees others.
     labels : {"train", "all"}
         Nodes in the loss: the training nodes, or all outside the test set.
     dtype : {"float64", "float32"}
@@ -165,7 +168,8 @@ class ShardedClassification(Problem):
     @cached_property
     def _labelled(self) -> Any:
         """Own nodes in the loss, shape (m,), bool."""
-        return self.shard.train if self.labels == "train" else ~self.shard.test & (self.shard.labels >= 0)
+        data = self.shard.data
+        return data.train if self.labels == "train" else ~data.test & (data.labels >= 0)
 
     @cached_property
     def graph(self) -> ShardGraph:
@@ -176,9 +180,9 @@ class ShardedClassification(Problem):
         DataError
             There are none.
         """
-        one_hot, labelled = np.eye(self.shard.classes)[self.shard.labels], self._total(self._labelled)
+        one_hot, labelled = np.eye(self.shard.whole.classes)[self.shard.data.labels], self._total(self._labelled)
         if labelled == 0:
-            raise DataError(f"{self.shard.name}: at least one labelled node is needed, got none; take more nodes")
+            raise DataError(f"{self.shard.whole.name}: at least one labelled node is needed, got none; take more nodes")
         targets = one_hot * self._labelled[:, None] / labelled
         return ShardGraph(self.shard, self.network.model, targets, self.comm, self.halos.messages, self.dtype)
 
@@ -189,9 +193,9 @@ class ShardedClassification(Problem):
     @cached_property
     def net(self) -> GraphNet:
         """The network."""
-        edges = self.shard.edge_attributes
+        edges = self.shard.edges.attributes
         attributes = 0 if edges is None or not self.graph.layer.edge_inputs else edges.shape[1]
-        return self.network.made(self.shard.features.shape[1], self.shard.classes, attributes)
+        return self.network.made(self.shard.data.features.shape[1], self.shard.whole.classes, attributes)
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -262,102 +266,58 @@ class ShardedClassification(Problem):
     @property
     def _clusters(self) -> int:
         """Clusters of the first coarse graph, on all ranks."""
-        return self.clusters or max(self.shard.classes, round(SHARE * self.shard.nodes))
-
-    def _cluster(self, clusters: int, within: Any | None = None) -> Any:
-        """Return the cluster of every own node: the share of this rank of about so many on all ranks."""
-        least = 1 if within is None else int(within.max()) + 1
-        here = round(clusters * self.shard.own / self.shard.nodes)
-        here = min(max(here, least), self.shard.own)
-        inside = None if within is None else torch.from_numpy(within)
-        return aggregate(self.shard.inside, here, seed=self.seed, within=inside).numpy()
+        whole = self.shard.whole
+        return min(whole.nodes, self.clusters or max(whole.classes, round(SHARE * whole.nodes)))
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarse graphs: 3.7 % of the nodes (or `clusters`), then a quarter each.
 
-        Clusters lie within the nodes of a rank. All levels have the same parameters. Coarse models have no dropout;
-        every rank evaluates all of them.
+        Clusters lie within the shards, whatever the ranks; on the whole graph those of `NodeClassification` do not. All
+        levels have the same parameters. Coarse models have no dropout; every rank evaluates all of them.
 
         Raises
         ------
         ValueError
-            No level, or more than the graph has nodes for.
+            No level, or more than the graph has nodes or shards for.
         """
         sizes = [self._clusters // 4**k for k in range(max(levels - 1, 0))]
-        least = max(2, self.comm.ranks)
+        shards = self.shard.whole.parts
+        least = max(2, shards)
         if levels < 1 or (sizes and sizes[-1] < least):
             most = 1 + sum(self._clusters // 4**k >= least for k in range(64))
-            raise ValueError(f"`levels` must be in 1..{most} for {self.shard.nodes} nodes on these ranks, got {levels}")
+            raise ValueError(
+                f"`levels` must be in 1..{most} for {self._clusters} clusters of {self.shard.whole.nodes} nodes in "
+                f"{shards} shards, got {levels}; more clusters allow for more levels"
+            )
         made = [Level(self.objective())]
-        for size in sizes:
-            f = self.coarse(size)
-            made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
+        for clusters in ShardClusters.of(self.graph, self.shard.part, self.shard.whole.sizes, sizes, self.seed):
+            batch = stack([clusters.coarse(self.network.layers)], single=True, **self._kind)
+            price = Price(batch.work(self.net.widths) / self._work, fine=False)
+            f = NodeLoss(self.net, batch, self.network.decay, price)
+            made.append(Level(f, Identity(self.net.layout.size), price.gradient))
         return Hierarchy(tuple(made))
-
-    def coarse(self, clusters: int) -> NodeLoss:
-        """Return the loss on the graph of about `clusters` clusters, which every rank holds and evaluates.
-
-        Parameters
-        ----------
-        clusters : int
-            About how many nodes the coarse graph has.
-        """
-        source = self.graph.clustered(self._cluster(clusters)).source
-        piece = source.aggregated(np.arange(len(source.targets)), self.network.layers)
-        batch = stack([piece], single=True, **self._kind)
-        return NodeLoss(
-            self.net, batch, self.network.decay, Price(batch.work(self.net.widths) / self._work, fine=False)
-        )
 
     # -------------------------------------------------------------------------------- subdomains
 
-    def parts(self, parts: int) -> Any:
-        """Return the part of every own node among those of this rank, shape (m,), int64.
-
-        The parts of the shards where their number is `parts`; else each rank cuts its nodes anew.
+    def parts(self, parts: int) -> Ints:
+        """Return the subdomain of every own node, numbered over all ranks, shape (m,), int64: see `subdomains`.
 
         Parameters
         ----------
         parts : int
-            Number of parts of all ranks.
-
-        Raises
-        ------
-        ValueError
-            Neither the number of shards nor a multiple of that of the ranks, or more than a rank has nodes for.
+            Number of subdomains of all ranks.
         """
-        if parts == len(self.shard.sizes):
-            return self.shard.part - self.shard.part[0]
-        if parts % self.comm.ranks:
-            raise ValueError(
-                f"`parts` must be the {len(self.shard.sizes)} of the shards or a multiple of {self.comm.ranks} ranks, "
-                f"got {parts}"
-            )
-        each, least = parts // self.comm.ranks, min(self.comm.gather_items(self.shard.own))
-        if each > least:  # on all ranks, or the others would wait
-            raise ValueError(f"`parts` must be <= {least * self.comm.ranks} for {least} nodes on a rank, got {parts}")
-        return partition(self.shard.inside, each, seed=self.seed).numpy()
+        return subdomains(self.shard, parts, self.comm.ranks, self.seed)
 
-    def _pieces(self, part: Any) -> list[Piece]:
-        """Return the local graphs of the parts of this rank."""
-        numbers = range(int(part.max()) + 1)
+    def _pieces(self, part: Ints) -> list[Piece]:
+        """Return the local graphs of the subdomains of this rank."""
+        layers, counts = self.network.layers, np.bincount(part)[part.min() :]
         if self.local == "own":
-            return [self._own_piece(part == k) for k in numbers]
-        clusters = self.graph.clustered(self._cluster(self._clusters, part))
-        source = self.graph.reduced(clusters)
-        far = np.delete(np.arange(len(clusters.source.targets)), clusters.mine)
-        of = np.concatenate([clusters.labels[: self.shard.own], far])
-        labels = [composite_labels(np.append(part == k, np.zeros(len(far), dtype=bool)), of) for k in numbers]
-        return [source.aggregated(of_part, self.network.layers) for of_part in labels]
-
-    def _own_piece(self, inside: Any) -> Piece:
-        """Mean loss over the labelled nodes of the part, on the graph of the own nodes of this rank."""
-        graph, outputs = self.graph, np.flatnonzero(inside & self._labelled)
-        targets = np.eye(self.shard.classes)[self.shard.labels] * self._labelled[:, None] / max(len(outputs), 1)
-        square = graph.operator[:, : self.shard.own]
-        inside = tuple(e[:, : self.shard.own] for e in graph.attributes)
-        source = Source(self.network.model, square, self.shard.features, graph.terms, targets, inside)
-        return source.piece(outputs, self.network.layers, propagated=graph.layer.beforehand)
+            members = [np.flatnonzero(part == part.min() + k) for k in range(len(counts))]
+            return [own_piece(self.graph, nodes, self._labelled[nodes], layers) for nodes in members]
+        nodes = np.concatenate(self.comm.gather_items(counts))
+        (clusters,) = ShardClusters.of(self.graph, part, nodes, [self._clusters], self.seed)
+        return clusters.composite(part, layers)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> SharedDecomposition:
         """Return the decomposition of the graph into `parts`, of which every rank holds those of its nodes.
@@ -368,7 +328,7 @@ class ShardedClassification(Problem):
         Parameters
         ----------
         parts : int
-            The number of shards, or a multiple of that of the ranks.
+            The number of shards, a multiple of it, or a divisor of it that is a multiple of that of the ranks.
         overlap : int
             Must be 0: a rank knows the nodes of others by clusters.
         comm : Communicator, optional
@@ -383,9 +343,8 @@ class ShardedClassification(Problem):
             raise ValueError(f"`overlap` must be 0 for a graph in shards, got {overlap}; leave it out, or --overlap 0")
         if comm is not None and comm.ranks != self.comm.ranks:
             raise ValueError(f"`comm` must have the {self.comm.ranks} ranks that hold the shards, got {comm.ranks}")
-        if parts < 1:
-            raise ValueError(f"`parts` must be >= 1, got {parts}")
-        pieces, mine = self._pieces(self.parts(parts)), self.comm.share(parts)
+        part = self.parts(parts)
+        pieces, mine = self._pieces(part), range(int(part.min()), int(part.max()) + 1)
 
         @cache
         def losses(chosen: range) -> NodeLoss:
@@ -416,23 +375,23 @@ class ShardedClassification(Problem):
         with torch.no_grad():
             return self.net.outputs(self.net.layout.views(x), self._whole)
 
+    @property
+    def _scores(self) -> NodeScores:
+        shard = self.shard
+        return NodeScores.of(shard.data, torch.from_numpy(shard.data.labels), shard.whole.metric, self.comm)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the mean cross-entropy and the accuracy over the validation nodes of all ranks, without dropout."""
         check_validated(self.labels)
-        mask = self.shard.validation
-        outputs, labels = self.logits(x).cpu().double()[mask], torch.from_numpy(self.shard.labels[mask])
-        lost = float(torch.nn.functional.cross_entropy(outputs, labels, reduction="sum"))
-        right = float((outputs.argmax(1) == labels).sum())
-        loss, hits, count = self.comm.sum_scalars([lost, right, float(mask.sum())])
-        return {"validation_loss": loss / max(count, 1.0), "validation_accuracy": hits / max(count, 1.0)}
+        return self._scores.validation(self.logits(x))
 
     def module(self, x: Tensor) -> NodeModel:
         """Return the network with these parameters, which classifies the nodes of any graph of the same features."""
-        return NodeModel(self.net, x, self.shard.name, self.shard.name in NORMALISED)
+        return NodeModel(self.net, x, self.shard.whole.name, self.shard.whole.name in NORMALISED)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return what suits this problem: hyper-parameters of a solver of the command line, and subdomains."""
-        return settings_of(solver, self.shard.name) | {"parts": len(self.shard.sizes), "overlap": 0}
+        return settings_of(solver, self.shard.whole.name) | {"parts": self.shard.whole.parts, "overlap": 0}
 
     def identity(self) -> str:
         """Return the checksum of the manifest of the shards."""
@@ -440,55 +399,13 @@ class ShardedClassification(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies (and `test_auc` where that is the metric) of the network with parameters `x`."""
-        shard, outputs = self.shard, self.logits(x).cpu().double()
-        right = (outputs.argmax(1).numpy() == shard.labels).astype(np.float64)
-        masks = {name: getattr(shard, name) for name in SPLITS}
-        sums = [float(v) for mask in masks.values() for v in (right[mask].sum(), mask.sum())]
-        total = self.comm.sum_scalars(sums)
-        found = {f"{name}_accuracy": total[2 * k] / max(total[2 * k + 1], 1) for k, name in enumerate(masks)}
-        if shard.metric == "auc":
-            score = torch.stack([outputs[:, 1] - outputs[:, 0], torch.from_numpy(shard.labels).double()], 1)
-            score, positive = self.comm.gather(score[torch.from_numpy(shard.test)].contiguous()).T
-            found["test_auc"] = area_under_curve(score, positive)
-        return found
+        return self._scores.metrics(self.logits(x))
 
     def details(self) -> dict[str, Any]:
         """Return what ``result.json`` says about the distribution: shards, halos, and the memory of ranks in bytes."""
         shard, batch = self.shard, self._exact.batch
-        here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo}
+        here = memory(shard, batch) | {"own_nodes": shard.own, "halo_nodes": shard.halo.size}
         ranks = self.comm.gather_items(here)
-        found = {"shards": len(shard.sizes), "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
-        lost = self.graph.layer.unused(shard.weights is not None, shard.edge_attributes is not None)
+        found = {"shards": shard.whole.parts, "halo": self.halos.told, "messages": self.halos.messages, "ranks": ranks}
+        lost = self.graph.layer.unused(shard.edges.weights is not None, shard.edges.attributes is not None)
         return found | ({"notes": list(unused_note(lost))} if lost else {})
-
-
-def memory(shard: Shard, batch: Batch) -> dict[str, int]:
-    """Return the bytes of what a rank holds, by kind, and the most that its process has had in memory.
-
-    Parameters
-    ----------
-    shard : Shard
-        What the rank holds of the graph.
-    batch : Batch
-        What it evaluates.
-    """
-    operators = [b for layer in batch.operators for b in layer if b is not None]
-    held = [part for b in operators for part in (b.held if isinstance(b, HaloOperator) else (b.pattern,))]
-    return {
-        "features": sum(map(_bytes, batch.features)),
-        "operators": sum(map(_bytes, held)) + sum(map(_bytes, batch.attributes)),
-        "targets": _bytes(batch.targets),
-        "halos": sum(b.exchange.bytes for b in operators if isinstance(b, HaloOperator)),
-        "shard": shard.bytes,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-
-
-def _bytes(tensor: Tensor | Sparse) -> int:
-    if isinstance(tensor, Tensor):
-        return tensor.numel() * tensor.element_size()
-    return sum(_bytes(part) for m in (tensor.matrix, tensor.transposed) for part in _pieces(m)) + _bytes(tensor.order)
-
-
-def _pieces(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return matrix.values(), matrix.col_indices(), matrix.crow_indices()

@@ -21,7 +21,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from mldd.problems.data import Shard, grid_rows
+from mldd.algebra import check_least
+from mldd.problems.data import CutGraph, HaloNodes, NodeData, Shard, ShardEdges, grid_rows, shares
 from mldd.problems.graphs.graph_options import Network
 from mldd.problems.graphs.sharded import ShardedClassification
 
@@ -48,6 +49,9 @@ class Strips:
         Features of a node, labels.
     columns : int
         Of the grid, which are the rows of a halo per neighbour and layer of stencil; 0: as many as it has rows.
+    parts : int
+        Number of strips, of which every rank makes consecutive ones; subdomains and clusters follow them. 0: one per
+        rank, so that only the loss is the same on any number of ranks, and no training by subdomains or levels.
 
     Raises
     ------
@@ -60,9 +64,11 @@ class Strips:
     features: int = 64
     classes: int = 8
     columns: int = 0
+    parts: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        check_least(self, {"parts": 0})
         if self.nodes < 2 or not 0 <= self.columns <= self.nodes:
             raise ValueError(
                 f"`nodes` must be >= 2 and `columns` in 0..{self.nodes}, got {self.nodes} and {self.columns}"
@@ -71,7 +77,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class SyntheticClassification(ShardedClassification):
-    """Classify the nodes of a grid that the ranks make themselves, each its own strip.
+    """Classify the nodes of a grid that the ranks make themselves, each its own strips.
 
     Parameters
     ----------
@@ -87,7 +93,7 @@ class SyntheticClassification(ShardedClassification):
     Raises
     ------
     ValueError
-        An option that makes no sense, or more ranks than rows.
+        An option that makes no sense, more ranks than strips, or more strips than rows.
     """
 
     folder: str = field(init=False, default="")
@@ -97,7 +103,7 @@ class SyntheticClassification(ShardedClassification):
 
     @cached_property
     def shard(self) -> Shard:
-        """The strip of this rank."""
+        """The strips of this rank."""
         columns = self.strips.columns or round(math.sqrt(self.strips.nodes))
         return strip(
             math.ceil(self.strips.nodes / columns),
@@ -105,6 +111,7 @@ class SyntheticClassification(ShardedClassification):
             self.strips.degree,
             rank=self.comm.rank,
             ranks=self.comm.ranks,
+            parts=self.strips.parts,
             features=self.strips.features,
             classes=self.strips.classes,
             seed=self.seed,
@@ -118,6 +125,7 @@ def strip(
     *,
     rank: int = 0,
     ranks: int = 1,
+    parts: int = 0,
     features: int = 64,
     classes: int = 8,
     seed: int = 0,
@@ -129,7 +137,9 @@ def strip(
     rows, columns, neighbours : int
         Of the whole grid, as in `mldd.problems.data.meshes.grid_mesh`.
     rank, ranks : int
-        Which of how many strips of rows, whose numbers differ by one at most.
+        Which rank of how many.
+    parts : int
+        Number of strips, whose numbers of rows differ by one at most; 0: one per rank.
     features, classes : int
         Features of a node, labels.
     seed : int
@@ -143,13 +153,17 @@ def strip(
     Raises
     ------
     ValueError
-        If there are more ranks than rows, or a number makes no sense.
+        If there are more ranks than strips, more strips than rows, or a number makes no sense.
     """
     if not 0 <= rank < ranks <= rows:
         raise ValueError(f"a grid of {rows} rows can be cut into 1..{rows} strips, got rank {rank} of {ranks}")
     if features < 1 or classes < 2 or seed < 0:
         raise ValueError(f"`features` >= 1, `classes` >= 2, `seed` >= 0 are needed, got {features}, {classes}, {seed}")
-    ends = np.arange(ranks + 1) * rows // ranks * columns
+    parts = parts or ranks
+    if not ranks <= parts <= rows:
+        raise ValueError(f"`parts` must be in {ranks}..{rows} for {ranks} ranks and {rows} rows, got {parts}")
+    cuts, mine = np.arange(parts + 1) * rows // parts * columns, shares(parts, ranks)
+    ends = cuts[[0, *(group.stop for group in mine)]]
     start, stop = int(ends[rank]), int(ends[rank + 1])
     indptr, near = grid_rows(rows, columns, neighbours, start // columns, stop // columns)
     low, high = min(int(near.min(initial=start)), start), max(int(near.max(initial=stop - 1)) + 1, stop)
@@ -162,23 +176,20 @@ def strip(
     draw = _uniform(seed, _MASKS, start, stop - start, 1)[:, 0]
     u -= np.float32(0.5)
     u *= np.float32(np.sqrt(12.0))
-    return Shard(
-        name=f"grid {rows} x {columns}",
-        classes=classes,
-        metric="accuracy",
-        sizes=np.diff(ends),
-        numbers=np.arange(start, stop),
-        part=np.full(stop - start, rank),
-        indptr=indptr,
-        indices=_renumbered(near, low, start, stop),
-        weights=None,
-        owner=owner,
-        index=halo - ends[owner],
+    carried = NodeData(
         features=u,
         labels=_best(indptr, near - low, scores, start - low),
         train=draw < _TRAIN,
         validation=(draw >= _TRAIN) & (draw < _TRAIN + _VALIDATION),
         test=draw >= _TRAIN + _VALIDATION,
+    )
+    return Shard(
+        CutGraph(f"grid {rows} x {columns}", classes, "accuracy", np.diff(cuts)),
+        numbers=np.arange(start, stop),
+        part=np.repeat(mine[rank], np.diff(cuts)[mine[rank].start : mine[rank].stop]),
+        edges=ShardEdges(indptr, _renumbered(near, low, start, stop)),
+        halo=HaloNodes(owner, halo - ends[owner]),
+        data=carried,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mldd.graph import Graph, aggregate, nested
+from mldd.graph import Graph, aggregate, cluster_counts, nested
 from tests.small_graphs import few, graphs, grid
 
 pymetis = pytest.importorskip("pymetis", reason="partitions need pymetis")
@@ -96,6 +96,23 @@ def test_aggregate_shares_in_proportion_and_follows_seeds(method):
     labels = aggregate(grid(20), 40, within=part, seed=1, method=method)
     assert labels[:100].unique().numel() == 10 and labels[100:].unique().numel() == 30
     assert torch.equal(labels, aggregate(grid(20), 40, within=part, seed=1, method=method))
+
+
+@both
+@pytest.mark.parametrize("sizes", [[40], [90, 20, 7], [3, 2]])
+def test_counts_of_parts_follow_from_their_sizes(method, sizes):
+    """Also where there are more parts than clusters, and each part alone gives what it gives among the others."""
+    graph = grid(20)
+    part = torch.bucketize(torch.arange(400), torch.tensor([7, 120, 150, 333]), right=True)
+    nodes = torch.bincount(part).numpy()
+    maps = nested(graph, sizes, within=part, method=method)
+    for labels, counts in zip(maps, cluster_counts(nodes, sizes), strict=True):
+        assert [len(labels[part == k].unique()) for k in range(5)] == counts.tolist()
+    if method == "metis":
+        for k in range(5):
+            inside = graph.subgraph((part == k).nonzero().flatten())
+            alone = nested(inside, [int(counts[k]) for counts in cluster_counts(nodes, sizes)])[0]
+            assert torch.equal(alone, maps[0][part == k] - maps[0][part == k].min())
 
 
 def test_refuses_what_makes_no_sense():

@@ -53,30 +53,33 @@ def check(ranks, data):
     adjacency = data.graph.scipy()
     assert sorted(np.concatenate([s.numbers for s in ranks])) == list(range(data.graph.nodes))
     for shard in ranks:
-        halo = np.array([ranks[r].numbers[i] for r, i in zip(shard.owner, shard.index, strict=True)], dtype=int)
+        halo = np.array(
+            [ranks[r].numbers[i] for r, i in zip(shard.halo.owner, shard.halo.index, strict=True)], dtype=int
+        )
         whole = adjacency[shard.numbers]
-        assert whole.nnz == len(shard.indices)
-        values = np.ones(whole.nnz) if shard.weights is None else shard.weights
-        found = sp.csr_matrix((values, shard.indices, shard.indptr), (shard.own, shard.own + shard.halo))
+        edges = shard.edges
+        assert whole.nnz == len(edges.indices)
+        values = np.ones(whole.nnz) if edges.weights is None else edges.weights
+        found = sp.csr_matrix((values, edges.indices, edges.indptr), (shard.own, shard.own + shard.halo.size))
         columns = np.concatenate([shard.numbers, halo])
         assert np.array_equal(found.toarray(), whole[:, columns].toarray())
-        assert np.all(np.diff(shard.owner) >= 0) and len(set(columns)) == len(columns)
+        assert np.all(np.diff(shard.halo.owner) >= 0) and len(set(columns)) == len(columns)
         x = data.features if data.features.layout == torch.strided else data.features.to_dense()
-        assert np.array_equal(dense(shard.features), x.numpy()[shard.numbers])
-        assert np.array_equal(shard.labels, data.labels.numpy()[shard.numbers])
+        assert np.array_equal(dense(shard.data.features), x.numpy()[shard.numbers])
+        assert np.array_equal(shard.data.labels, data.labels.numpy()[shard.numbers])
         for name in ("train", "validation", "test"):
-            assert np.array_equal(getattr(shard, name), getattr(data, name).numpy()[shard.numbers])
+            assert np.array_equal(getattr(shard.data, name), getattr(data, name).numpy()[shard.numbers])
 
 
 def test_a_path_by_hand():
     """0 - 1 - 2 - 3 | 4 - 5 - 6 - 7: the middle edge is cut."""
     left, right = cut(path_graph(8), torch.tensor([0] * 4 + [1] * 4))
     assert left.numbers.tolist() == [0, 1, 2, 3] and right.numbers.tolist() == [4, 5, 6, 7]
-    assert left.indices.tolist() == [1, 0, 2, 1, 3, 2, 4] and left.indptr.tolist() == [0, 1, 3, 5, 7]
-    assert (left.owner.tolist(), left.index.tolist()) == ([1], [0])
-    assert (right.owner.tolist(), right.index.tolist()) == ([0], [3])
-    assert right.indices.tolist() == [4, 1, 0, 2, 1, 3, 2]
-    assert left.inside.edges == 6 and left.nodes == 8
+    assert left.edges.indices.tolist() == [1, 0, 2, 1, 3, 2, 4] and left.edges.indptr.tolist() == [0, 1, 3, 5, 7]
+    assert (left.halo.owner.tolist(), left.halo.index.tolist()) == ([1], [0])
+    assert (right.halo.owner.tolist(), right.halo.index.tolist()) == ([0], [3])
+    assert right.edges.indices.tolist() == [4, 1, 0, 2, 1, 3, 2]
+    assert left.inside.edges == 6 and left.whole.nodes == 8
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -176,7 +179,7 @@ def change(folder, **entries):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"version": 2}, "expected version 1 of the format, got 2"),
+        ({"version": 1}, "expected version 2 of the format, got 1"),
         ({"format": "zarr"}, "expected a manifest of shards .* got another file"),
         ({"parts": []}, "expected sizes, classes, metric and a list of parts"),
         ({"parts": [{"file": 1}]}, "expected sizes, classes, metric and a list of parts"),
@@ -320,7 +323,8 @@ def test_a_folder_is_no_graph_until_all_is_written(folder, data, monkeypatch):
 
 def test_bytes_count_all_arrays():
     shard = cut(path_graph(sparse=True), torch.arange(11) // 6)[0]
-    arrays = [shard.sizes, shard.numbers, shard.part, shard.indptr, shard.indices, shard.owner, shard.index]
-    arrays += [shard.labels, shard.train, shard.validation, shard.test]
-    arrays += [shard.features.data, shard.features.indices, shard.features.indptr]
+    edges, halo, nodes = shard.edges, shard.halo, shard.data
+    arrays = [shard.whole.sizes, shard.numbers, shard.part, edges.indptr, edges.indices, halo.owner, halo.index]
+    arrays += [nodes.labels, nodes.train, nodes.validation, nodes.test]
+    arrays += [nodes.features.data, nodes.features.indices, nodes.features.indptr]
     assert shard.bytes == sum(a.nbytes for a in arrays)

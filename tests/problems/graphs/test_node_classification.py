@@ -18,7 +18,6 @@ from mldd.loop import Stop, minimise
 from mldd.problems.data import DataError, GraphData, load_graph
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification
-from mldd.problems.graphs.node_classification import area_under_curve
 from mldd.problems.nets import GraphNet, Source, composite_labels, stack
 from mldd.problems.nets.composite import receptive
 from mldd.problems.nets.layers import layer_of
@@ -318,18 +317,6 @@ def test_single_precision():
     assert p.objective().bounds.lower.dtype == torch.float32
 
 
-def test_area_under_curve():
-    score, positive = torch.tensor([0.2, 0.2, 0.9, 0.1]), torch.tensor([0, 1, 1, 0])
-    assert area_under_curve(score, positive) == pytest.approx(3.5 / 4)
-    random = np.random.default_rng(0)
-    score, positive = torch.from_numpy(random.integers(20, size=200)), torch.from_numpy(random.integers(2, size=200))
-    pairs = np.sign(score[positive == 1].numpy()[:, None] - score[positive == 0].numpy())
-    assert area_under_curve(score, positive) == pytest.approx((1 + pairs.mean()) / 2)
-    assert np.isnan(area_under_curve(score, torch.ones(200)))
-    p = problem(name=replace(given_graph([(0, 1), (1, 2)], 30), metric="auc"))
-    assert 0 <= p.metrics(start(p))["test_auc"] <= 1
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -420,3 +407,8 @@ def test_a_partition_of_ones_own_is_checked():
         trained.decomposition(torch.full((trained.graph.nodes,), 2))
     with pytest.raises(ValueError, match="`part` must be int64"):
         trained.decomposition(torch.zeros(3, dtype=torch.int64))
+
+
+def test_the_area_under_the_curve_is_a_metric():
+    p = problem(name=replace(given_graph([(0, 1), (1, 2)], 30), metric="auc"))
+    assert 0 <= p.metrics(start(p))["test_auc"] <= 1

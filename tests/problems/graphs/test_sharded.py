@@ -9,10 +9,11 @@ import torch
 import mldd
 from mldd.algebra import counting, innermost, sampled
 from mldd.command import names
-from mldd.graph import Graph, partition
+from mldd.graph import Graph, nested, partition
 from mldd.problems.data import DataError, GraphData, write
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import Network, NodeClassification, NodeLoss, ShardedClassification
+from mldd.problems.graphs.shard_clusters import ShardClusters
 from mldd.problems.nets import composite_labels, stack
 from mldd.problems.nets.layers import layer_kinds, layer_of
 from mldd.ranks import SERIAL
@@ -64,10 +65,12 @@ def test_files_and_memory_hold_the_same_problem(data, part, tmp_path):
     assert close(one.objective().gradient(x), other.objective().gradient(x))
 
 
-def global_labels(problem, own):
-    """Cluster of every node by its global number."""
+def clusters_of(problem, parts, clusters):
+    """Cluster of every node by its global number, those of a local model."""
+    part = problem.parts(parts)
+    (found,) = ShardClusters.of(problem.graph, part, np.bincount(part), [clusters], problem.seed)
     labels = np.empty(problem.shard.own, dtype=np.int64)
-    labels[problem.shard.numbers] = own
+    labels[problem.shard.numbers] = found.own
     return labels
 
 
@@ -81,30 +84,64 @@ def test_composite_local_models_are_those_of_the_whole_graph(data, part, model):
     g = f.gradient(x)
     local = decomposition.models(f, x, g)
     assert close(local.gradient(decomposition.gather(x)), g.expand(4, -1))  # first-order consistent
-    clusters = global_labels(one, one._cluster(12, one.parts(4)))
+    clusters = clusters_of(one, 4, 12)
     assert all(len(set(part.numpy()[clusters == c])) == 1 for c in range(clusters.max() + 1))
     pieces = [whole.source.aggregated(composite_labels((part == k).numpy(), clusters), 2) for k in range(4)]
     oracle = NodeLoss(whole.net, stack(pieces, dtype=torch.float64), whole.network.decay)
     y = (decomposition.gather(x) + 0.01 * torch.arange(4)[:, None]).contiguous()
-    for a, b in zip(local.f.value_and_gradient(y), oracle.value_and_gradient(y), strict=True):
-        assert close(a, b)
+    theirs = whole.decomposition(part).models(whole.objective(), x, g).f
+    for a, b, c in zip(*(h.value_and_gradient(y) for h in (local.f, oracle, theirs)), strict=True):
+        assert close(a, b) and close(a, c)
+
+
+def test_clusters_are_those_of_the_whole_graph(data, part):
+    one = ShardedClassification.of(data, part)
+    sizes = [24, 8]
+    found = ShardClusters.of(one.graph, one.shard.part, one.shard.whole.sizes, sizes, 0)
+    for clusters, theirs in zip(found, nested(data.graph, sizes, within=part), strict=True):
+        labels = np.empty(120, dtype=np.int64)
+        labels[one.shard.numbers] = clusters.own
+        assert clusters.total == int(theirs.max()) + 1 and np.array_equal(labels, theirs.numpy())
+
+
+def test_more_clusters_than_nodes_are_a_cluster_per_node(data, part):
+    few, many = (
+        ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0), clusters=clusters)
+        for clusters in (120, 10_000)
+    )
+    x = few.initial(0)
+    assert torch.equal(*(one.hierarchy(2).levels[1].objective.gradient(x) for one in (few, many)))
+
+
+@pytest.mark.parametrize(("parts", "of"), [(4, 1), (8, 1), (2, 2), (1, 4)])
+def test_subdomains_are_shards_or_pieces_or_unions_of_them(data, part, parts, of):
+    one = ShardedClassification.of(data, part)
+    found = one.parts(parts)
+    shard = part.numpy()[one.shard.numbers]
+    assert sorted(set(found)) == list(range(parts))
+    assert np.array_equal(shard // of, found // max(parts // 4, 1))
 
 
 def test_a_cluster_per_node_gives_the_loss_itself(data, part):
     one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0), clusters=120)
     f, x = one.objective(), one.initial(0) + 0.1
-    assert close(one.coarse(120).gradient(x), f.gradient(x))
+    assert close(one.hierarchy(2).levels[1].objective.gradient(x), f.gradient(x))
     local = one.decomposition(4).models(f, x, None)
     assert close(local.gradient(x.expand(4, -1)), f.gradient(x).expand(4, -1))
 
 
-def test_own_local_models_are_mean_losses_of_the_own_nodes(data, part):
-    """On one rank every part sees the whole graph, so the mean over parts weighted by labelled nodes is the loss."""
+def test_own_local_models_are_mean_losses_on_the_graph_of_the_own_nodes(data, part):
+    """By dense matrices: the rows of the propagation are those of the whole graph, its columns the own nodes."""
     one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0, decay=0.0), local="own")
     f, x = one.objective(), one.initial(0) + 0.1
     values = one.decomposition(4).models(f, x, None).f.value(x.expand(4, -1))
-    labelled = torch.bincount(part[data.train], minlength=4)
-    assert close((values * labelled).sum() / labelled.sum(), f.value(x))
+    A = torch.from_numpy(layer_of("gcn").operator(data.graph).toarray())
+    w1, b1, w2, b2 = x.split([20, 5, 15, 3])
+    hidden = torch.relu(A @ data.features.double() @ w1.view(4, 5) + b1)
+    for k in range(4):
+        own, labelled = part == k, data.train[part == k]
+        z = A[own][:, own] @ hidden[own] @ w2.view(5, 3) + b2
+        assert close(values[k], torch.nn.functional.cross_entropy(z[labelled], data.labels[own][labelled]))
 
 
 @pytest.mark.parametrize("local", ["composite", "own"])
@@ -125,7 +162,9 @@ def test_levels(data, part):
     assert sizes[0] <= 32 and sizes[1] <= 8
     assert [level.work < 1 for level in hierarchy.levels] == [False, True, True]
     for levels in (0, 7):
-        with pytest.raises(ValueError, match=rf"`levels` must be in 1..4 for 120 nodes on these ranks, got {levels}"):
+        with pytest.raises(
+            ValueError, match=rf"`levels` must be in 1..3 for 32 clusters .* got {levels}"
+        ):
             one.hierarchy(levels)
 
 
@@ -142,14 +181,14 @@ def test_parts_without_labelled_nodes_and_isolated_nodes():
             x = one.initial(0) + 0.1
             f = one.objective()
             assert close(f.gradient(x), whole.objective().gradient(x))
-            parts = len(one.shard.sizes)
+            parts = len(one.shard.whole.sizes)
             models = one.decomposition(parts).models(f, x, f.gradient(x))
             assert close(models.gradient(x.expand(parts, -1)), f.gradient(x).expand(parts, -1))
 
 
 def test_no_labelled_node_at_all_is_refused(data, part):
     one = ShardedClassification.of(data, part)
-    shard = replace(one.shard, train=np.zeros(120, dtype=bool))
+    shard = replace(one.shard, data=replace(one.shard.data, train=np.zeros(120, dtype=bool)))
     with pytest.raises(DataError, match="at least one labelled node is needed, got none"):
         ShardedClassification(shard).objective()
 
@@ -172,7 +211,11 @@ def test_options_that_make_no_sense(data, part):
         (lambda: ShardedClassification.of(data, part, network=Network(layers=0)), "`layers` must be >= 1, got 0"),
         (lambda: one.decomposition(4, 1), "`overlap` must be 0 for a graph in shards, got 1"),
         (lambda: one.decomposition(0), "`parts` must be >= 1, got 0"),
-        (lambda: one.decomposition(121), "`parts` must be <= 120 for 120 nodes on a rank, got 121"),
+        (
+            lambda: one.decomposition(6),
+            "`parts` must be a multiple of the 4 shards, or .* got 6; parts=4",
+        ),
+        (lambda: one.decomposition(480), r"`parts` must be <= (\d+) for \d+ nodes in a shard, got 480"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

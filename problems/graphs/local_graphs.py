@@ -1,0 +1,89 @@
+"""Local graphs of subdomains of a graph that is in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mldd.graph import Graph, grow
+from mldd.problems.graphs.graph_levels import clustered
+from mldd.problems.graphs.graph_options import Spaces
+from mldd.problems.nets import Piece, Source, composite_labels, distances
+
+
+@dataclass(frozen=True, eq=False)
+class LocalGraphs:
+    """Local graphs of parts: fine inside and aggregated outside, or what the labelled nodes of the part depend on.
+
+    Parameters
+    ----------
+    graph : Graph
+        The whole graph.
+    source : Source
+        Its operator, features and targets.
+    layers : int
+        Of the network.
+    spaces : Spaces
+        How clusters of composite graphs are made.
+    clusters : int
+        Clusters of a composite graph before its own nodes become fine.
+    seed : int
+        Of the clustering.
+    """
+
+    graph: Graph
+    source: Source
+    layers: int
+    spaces: Spaces
+    clusters: int
+    seed: int
+
+    def _inside(self, part: Tensor, number: int, overlap: int) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = grow(self.graph, part == number, overlap).numpy()
+        return inside
+
+    def composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Piece]:
+        """Return the composite graphs of some parts: their nodes one by one, clusters of all others.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            Part of every node; clusters lie within the parts.
+        chosen : sequence of int
+            Which parts.
+        overlap : int
+            Layers of nodes that are added to every part.
+        """
+        spaces = self.spaces
+        sizes = [max(self.clusters // 4**k, int(part.max()) + 1) for k in range(spaces.grades)]
+        maps = clustered(self.graph, self.source, self.layers, sizes, spaces.clustering, self.seed, part)
+        reach, made = [self.layers * k for k in range(1, spaces.grades)], []
+        for k in chosen:
+            own = self._inside(part, k, overlap)
+            hops = distances(self.graph, own, reach[-1]) if reach else None
+            made.append(self.source.aggregated(composite_labels(own, maps, hops, reach), self.layers))
+        return made
+
+    def own(self, part: Tensor, chosen: Sequence[int], overlap: int, one_hot: NDArray[np.float64]) -> list[Piece]:
+        """Return the graphs of the mean losses over the labelled nodes of some parts; a part without any has none.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            Part of every node.
+        chosen : sequence of int
+            Which parts.
+        overlap : int
+            Layers of nodes that are added to every part.
+        one_hot : ndarray, shape (n, C)
+            Classes of the labelled nodes, zero rows for the others.
+        """
+        made = []
+        for k in chosen:
+            outputs = np.flatnonzero(self._inside(part, k, overlap) & one_hot.any(1))
+            made.append(self.source.piece(outputs, self.layers, targets=one_hot / max(len(outputs), 1)))
+        return made
