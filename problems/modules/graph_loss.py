@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mldd.algebra import Bounds, FlatModule, Price
 from mldd.problems.modules.graph_arguments import Arguments
 from mldd.problems.modules.graph_task import Task
+from mldd.problems.modules.halo_exchange import Fetching
 from mldd.problems.modules.part_functions import Noise, PartFunctions
 from mldd.problems.modules.user_modules import has_statistics
 from mldd.ranks import Communicator
@@ -37,6 +38,8 @@ class Piece:
         Global numbers of nodes and edges, for dropout; empty for an aggregated graph, which has none.
     owned : int
         How many of the nodes, the first ones, count in batch statistics.
+    fetching : Fetching, optional
+        Fetches rows of other ranks behind propagations; None where the piece has all that its outputs depend on.
     """
 
     values: Mapping[str, Any]
@@ -46,6 +49,7 @@ class Piece:
     nodes: Tensor
     edges: Tensor
     owned: int
+    fetching: Fetching | None = None
 
     @property
     def work(self) -> float:
@@ -126,7 +130,7 @@ class GraphLoss:
                 if plain
                 else PartFunctions(piece.nodes, piece.edges, piece.owned, self.noise, self._shared)
             )
-            with inside:
+            with inside, nullcontext() if piece.fetching is None else piece.fetching.behind(net):
                 states = self.arguments.call(net, piece.values)
             if piece.weight == 0:  # a rank without items, which still takes part in collectives
                 return 0.0 * states.sum()

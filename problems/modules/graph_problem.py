@@ -31,6 +31,7 @@ from mldd.problems.modules.graph_arguments import Arguments, arguments_of
 from mldd.problems.modules.graph_loss import GraphLoss, Piece, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
 from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
+from mldd.problems.modules.halo_choice import HALOS, Shares
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
@@ -82,6 +83,9 @@ class GraphProblem(Problem):
         labelled nodes of the part with the nodes around it.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
+    halo : {"auto", "deep", "exchange"}
+        On several ranks: evaluate all nodes that the outputs of a rank depend on, or fetch states of neighbours behind
+        every propagation of torch_geometric's layers; by default what costs less.
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
@@ -107,6 +111,7 @@ class GraphProblem(Problem):
     subdomains: Literal["graph", "layers"] = "graph"
     local: Literal["composite", "own"] = "composite"
     clusters: int = 0
+    halo: Literal["auto", "deep", "exchange"] = "auto"
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
@@ -116,6 +121,7 @@ class GraphProblem(Problem):
     def __post_init__(self) -> None:
         """Refuse options that make no sense, and data that do not fit."""
         choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
+        choices["halo"] = HALOS
         check_choices(self, choices)
         check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
         if self._whole_loss and self.batch:
@@ -153,6 +159,12 @@ class GraphProblem(Problem):
         return self.model.flat.clone()
 
     @cached_property
+    def _tried(self) -> Tensor:
+        """Parameters near the start at which the network is looked at: layers may start from zeros, and hide others."""
+        random = torch.Generator().manual_seed(self.seed)
+        return self._start + 0.1 * torch.randn(self.model.size, generator=random).to(self._start)
+
+    @cached_property
     def task(self) -> Task:
         """The labelled nodes or pairs.
 
@@ -172,7 +184,7 @@ class GraphProblem(Problem):
         NotLocalError
             The network looks at all nodes.
         """
-        with self.model.at(self._start, modes=dict.fromkeys(self.net.modules(), False)):
+        with self.model.at(self._tried, modes=dict.fromkeys(self.net.modules(), False)):
             return hops_of(self.net, self.arguments, self.seed)
 
     @cached_property
@@ -195,6 +207,18 @@ class GraphProblem(Problem):
         return GraphPieces(self.arguments, self.task, lambda: self.hops, self._statistics, self.seed, self.comm)
 
     @cached_property
+    def shares(self) -> Shares:
+        """What every rank evaluates.
+
+        Raises
+        ------
+        NotLocalError
+            On several ranks, a network that looks at all nodes.
+        """
+        deep = self.comm.ranks == 1 or (self.batch > 0 and self.halo == "auto")  # nodes of a batch are few
+        return Shares(self.model, self._tried, self.pieces, "deep" if deep else self.halo)
+
+    @cached_property
     def _statistics(self) -> bool:
         return any(map(has_statistics, self.net.modules()))
 
@@ -205,7 +229,7 @@ class GraphProblem(Problem):
         if self._whole_loss:
             return self._of_network()
         self._check_mean()
-        return self._loss_of(self.pieces.share(self.task.fitted))
+        return self._loss_of(self.shares.piece(self.task.fitted))
 
     def _loss_of(self, piece: Piece) -> GraphLoss:
         comm = self.comm if self.comm.ranks > 1 else None
@@ -246,7 +270,7 @@ class GraphProblem(Problem):
         if not self.batch or self.batch >= len(items):
             return replace(f, noise=noise)
         chosen = items[MiniBatches(len(items), self.batch, key=(self.seed,)).rows(step).to(items.device)]
-        piece = self.pieces.share(chosen)
+        piece = self.shares.piece(chosen)
         return replace(f, pieces=(piece,), price=Price(self.pieces.work(piece)), noise=noise)
 
     def objective(self, sample: int | None = None) -> Any:
@@ -463,6 +487,8 @@ class GraphProblem(Problem):
         with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
             lost += ignored(self.net, self.arguments)
         notes = [f"not used: {', '.join(lost)}"] if lost else []
+        if self.comm.ranks > 1 and "shares" in vars(self):
+            notes.append(f"halos of ranks are {self.shares.told}")
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops
