@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from mldd.problems.modules.graph_task import Task
 from mldd.problems.modules.halo_exchange import Fetching
 from mldd.problems.modules.part_functions import Noise, PartFunctions
 from mldd.problems.modules.user_modules import has_statistics
+from mldd.problems.nets import Batch, BuiltIn
 from mldd.ranks import Communicator
 
 
@@ -65,6 +67,39 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
+class FastPath:
+    """Evaluates a model of torch_geometric by the built-in layers, at the rows of the items alone.
+
+    Parameters
+    ----------
+    network : BuiltIn
+        The model as a network of built-in layers.
+    """
+
+    network: BuiltIn
+    _made: WeakKeyDictionary[Piece, tuple[Batch, Tensor]] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    def __call__(self, net: nn.Module, piece: Piece, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """Return the outputs at some nodes, shape (k, C), and where among them those of the items are.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The model, whose parameters count.
+        piece : Piece
+            The graph.
+        noise : Noise, optional
+            The sample of dropout.
+        """
+        if piece not in self._made:
+            wanted, rows = torch.unique(piece.rows, return_inverse=True)
+            self._made[piece] = self.network.batch(piece.values, wanted, piece.nodes), rows
+        batch, rows = self._made[piece]
+        seed, step = (0, None) if noise is None else (noise.seed, noise.step)
+        return self.network(net, batch, seed, step), rows
+
+
+@dataclass(frozen=True, eq=False)
 class GraphLoss:
     """The loss of a network over pieces of a graph.
 
@@ -89,6 +124,8 @@ class GraphLoss:
         The sample of dropout; none without.
     comm : Communicator, optional
         Ranks whose shares are summed.
+    fast : FastPath, optional
+        What evaluates the network in the place of its own calls.
     """
 
     model: FlatModule
@@ -99,6 +136,7 @@ class GraphLoss:
     batched: bool = False
     noise: Noise | None = None
     comm: Communicator | None = None
+    fast: FastPath | None = None
 
     @property
     def size(self) -> int:
@@ -124,19 +162,25 @@ class GraphLoss:
 
     def _of(self, piece: Piece) -> Callable[[nn.Module], Tensor]:
         def loss(net: nn.Module) -> Tensor:
-            plain = self.noise is None and self._shared is None
-            inside = (
-                nullcontext()
-                if plain
-                else PartFunctions(piece.nodes, piece.edges, piece.owned, self.noise, self._shared)
-            )
-            with inside, nullcontext() if piece.fetching is None else piece.fetching.behind(net):
-                states = self.arguments.call(net, piece.values)
+            if piece.weight == 0 and self.fast is not None:  # no item, and nothing to take part in
+                return 0.0 * sum((p.sum() for p in net.parameters()), self.model.flat.new_zeros(()))
+            states, rows = self._states(net, piece)
             if piece.weight == 0:  # a rank without items, which still takes part in collectives
                 return 0.0 * states.sum()
-            return piece.weight * self.task.mean(self.task.outputs(states, piece.rows), piece.targets)
+            return piece.weight * self.task.mean(self.task.outputs(states, rows), piece.targets)
 
         return loss
+
+    def _states(self, net: nn.Module, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Return outputs of the network, and the rows that the items are."""
+        if self.fast is not None:
+            return self.fast(net, piece, self.noise)
+        plain = self.noise is None and self._shared is None
+        parts = (
+            nullcontext() if plain else PartFunctions(piece.nodes, piece.edges, piece.owned, self.noise, self._shared)
+        )
+        with parts, nullcontext() if piece.fetching is None else piece.fetching.behind(net):
+            return self.arguments.call(net, piece.values), piece.rows
 
     def _seed(self) -> int:
         return 0 if self.noise is None else hash((self.noise.seed, self.noise.step)) % 2**63

@@ -28,7 +28,7 @@ from mldd.algebra import (
 from mldd.graph import aggregate, grow, partition
 from mldd.loop import Problem
 from mldd.problems.modules.graph_arguments import Arguments, arguments_of
-from mldd.problems.modules.graph_loss import GraphLoss, Piece, modes
+from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
 from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
 from mldd.problems.modules.halo_choice import HALOS, Shares
@@ -37,7 +37,7 @@ from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
 from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
-from mldd.problems.nets import MiniBatches, composite_labels
+from mldd.problems.nets import BuiltIn, MiniBatches, built_in, composite_labels, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -215,8 +215,22 @@ class GraphProblem(Problem):
         NotLocalError
             On several ranks, a network that looks at all nodes.
         """
-        deep = self.comm.ranks == 1 or (self.batch > 0 and self.halo == "auto")  # nodes of a batch are few
+        deep = self.comm.ranks == 1 or (self.halo == "auto" and (self.batch > 0 or self.fast is not None))
         return Shares(self.model, self._tried, self.pieces, "deep" if deep else self.halo)
+
+    @cached_property
+    def _built_in(self) -> BuiltIn | str:
+        """The network as one of built-in layers, or why it is none."""
+        if self.arguments.positional and self.arguments.names != ("x", "edge_index"):
+            return "it is called by position"
+        if self.halo == "exchange" and self.comm.ranks > 1:
+            return "built-in layers have deep halos, got halo=exchange"
+        return built_in(self.net, self.arguments.whole)
+
+    @cached_property
+    def fast(self) -> FastPath | None:
+        """What evaluates a model of torch_geometric in the place of its own calls; None for other networks."""
+        return FastPath(self._built_in) if isinstance(self._built_in, BuiltIn) else None
 
     @cached_property
     def _statistics(self) -> bool:
@@ -233,7 +247,8 @@ class GraphProblem(Problem):
 
     def _loss_of(self, piece: Piece) -> GraphLoss:
         comm = self.comm if self.comm.ranks > 1 else None
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), Price(self.pieces.work(piece)), comm=comm)
+        price = Price(self.pieces.work(piece))
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=comm, fast=self.fast)
 
     def _of_network(self) -> Objective:
         if self.comm.ranks > 1:
@@ -343,7 +358,7 @@ class GraphProblem(Problem):
         """
         piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
         price = Price(self.pieces.work(piece), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), price)
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, fast=self.fast)
 
     # -------------------------------------------------------------------------------- subdomains
 
@@ -404,7 +419,7 @@ class GraphProblem(Problem):
         own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
         pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
         price = Price(sum(map(self.pieces.work, pieces)), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True)
+        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True, fast=self.fast)
 
     def _composites(self, part: Tensor, own: Sequence[Tensor]) -> list[Piece]:
         within = max(self._first_clusters, int(part.max()) + 1)
@@ -492,6 +507,10 @@ class GraphProblem(Problem):
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops
+        if not self._whole_loss and is_model(self.net):
+            found = self._built_in
+            by = "built-in layers" if isinstance(found, BuiltIn) else f"torch_geometric, as {found}"
+            notes.append(f"{type(self.net).__name__} is evaluated by {by}")
         if not self._whole_loss:
             told["task"] = self.task.kind
         return told | ({"notes": notes} if notes else {})

@@ -19,6 +19,9 @@ from .dense import draw_of as draw_of
 from .dense import parse_widths as parse_widths
 from .dropout import Dropout as Dropout
 from .encode_process_decode import EncodeProcessDecode as EncodeProcessDecode
+from .geometric import BuiltIn as BuiltIn
+from .geometric import built_in as built_in
+from .geometric import is_model as is_model
 from .graph_net import GRAPH_ACTIVATIONS as GRAPH_ACTIVATIONS
 from .graph_net import Batch as Batch
 from .graph_net import GraphActivation as GraphActivation
