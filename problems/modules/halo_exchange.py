@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mldd.problems.modules.graph_arguments import Arguments
-from mldd.ranks import Communicator, Halo
+from mldd.ranks import Communicator, Halo, linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class Fetching:
 
     @contextmanager
     def behind(self, net: nn.Module, spoilt: int = -1) -> Iterator[None]:
-        """Fetch while the network is called in the block, once.
+        """Yield nothing; rows are fetched while the network is called in the block, once.
 
         Parameters
         ----------
@@ -168,9 +168,35 @@ class _Fetch:
         rows = out.movedim(axis, 0)
         if number == self.spoilt:
             fetched = torch.full_like(rows[halo.own : halo.own + halo.size], torch.nan)
-        else:
-            fetched = halo.exchange(rows[: halo.own].contiguous())
-        return torch.cat([rows[: halo.own], fetched, rows[halo.own + halo.size :]]).movedim(0, axis)
+            return torch.cat([rows[: halo.own], fetched, rows[halo.own + halo.size :]]).movedim(0, axis)
+        return fetched_into(halo, rows).movedim(0, axis)
+
+
+def fetched_into(halo: Halo, rows: Tensor) -> Tensor:
+    """Return own rows, the halo's as their owners have them, and what follows, differentiable any number of times.
+
+    Parameters
+    ----------
+    halo : Halo
+        With n own rows and h others.
+    rows : Tensor, shape (m, ...)
+        Own rows, rows of the halo that are replaced, and perhaps more.
+    """
+    n, end = halo.own, halo.own + halo.size
+
+    def apply(rows: Tensor) -> Tensor:
+        out = rows.clone(memory_format=torch.contiguous_format)
+        out[n:end] = halo.end(halo.begin(out[:n]))
+        return out
+
+    def adjoint(g: Tensor) -> Tensor:
+        out = g.clone(memory_format=torch.contiguous_format)
+        pending = halo.begin_back(out[n:end])
+        out[n:end] = 0.0
+        halo.end_back(pending, out[:n])
+        return out
+
+    return linear(apply, adjoint, rows) if rows.requires_grad and torch.is_grad_enabled() else apply(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +219,7 @@ class Seen:
 
     @contextmanager
     def of(self, net: nn.Module) -> Iterator[None]:
-        """Look while the network is called in the block.
+        """Yield nothing; propagations are looked at while the network is called in the block.
 
         Parameters
         ----------
