@@ -176,9 +176,8 @@ class GraphLoss:
         if self.fast is not None:
             return self.fast(net, piece, self.noise)
         plain = self.noise is None and self._shared is None
-        parts = (
-            nullcontext() if plain else PartFunctions(piece.nodes, piece.edges, piece.owned, self.noise, self._shared)
-        )
+        numbers = piece.nodes, piece.edges, piece.owned, self.noise, self._shared, piece.values.get("edge_index")
+        parts = nullcontext() if plain else PartFunctions(*numbers)
         with parts, nullcontext() if piece.fetching is None else piece.fetching.behind(net):
             return self.arguments.call(net, piece.values), piece.rows
 

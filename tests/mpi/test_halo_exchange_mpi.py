@@ -36,7 +36,7 @@ SCRIPT = """
 
     layers = {
         "gatv2": lambda: Deep(lambda a, b: gnn.GATv2Conv(a, b, edge_dim=2)),
-        "gat": lambda: Plain(lambda a, b: gnn.GATConv(a, b, heads=2, concat=False)),
+        "gat": lambda: Plain(lambda a, b: gnn.GATConv(a, b, heads=2, concat=False, dropout=0.4)),
         "gcn": lambda: Plain(gnn.GCNConv),
         "chebyshev": lambda: Plain(lambda a, b: gnn.ChebConv(a, b, 3)),
         "sage": lambda: Plain(gnn.SAGEConv),
@@ -88,8 +88,14 @@ SCRIPT = """
             same(found, g.gradient(x), (name, step, "gradient"), tolerance)
         return cost
 
+    looped = data()
+    loops = torch.tensor([[3, 90, 70], [3, 90, 70]])
+    looped["edge_index"] = torch.cat([looped["edge_index"], loops], 1)
+    del looped["edge_attr"], looped["edge_weight"]
+    deep = pair(layers["gat"], looped, halo="deep")
+    compare("dropout of attention, deep halos", *deep)
     for name, make in layers.items():
-        p, q = pair(make, data(), halo="exchange")
+        p, q = pair(make, looped if name == "gat" else data(), halo="exchange")
         fetching = p.shares.fetching
         p.objective()
         assert fetching is not None, (name, p.shares.told)
