@@ -246,9 +246,8 @@ class GraphProblem(Problem):
         return self._loss_of(self.shares.piece(self.task.fitted))
 
     def _loss_of(self, piece: Piece) -> GraphLoss:
-        comm = self.comm if self.comm.ranks > 1 else None
         price = Price(self.pieces.work(piece))
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=comm, fast=self.fast)
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=self.comm, fast=self.fast)
 
     def _of_network(self) -> Objective:
         if self.comm.ranks > 1:
