@@ -215,8 +215,12 @@ class GraphProblem(Problem):
         NotLocalError
             On several ranks, a network that looks at all nodes.
         """
-        deep = self.comm.ranks == 1 or (self.halo == "auto" and (self.batch > 0 or self.fast is not None))
-        return Shares(self.model, self._tried, self.pieces, "deep" if deep else self.halo)
+        halo, reason = self.halo, "as asked for"
+        if halo == "auto" and self.fast is not None:
+            halo, reason = "deep", "as the built-in layers have them"
+        elif halo == "auto" and self.batch > 0:
+            halo, reason = "deep", "as a batch depends on few nodes"
+        return Shares(self.model, self._tried, self.pieces, halo if self.comm.ranks > 1 else "deep", reason)
 
     @cached_property
     def _built_in(self) -> BuiltIn | str:

@@ -38,12 +38,15 @@ class Shares:
     halo : {"auto", "deep", "exchange"}
         Evaluate every node that the own outputs depend on, or fetch the states of neighbours behind every propagation,
         which is for layers that are torch_geometric's ``MessagePassing``; or what costs less.
+    reason : str
+        Why halos are deep where `halo` says so, in words.
     """
 
     model: FlatModule
     at: Tensor
     pieces: GraphPieces
     halo: Literal["auto", "deep", "exchange"] = "auto"
+    reason: str = "as asked for"
 
     def piece(self, items: Tensor) -> Piece:
         """Return what this rank evaluates for the mean loss over some items.
@@ -92,7 +95,7 @@ class Shares:
     @cached_property
     def _chosen(self) -> tuple[Fetching | None, str]:
         if self.halo == "deep":
-            return None, "deep, as asked for"
+            return None, f"deep, {self.reason}"
         found, why = self._exact()
         if found is None:
             return None, f"deep, as an exchange behind every propagation is not exact: {why}"
