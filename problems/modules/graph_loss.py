@@ -18,7 +18,7 @@ from mldd.problems.modules.graph_task import Task
 from mldd.problems.modules.halo_exchange import Fetching
 from mldd.problems.modules.part_functions import Noise, PartFunctions
 from mldd.problems.modules.user_modules import has_statistics
-from mldd.problems.nets import Batch, BuiltIn
+from mldd.problems.nets import Batch, BuiltIn, stored
 from mldd.ranks import Communicator
 
 
@@ -74,10 +74,17 @@ class FastPath:
     ----------
     network : BuiltIn
         The model as a network of built-in layers.
+    x : Tensor, shape (n, F)
+        Features of the whole graph.
     """
 
     network: BuiltIn
+    x: Tensor
     _made: WeakKeyDictionary[Piece, tuple[Batch, Tensor]] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    @cached_property
+    def _features(self) -> Any:
+        return stored(self.x)
 
     def __call__(self, net: nn.Module, piece: Piece, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Return the outputs at some nodes, shape (k, C), and where among them those of the items are.
@@ -93,7 +100,8 @@ class FastPath:
         """
         if piece not in self._made:
             wanted, rows = torch.unique(piece.rows, return_inverse=True)
-            self._made[piece] = self.network.batch(piece.values, wanted, piece.nodes), rows
+            features = self._features[piece.nodes.cpu().numpy()] if len(piece.nodes) else stored(piece.values["x"])
+            self._made[piece] = self.network.batch(piece.values, features, wanted, piece.nodes), rows
         batch, rows = self._made[piece]
         seed, step = (0, None) if noise is None else (noise.seed, noise.step)
         return self.network(net, batch, seed, step), rows

@@ -234,7 +234,8 @@ class GraphProblem(Problem):
     @cached_property
     def fast(self) -> FastPath | None:
         """What evaluates a model of torch_geometric in the place of its own calls; None for other networks."""
-        return FastPath(self._built_in) if isinstance(self._built_in, BuiltIn) else None
+        found = self._built_in
+        return FastPath(found, self.arguments.whole["x"]) if isinstance(found, BuiltIn) else None
 
     @cached_property
     def _statistics(self) -> bool:

@@ -22,6 +22,7 @@ from .encode_process_decode import EncodeProcessDecode as EncodeProcessDecode
 from .geometric import BuiltIn as BuiltIn
 from .geometric import built_in as built_in
 from .geometric import is_model as is_model
+from .geometric import stored as stored
 from .graph_net import GRAPH_ACTIVATIONS as GRAPH_ACTIVATIONS
 from .graph_net import Batch as Batch
 from .graph_net import GraphActivation as GraphActivation

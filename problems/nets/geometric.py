@@ -81,22 +81,21 @@ class BuiltIn:
         """
         return [tensor for conv in model.convs for tensor in self.of_layer(conv)]
 
-    def batch(self, values: Mapping[str, Any], outputs: Tensor, nodes: Tensor) -> Batch:
+    def batch(self, values: Mapping[str, Any], features: Any, outputs: Tensor, nodes: Tensor) -> Batch:
         """Return a graph as the network is evaluated on it.
 
         Parameters
         ----------
         values : dict
             Arguments of the model by name: ``x``, ``edge_index``, perhaps ``edge_weight``.
+        features : ndarray or csr_matrix, shape (n, F)
+            What `stored` returns for x.
         outputs : Tensor, shape (k,), int64
             Nodes whose outputs are wanted.
         nodes : Tensor, shape (n,), int64
             Global numbers of the nodes, for dropout; empty if there is none.
         """
         x = values["x"]
-        features = x.detach().cpu().numpy()
-        if np.count_nonzero(features) < _SPARSE * features.size:
-            features = sp.csr_matrix(features)
         source = Source.of(self.net.kind, self._operator(values), features, np.zeros((len(x), 1)))
         piece = source.piece(outputs.cpu().numpy(), self.net.layers)
         if len(nodes):
@@ -142,6 +141,18 @@ class BuiltIn:
             inner = range(1, self.net.layers)
             scales = [batch.scale(drawn, k, self.net.widths[k], batch.targets.dtype) for k in inner]
         return self.net.outputs(tensors, batch, scales)
+
+
+def stored(x: Tensor) -> Any:
+    """Return features as layers take them, ndarray or csr_matrix of shape (n, F).
+
+    Parameters
+    ----------
+    x : Tensor, shape (n, F)
+        The features.
+    """
+    features = x.detach().cpu().numpy()
+    return sp.csr_matrix(features) if np.count_nonzero(features) < _SPARSE * features.size else features
 
 
 # ------------------------------------------------------------------------------------------------ what is covered
