@@ -18,7 +18,7 @@ from mldd.problems.modules.graph_task import Task
 from mldd.problems.modules.halo_exchange import Fetching
 from mldd.problems.modules.part_functions import Noise, PartFunctions
 from mldd.problems.modules.user_modules import has_statistics
-from mldd.problems.nets import Batch, BuiltIn, stored
+from mldd.problems.nets import Batch, BuiltIn, built_in, stored
 from mldd.ranks import Communicator
 
 
@@ -105,6 +105,22 @@ class FastPath:
         batch, rows = self._made[piece]
         seed, step = (0, None) if noise is None else (noise.seed, noise.step)
         return self.network(net, batch, seed, step), rows
+
+
+def fast_path(net: nn.Module, arguments: Arguments) -> FastPath | str:
+    """Return what evaluates a network by built-in layers, or in words why nothing does.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    arguments : Arguments
+        What it is called with.
+    """
+    if arguments.positional and arguments.names != ("x", "edge_index"):
+        return "it is called by position"
+    found = built_in(net, arguments.whole)
+    return found if isinstance(found, str) else FastPath(found, arguments.whole["x"])
 
 
 @dataclass(frozen=True, eq=False)

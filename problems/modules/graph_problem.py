@@ -28,7 +28,7 @@ from mldd.algebra import (
 from mldd.graph import aggregate, grow, partition
 from mldd.loop import Problem
 from mldd.problems.modules.graph_arguments import Arguments, arguments_of
-from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, modes
+from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, fast_path, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
 from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
 from mldd.problems.modules.halo_choice import HALOS, Shares
@@ -37,7 +37,7 @@ from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
 from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
-from mldd.problems.nets import BuiltIn, MiniBatches, built_in, composite_labels, is_model
+from mldd.problems.nets import MiniBatches, composite_labels, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -121,8 +121,7 @@ class GraphProblem(Problem):
     def __post_init__(self) -> None:
         """Refuse options that make no sense, and data that do not fit."""
         choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
-        choices["halo"] = HALOS
-        check_choices(self, choices)
+        check_choices(self, choices | {"halo": HALOS})
         check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
         if self._whole_loss and self.batch:
             raise ValueError(f"`batch` must be 0 for loss(net, data), got {self.batch}; draw the batch in the loss")
@@ -223,19 +222,16 @@ class GraphProblem(Problem):
         return Shares(self.model, self._tried, self.pieces, halo if self.comm.ranks > 1 else "deep", reason)
 
     @cached_property
-    def _built_in(self) -> BuiltIn | str:
-        """The network as one of built-in layers, or why it is none."""
-        if self.arguments.positional and self.arguments.names != ("x", "edge_index"):
-            return "it is called by position"
+    def _built_in(self) -> FastPath | str:
+        """What evaluates the network by built-in layers, or why nothing does."""
         if self.halo == "exchange" and self.comm.ranks > 1:
             return "built-in layers have deep halos, got halo=exchange"
-        return built_in(self.net, self.arguments.whole)
+        return fast_path(self.net, self.arguments)
 
-    @cached_property
+    @property
     def fast(self) -> FastPath | None:
         """What evaluates a model of torch_geometric in the place of its own calls; None for other networks."""
-        found = self._built_in
-        return FastPath(found, self.arguments.whole["x"]) if isinstance(found, BuiltIn) else None
+        return None if isinstance(self._built_in, str) else self._built_in
 
     @cached_property
     def _statistics(self) -> bool:
@@ -512,8 +508,7 @@ class GraphProblem(Problem):
         if "hops" in vars(self):
             told["hops"] = self.hops
         if not self._whole_loss and is_model(self.net):
-            found = self._built_in
-            by = "built-in layers" if isinstance(found, BuiltIn) else f"torch_geometric, as {found}"
+            by = f"torch_geometric, as {self._built_in}" if self.fast is None else "built-in layers"
             notes.append(f"{type(self.net).__name__} is evaluated by {by}")
         if not self._whole_loss:
             told["task"] = self.task.kind

@@ -135,7 +135,8 @@ class Shares:
         wanted = pieces.task.items[..., pieces.mine(pieces.task.fitted)].flatten()
         if pieces.statistics:
             wanted = torch.cat([wanted, (pieces.rank_of == pieces.comm.rank).nonzero().flatten()])
-        return torch.unique(wanted)
+        unique: Tensor = torch.unique(wanted)
+        return unique
 
     def _exact(self) -> tuple[Fetching | None, str]:
         """Return what fetches just enough for exact outputs, or why nothing does."""
