@@ -71,18 +71,20 @@ class Transformer(nn.Module):
 
 
 class Principal(nn.Module):
-    """Two PNA layers with batch normalisation."""
+    """Two PNA layers with batch normalisation behind a linear one, as messages are as wide as what comes in."""
 
     def __init__(self, inputs: int, classes: int, edges: int | None) -> None:
         super().__init__()
         degrees = torch.tensor([1, 10, 100, 200, 300, 200, 100, 50, 20, 10])
         options = (["mean", "max", "std"], ["identity", "amplification"], degrees)
-        self.first, self.norm = PNAConv(inputs, 16, *options), nn.BatchNorm1d(16)
+        self.enter = nn.Linear(inputs, 16)
+        self.first, self.norm = PNAConv(16, 16, *options), nn.BatchNorm1d(16)
         self.last = PNAConv(16, classes, *options)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Return the outputs at the nodes."""
-        made: Tensor = self.last(self.norm(self.first(x, edge_index)).relu(), edge_index)
+        x = self.first(self.enter(x).relu(), edge_index)
+        made: Tensor = self.last(self.norm(x).relu(), edge_index)
         return made
 
 
