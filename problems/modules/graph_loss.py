@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from mldd.algebra import Bounds, FlatModule, Price
 from mldd.problems.modules.graph_arguments import Arguments
 from mldd.problems.modules.graph_task import Task
-from mldd.problems.modules.halo_exchange import Fetching
 from mldd.problems.modules.part_functions import Noise, PartFunctions
 from mldd.problems.modules.user_modules import has_statistics
-from mldd.problems.nets import Batch, BuiltIn, built_in, stored
+from mldd.problems.nets import Batch, BuiltIn, Fetching, built_in, stored
 from mldd.ranks import Communicator
 
 

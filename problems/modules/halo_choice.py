@@ -14,8 +14,8 @@ from torch import Tensor
 from mldd.algebra import FlatModule
 from mldd.problems.modules.graph_loss import Piece
 from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.halo_exchange import Fetching, OneLayer, Seen, one_layer
 from mldd.problems.modules.locality import close
+from mldd.problems.nets import Fetching, OneLayer, Seen, one_layer
 
 HALOS = ("auto", "deep", "exchange")
 # Costs of an exchange and its adjoint, in nodes or edges that a layer and its derivative are evaluated at (measured).
@@ -142,7 +142,7 @@ class Shares:
         """Return what fetches just enough for exact outputs, or why nothing does."""
         why = ""
         for degrees in (False, True):
-            layer = one_layer(self.pieces.arguments, self._owner, self._wanted, self.pieces.comm, degrees)
+            layer = one_layer(self.pieces.arguments.edge_index, self._owner, self._wanted, self.pieces.comm, degrees)
             seen = self._seen(layer)
             if isinstance(seen, str):
                 why = seen

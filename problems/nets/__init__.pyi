@@ -28,6 +28,10 @@ from .graph_net import Batch as Batch
 from .graph_net import GraphActivation as GraphActivation
 from .graph_net import GraphNet as GraphNet
 from .graph_net import cross_entropy as cross_entropy
+from .halo_exchange import Fetching as Fetching
+from .halo_exchange import OneLayer as OneLayer
+from .halo_exchange import Seen as Seen
+from .halo_exchange import one_layer as one_layer
 from .halo_operator import HaloOperator as HaloOperator
 from .mesh_batches import MeshSource as MeshSource
 from .mesh_batches import stack_meshes as stack_meshes

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.problems.modules.graph_arguments import Arguments
 from mldd.ranks import Communicator, Halo, linear
 
 
@@ -51,13 +50,13 @@ class OneLayer:
         return len(self.nodes) + len(self.edges)
 
 
-def one_layer(arguments: Arguments, owner: Tensor, wanted: Tensor, comm: Communicator, degrees: bool) -> OneLayer:
+def one_layer(edge_index: Tensor, owner: Tensor, wanted: Tensor, comm: Communicator, degrees: bool) -> OneLayer:
     """Return the nodes of this rank with those that send to them; called by all ranks.
 
     Parameters
     ----------
-    arguments : Arguments
-        Of the whole graph.
+    edge_index : Tensor, shape (2, E), int64
+        Ends of all edges: messages go from the first to the second.
     owner : Tensor, shape (n,), int64
         Rank that evaluates each node, -1 for nodes that nothing wanted depends on.
     wanted : Tensor, shape (k,), int64
@@ -69,7 +68,7 @@ def one_layer(arguments: Arguments, owner: Tensor, wanted: Tensor, comm: Communi
         joined in one node. Without, the edges to own nodes are kept alone.
     """
     device = owner.device
-    source, target = arguments.edge_index
+    source, target = edge_index
     inside = owner == comm.rank
     near = torch.zeros_like(inside)
     near[source[inside[target]]] = True
@@ -83,7 +82,7 @@ def one_layer(arguments: Arguments, owner: Tensor, wanted: Tensor, comm: Communi
     nodes = torch.cat([held, outside])
     place = torch.full((len(owner),), len(held) if degrees else -1, dtype=torch.int64, device=device)
     place[held] = torch.arange(len(held), device=device)
-    ends = place[arguments.edge_index]
+    ends = place[edge_index]
     kept = (ends < len(held)).any(0) if degrees else inside[target] & (ends[0] >= 0)
     kept = kept.nonzero().flatten()
     ranks, numbers = owner[halo].cpu(), _numbers(owner, comm.ranks)[halo].cpu()
