@@ -20,6 +20,7 @@ from .dense import parse_widths as parse_widths
 from .dropout import Dropout as Dropout
 from .encode_process_decode import EncodeProcessDecode as EncodeProcessDecode
 from .geometric import BuiltIn as BuiltIn
+from .geometric import Wanted as Wanted
 from .geometric import built_in as built_in
 from .geometric import is_model as is_model
 from .geometric import stored as stored

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,21 +27,24 @@ _SPARSE = 0.25  # share of non-zeros up to which features are stored sparse
 _SIMPLE = (bool, int, float, str, type(None))
 
 
+# Parameters may have a leading axis, for several networks at once.
+
+
 def _gcn(conv: Any) -> list[Tensor]:
-    return [conv.lin.weight.t(), conv.bias]
+    return [conv.lin.weight.mT, conv.bias]
 
 
 def _sage(conv: Any) -> list[Tensor]:
-    return [conv.lin_r.weight.t(), conv.lin_l.weight.t(), conv.lin_l.bias]
+    return [conv.lin_r.weight.mT, conv.lin_l.weight.mT, conv.lin_l.bias]
 
 
 def _gin(conv: Any) -> list[Tensor]:
     first, second = conv.nn.lins
-    return [first.weight.t(), first.bias, second.weight.t(), second.bias, conv.eps]
+    return [first.weight.mT, first.bias, second.weight.mT, second.bias, conv.eps]
 
 
 def _gat(conv: Any) -> list[Tensor]:
-    return [conv.lin.weight.t(), conv.att_dst.flatten(), conv.att_src.flatten(), conv.bias]
+    return [conv.lin.weight.mT, conv.att_dst.flatten(-3), conv.att_src.flatten(-3), conv.bias]
 
 
 # By the class of the model: the kind of the layers, and their tensors in the order of `Layer.tensors`.
@@ -51,6 +54,27 @@ _KINDS: dict[str, tuple[str, Callable[[Any], list[Tensor]]]] = {
     "GIN": ("gin", _gin),
     "GAT": ("gat", _gat),
 }
+
+
+class Wanted(NamedTuple):
+    """A graph, and what is wanted of it.
+
+    Parameters
+    ----------
+    values : dict
+        Arguments of the model by name: ``x``, ``edge_index``, perhaps ``edge_weight``.
+    features : ndarray or csr_matrix, shape (n, F)
+        What `stored` returns for x.
+    outputs : Tensor, shape (k,), int64
+        Nodes whose outputs are wanted.
+    nodes : Tensor, shape (n,), int64
+        Global numbers of the nodes, for dropout; empty if there is none.
+    """
+
+    values: Mapping[str, Any]
+    features: Any
+    outputs: Tensor
+    nodes: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,26 +105,27 @@ class BuiltIn:
         """
         return [tensor for conv in model.convs for tensor in self.of_layer(conv)]
 
-    def batch(self, values: Mapping[str, Any], features: Any, outputs: Tensor, nodes: Tensor) -> Batch:
-        """Return a graph as the network is evaluated on it.
+    def batch(self, graphs: Sequence[Wanted], single: bool = True) -> Batch:
+        """Return graphs as the network is evaluated on them: one, or several with parameters of their own.
 
         Parameters
         ----------
-        values : dict
-            Arguments of the model by name: ``x``, ``edge_index``, perhaps ``edge_weight``.
-        features : ndarray or csr_matrix, shape (n, F)
-            What `stored` returns for x.
-        outputs : Tensor, shape (k,), int64
-            Nodes whose outputs are wanted.
-        nodes : Tensor, shape (n,), int64
-            Global numbers of the nodes, for dropout; empty if there is none.
+        graphs : sequence of Wanted
+            The graphs.
+        single : bool
+            Whether it is one graph, with parameters that have no leading axis.
         """
-        x = values["x"]
-        source = Source.of(self.net.kind, self._operator(values), features, np.zeros((len(x), 1)))
-        piece = source.piece(outputs.cpu().numpy(), self.net.layers)
-        if len(nodes):
-            piece = replace(piece, nodes=nodes.cpu().numpy()[piece.nodes])
-        return stack([piece], single=True, dtype=x.dtype, device=x.device)
+        pieces, propagated = [], None
+        for graph in graphs:
+            operator, none = self._operator(graph.values), np.zeros((len(graph.values["x"]), 1))
+            source = Source.of(self.net.kind, operator, graph.features, none)
+            propagated = source.cheaper if propagated is None else propagated  # the same for all
+            piece = source.piece(graph.outputs.cpu().numpy(), self.net.layers, propagated=propagated)
+            if len(graph.nodes):
+                piece = replace(piece, nodes=graph.nodes.cpu().numpy()[piece.nodes])
+            pieces.append(piece)
+        x = graphs[0].values["x"]
+        return stack(pieces, single=single, dtype=x.dtype, device=x.device)
 
     def _operator(self, values: Mapping[str, Any]) -> Any:
         """Return the operator of the layers, csr_matrix of shape (n, n): a row has what its node receives."""
@@ -122,7 +147,7 @@ class BuiltIn:
         return layer_of(kind).values(pattern, degrees, degrees)
 
     def __call__(self, model: nn.Module, batch: Batch, seed: int = 0, step: int | None = None) -> Tensor:
-        """Return the outputs at the wanted nodes, shape (k, C), differentiable in the parameters of the model.
+        """Return the outputs at the wanted nodes, shape (k, C), or (p k, C) padded, differentiable in the parameters.
 
         Parameters
         ----------

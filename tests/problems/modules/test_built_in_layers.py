@@ -174,3 +174,32 @@ def test_the_users_own_module_is_trained():
     assert float(right[rows].double().mean()) == pytest.approx(run.metrics["train_accuracy"])
     assert np.isclose(float(run.problem.objective().value(run.x)), run.content["loss"])
     assert N == len(right)
+
+
+@pytest.mark.parametrize("local", ["composite", "own"])
+@pytest.mark.parametrize("name", ["gcn", "gin", "gat"])
+def test_parts_are_evaluated_together(name, local):
+    given = {**graph(), "edge_weight": None}
+    p = made(COVERED[name], given, local=local)
+    q = own_calls(p, given, local=local)
+    random = torch.Generator().manual_seed(4)
+    x, v = (torch.randn(3, p.model.size, generator=random, dtype=torch.float64) for _ in range(2))
+    f, g = (r.local_losses(p.parts(3), range(3), 1) for r in (p, q))
+    assert f._stacked is not None and g._stacked is None
+    torch.testing.assert_close(f.value(x), g.value(x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(f.gradient(x), g.gradient(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(f.hessian_product(x, v), g.hessian_product(x, v), rtol=1e-8, atol=1e-10)
+    assert all(a.shape == b.shape for a, b in zip(p.net.parameters(), q.net.parameters(), strict=True))
+
+
+def test_frozen_parameters_are_shared_by_parts_one_after_the_other():
+    given = {**graph(), "edge_weight": None}
+    torch.manual_seed(0)
+    net = COVERED["gcn"]().double()
+    net.convs[0].bias.requires_grad_(False)
+    p = GraphProblem(net, {k: v for k, v in given.items() if v is not None})
+    q = own_calls(p, given)
+    x = p.initial().expand(3, -1) + torch.arange(3.0).double()[:, None] / 10
+    f, g = (r.local_losses(p.parts(3), range(3)) for r in (p, q))
+    assert f._stacked is None
+    torch.testing.assert_close(f.gradient(x), g.gradient(x), rtol=1e-9, atol=1e-11)
