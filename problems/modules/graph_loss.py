@@ -57,6 +57,8 @@ class Piece:
     @property
     def work(self) -> float:
         """Nodes and edges, in proportion to which a sweep costs."""
+        if self.fetching is not None:
+            return float(self.fetching.layer.work)
         edges = self.values.get("edge_index")
         return float(self.size + (0 if edges is None else edges.shape[1]))
 

@@ -141,8 +141,9 @@ class Shares:
     def _exact(self) -> tuple[Fetching | None, str]:
         """Return what fetches just enough for exact outputs, or why nothing does."""
         why = ""
-        for degrees in (False, True):
-            layer = one_layer(self.pieces.arguments.edge_index, self._owner, self._wanted, self.pieces.comm, degrees)
+        edges, comm = self.pieces.arguments.edge_index, self.pieces.comm
+        for degrees, trims in ((False, False), (True, True), (True, False)):
+            layer = replace(one_layer(edges, self._owner, self._wanted, comm, degrees), trims=trims)
             seen = self._seen(layer)
             if isinstance(seen, str):
                 why = seen
@@ -166,7 +167,7 @@ class Shares:
         """Return the propagations of a call, or what is wrong with them; the same on all ranks."""
         seen, arguments = Seen(), self.pieces.arguments
         values, failed = arguments.taken(layer.nodes, layer.edges, layer.ends), ""
-        with self._trying(), torch.no_grad(), seen.of(self.model.module):
+        with self._trying(), torch.no_grad(), seen.of(self.model.module, layer):
             try:
                 arguments.call(self.model.module, values)
             except (RuntimeError, IndexError, ValueError) as error:  # tensors of its own with a row per node

@@ -32,12 +32,15 @@ class OneLayer:
         Their ends, as rows.
     halo : Halo
         Whom the rows behind the own ones belong to.
+    trims : bool
+        Whether only edges to own nodes send messages: others are there for degrees, or not at all.
     """
 
     nodes: Tensor
     edges: Tensor
     ends: Tensor
     halo: Halo
+    trims: bool = False
 
     @property
     def own(self) -> int:
@@ -47,7 +50,25 @@ class OneLayer:
     @property
     def work(self) -> int:
         """Rows of nodes and edges that a layer is evaluated at."""
-        return len(self.nodes) + len(self.edges)
+        return len(self.nodes) + (int((self.ends[1] < self.own).sum()) if self.trims else len(self.edges))
+
+    def trimmed(self, module: Any, inputs: tuple[Any, ...]) -> Any:
+        """Return what a layer propagates, without the edges to others than own nodes.
+
+        Parameters
+        ----------
+        module : MessagePassing
+            The layer.
+        inputs : tuple
+            Edges, sizes, and a dict of what has a row per node or edge.
+        """
+        edges, size, given = inputs
+        if type(edges) is not Tensor or edges.shape[1] == len(self.nodes):  # nodes cannot be told from edges
+            return None
+        count = edges.shape[1]
+        kept = (edges[1 if module.flow == "source_to_target" else 0] < self.own).nonzero().flatten()
+        of_edges = {k: v[kept] for k, v in given.items() if isinstance(v, Tensor) and v.dim() and len(v) == count}
+        return edges[:, kept], size, given | of_edges
 
 
 def one_layer(edge_index: Tensor, owner: Tensor, wanted: Tensor, comm: Communicator, degrees: bool) -> OneLayer:
@@ -138,7 +159,7 @@ class Fetching:
             It propagates otherwise than it did when this was made.
         """
         hook = _Fetch(self, spoilt)
-        with _hooked(net, hook):
+        with _hooked(net, hook, self.layer):
             yield
         if hook.calls != len(self.shapes):
             raise RuntimeError(
@@ -217,15 +238,17 @@ class Seen:
     widths: list[tuple[int, ...]] = field(default_factory=list)
 
     @contextmanager
-    def of(self, net: nn.Module) -> Iterator[None]:
+    def of(self, net: nn.Module, layer: OneLayer) -> Iterator[None]:
         """Yield nothing; propagations are looked at while the network is called in the block.
 
         Parameters
         ----------
         net : nn.Module
             The network.
+        layer : OneLayer
+            What it is called on.
         """
-        with _hooked(net, self._look):
+        with _hooked(net, self._look, layer):
             yield
 
     def _look(self, module: Any, inputs: Any, out: Any) -> None:
@@ -251,10 +274,12 @@ def rows_axis(module: Any, out: Tensor) -> int:
 
 
 @contextmanager
-def _hooked(net: nn.Module, hook: Any) -> Iterator[None]:
+def _hooked(net: nn.Module, hook: Any, layer: OneLayer) -> Iterator[None]:
     """Call the hook behind every propagation of torch_geometric's message passing inside of the block."""
-    register = [getattr(m, "register_propagate_forward_hook", None) for m in net.modules()]
-    handles = [made(hook) for made in register if made is not None]
+    passing: list[Any] = [m for m in net.modules() if hasattr(m, "register_propagate_forward_hook")]
+    handles = [m.register_propagate_forward_hook(hook) for m in passing]
+    if layer.trims:
+        handles += [m.register_propagate_forward_pre_hook(layer.trimmed) for m in passing]
     try:
         yield
     finally:
