@@ -231,12 +231,26 @@ class Arguments:
         place[nodes.to(device)] = torch.arange(len(nodes), device=device)
         ends = place[self.edge_index]
         kept = (ends >= 0).all(0).nonzero().flatten()
-        rows = {"nodes": nodes.to(device), "edges": kept}
+        return self.taken(nodes.to(device), kept, ends[:, kept]), kept
+
+    def taken(self, nodes: Tensor, edges: Tensor, ends: Tensor) -> dict[str, Any]:
+        """Return the arguments on some nodes and edges.
+
+        Parameters
+        ----------
+        nodes : Tensor, shape (m,), int64
+            Numbers of the nodes.
+        edges : Tensor, shape (e,), int64
+            Numbers of the edges.
+        ends : Tensor, shape (2, e), int64
+            Their ends among these nodes.
+        """
+        rows = {"nodes": nodes, "edges": edges}
         values = {}
         for name in self.names:
             value, of = self.fields[name], self.of(name)
-            values[name] = ends[:, kept] if of == "index" else value if of == "all" else value[rows[of]]
-        return values, kept
+            values[name] = ends if of == "index" else value if of == "all" else value[rows[of]]
+        return values
 
     def aggregated(self, labels: Ints) -> dict[str, Any]:
         """Return the arguments on the graph of clusters: features are means, edges between clusters are merged.

@@ -116,7 +116,7 @@ class GraphPieces:
         return Piece(self.arguments.aggregated(labels), rows, self.task.targets[items], 1.0, none, none, 0)
 
     @cached_property
-    def _rank_of(self) -> Tensor:
+    def rank_of(self) -> Tensor:
         """The rank that owns every node, shape (n,)."""
         return partition(self.arguments.graph, self.comm.ranks, seed=self.seed).to(self._device)
 
@@ -132,9 +132,19 @@ class GraphPieces:
             if len(items) == len(self.task.fitted):
                 return self.everything
             return self.exact(items, 1.0, self.everything.nodes if self.statistics else None)
-        mine = items[self._rank_of[self._first(items)] == self.comm.rank]
-        own = (self._rank_of == self.comm.rank).nonzero().flatten() if self.statistics else None
+        mine = self.mine(items)
+        own = (self.rank_of == self.comm.rank).nonzero().flatten() if self.statistics else None
         return self.exact(mine, len(mine) / len(items), own)
+
+    def mine(self, items: Tensor) -> Tensor:
+        """Return those of some items that this rank evaluates.
+
+        Parameters
+        ----------
+        items : Tensor, shape (m,), int64
+            Positions of the items, the same on all ranks.
+        """
+        return items[self.rank_of[self._first(items)] == self.comm.rank]
 
     def work(self, piece: Piece) -> float:
         """Return the cost of a piece over that of the whole graph, in proportion to nodes and edges.

@@ -28,15 +28,16 @@ from mldd.algebra import (
 from mldd.graph import aggregate, grow, partition
 from mldd.loop import Problem
 from mldd.problems.modules.graph_arguments import Arguments, arguments_of
-from mldd.problems.modules.graph_loss import GraphLoss, Piece, modes
+from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, fast_path, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
 from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
+from mldd.problems.modules.halo_choice import HALOS, Shares
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
 from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
-from mldd.problems.nets import MiniBatches, composite_labels
+from mldd.problems.nets import MiniBatches, composite_labels, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -82,6 +83,9 @@ class GraphProblem(Problem):
         labelled nodes of the part with the nodes around it.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
+    halo : {"auto", "deep", "exchange"}
+        On several ranks: evaluate all nodes that the outputs of a rank depend on, or fetch states of neighbours behind
+        every propagation of torch_geometric's layers; by default what costs less.
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
@@ -107,6 +111,7 @@ class GraphProblem(Problem):
     subdomains: Literal["graph", "layers"] = "graph"
     local: Literal["composite", "own"] = "composite"
     clusters: int = 0
+    halo: Literal["auto", "deep", "exchange"] = "auto"
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
@@ -116,7 +121,7 @@ class GraphProblem(Problem):
     def __post_init__(self) -> None:
         """Refuse options that make no sense, and data that do not fit."""
         choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
-        check_choices(self, choices)
+        check_choices(self, choices | {"halo": HALOS})
         check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
         if self._whole_loss and self.batch:
             raise ValueError(f"`batch` must be 0 for loss(net, data), got {self.batch}; draw the batch in the loss")
@@ -153,6 +158,12 @@ class GraphProblem(Problem):
         return self.model.flat.clone()
 
     @cached_property
+    def _tried(self) -> Tensor:
+        """Parameters near the start at which the network is looked at: layers may start from zeros, and hide others."""
+        random = torch.Generator().manual_seed(self.seed)
+        return self._start + 0.1 * torch.randn(self.model.size, generator=random).to(self._start)
+
+    @cached_property
     def task(self) -> Task:
         """The labelled nodes or pairs.
 
@@ -172,7 +183,7 @@ class GraphProblem(Problem):
         NotLocalError
             The network looks at all nodes.
         """
-        with self.model.at(self._start, modes=dict.fromkeys(self.net.modules(), False)):
+        with self.model.at(self._tried, modes=dict.fromkeys(self.net.modules(), False)):
             return hops_of(self.net, self.arguments, self.seed)
 
     @cached_property
@@ -195,6 +206,34 @@ class GraphProblem(Problem):
         return GraphPieces(self.arguments, self.task, lambda: self.hops, self._statistics, self.seed, self.comm)
 
     @cached_property
+    def shares(self) -> Shares:
+        """What every rank evaluates.
+
+        Raises
+        ------
+        NotLocalError
+            On several ranks, a network that looks at all nodes.
+        """
+        halo, reason = self.halo, "as asked for"
+        if halo == "auto" and self.fast is not None:
+            halo, reason = "deep", "as the built-in layers have them"
+        elif halo == "auto" and self.batch > 0:
+            halo, reason = "deep", "as a batch depends on few nodes"
+        return Shares(self.model, self._tried, self.pieces, halo if self.comm.ranks > 1 else "deep", reason)
+
+    @cached_property
+    def _built_in(self) -> FastPath | str:
+        """What evaluates the network by built-in layers, or why nothing does."""
+        if self.halo == "exchange" and self.comm.ranks > 1:
+            return "built-in layers have deep halos, got halo=exchange"
+        return fast_path(self.net, self.arguments)
+
+    @property
+    def fast(self) -> FastPath | None:
+        """What evaluates a model of torch_geometric in the place of its own calls; None for other networks."""
+        return None if isinstance(self._built_in, str) else self._built_in
+
+    @cached_property
     def _statistics(self) -> bool:
         return any(map(has_statistics, self.net.modules()))
 
@@ -205,11 +244,11 @@ class GraphProblem(Problem):
         if self._whole_loss:
             return self._of_network()
         self._check_mean()
-        return self._loss_of(self.pieces.share(self.task.fitted))
+        return self._loss_of(self.shares.piece(self.task.fitted))
 
     def _loss_of(self, piece: Piece) -> GraphLoss:
-        comm = self.comm if self.comm.ranks > 1 else None
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), Price(self.pieces.work(piece)), comm=comm)
+        price = Price(self.pieces.work(piece))
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=self.comm, fast=self.fast)
 
     def _of_network(self) -> Objective:
         if self.comm.ranks > 1:
@@ -246,7 +285,7 @@ class GraphProblem(Problem):
         if not self.batch or self.batch >= len(items):
             return replace(f, noise=noise)
         chosen = items[MiniBatches(len(items), self.batch, key=(self.seed,)).rows(step).to(items.device)]
-        piece = self.pieces.share(chosen)
+        piece = self.shares.piece(chosen)
         return replace(f, pieces=(piece,), price=Price(self.pieces.work(piece)), noise=noise)
 
     def objective(self, sample: int | None = None) -> Any:
@@ -319,7 +358,7 @@ class GraphProblem(Problem):
         """
         piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
         price = Price(self.pieces.work(piece), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), price)
+        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, fast=self.fast)
 
     # -------------------------------------------------------------------------------- subdomains
 
@@ -380,7 +419,7 @@ class GraphProblem(Problem):
         own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
         pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
         price = Price(sum(map(self.pieces.work, pieces)), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True)
+        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True, fast=self.fast)
 
     def _composites(self, part: Tensor, own: Sequence[Tensor]) -> list[Piece]:
         within = max(self._first_clusters, int(part.max()) + 1)
@@ -463,9 +502,14 @@ class GraphProblem(Problem):
         with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
             lost += ignored(self.net, self.arguments)
         notes = [f"not used: {', '.join(lost)}"] if lost else []
+        if self.comm.ranks > 1 and "shares" in vars(self):
+            notes.append(f"halos of ranks are {self.shares.told}")
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops
+        if not self._whole_loss and is_model(self.net):
+            by = f"torch_geometric, as {self._built_in}" if self.fast is None else "built-in layers"
+            notes.append(f"{type(self.net).__name__} is evaluated by {by}")
         if not self._whole_loss:
             told["task"] = self.task.kind
         return told | ({"notes": notes} if notes else {})

@@ -93,7 +93,7 @@ def _check_indifferent(net: nn.Module, arguments: Arguments, whole: Tensor) -> N
             found = arguments.call(net, values)[: len(whole)]
         except (RuntimeError, IndexError, ValueError):  # tensors of its own with a row per node
             found = torch.full_like(whole, torch.inf)
-    if not _close(found, whole):
+    if not close(found, whole):
         raise NotLocalError(
             f"outputs of {type(net).__name__} must not change when a node without edges is added, but they do: a layer "
             "looks at all nodes (GraphNorm, global attention, pooling, a virtual node, tensors of its own per node); "
@@ -101,7 +101,14 @@ def _check_indifferent(net: nn.Module, arguments: Arguments, whole: Tensor) -> N
         )
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Return whether outputs are those that are expected, to rounding.
+
+    Parameters
+    ----------
+    found, expected : Tensor, shape (n, k)
+        The outputs.
+    """
     tolerance = 1e3 * torch.finfo(expected.dtype).eps
     return bool(((found - expected).abs() <= tolerance * (1 + expected.abs().max())).all())
 
@@ -143,7 +150,7 @@ def agrees(net: nn.Module, arguments: Arguments, whole: Tensor, nodes: Tensor, h
             found = arguments.call(net, values)[: len(nodes)]
         except (RuntimeError, IndexError, ValueError):  # tensors of its own with a row per node
             return False
-    return _close(found, whole[nodes.to(whole.device)])
+    return close(found, whole[nodes.to(whole.device)])
 
 
 def ignored(net: nn.Module, arguments: Arguments) -> list[str]:

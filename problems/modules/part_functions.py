@@ -34,7 +34,8 @@ class PartFunctions(TorchFunctionMode):
 
     Inside of the context ``torch.nn.functional.dropout`` drops the same entries of a node on any number of ranks, and
     ``batch_norm`` takes mean and variance over the nodes that the ranks own. Tensors that have a row for neither nodes
-    nor edges get torch's own functions, with the same generator on all ranks.
+    nor edges, nor for edges and a loop at every node as attention has, get torch's own functions, with the same
+    generator on all ranks.
 
     Parameters
     ----------
@@ -48,15 +49,24 @@ class PartFunctions(TorchFunctionMode):
         The sample of dropout; without it dropout is torch's.
     comm : Communicator, optional
         Ranks over which batch statistics are taken; without them those of the part count.
+    ends : Tensor, shape (2, e), int64, optional
+        Ends of the edges.
     """
 
     def __init__(
-        self, nodes: Tensor, edges: Tensor, owned: int, noise: Noise | None, comm: Communicator | None
+        self,
+        nodes: Tensor,
+        edges: Tensor,
+        owned: int,
+        noise: Noise | None,
+        comm: Communicator | None,
+        ends: Tensor | None = None,
     ) -> None:
         """Keep what is needed inside of the context."""
         super().__init__()
         self.rows = {len(edges): edges, len(nodes): nodes}
         self.nodes, self.owned, self.noise, self.comm, self.calls = len(nodes), owned, noise, comm, 0
+        self.looped = nodes, edges, ends
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -85,7 +95,7 @@ class PartFunctions(TorchFunctionMode):
         if not training or p == 0:
             return x
         self.calls += 1
-        numbers = self.rows.get(len(x)) if x.dim() else None
+        numbers = self._numbers(len(x)) if x.dim() else None
         if numbers is None:
             return functional.dropout(x, p, True)
         assert self.noise is not None
@@ -93,6 +103,20 @@ class PartFunctions(TorchFunctionMode):
         ids = numbers.to(x.device)[:, None] * width + torch.arange(width, device=x.device)
         scale = Dropout(p, self.noise.seed, self.noise.step).scale(ids, self.calls, x.dtype)
         return x * scale.view(x.shape)
+
+    def _numbers(self, count: int) -> Tensor | None:
+        """Return the numbers of so many rows, None if they are neither nodes nor edges."""
+        if count in self.rows:
+            return self.rows[count]
+        nodes, edges, ends = self.looped
+        if ends is None or count < len(nodes):
+            return None
+        if count != len(edges) + len(nodes):  # loops of the graph have been removed before those of all nodes are added
+            edges = edges[ends[0] != ends[1]]
+        if count != len(edges) + len(nodes):
+            return None
+        self.rows[count] = torch.cat([edges, -1 - nodes])
+        return self.rows[count]
 
     def _batch_norm(
         self,

@@ -47,6 +47,8 @@ class UserNetwork(Problem):
         Local models of graph parts.
     clusters : int
         Nodes of the first coarse graph; 0: 3.7 % of the nodes.
+    halo : {"auto", "deep", "exchange"}
+        On several ranks: halos as deep as outputs reach, or of one layer that are exchanged.
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
@@ -75,6 +77,7 @@ class UserNetwork(Problem):
     subdomains: Literal["graph", "layers"] = "graph"
     local: Literal["composite", "own"] = "composite"
     clusters: int = 0
+    halo: Literal["auto", "deep", "exchange"] = "auto"
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
@@ -100,8 +103,8 @@ class UserNetwork(Problem):
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             net = self.class_(**self._constructed()).to(getattr(torch, self.dtype))
-        own = ("inputs", "groups", "subdomains", "local", "clusters", "labels", "batch", "seed", "device", "comm")
-        return GraphProblem(net, self._fields, **{key: getattr(self, key) for key in own})
+        own = ("inputs", "groups", "subdomains", "local", "clusters", "halo", "labels", "batch", "seed")
+        return GraphProblem(net, self._fields, **{key: getattr(self, key) for key in (*own, "device", "comm")})
 
     def _constructed(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

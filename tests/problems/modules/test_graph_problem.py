@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mldd.algebra import Price, sampled
+from mldd.algebra import Price, counting, sampled
 from mldd.graph import grow
 from mldd.loop import Stop, minimise
 from mldd.problems.modules import GraphProblem
@@ -145,6 +145,13 @@ def test_loss_and_gradient_are_those_of_a_plain_loop(name):
     product = (f.gradient(x + h * v) - f.gradient(x - h * v)) / (2 * h)
     if name not in ("pna", "gcn", "sage", "gatv2"):  # kinks of ReLU and of maxima
         torch.testing.assert_close(f.hessian_product(x, v), product, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_is_a_synchronisation_on_one_rank_too():
+    p = problem("by hand")
+    with counting() as cost:
+        p.objective().gradient(p.initial(0))
+    assert (cost.gradients, cost.work, cost.synchronisations, cost.exchanges) == (1, 1.0, 1, 0)
 
 
 @pytest.mark.parametrize(("name", "hops"), [("gatv2", 2), ("by hand", 1), ("gcn", 4), ("transformer", 1)])
