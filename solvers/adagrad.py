@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Objective, difference, offers, product_price
+from mldd.algebra import DIFFERENCES, Bounds, Objective, difference, offers, product_price
 from mldd.loop import State
 from mldd.solvers.parts import Secant
 
@@ -18,7 +18,6 @@ Curvature = Literal["auto", "none", "exact", "diagonal", "differences", "lbfgs"]
 TOO_LONG = "first steps that were too long: gone back along nine tenths of them, and the rate divided by ten"
 _GROWTH, _LENGTH = 4.0, 0.5  # of the gradient's norm by a first step that is too long, and that step over the start
 _SHRINK, _SHORTEST = 0.1, 1e-4
-DIFFERENCES = "steps whose curvature is a difference of gradients, as the objective has no `hessian_product`"
 
 
 @dataclass(frozen=True)

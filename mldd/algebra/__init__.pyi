@@ -20,6 +20,10 @@ from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition
 from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
+from .difference import DIFFERENCES as DIFFERENCES
+from .difference import Differences as Differences
+from .difference import difference as difference
+from .difference import with_products as with_products
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink
@@ -37,7 +41,6 @@ from .objective import Noisy as Noisy
 from .objective import Objective as Objective
 from .objective import Remembered as Remembered
 from .objective import Stochastic as Stochastic
-from .objective import difference as difference
 from .objective import innermost as innermost
 from .objective import layers_of as layers_of
 from .objective import offers as offers
