@@ -33,7 +33,7 @@ from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.samples import Samples
 from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
 from mldd.problems.nets import Draw, MiniBatches
-from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import SERIAL, Communicator, device
 
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,7 @@ class SupervisedProblem(Problem):
     seed : int
         Of mini-batches, of dropout, and of the order in which samples are divided.
     device : str
-        Where the module and all samples are put; "" for where the module is.
+        Where the module and all samples are put: cpu, cuda, cuda:NUMBER or auto; "" for where the module is.
     comm : Communicator
         Its ranks share samples and subdomains; all of them make the problem, of the same data.
 
@@ -126,7 +126,7 @@ class SupervisedProblem(Problem):
             got = ", ".join(type(thing).__name__ for thing in (self.net, self.data, self.loss))
             raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
         if self.device:
-            self.net.to(self.device)
+            self.net.to(device(self.device, self.comm))
         check_choices(self, {"subdomains": ("layers", "data", "both")})
         if self.batch is not None and not 0 <= self.batch <= self._total:
             raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
