@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mldd.problems.modules.graph_arguments import names_of_arguments
 from mldd.problems.modules.graph_task import Task, task_of
-from mldd.problems.modules.samples import plain_batch
+from mldd.problems.modules.samples import is_plain
 
-_WHOLE = ("data", "batch", "graph", "graphs", "g")  # the only argument of a forward that is called with the batch itself
+_WHOLE = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the batch
 
 
 def is_graph(data: Any) -> bool:
@@ -31,7 +31,7 @@ def is_graph(data: Any) -> bool:
     """
     if isinstance(data, Mapping):
         return "edge_index" in data
-    return hasattr(data, "edge_index") and not hasattr(data, "__getitems__") and not _is_dataset(data)
+    return not _is_dataset(data) and hasattr(data, "edge_index")
 
 
 def are_graphs(data: Any) -> bool:
@@ -44,13 +44,14 @@ def are_graphs(data: Any) -> bool:
     """
     if isinstance(data, DataLoader):
         return are_graphs(data.dataset)
-    if isinstance(data, Mapping | Tensor) or not (_is_dataset(data) or isinstance(data, Sequence)) or not len(data):
+    if isinstance(data, Mapping | Tensor | IterableDataset) or not (_is_dataset(data) or isinstance(data, Sequence)):
         return False
-    return is_graph(data[0])
+    with torch.random.fork_rng([]):  # a data set may draw what it gives
+        return len(data) > 0 and is_graph(data[0])
 
 
 def _is_dataset(data: Any) -> bool:
-    return isinstance(data, torch.utils.data.Dataset)
+    return isinstance(data, Dataset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +99,18 @@ class GraphSamples:
         Raises
         ------
         ValueError
-            Graphs of different fields, features that are not finite, or an argument that they do not have.
+            Graphs of different fields, features that are not finite, a loader that leaves graphs out, or an argument
+            that they do not have.
         ImportError
             torch_geometric is missing.
         """
         size = 0
         if isinstance(data, DataLoader):
-            data, size = data.dataset, (data.batch_size or 0) if plain_batch(data) else 0
+            if not is_plain(data):
+                raise ValueError(
+                    "a loader of graphs must take each of them once, got one with a sampler of its own; give the graphs"
+                )
+            data, size = data.dataset, data.batch_size or 0
         graphs = tuple(_data(data[k]) for k in range(len(data)))
         _check(graphs)
         made = GraphSamples(graphs, (), bool(inputs), size)
@@ -264,6 +270,20 @@ class GraphSamples:
         known = [self._known(self.targets(graph) if _rows(graph) else graph.y.reshape(0)) for graph in self.graphs]
         return torch.tensor([float(k.sum()) for k in known], dtype=torch.float64)
 
+    def summed(self, weights: Tensor | None) -> Tensor | None:
+        """Return the weights of graphs, given those of their labels.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (m,), or None
+            Of the labels of all graphs; where None says nothing of them, every label counts alike.
+        """
+        rows = torch.tensor([_rows(graph) for graph in self.graphs])
+        if weights is None:
+            return rows.double() if self.of_nodes else None
+        graph = torch.repeat_interleave(torch.arange(len(rows)), rows)
+        return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, graph, weights)
+
     @cached_property
     def _first(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Numbers of nodes and of edges of the graphs, and the sums of those before."""
@@ -326,6 +346,10 @@ def _data(graph: Any) -> Any:
         raise ValueError(
             f"graphs must have one kind of nodes, got {type(graph).__name__}; take to_homogeneous() of each"
         )
+    y = graph.get("y")
+    if y is not None and not isinstance(y, Tensor):
+        graph = graph.clone()
+        graph.y = torch.as_tensor(y)
     return graph
 
 

@@ -26,15 +26,17 @@ from mldd.algebra import (
 )
 from mldd.loop import Problem
 from mldd.problems.data import checksum
+from mldd.problems.modules.graph_samples import GraphSamples, are_graphs
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
 from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
 from mldd.problems.modules.sample_parts import SampleParts
-from mldd.problems.modules.samples import Samples
-from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
+from mldd.problems.modules.samples import Samples, divided, is_divided
+from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted, weights_of
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.ranks import SERIAL, Communicator, device
 
+_AT_ONCE = 1024  # samples whose outputs are asked for together
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 3e-3},
@@ -53,11 +55,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 class SupervisedProblem(Problem):
     """Train any torch module on any data: the mean loss over samples, its parts, and its layers.
 
-    Ranks share the samples of every evaluation where the loss over a batch is the mean (or the sum) of those of its
-    samples, which is measured. Batch normalisation in training mode, dropout and losses with weights couple the samples
-    of a batch: then the first rank evaluates all of them, and ranks share the subdomains only. Values change nothing of
-    the module; `module` writes into it. Every module inside keeps the mode (train or eval) it has when the problem is
-    made. Dropout is drawn anew for every outer step, from the seed; the objective itself is the loss without it.
+    Ranks share the samples of every evaluation where the loss over a batch is the mean of those of its samples (with
+    weights of classes, too) or their sum, which is measured; batch normalisation in training mode takes its statistics
+    over all ranks, and dropout is drawn sample by sample. Where samples are coupled otherwise, the first rank evaluates
+    all of them, and ranks share the subdomains only. Values change nothing of the module; `module` writes into it.
+    Every module inside keeps the mode (train or eval) it has when the problem is made. Dropout is drawn anew for every
+    outer step, from the seed; the objective itself is the loss without it.
+
+    Samples may be graphs, see `GraphSamples`: their labels say what is learned where no loss is given.
 
     A class that derives from this one gives `net`, `data` and `loss` by `make`, and its fields are keys on the command
     line (``mldd train file.py:Class:key=value``).
@@ -66,13 +71,14 @@ class SupervisedProblem(Problem):
     ----------
     net : nn.Module
         What is trained; it stays the user's.
-    data : tuple of Tensor, Dataset, DataLoader or batches
-        Inputs and targets, in the order ``*inputs, targets``; see `Samples.of` for what is done with loaders.
+    data : tuple of Tensor, Dataset, DataLoader, batches or graphs
+        Inputs and targets, in the order ``*inputs, targets``; see `Samples.of` for what is done with loaders. Or
+        several of them by name: ``{"train": ..., "validation": ..., "test": ...}``.
     loss : callable
         ``loss(outputs, targets)`` as in ``torch.nn.functional``; or ``loss(net, batch)``, where the name of its first
-        argument is net, network, model or module.
-    validation : data of the same kind, optional
-        For metrics.
+        argument is net, network, model or module. None for graphs with labels.
+    split : mapping of str to Tensor
+        Numbers of samples of `data`, or masks, for validation and test; the others are for training, or those of train.
     scores : mapping of str to callable
         Metrics besides the losses, ``score(outputs, targets)``, or ``score(net, batch)`` where the loss is of that
         kind. By default the accuracy where targets are classes.
@@ -86,6 +92,8 @@ class SupervisedProblem(Problem):
     groups : sequence of str
         Names of modules inside that make one layer each, such as encoder, processor, decoder; empty for one layer per
         module with parameters.
+    inputs : sequence of str
+        For graphs: fields that ``forward`` takes, in its order; by default those that its parameters are named after.
     seed : int
         Of mini-batches, of dropout, and of the order in which samples are divided.
     device : str
@@ -107,12 +115,13 @@ class SupervisedProblem(Problem):
 
     net: nn.Module = None  # type: ignore[assignment]
     data: Any = None
-    loss: Callable[..., Tensor] = None  # type: ignore[assignment]
-    validation: Any = None
+    loss: Callable[..., Tensor] | None = None
+    split: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     batch: int | None = None
     subdomains: Literal["layers", "data", "both"] = "layers"
     groups: Sequence[Group] = ()
+    inputs: Sequence[str] = ()
     seed: int = 0
     device: str = ""
     comm: Communicator = field(default=SERIAL)
@@ -120,9 +129,10 @@ class SupervisedProblem(Problem):
     def __post_init__(self) -> None:
         """Make what is not given, and refuse what does not fit."""
         if self.net is None:
-            for name, thing in zip(("net", "data", "loss", "validation"), self._made(self.seed), strict=False):
+            for name, thing in zip(("net", "data", "loss"), self._made(self.seed), strict=False):
                 object.__setattr__(self, name, thing)
-        if not isinstance(self.net, nn.Module) or not callable(self.loss) or self.data is None:
+        wanted = callable(self.loss) or (self.loss is None and self._has_graphs)
+        if not isinstance(self.net, nn.Module) or not wanted or self.data is None:
             got = ", ".join(type(thing).__name__ for thing in (self.net, self.data, self.loss))
             raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
         if self.device:
@@ -134,7 +144,7 @@ class SupervisedProblem(Problem):
         self._refuse_what_fails()
 
     def make(self) -> tuple[Any, ...]:
-        """Return net, data and loss, and data for validation where there are any; torch's generator has the seed.
+        """Return net, data and loss; torch's generator has the seed.
 
         Raises
         ------
@@ -173,8 +183,8 @@ class SupervisedProblem(Problem):
             ) from error
         if kind == "whole" and self.comm.ranks > 1:
             warnings.warn(
-                "the samples of a batch are coupled (batch normalisation, dropout, a loss with weights?), so that "
-                "ranks cannot share them: the first one evaluates the whole batch; ranks share subdomains only",
+                f"the {self.samples.units} of a batch are coupled (a loss that is no mean?), so that ranks cannot "
+                "share them: the first one evaluates the whole batch; ranks share subdomains only",
                 stacklevel=4,
             )
 
@@ -192,11 +202,28 @@ class SupervisedProblem(Problem):
         return mine if self.comm.ranks == 1 else self.comm.sum(mine if self.comm.rank == 0 else torch.zeros_like(mine))
 
     @cached_property
-    def samples(self) -> Samples:
-        """The samples, in an order in which any run of them is a fair choice."""
-        read = Samples.of(self.data, self.seed)
-        order = torch.randperm(len(read), generator=torch.Generator().manual_seed(self.seed))
-        return read.permuted(order).to(self.flat.flat.device)
+    def _has_graphs(self) -> bool:
+        return are_graphs(self.data["train"] if is_divided(self.data) else self.data)
+
+    def _read(self, data: Any) -> Samples | GraphSamples:
+        if self._has_graphs:
+            return GraphSamples.of(data, self.net, self.inputs)
+        if self.inputs:
+            raise ValueError(f"`inputs` names fields of graphs, got {tuple(self.inputs)} with other samples; leave it")
+        return Samples.of(data, self.seed)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """The samples for train, and for validation and test as far as there are any."""
+        found = divided(self.data, self.split, self._read)
+        order = torch.randperm(len(found["train"]), generator=torch.Generator().manual_seed(self.seed))
+        like = self.flat.flat
+        return {name: (of.permuted(order) if name == "train" else of).to(like) for name, of in found.items()}
+
+    @property
+    def samples(self) -> Any:
+        """The training samples, in an order in which any run of them is a fair choice."""
+        return self.parts["train"]
 
     @cached_property
     def layers(self) -> ModuleLayers:
@@ -210,7 +237,21 @@ class SupervisedProblem(Problem):
     @cached_property
     def _of_batch(self) -> Callable[[nn.Module, Any], Tensor]:
         """The loss as a function of module and batch."""
-        return self.loss if self._sees_module else _of_outputs(self.loss)
+        if self._sees_module:
+            assert self.loss is not None
+            return self.loss
+        samples, loss = self.samples, self.loss or self.samples.loss
+        return lambda net, batch: loss(samples.outputs(net, batch), samples.targets(batch))
+
+    def _weights(self, samples: Any) -> Tensor | None:
+        """Return what samples weigh in the mean loss, None where they count alike or nothing is known of it."""
+        if self.loss is None:
+            weights: Tensor = samples.weights
+            return weights
+        if self._sees_module or samples.in_batches:
+            return None
+        rows = torch.arange(len(samples))
+        return samples.summed(weights_of(self.loss, samples.targets(samples.take(rows))))
 
     @cached_property
     def _sees_module(self) -> bool:
@@ -219,7 +260,7 @@ class SupervisedProblem(Problem):
     @cached_property
     def model(self) -> SampleModel:
         """Module, loss and samples, with dropout where the module has it."""
-        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes)
+        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes, self._weights(self.samples))
         return replace(model, at_once=max(model.at_once, self._batch))
 
     @cached_property
@@ -228,7 +269,7 @@ class SupervisedProblem(Problem):
         if not self.model.noisy:
             return self.model
         modes = {m: on and has_statistics(m) for m, on in self._modes.items()}
-        return replace(self.model, modes=modes)
+        return replace(self.model, modes=modes, without_noise=True)
 
     @property
     def _total(self) -> int:
@@ -319,15 +360,13 @@ class SupervisedProblem(Problem):
         smallest = self._batch or self._total
         most = max(1, smallest.bit_length() - 1)
         if not 1 <= levels <= most:
-            raise ValueError(f"`levels` must be in 1..{most} for {smallest} {self._units} of a step, got {levels}")
+            raise ValueError(
+                f"`levels` must be in 1..{most} for {smallest} {self.samples.units} of a step, got {levels}"
+            )
         made = [Level(self.objective())]
         for k in range(1, levels):
             made.append(Level(self._level(k), Identity(self.flat.size), (self._total >> k) / self._total))
         return Hierarchy(tuple(made))
-
-    @property
-    def _units(self) -> str:
-        return "batches of the loader" if self.samples.in_batches else "samples"
 
     def decomposition(
         self, parts: int, overlap: int = 0, comm: Communicator | None = None, subdomains: str = ""
@@ -356,7 +395,7 @@ class SupervisedProblem(Problem):
             return self.layers.decomposition(parts, overlap, comm, self._parts.restrictions)
         most = self._batch or self._total
         if not 1 <= parts <= most:
-            raise ValueError(f"`parts` must be in 1..{most} (the {self._units} of a step), got {parts}")
+            raise ValueError(f"`parts` must be in 1..{most} (the {self.samples.units} of a step), got {parts}")
         if overlap < 0:
             raise ValueError(f"`overlap` must be >= 0, got {overlap}")
         return self._parts.decomposition(parts, overlap, comm, by_layers=chosen == "both")
@@ -387,21 +426,56 @@ class SupervisedProblem(Problem):
         for rows in torch.split(torch.arange(self._total), size):
             self._of_batch(net, self.samples.take(rows))
 
-    def metrics(self, x: Tensor) -> dict[str, float]:
-        """Return losses and scores in the mode eval on the training samples, and on those for validation."""
+    def _scores(self, x: Tensor, names: Sequence[str]) -> dict[str, float]:
+        """Return losses and scores in the mode eval on some parts of the samples."""
         found: dict[str, float] = {}
-        sets = {"train": self.samples} | ({} if self.validation is None else {"validation": self._checked})
         with self.flat.at(x):
             settled(self.net, self._modes, lambda: self._pass(self.net))
             self.net.eval()
-            for name, samples in sets.items():
-                scores = scored(self.net, samples, self._of_batch, self.scores, outputs=not self._sees_module)
+            for name in names:
+                samples, weights = self.parts[name], self._weights(self.parts[name])
+                options = {"outputs": not self._sees_module, "weights": weights}
+                scores = scored(self.net, samples, self._of_batch, self.scores, **options)
                 found |= {f"{name}_{key}": value for key, value in scores.items()}
         return found
 
-    @cached_property
-    def _checked(self) -> Samples:
-        return Samples.of(self.validation, self.seed).to(self._start.device)
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return losses and scores in the mode eval on the samples of train, validation and test."""
+        return self._scores(x, tuple(self.parts))
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return loss and scores in the mode eval on the samples for validation.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        if "validation" not in self.parts:
+            raise ValueError(
+                'a validation needs samples of its own, got none; give split={"validation": numbers of samples}, or '
+                'data={"train": ..., "validation": ...}'
+            )
+        return self._scores(x, ("validation",))
+
+    def predict(self, x: Tensor, data: Any = None) -> Tensor:
+        """Return the outputs of the trained module in the mode eval, a row per sample (or per node of graphs).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        data : object, optional
+            Samples as in the training, targets of graphs may be missing; by default the data of the training, in their
+            order: those for training where there are several.
+        """
+        given = self.data if data is None else data
+        samples = self._read(given["train"] if is_divided(given) else given).to(self.flat.flat)
+        with self.flat.at(x), torch.no_grad():
+            settled(self.net, self._modes, lambda: self._pass(self.net))
+            self.net.eval()
+            rows = torch.split(torch.arange(len(samples)), 1 if samples.in_batches else _AT_ONCE)
+            return torch.cat([samples.outputs(self.net, samples.take(of)) for of in rows])
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""
@@ -415,26 +489,15 @@ class SupervisedProblem(Problem):
         return checksum(*self.samples.arrays())
 
     def details(self) -> dict[str, Any]:
-        """Return how many samples there are, and how a loss over several follows from theirs."""
-        return {
-            "samples": self._total,
+        """Return how many samples there are, how a loss over several follows from theirs, and what is not used."""
+        told = {
+            self.samples.units: self._total,
             "loss_of_a_batch": {"whole": "coupled"}.get(self.model.kind, self.model.kind),
             "dropout": self.model.noisy,
         }
-
-
-def _of_outputs(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
-    """Return ``loss(outputs, targets)`` as a function of module and batch."""
-
-    def of_batch(net: nn.Module, batch: Any) -> Tensor:
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give "
-                "`loss(net, batch)` with these names of arguments"
-            )
-        return loss(net(*batch[:-1]), batch[-1])
-
-    return of_batch
+        if self.loss is None:
+            told["task"] = self.samples.task.kind
+        return told | ({"notes": list(self.samples.notes)} if self.samples.notes else {})
 
 
 def _seen(batch: Any) -> list[Tensor]:
