@@ -21,14 +21,21 @@ from mldd.problems.modules.samples import is_plain
 _WHOLE = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the batch
 
 
-def is_graph(data: Any) -> bool:
-    """Return whether data are one graph with edges: a torch_geometric ``Data``, or a dict with ``edge_index``.
+def one_graph(data: Any) -> Any:
+    """Return data that are one graph, or the graph in a data set of one; None for all else.
 
     Parameters
     ----------
     data : object
-        Of any kind. A data set of torch_geometric with several graphs is none, though it shows their edges.
+        Of any kind.
     """
+    if _is_dataset(data) and hasattr(data, "edge_index") and len(data) == 1:  # as of torch_geometric: Planetoid
+        return data[0]
+    return data if _is_graph(data) else None
+
+
+def _is_graph(data: Any) -> bool:
+    """Return whether data are a graph; a data set of several is none, though it shows their edges."""
     if isinstance(data, Mapping):
         return "edge_index" in data
     return not _is_dataset(data) and hasattr(data, "edge_index")
@@ -47,7 +54,7 @@ def are_graphs(data: Any) -> bool:
     if isinstance(data, Mapping | Tensor | IterableDataset) or not (_is_dataset(data) or isinstance(data, Sequence)):
         return False
     with torch.random.fork_rng([]):  # a data set may draw what it gives
-        return len(data) > 0 and is_graph(data[0])
+        return len(data) > 0 and _is_graph(data[0])
 
 
 def _is_dataset(data: Any) -> bool:
@@ -267,8 +274,8 @@ class GraphSamples:
     @cached_property
     def weights(self) -> Tensor:
         """Number of known labels of every graph, shape (n,): its share in the mean."""
-        known = [self._known(self.targets(graph) if _rows(graph) else graph.y.reshape(0)) for graph in self.graphs]
-        return torch.tensor([float(k.sum()) for k in known], dtype=torch.float64)
+        _ = self.task  # where graphs without labels are refused
+        return torch.tensor([float(self._known(graph.y).sum()) for graph in self.graphs], dtype=torch.float64)
 
     def summed(self, weights: Tensor | None) -> Tensor | None:
         """Return the weights of graphs, given those of their labels.
@@ -286,15 +293,20 @@ class GraphSamples:
 
     @cached_property
     def _first(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Numbers of nodes and of edges of the graphs, and the sums of those before."""
+        """Numbers of nodes and of edges of the graphs, and the sums of those before them."""
         nodes = torch.tensor([graph.num_nodes for graph in self.graphs])
         edges = torch.tensor([graph.num_edges for graph in self.graphs])
         return nodes, edges, nodes.cumsum(0) - nodes, edges.cumsum(0) - edges
 
+    @cached_property
+    def _is_loop(self) -> Tensor:
+        """Which edges of all graphs lead from a node to itself."""
+        return torch.cat([(graph.edge_index[0] == graph.edge_index[1]).cpu() for graph in self.graphs])
+
     def numbers(self, rows: Tensor) -> dict[int, Tensor]:
         """Return numbers of graphs, edges and nodes of a batch among all of them, by how many there are.
 
-        Edges that are followed by a loop at every node, as attention layers add them, have numbers, too.
+        Edges that are no loops, followed by a loop at every node, as attention layers have them, have numbers, too.
 
         Parameters
         ----------
@@ -303,8 +315,8 @@ class GraphSamples:
         """
         count_nodes, count_edges, first_node, first_edge = self._first
         nodes, edges = _runs(first_node[rows], count_nodes[rows]), _runs(first_edge[rows], count_edges[rows])
-        loops = torch.cat([edges, int(count_edges.sum()) + nodes])
-        return {len(loops): loops, len(rows): rows, len(edges): edges, len(nodes): nodes}
+        with_loops = torch.cat([edges[~self._is_loop[edges]], int(count_edges.sum()) + nodes])
+        return {len(with_loops): with_loops, len(rows): rows, len(edges): edges, len(nodes): nodes}
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Return accuracy and area under the ROC curve (of two classes, or several labels), or root mean square error.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -98,19 +99,20 @@ class SampleModel:
             return self.flat.value_and_gradient(self.flat.flat, loss, noise, self.modes)
 
     def loss_of(self, unit: Unit) -> Callable[[nn.Module], Tensor]:
-        """Return the loss over a unit as a function of the module.
+        """Return the loss over a unit times its weight as a function of the module.
+
+        The weight stands inside, for batch statistics of several ranks join the derivatives of their losses.
 
         Parameters
         ----------
         unit : Unit
             Which samples.
         """
-        if unit.comm is None and not self.noisy:
-            return partial(_of_batch, self.loss, unit.batch)
+        plain = unit.comm is None and not self.noisy
 
         def loss(module: nn.Module) -> Tensor:
-            with SampleFunctions(unit.numbers, Noise(unit.seed, 0), unit.comm):
-                return self.loss(module, unit.batch)
+            with nullcontext() if plain else SampleFunctions(unit.numbers, Noise(unit.seed, 0), unit.comm):
+                return unit.weight * self.loss(module, unit.batch)
 
         return loss
 
@@ -267,16 +269,16 @@ class SampleLoss:
         like = self.model.flat.flat
         return Bounds.free(self.size, dtype=like.dtype, device=like.device)
 
-    def _evaluations(self) -> Iterator[tuple[float, dict[str, Any]]]:
+    def _evaluations(self) -> Iterator[dict[str, Any]]:
         for unit in self._units:
-            yield unit.weight, {"loss": self.model.loss_of(unit), "noise": unit.seed, "modes": self.model.modes}
+            yield {"loss": self.model.loss_of(unit), "noise": unit.seed, "modes": self.model.modes}
 
     def value(self, x: Tensor) -> Tensor:
         """Return the loss, shape ()."""
         self._price.of_value()
         total = x.new_zeros(())
-        for weight, options in self._evaluations():
-            total += weight * self.model.flat.value(x, **options)
+        for options in self._evaluations():
+            total += self.model.flat.value(x, **options)
         return total if self.comm is None else self.comm.sum_values(total)
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -293,10 +295,10 @@ class SampleLoss:
         """
         self._price.of_gradient()
         total = x.new_zeros(self.size + 1)
-        for weight, options in self._evaluations():
+        for options in self._evaluations():
             value, g = self.model.flat.value_and_gradient(x, **options)
-            total[:-1].add_(g, alpha=weight)
-            total[-1] += weight * value
+            total[:-1].add_(g)
+            total[-1] += value
         if self.comm is not None:
             total = self.comm.sum(total)
         return total[-1].clone(), total[:-1]
@@ -305,8 +307,8 @@ class SampleLoss:
         """Return ``H(x) v`` by differentiating ``<g, v>``."""
         self._price.of_product()
         total = x.new_zeros(self.size)
-        for weight, options in self._evaluations():
-            total.add_(self.model.flat.hessian_product(x, v, **options), alpha=weight)
+        for options in self._evaluations():
+            total.add_(self.model.flat.hessian_product(x, v, **options))
         return total if self.comm is None else self.comm.sum(total)
 
 
@@ -362,10 +364,6 @@ class PartLosses:
         for k, f in enumerate(self.losses):
             product[k] = f.hessian_product(y[k], v[k])
         return product
-
-
-def _of_batch(loss: Callable[[nn.Module, Any], Tensor], batch: Any, module: nn.Module) -> Tensor:
-    return loss(module, batch)
 
 
 def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
