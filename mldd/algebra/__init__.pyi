@@ -20,13 +20,13 @@ from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition
 from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
-from .difference import DIFFERENCES as DIFFERENCES
-from .difference import Differences as Differences
-from .difference import difference as difference
-from .difference import with_products as with_products
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink
+from .gradient_differences import DIFFERENCES as DIFFERENCES
+from .gradient_differences import Differences as Differences
+from .gradient_differences import difference as difference
+from .gradient_differences import with_products as with_products
 from .hierarchy import Hierarchy as Hierarchy
 from .hierarchy import Level as Level
 from .models import Corrected as Corrected

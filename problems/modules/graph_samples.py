@@ -18,6 +18,7 @@ from mldd.problems.modules.graph_arguments import names_of_arguments
 from mldd.problems.modules.graph_task import Task, task_of
 from mldd.problems.modules.samples import is_plain
 
+_AT_ONCE = 1024  # graphs that a network is called with together
 _WHOLE = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the batch
 
 
@@ -91,15 +92,15 @@ class GraphSamples:
     units: ClassVar[str] = "graphs"
 
     @staticmethod
-    def of(data: Any, net: nn.Module, inputs: Sequence[str] = ()) -> GraphSamples:
+    def of(data: Any, net: nn.Module | None = None, inputs: Sequence[str] = ()) -> GraphSamples:
         """Return the graphs of data, all of which are read here.
 
         Parameters
         ----------
         data : sequence or data set of graphs, or loader of one
             ``Data`` of torch_geometric, or dicts of tensors.
-        net : nn.Module
-            The network.
+        net : nn.Module, optional
+            The network, where it is there already.
         inputs : sequence of str
             Fields that it takes, in the order of ``forward``; by default those that its parameters are named after.
 
@@ -121,7 +122,7 @@ class GraphSamples:
         graphs = tuple(_data(data[k]) for k in range(len(data)))
         _check(graphs)
         made = GraphSamples(graphs, (), bool(inputs), size)
-        if not inputs and _takes_whole(net):
+        if net is None or (not inputs and _takes_whole(net)):
             return made
         return replace(made, names=names_of_arguments(net, _fields(made.take(torch.arange(1))), tuple(inputs)))
 
@@ -195,7 +196,8 @@ class GraphSamples:
         else:
             made = net(**{name: fields[name] for name in self.names})
         rows = batch.num_nodes if self.of_nodes else batch.num_graphs
-        if not isinstance(made, Tensor) or made.dim() == 0 or len(made) != rows:
+        fitting = {rows} if self.labelled else {rows, batch.num_nodes}
+        if not isinstance(made, Tensor) or made.dim() == 0 or len(made) not in fitting:
             got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             what = "node" if self.of_nodes else "graph"
             raise ValueError(
@@ -203,6 +205,17 @@ class GraphSamples:
                 + ("leave out the pooling" if self.of_nodes else "pool the nodes: global_mean_pool(x, batch)")
             )
         return made
+
+    def predicted(self, net: nn.Module) -> Tensor:
+        """Return what a network returns for all graphs, one after the other.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The network, in the mode it has.
+        """
+        rows = torch.split(torch.arange(len(self)), _AT_ONCE)
+        return torch.cat([self.outputs(net, self.take(of)) for of in rows])
 
     def targets(self, batch: Any) -> Tensor:
         """Return the labels of a batch; a column alone is dropped.
@@ -217,7 +230,13 @@ class GraphSamples:
 
     @cached_property
     def of_nodes(self) -> bool:
-        """Whether the labels are those of nodes."""
+        """Whether the labels are those of nodes.
+
+        Raises
+        ------
+        ValueError
+            Neither one label per graph nor one per node.
+        """
         rows = [_rows(graph) for graph in self.graphs]
         if all(n in (0, 1) for n in rows):
             return False

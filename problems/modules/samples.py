@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from mldd.problems.data import SPLITS
 
+_AT_ONCE = 1024  # samples that a module is called with together
 _KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
 
 
@@ -139,6 +140,17 @@ class Samples:
                 "`loss(net, batch)` with these names of arguments"
             )
         return net(*batch[:-1])
+
+    def predicted(self, net: nn.Module) -> Tensor:
+        """Return what a module returns for all samples, one after the other.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The module, in the mode it has.
+        """
+        rows = torch.split(torch.arange(len(self)), 1 if self.in_batches else _AT_ONCE)
+        return torch.cat([self.outputs(net, self.take(of)) for of in rows])
 
     def targets(self, batch: Any) -> Any:
         """Return the targets of a batch.

@@ -36,7 +36,6 @@ from mldd.problems.modules.user_modules import has_statistics, is_loss_of_networ
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.ranks import SERIAL, Communicator, device
 
-_AT_ONCE = 1024  # samples whose outputs are asked for together
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 3e-3},
@@ -474,8 +473,7 @@ class SupervisedProblem(Problem):
         with self.flat.at(x), torch.no_grad():
             settled(self.net, self._modes, lambda: self._pass(self.net))
             self.net.eval()
-            rows = torch.split(torch.arange(len(samples)), 1 if samples.in_batches else _AT_ONCE)
-            return torch.cat([samples.outputs(self.net, samples.take(of)) for of in rows])
+            return samples.predicted(self.net)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""

@@ -10,3 +10,4 @@ from .graphdata import read_graphdata as read_graphdata
 from .molene import read_molene as read_molene
 from .planetoid import read_planetoid as read_planetoid
 from .pt import read_fields as read_fields
+from .pt import read_graphs as read_graphs

@@ -1,4 +1,4 @@
-"""Many graphs as samples: losses, gradients and steps of a plain torch_geometric loop, kinds of labels, splits, files."""
+"""Many graphs as samples: losses, gradients and steps of a plain torch_geometric loop, kinds of labels, splits."""
 
 import math
 
