@@ -59,6 +59,7 @@ from .restrictions import contiguous as contiguous
 from .restrictions import corrected_models as corrected_models
 from .restrictions import index_decomposition as index_decomposition
 from .restrictions import local_restrictions as local_restrictions
+from .stacked_modules import StackedModules as StackedModules
 from .transfer import Compose as Compose
 from .transfer import Identity as Identity
 from .transfer import IndexTransfer as IndexTransfer

@@ -1,4 +1,4 @@
-"""The loss of a module over some of its samples, shared out to ranks; and over the samples of several subdomains."""
+"""The loss of a module over some of its samples, shared out to ranks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Bounds, FlatModule, Modes, Price, uncounted
+from mldd.algebra import Bounds, FlatModule, Modes, Price, StackedModules, uncounted
 from mldd.problems.modules.part_functions import Noise, SampleFunctions, Statistics
 from mldd.problems.modules.user_modules import has_statistics
 from mldd.problems.nets import Draw
 from mldd.ranks import Communicator
+
+if TYPE_CHECKING:
+    from mldd.problems.modules.part_losses import PartLosses
 
 Kind = Literal["mean", "sum", "whole"]
 _PROBED = 1024  # samples on which it is measured how a loss depends on them
@@ -97,6 +100,11 @@ class SampleModel:
 
         with uncounted():
             return self.flat.value_and_gradient(self.flat.flat, loss, noise, self.modes)
+
+    @cached_property
+    def stacked(self) -> StackedModules:
+        """The module with several sets of parameters."""
+        return StackedModules(self.flat, self.loss, self.modes)
 
     def loss_of(self, unit: Unit) -> Callable[[nn.Module], Tensor]:
         """Return the loss over a unit times its weight as a function of the module.
@@ -243,20 +251,28 @@ class SampleLoss:
     noise: int = 0
     drawn: Draw | None = None
     of: int = 0
-    _units: list[Unit] = field(init=False, repr=False)
-    _price: Price = field(init=False, repr=False)
+    units: list[Unit] = field(init=False, repr=False)
+    price_here: Price = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Take the samples of this rank."""
         made = list(self.model.units(self.rows, self.noise, self.comm, self.of or len(self.rows)))
         share = 1.0 if self.comm is None else self._share(self.comm)
-        object.__setattr__(self, "_units", made)
-        object.__setattr__(self, "_price", self.price.scaled(share))
+        object.__setattr__(self, "units", made)
+        object.__setattr__(self, "price_here", self.price.scaled(share))
 
     def _share(self, comm: Communicator) -> float:
         """Return the share of the work that this rank has."""
         units = len(self.rows) if self.model.is_shared(self.rows, comm) else 1
         return len(comm.share(units)) / units
+
+    batched: ClassVar[bool] = True
+
+    def _rows(self, x: Tensor) -> PartLosses:
+        """Return this loss once for every row of a batch of parameters."""
+        from mldd.problems.modules.part_losses import PartLosses
+
+        return PartLosses([self] * len(x), x, self.size)
 
     @property
     def size(self) -> int:
@@ -270,19 +286,21 @@ class SampleLoss:
         return Bounds.free(self.size, dtype=like.dtype, device=like.device)
 
     def _evaluations(self) -> Iterator[dict[str, Any]]:
-        for unit in self._units:
+        for unit in self.units:
             yield {"loss": self.model.loss_of(unit), "noise": unit.seed, "modes": self.model.modes}
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the loss, shape ()."""
-        self._price.of_value()
+        """Return the loss, shape (), or the losses for a batch of parameters, shape (p,)."""
+        if x.dim() == 2:
+            return self._rows(x).value(x)
+        self.price_here.of_value()
         total = x.new_zeros(())
         for options in self._evaluations():
             total += self.model.flat.value(x, **options)
         return total if self.comm is None else self.comm.sum_values(total)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, shape (n,)."""
+        """Return the gradient, of the shape of x."""
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,10 +308,12 @@ class SampleLoss:
 
         Parameters
         ----------
-        x : Tensor, shape (n,)
+        x : Tensor, shape (n,) or (p, n)
             Parameters.
         """
-        self._price.of_gradient()
+        if x.dim() == 2:
+            return self._rows(x).value_and_gradient(x)
+        self.price_here.of_gradient()
         total = x.new_zeros(self.size + 1)
         for options in self._evaluations():
             value, g = self.model.flat.value_and_gradient(x, **options)
@@ -304,66 +324,14 @@ class SampleLoss:
         return total[-1].clone(), total[:-1]
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` by differentiating ``<g, v>``."""
-        self._price.of_product()
+        """Return ``H(x) v`` by differentiating ``<g, v>``, of the shape of x."""
+        if x.dim() == 2:
+            return self._rows(x).hessian_product(x, v)
+        self.price_here.of_product()
         total = x.new_zeros(self.size)
         for options in self._evaluations():
             total.add_(self.model.flat.hessian_product(x, v, **options))
         return total if self.comm is None else self.comm.sum(total)
-
-
-@dataclass(frozen=True, eq=False)
-class PartLosses:
-    """The losses over the samples of several subdomains, each of which has a copy of all parameters.
-
-    Parameters
-    ----------
-    losses : sequence of SampleLoss
-        One per subdomain, on this rank alone.
-    like : Tensor
-        Of the dtype and on the device of the parameters.
-    size : int
-        Number n of parameters.
-    """
-
-    losses: Sequence[SampleLoss]
-    like: Tensor
-    size: int
-
-    batched = True
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """No bounds."""
-        return Bounds.free(len(self.losses), self.size, dtype=self.like.dtype, device=self.like.device)
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the losses, shape (p,)."""
-        return torch.stack([f.value(row) for f, row in zip(self.losses, y, strict=True)]) if len(y) else y.new_zeros(0)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return the gradients, shape (p, n)."""
-        return self.value_and_gradient(y)[1]
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses and gradients.
-
-        Parameters
-        ----------
-        y : Tensor, shape (p, n)
-            Parameters of every subdomain.
-        """
-        values, g = y.new_zeros(len(y)), torch.empty_like(y)
-        for k, f in enumerate(self.losses):
-            values[k], g[k] = f.value_and_gradient(y[k])
-        return values, g
-
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H_i(y_i) v_i`` of every subdomain, shape (p, n)."""
-        product = torch.empty_like(v)
-        for k, f in enumerate(self.losses):
-            product[k] = f.hessian_product(y[k], v[k])
-        return product
 
 
 def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
