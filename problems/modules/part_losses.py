@@ -14,6 +14,10 @@ from torch.utils import _pytree as pytree
 from mldd.algebra import Bounds
 from mldd.problems.modules.sample_loss import SampleLoss
 
+_LEAST = 6  # subdomains for which vmap saves more on a CPU than it costs: an evaluation by it takes as long as 4 others
+
+_MOST = 2**28  # bytes of samples that are copied to stand side by side
+
 
 class Group(NamedTuple):
     """Subdomains whose samples have the same shapes.
@@ -73,10 +77,12 @@ class PartLosses:
 
     def _group(self, rows: list[int]) -> Group:
         units = [unit for k in rows for unit in self.losses[k].units]
-        if len(rows) < 2:
+        if len(rows) < (_LEAST if self.like.device.type == "cpu" else 2):
             return Group(rows, None, self.like.new_ones(len(rows)), False)
         weights = self.like.new_tensor([unit.weight for unit in units])
         shared = all(unit.batch is units[0].batch for unit in units)
+        if not shared and len(units) * sum(t.nbytes for t in pytree.tree_leaves(units[0].batch)) > _MOST:
+            return Group(rows, None, weights, False)
         batch = units[0].batch if shared else pytree.tree_map(lambda *t: torch.stack(t), *(u.batch for u in units))
         return Group(rows, batch, weights, shared)
 

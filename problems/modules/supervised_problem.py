@@ -495,7 +495,9 @@ class SupervisedProblem(Problem):
         }
         if self.loss is None:
             told["task"] = self.samples.task.kind
-        return told | ({"notes": list(self.samples.notes)} if self.samples.notes else {})
+        models = [model for model in (self.model, self._quiet) if "stacked" in vars(model)]
+        notes = [*self.samples.notes, *dict.fromkeys(model.stacked.reason for model in models if model.stacked.reason)]
+        return told | ({"notes": notes} if notes else {})
 
 
 def _seen(batch: Any) -> list[Tensor]:
