@@ -259,7 +259,9 @@ class GraphSamples:
             Graphs without `y`.
         """
         if not self.labelled:
-            raise ValueError(f"graphs must have labels y, got {' '.join(self.graphs[0].keys())}; add them, or a loss")
+            raise ValueError(
+                f"graphs must have labels y, got {' '.join(sorted(self.graphs[0].keys()))}; add them, or a loss"
+            )
         y = self.targets(self.take(torch.arange(len(self))))
         return task_of({"y": y}, len(y))
 
@@ -363,7 +365,7 @@ class GraphSamples:
         """What of the graphs is not used, in a sentence."""
         if not self.names:
             return ()
-        lost = [key for key in self.graphs[0].keys() if key not in (*self.names, "y", "num_nodes")]  # noqa: SIM118
+        lost = sorted(set(self.graphs[0].keys()) - {*self.names, "y", "num_nodes"})
         return (f"not used: {', '.join(lost)}",) if lost else ()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mldd.algebra import Bounds, FlatModule, Modes, Price, StackedModules, uncounted
 from mldd.problems.modules.part_functions import Noise, SampleFunctions, Statistics
@@ -79,6 +81,13 @@ class SampleModel:
     weights: Tensor | None = None
     at_once: int = _AT_ONCE
     without_noise: bool = False
+
+    def quiet(self) -> SampleModel:
+        """Return the same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
+        if not self.noisy:
+            return self
+        modes = {m: on and has_statistics(m) for m, on in self.modes.items()}
+        return replace(self, modes=modes, without_noise=True)
 
     def evaluate(self, rows: Tensor, noise: int = 0, fixed: list[Statistics] | None = None) -> tuple[Tensor, Tensor]:
         """Return loss, shape (), and gradient, shape (n,), over some samples at the module's own parameters, uncounted.
@@ -332,6 +341,38 @@ class SampleLoss:
         for options in self._evaluations():
             total.add_(self.model.flat.hessian_product(x, v, **options))
         return total if self.comm is None else self.comm.sum(total)
+
+
+def check_evaluates(model: SampleModel, comm: Communicator) -> None:
+    """Evaluate a loss once: say in words where that is impossible, and warn where ranks cannot share its samples.
+
+    Parameters
+    ----------
+    model : SampleModel
+        Module, loss and samples.
+    comm : Communicator
+        Ranks that are to share the samples.
+
+    Raises
+    ------
+    ValueError
+        The module does not take the samples, or the loss does not take what it returns.
+    """
+    try:
+        kind = model.kind
+    except (RuntimeError, TypeError, IndexError) as error:
+        like, shown = model.flat.flat, model.samples.take(torch.zeros(1, dtype=torch.int64))
+        tensors = [t for t in pytree.tree_leaves(shown) if isinstance(t, Tensor)]
+        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or type(shown).__name__
+        raise ValueError(
+            f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on {like.device}"
+        ) from error
+    if kind == "whole" and comm.ranks > 1:
+        warnings.warn(
+            f"the {model.samples.units} of a batch are coupled (a loss that is no mean?), so that ranks cannot share "
+            "them: the first one evaluates the whole batch; ranks share subdomains only",
+            stacklevel=4,
+        )
 
 
 def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,6 @@ from torch.utils.data import (
     TensorDataset,
     default_collate,
 )
-
-from mldd.problems.data import SPLITS
 
 _AT_ONCE = 1024  # samples that a module is called with together
 _KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
@@ -134,12 +132,7 @@ class Samples:
         ValueError
             A batch without targets.
         """
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give "
-                "`loss(net, batch)` with these names of arguments"
-            )
-        return net(*batch[:-1])
+        return net(*_pair(batch)[:-1])
 
     def predicted(self, net: nn.Module) -> Tensor:
         """Return what a module returns for all samples, one after the other.
@@ -159,8 +152,13 @@ class Samples:
         ----------
         batch : tuple or list
             Inputs and targets.
+
+        Raises
+        ------
+        ValueError
+            A batch without targets.
         """
-        return batch[-1]
+        return _pair(batch)[-1]
 
     def summed(self, weights: Tensor | None) -> Tensor | None:
         """Return the weights of samples, given those of their targets: the same.
@@ -214,63 +212,14 @@ class Samples:
             yield (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
 
 
-def is_divided(data: Any) -> bool:
-    """Return whether data are those for train, validation and test by name.
-
-    Parameters
-    ----------
-    data : object
-        Of any kind.
-    """
-    return isinstance(data, Mapping) and "train" in data and set(data) <= set(SPLITS)
-
-
-def divided(data: Any, split: Mapping[str, Any], read: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the samples for train, and for validation and test as far as there are any.
-
-    Parameters
-    ----------
-    data : object
-        Of any kind, or several by name.
-    split : mapping of str to Tensor
-        Numbers of samples, or masks; what none of them has is for training, unless it says so itself.
-    read : callable
-        ``read(data)`` returns samples.
-
-    Raises
-    ------
-    ValueError
-        Another name, numbers that there are none of, or both data by name and a split.
-    """
-    if is_divided(data):
-        if split:
-            raise ValueError(f"`split` divides data, got {' '.join(split)} with data that are divided; leave it out")
-        return {name: read(data[name]) for name in SPLITS if data.get(name) is not None}
-    samples = read(data)
-    n = len(samples)
-    chosen = {name: _numbers(name, which, n) for name, which in split.items()}
-    if "train" not in chosen:
-        others = torch.ones(n, dtype=torch.bool)
-        for rows in chosen.values():
-            others[rows] = False
-        chosen["train"] = others.nonzero().flatten()
-    if not len(chosen["train"]):
-        raise ValueError(f"`split` must leave a sample for training, got none of {n}")
-    return {name: samples.permuted(chosen[name]) if split else samples for name in SPLITS if name in chosen}
-
-
-def _numbers(name: str, which: Any, n: int) -> Tensor:
-    """Return numbers of samples that are given so or as a mask."""
-    rows = torch.as_tensor(which)
-    if name not in SPLITS:
-        raise ValueError(f"`split` must be of {', '.join(SPLITS)}, got {name!r}")
-    if rows.dtype == torch.bool and rows.shape == (n,):
-        return rows.nonzero().flatten()
-    if rows.dtype == torch.bool or rows.is_floating_point() or rows.dim() != 1 or not len(rows):
-        raise ValueError(f"`split` must have numbers, or a mask of shape ({n},), got {rows.dtype} {tuple(rows.shape)}")
-    if not 0 <= int(rows.min()) <= int(rows.max()) < n or len(rows.unique()) < len(rows):
-        raise ValueError(f"`split` must have different numbers in 0..{n - 1}, got others for {name}")
-    return rows.long()
+def _pair(batch: Any) -> Any:
+    """Return a batch of inputs and targets, refusing what has none."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(
+            f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give `loss(net, batch)` "
+            "with these names of arguments"
+        )
+    return batch
 
 
 def _read(data: Any) -> Samples:

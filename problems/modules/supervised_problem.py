@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,13 +25,12 @@ from mldd.algebra import (
 )
 from mldd.loop import Problem
 from mldd.problems.data import checksum
-from mldd.problems.modules.graph_samples import GraphSamples, are_graphs
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
+from mldd.problems.modules.sample_loss import SampleLoss, SampleModel, check_evaluates
 from mldd.problems.modules.sample_parts import SampleParts
-from mldd.problems.modules.samples import Samples, divided, is_divided
-from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted, weights_of
+from mldd.problems.modules.sample_sets import divided, hold_graphs, is_divided, reader_of, same_on_all_ranks, weights_in
+from mldd.problems.modules.user_modules import is_loss_of_network, restarted
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.ranks import SERIAL, Communicator, device
 
@@ -130,8 +128,8 @@ class SupervisedProblem(Problem):
         if self.net is None:
             for name, thing in zip(("net", "data", "loss"), self._made(self.seed), strict=False):
                 object.__setattr__(self, name, thing)
-        wanted = callable(self.loss) or (self.loss is None and self._has_graphs)
-        if not isinstance(self.net, nn.Module) or not wanted or self.data is None:
+        labelled = self.loss is None and self.data is not None and hold_graphs(self.data)
+        if not isinstance(self.net, nn.Module) or not (callable(self.loss) or labelled) or self.data is None:
             got = ", ".join(type(thing).__name__ for thing in (self.net, self.data, self.loss))
             raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
         if self.device:
@@ -139,8 +137,8 @@ class SupervisedProblem(Problem):
         check_choices(self, {"subdomains": ("layers", "data", "both")})
         if self.batch is not None and not 0 <= self.batch <= self._total:
             raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
-        self._refuse_different_data()
-        self._refuse_what_fails()
+        same_on_all_ranks(self.comm, (self._total, self.flat.size, self.identity()))
+        check_evaluates(self.model, self.comm)
 
     def make(self) -> tuple[Any, ...]:
         """Return net, data and loss; torch's generator has the seed.
@@ -159,34 +157,6 @@ class SupervisedProblem(Problem):
             torch.manual_seed(seed)
             return self.make()
 
-    def _refuse_different_data(self) -> None:
-        if self.comm.ranks > 1:
-            mine = (self._total, self.flat.size, self.identity())
-            for rank, theirs in enumerate(self.comm.gather_items(mine)):
-                if theirs != mine:
-                    raise ValueError(
-                        f"all ranks must have the same module and data, got others on rank {rank} than on rank "
-                        f"{self.comm.rank}; make them with the same seed and leave sharing them out to the problem"
-                    )
-
-    def _refuse_what_fails(self) -> None:
-        """Evaluate once and say in words where the module does not take the data."""
-        try:
-            kind = self.model.kind
-        except (RuntimeError, TypeError, IndexError) as error:
-            like, shown = self.flat.flat, self.samples.take(torch.zeros(1, dtype=torch.int64))
-            kinds = ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in _seen(shown)) or type(shown).__name__
-            raise ValueError(
-                f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on "
-                f"{like.device}"
-            ) from error
-        if kind == "whole" and self.comm.ranks > 1:
-            warnings.warn(
-                f"the {self.samples.units} of a batch are coupled (a loss that is no mean?), so that ranks cannot "
-                "share them: the first one evaluates the whole batch; ranks share subdomains only",
-                stacklevel=4,
-            )
-
     # -------------------------------------------------------------------------------- what everything is made of
 
     @cached_property
@@ -201,20 +171,9 @@ class SupervisedProblem(Problem):
         return mine if self.comm.ranks == 1 else self.comm.sum(mine if self.comm.rank == 0 else torch.zeros_like(mine))
 
     @cached_property
-    def _has_graphs(self) -> bool:
-        return are_graphs(self.data["train"] if is_divided(self.data) else self.data)
-
-    def _read(self, data: Any) -> Samples | GraphSamples:
-        if self._has_graphs:
-            return GraphSamples.of(data, self.net, self.inputs)
-        if self.inputs:
-            raise ValueError(f"`inputs` names fields of graphs, got {tuple(self.inputs)} with other samples; leave it")
-        return Samples.of(data, self.seed)
-
-    @cached_property
     def parts(self) -> dict[str, Any]:
         """The samples for train, and for validation and test as far as there are any."""
-        found = divided(self.data, self.split, self._read)
+        found = divided(self.data, self.split, reader_of(self.data, self.net, self.inputs, self.seed))
         order = torch.randperm(len(found["train"]), generator=torch.Generator().manual_seed(self.seed))
         like = self.flat.flat
         return {name: (of.permuted(order) if name == "train" else of).to(like) for name, of in found.items()}
@@ -243,14 +202,7 @@ class SupervisedProblem(Problem):
         return lambda net, batch: loss(samples.outputs(net, batch), samples.targets(batch))
 
     def _weights(self, samples: Any) -> Tensor | None:
-        """Return what samples weigh in the mean loss, None where they count alike or nothing is known of it."""
-        if self.loss is None:
-            weights: Tensor = samples.weights
-            return weights
-        if self._sees_module or samples.in_batches:
-            return None
-        rows = torch.arange(len(samples))
-        return samples.summed(weights_of(self.loss, samples.targets(samples.take(rows))))
+        return None if self._sees_module else weights_in(self.loss, samples)
 
     @cached_property
     def _sees_module(self) -> bool:
@@ -264,11 +216,8 @@ class SupervisedProblem(Problem):
 
     @cached_property
     def _quiet(self) -> SampleModel:
-        """The same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
-        if not self.model.noisy:
-            return self.model
-        modes = {m: on and has_statistics(m) for m, on in self._modes.items()}
-        return replace(self.model, modes=modes, without_noise=True)
+        """The same without dropout."""
+        return self.model.quiet()
 
     @property
     def _total(self) -> int:
@@ -283,13 +232,10 @@ class SupervisedProblem(Problem):
             return 1
         return self.samples.batch if self.samples.batch < self._total else 0
 
-    def _noise(self, step: int) -> int:
-        return hash((self.seed, step)) % 2**63
-
     def _drawn(self, rows: Tensor, step: int, comm: Communicator | None, *, fine: bool, of: int = 0) -> SampleLoss:
         """Return the loss over the samples `rows` of an outer step."""
         price = Price(len(rows) / self._total, fine=fine)
-        return SampleLoss(self.model, rows, price, comm, self._noise(step), Draw(step, rows), of)
+        return SampleLoss(self.model, rows, price, comm, hash((self.seed, step)) % 2**63, Draw(step, rows), of)
 
     # -------------------------------------------------------------------------------- the problem
 
@@ -469,7 +415,8 @@ class SupervisedProblem(Problem):
             order: those for training where there are several.
         """
         given = self.data if data is None else data
-        samples = self._read(given["train"] if is_divided(given) else given).to(self.flat.flat)
+        read = reader_of(self.data, self.net, self.inputs, self.seed)
+        samples = read(given["train"] if is_divided(given) else given).to(self.flat.flat)
         with self.flat.at(x), torch.no_grad():
             settled(self.net, self._modes, lambda: self._pass(self.net))
             self.net.eval()
@@ -498,8 +445,3 @@ class SupervisedProblem(Problem):
         models = [model for model in (self.model, self._quiet) if "stacked" in vars(model)]
         notes = [*self.samples.notes, *dict.fromkeys(model.stacked.reason for model in models if model.stacked.reason)]
         return told | ({"notes": notes} if notes else {})
-
-
-def _seen(batch: Any) -> list[Tensor]:
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
-    return [part for part in parts if isinstance(part, Tensor)]

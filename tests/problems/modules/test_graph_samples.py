@@ -249,7 +249,7 @@ def changed(data, **fields):
             "the same fields, got edge_index x y in the first and .* number 3",
         ),
         (Net(), changed(graphs(), edge_index=torch.full((2, 1), 7)), {}, r"nodes 0\.\.6 in graph 3, got 7\.\.7"),
-        (Net(), [Data(x=g.x, edge_index=g.edge_index) for g in graphs()], {}, "must have labels y, got x edge_index"),
+        (Net(), [Data(x=g.x, edge_index=g.edge_index) for g in graphs()], {}, "must have labels y, got edge_index x"),
         (nn.Bilinear(3, 3, 1).double(), graphs(), {}, "`data` must have input1, input2 for Bilinear"),
         (Net(), graphs(), {"split": {"held": torch.arange(2)}}, "must be of train, validation, test, got 'held'"),
         (Net(), graphs(), {"split": {"test": torch.arange(25)}}, r"different numbers in 0\.\.23"),
