@@ -102,7 +102,8 @@ class StackedModules:
 
     def _one(self, row: Tensor, batch: Any) -> Tensor:
         views = dict(zip(self._names, self.flat.layout.views(row), strict=True))
-        return functional_call(_Held(self.flat.module, self.loss), views, (batch,)).reshape(())
+        loss: Tensor = functional_call(_Held(self.flat.module, self.loss), views, (batch,))
+        return loss.reshape(())
 
     def _mapped(self, function: Callable[..., Any], shared: bool) -> Callable[..., Any]:
         return vmap(function, in_dims=(0, None if shared else 0))

@@ -52,9 +52,9 @@ def scored(
     samples: Any,
     loss: Callable[[nn.Module, Any], Tensor],
     scores: Mapping[str, Score],
+    weights: Tensor | None = None,
     *,
     outputs: bool,
-    weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Return loss and scores of a module, in the mode it has.
 
@@ -68,10 +68,10 @@ def scored(
         ``loss(net, batch)``; its mean over pieces of the samples is taken.
     scores : mapping of str to callable
         By name; none for those of the samples: the accuracy where targets are classes.
-    outputs : bool
-        Scores are functions of all outputs and targets; of module and batch otherwise, whose mean is taken.
     weights : Tensor, shape (n,), optional
         Of the samples in the mean loss; by default they count alike.
+    outputs : bool
+        Scores are functions of all outputs and targets; of module and batch otherwise, whose mean is taken.
     """
     weights = torch.ones(len(samples), dtype=torch.float64) if weights is None else weights
     found = {"loss": 0.0}

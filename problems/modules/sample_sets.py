@@ -149,6 +149,6 @@ def _numbers(name: str, which: Any, n: int) -> Tensor:
         return rows.nonzero().flatten()
     if rows.dtype == torch.bool or rows.is_floating_point() or rows.dim() != 1 or not len(rows):
         raise ValueError(f"`split` must have numbers, or a mask of shape ({n},), got {rows.dtype} {tuple(rows.shape)}")
-    if not 0 <= int(rows.min()) <= int(rows.max()) < n or len(rows.unique()) < len(rows):
+    if not 0 <= int(rows.min()) <= int(rows.max()) < n or len(torch.unique(rows)) < len(rows):
         raise ValueError(f"`split` must have different numbers in 0..{n - 1}, got others for {name}")
     return rows.long()

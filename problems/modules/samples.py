@@ -269,7 +269,7 @@ def _of_loader(loader: DataLoader[Any]) -> Samples:
         made = _of_batches(list(loader), f"a loader with {why} was asked once", apart=not own)
         return replace(made, batch=0 if made.in_batches else loader.batch_size or 0)
     if is_plain(loader):
-        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size)
+        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size or 0)
     made = _of_batches(list(loader), "a loader with a sampler of its own was asked once", apart=True)
     return replace(made, batch=loader.batch_size or 0)
 

@@ -379,8 +379,8 @@ class SupervisedProblem(Problem):
             self.net.eval()
             for name in names:
                 samples, weights = self.parts[name], self._weights(self.parts[name])
-                options = {"outputs": not self._sees_module, "weights": weights}
-                scores = scored(self.net, samples, self._of_batch, self.scores, **options)
+                of_outputs = not self._sees_module
+                scores = scored(self.net, samples, self._of_batch, self.scores, weights, outputs=of_outputs)
                 found |= {f"{name}_{key}": value for key, value in scores.items()}
         return found
 

@@ -77,7 +77,8 @@ def weights_of(loss: Any, targets: Any) -> Tensor | None:
     weights = known.double()
     if weight is not None:
         weights *= weight.detach().cpu().double()[torch.where(known, targets, 0)]
-    return weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    summed: Tensor = weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    return summed
 
 
 def restarted(net: nn.Module, seed: int) -> Tensor:
