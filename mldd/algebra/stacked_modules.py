@@ -129,7 +129,18 @@ class StackedModules:
         return self.usable
 
     def _leave(self, why: str) -> None:
-        self.usable, self.reason = False, f"subdomains are {_LOOP}: {why}"
+        self.usable = False
+        self.tell(why)
+
+    def tell(self, why: str) -> None:
+        """Remember why a loop takes the place of vmap.
+
+        Parameters
+        ----------
+        why : str
+            The reason, half a sentence.
+        """
+        self.reason = f"subdomains are {_LOOP}: {why}"
 
 
 class _Held(nn.Module):

@@ -70,9 +70,10 @@ class PartLosses:
         """Subdomains that are evaluated together; samples of several evaluations, or with dropout, are not."""
         by_shape: dict[Any, list[int]] = {}
         for k, f in enumerate(self.losses):
-            alone = len(f.units) != 1 or f.units[0].comm is not None or f.model.noisy or f.model.statistics
-            key = ("alone", k) if alone else _shapes(f.units[0].batch)
-            by_shape.setdefault(("alone", k) if key is None else key, []).append(k)
+            why, shapes = _alone(f), () if len(f.units) != 1 else _shapes(f.units[0].batch)
+            if why and len(self.losses) > 1:
+                f.model.stacked.tell(why)
+            by_shape.setdefault(("alone", k) if why else shapes, []).append(k)
         return [self._group(rows) for rows in by_shape.values()]
 
     def _group(self, rows: list[int]) -> Group:
@@ -154,9 +155,18 @@ class PartLosses:
         return product
 
 
-def _shapes(batch: Any) -> Any:
-    """Return what batches that can be put side by side have in common, None for one that cannot."""
+def _alone(f: SampleLoss) -> str:
+    """Return why a loss is evaluated by itself, empty where it may stand beside others."""
+    if len(f.units) != 1 or f.units[0].comm is not None:
+        return "their samples are more than are evaluated at once" if f.units else "one has no sample with a weight"
+    if f.model.noisy or f.model.statistics:
+        return "the network has dropout or statistics of batches"
+    return "" if _shapes(f.units[0].batch) else "their samples are no tensors of equal shapes"
+
+
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    """Return what batches that can be put side by side have in common, nothing for one that cannot."""
     leaves, structure = pytree.tree_flatten(batch)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        return None
+        return ()
     return (str(structure), *((leaf.shape, leaf.dtype) for leaf in leaves))

@@ -106,12 +106,14 @@ def test_loss_and_gradient_are_those_of_a_plain_loop(kind):
     assert problem.model.kind == "mean" and not problem.model.noisy
     found = problem.metrics(x)
     assert found["train_loss"] == pytest.approx(float(expected[0]), rel=1e-10) and f"train_{score}" in found
+    assert "notes" not in problem.details()
     # parts of the data with unequal weights: the gradient of the whole is their weighted mean
     decomposition = problem.decomposition(5, subdomains="data")
     models = decomposition.models(problem.objective(), x, None)
     weights = torch.stack([problem.samples.weights[f.rows].sum() for f in models.losses])
     g = (models.gradient(decomposition.gather(x)) * (weights / weights.sum())[:, None]).sum(0)
     torch.testing.assert_close(g, expected[1], rtol=1e-10, atol=1e-13)
+    assert "one after the other, which takes longer: their samples are no tensors" in problem.details()["notes"][0]
 
 
 def test_scores():

@@ -90,3 +90,4 @@ def test_statistics_of_batches_are_left_to_the_loop():
     d = problem.decomposition(8, 0, subdomains="data")
     models = d.models(problem.objective(), problem.initial(), None)
     assert isinstance(models, PartLosses) and all(group.batch is None for group in models._groups)
+    assert "dropout or statistics of batches" in problem.details()["notes"][0]
