@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Objective, difference, offers, product_price
+from mldd.algebra import DIFFERENCES, Bounds, Objective, difference, offers, product_price
 from mldd.loop import State
 from mldd.solvers.parts import Secant
 
@@ -18,7 +18,8 @@ Curvature = Literal["auto", "none", "exact", "diagonal", "differences", "lbfgs"]
 TOO_LONG = "first steps that were too long: gone back along nine tenths of them, and the rate divided by ten"
 _GROWTH, _LENGTH = 4.0, 0.5  # of the gradient's norm by a first step that is too long, and that step over the start
 _SHRINK, _SHORTEST = 0.1, 1e-4
-DIFFERENCES = "steps whose curvature is a difference of gradients, as the objective has no `hessian_product`"
+_SHARE = 0.25  # of the root mean square of the start: first steps of a network whose rate is left at 1
+SCALED = "rate of a network left at 1: a quarter of the root mean square of its start is taken"
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,17 @@ class AdaGrad:
     step.
 
     A rate that suits energies throws a network to where its units are saturated, by a first step as long as its start
-    or longer. Where "auto" finds no curvature, the gradient after the first step decides: if its norm has grown four
-    times and the step was longer than half of the start, the iterate goes back along nine tenths of the step, and the
-    rate is a tenth from then on (a note says so).
+    or longer. Where "auto" finds no curvature, a rate that is left at 1 is therefore taken as a quarter of the root
+    mean square of the start (1 for a start at zero), and the gradient after the first step decides on any rate: if its
+    norm has grown four times and the step was longer than half of the start, the iterate goes back along nine tenths
+    of the step, and the rate is a tenth from then on. Notes say so.
 
     Parameters
     ----------
     varsigma : float
         Initial value of the weights w, in (0, 1].
     rate : float
-        Factor on all radii (``1 / sqrt(theta)`` of ASTR1): 1 for energies, a learning rate for networks.
+        Factor on all radii (``1 / sqrt(theta)`` of ASTR1): 1 for energies, a learning rate for networks (see above).
     kappa : float
         The step may exceed the radius by this factor, >= 1.
     tau : float
@@ -104,8 +106,12 @@ class AdaGrad:
         """
         curvature = curvature_of(self, objective)
         state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
-        if self.curvature == "auto" and curvature == "none" and x.dim() == 1:
-            state.watched = len(x)
+        if self.curvature == "auto" and curvature == "none":
+            state.watched = len(x) if x.dim() == 1 else 0
+            size = float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
+            if self.rate == 1.0 and 0 < _SHARE * size < 1:
+                state.scale = _SHARE * size
+                state.note(SCALED)
         if self.curvature == "lbfgs":
             state.pairs = Secant.empty(x, self.memory, "bfgs", sigma=1.0)
             state.last_x, state.last_g = x.clone(), torch.zeros_like(x)
@@ -118,8 +124,7 @@ class AdaGrad:
             if state.is_too_long(x, g):
                 return state.go_back(x), state
             state.watch(x, g)
-        solver = self if state.shrunk == 1.0 else replace(self, rate=self.rate * state.shrunk)
-        taylor_step(solver, objective, x, g, objective.bounds, state)
+        taylor_step(self, objective, x, g, objective.bounds, state)
         return x, state
 
 
@@ -140,8 +145,10 @@ class AdaGradState(State):
         Where the first step began, empty where it is known to be of a good length.
     norm : float
         Of the gradient there.
+    scale : float
+        Factor on the rate, where it is left at 1 for a network.
     shrunk : float
-        Factor on the rate.
+        Factor on the rate, after first steps that were too long.
     watched : int
         Number of unknowns whose first step is not known to be of a good length: all of them, or 0.
     """
@@ -154,6 +161,7 @@ class AdaGradState(State):
     learned: int = 0
     before: Tensor = field(default_factory=lambda: torch.empty(0))
     norm: float = 0.0
+    scale: float = 1.0
     shrunk: float = 1.0
     watched: int = 0
 
@@ -247,20 +255,20 @@ def taylor_step(solver: AdaGrad, f: Objective, x: Tensor, g: Tensor, bounds: Bou
     state : AdaGradState
         The weights, which grow.
     """
-    curvature = curvature_of(solver, f)
+    curvature, rate = curvature_of(solver, f), solver.rate * state.scale * state.shrunk
     if curvature == "differences" and solver.curvature == "auto":
         state.note(DIFFERENCES)
     if bounds.is_free and curvature == "none":
         state.squares.addcmul_(g, g)
-        x.addcdiv_(g, torch.sqrt(state.squares, out=state.scratch), value=-solver.rate)
+        x.addcdiv_(g, torch.sqrt(state.squares, out=state.scratch), value=-rate)
         return
     if curvature == "lbfgs":
         state.learn(x, g)
     d = bounds.criticality(x, g)
     state.squares.addcmul_(d, d)
     radius = d.abs_().div_(torch.sqrt(state.squares, out=state.scratch))
-    if solver.rate != 1.0:
-        radius.mul_(solver.rate)
+    if rate != 1.0:
+        radius.mul_(rate)
     if bounds.is_free:
         step = torch.copysign(radius, g).neg_()
         box = None if curvature == "none" else Bounds(-solver.kappa * radius, solver.kappa * radius, False)

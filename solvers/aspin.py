@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Combine, Decomposition, Hierarchy, Objective, offers, remember, value_and_gradient
+from mldd.algebra import (
+    DIFFERENCES,
+    Combine,
+    Decomposition,
+    Hierarchy,
+    Objective,
+    offers,
+    remember,
+    value_and_gradient,
+    with_products,
+)
 from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator, as_vec, load_petsc, read, write
 from mldd.solvers.newton import Armijo, Here, NewtonCG
@@ -117,7 +127,7 @@ class Raspen:
 
     With a coarse level G is the composition of a coarse correction in the full approximation scheme, ``grad f_0(y0 + c)
     = grad f_0(y0) - R_0 grad f(x)`` with ``y0 = inject(x)``, and of the sweep from ``x + P_0 c``; the Jacobian is that
-    of the composition.
+    of the composition. Where f offers no Hessian products, differences of its gradients take their place, with a note.
 
     The step is decided by f. "trust-region": the better of d, cut back to the radius, and of the minimiser of the
     quadratic model of f in the span of d, F(x) and g within it. "line-search": Armijo's rule along d; where d is not a
@@ -211,14 +221,12 @@ class Raspen:
         Raises
         ------
         ValueError
-            The objective has bounds, or no Hessian products.
+            The objective has bounds.
         ImportError
             PETSc is missing.
         """
         if not objective.bounds.is_free:
             raise ValueError(f"{self.name} needs an objective without bounds, got one with bounds; use schwarz")
-        if not offers(objective, "hessian_product"):
-            raise ValueError(f"{self.name} needs an objective with `hessian_product`, got none; use schwarz or aspqn")
         if x.dtype != torch.float64:
             warnings.warn(f"{self.name} is made for float64, got {x.dtype}: its steps are inexact", stacklevel=2)
         load_petsc()
@@ -234,11 +242,14 @@ class Raspen:
             return x, state
         if state.floor < 0.0:
             state.floor = torch.finfo(x.dtype).eps ** 0.5 * float(g.norm())
-        F, here = self.linearise(objective, x, state), Here(state.value, g)
+        if not offers(objective, "hessian_product"):
+            state.note(DIFFERENCES)
+        f = with_products(objective, x, g)
+        F, here = self.linearise(f, x, state), Here(state.value, g)
         F.report(state)
         if F.unsolved:
             state.note("local problems not solved, a damped Schwarz step in place of a Newton step", F.unsolved)
-            self._search_along(objective, x, [F.residual, _scaled(g, F.residual)], here, state)
+            self._search_along(f, x, [F.residual, _scaled(g, F.residual)], here, state)
             remember(objective, x, g if state.gradient is None else state.gradient)
             return x, state
         d, state.iterations, reason = self.krylov.solve(F.negative_product, F.residual, self.prefix)
@@ -249,9 +260,9 @@ class Raspen:
             x.add_(d)
             state.gradient = None
         elif self.globalisation == "line-search":
-            self._search_along(objective, x, [d, F.residual, _scaled(g, F.residual)], here, state)
+            self._search_along(f, x, [d, F.residual, _scaled(g, F.residual)], here, state)
         else:
-            self._search_within(objective, x, d, F.residual, here, state)
+            self._search_within(f, x, d, F.residual, here, state)
         if state.gradient is not None:
             remember(objective, x, state.gradient)
         return x, state

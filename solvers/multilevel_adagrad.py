@@ -118,8 +118,13 @@ class MultilevelAdaGrad:
     def init(self, objective: Objective, x: Tensor) -> MultilevelState:
         """Return fresh weights for every level."""
         sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
+        fine = self.smoother.init(objective, x)
         coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
-        return MultilevelState(levels=[self.smoother.init(objective, x), *coarse], smoothing_left=self.coarse.smoothing)
+        for state in coarse:
+            state.scale = fine.scale
+        made = MultilevelState(levels=[fine, *coarse], smoothing_left=self.coarse.smoothing)
+        made.notes.update(fine.notes)
+        return made
 
     def step(self, objective: Objective, x: Tensor, state: MultilevelState) -> tuple[Tensor, MultilevelState]:
         """Do one iteration of the finest level, in place."""
@@ -263,7 +268,12 @@ class MultilevelAdaGrad:
     def _cap(self, s: Tensor, d: Tensor, state: AdaGradState) -> float:
         """Return the factor that makes no component of `s` longer than `cap` times the largest ADAGB2 radius."""
         squares = torch.addcmul(state.squares, d, d, out=state.scratch)
-        radius = self.smoother.rate * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
+        radius = (
+            self.smoother.rate
+            * state.scale
+            * state.shrunk
+            * float(torch.sqrt(squares.reciprocal_().mul_(d).mul_(d).max()))
+        )
         return min(1.0, self.coarse.cap * radius / max(float(s.abs().max()), 1e-300))
 
     def _advance(self, f: Objective, x: Tensor, g: Tensor, s: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Objective, offers, remember, value_and_gradient
+from mldd.algebra import DIFFERENCES, Bounds, Objective, offers, remember, value_and_gradient, with_products
 from mldd.loop import State, Status
 from mldd.solvers.parts import Factors, colours, half_bandwidth, hessians, truncated_cg
 
@@ -29,6 +29,8 @@ class NewtonCG:
     The step length is found by halving or better (safeguarded quadratic interpolation) until ``f(x + t d) <= f(x) + c1
     t <g, d>``, row by row; where rounding hides the decrease of f, the norm of the gradient has to fall by the factor
     ``(1 + forcing) / 2``. Rows that have converged, or can be improved no more, stay put.
+
+    Where the objective offers no Hessian products, differences of its gradients take their place, with a note.
 
     Parameters
     ----------
@@ -86,10 +88,8 @@ class NewtonCG:
         Raises
         ------
         ValueError
-            The objective has bounds (other than unknowns that are fixed, as padding is), or no Hessian products.
+            The objective has bounds (other than unknowns that are fixed, as padding is).
         """
-        if not offers(objective, "hessian_product"):
-            raise ValueError("newton needs an objective with `hessian_product`, got none; use lbfgs or adagrad")
         state = NewtonState(fixed=_fixed(objective.bounds))
         state.first = torch.linalg.vector_norm(state.free(objective.gradient(x)), dim=-1)
         state.stuck = torch.full_like(state.first, -1.0)
@@ -102,7 +102,9 @@ class NewtonCG:
             state.values = objective.value(x)
         r, norms, active = self._active(g, state)
         if bool(active.any()):
-            d = self._direction(objective, x, r, norms, active, state)
+            if not offers(objective, "hessian_product"):
+                state.note(DIFFERENCES)
+            d = self._direction(with_products(objective, x, g), x, r, norms, active, state)
             fall = 0.5 * (1.0 + self.forcing)
             search = Armijo(self.c1, self.backtracks, fall)
             found = search.run(objective, x, d, Here(state.values, g, state.fixed), active)

@@ -120,13 +120,15 @@ class SchwarzAdaGrad:
         """
         if self.subspace_steps and not objective.bounds.is_free:
             raise ValueError("`subspace_steps` needs an objective without bounds, got one with bounds; leave it out")
-        return SchwarzState(
+        made = SchwarzState(
             sweep=self.sweep.init(objective, x),
             levels=self.multilevel.init(objective, x)
             if self.multilevel
             else MultilevelState(levels=[self.local.init(objective, x)]),
             previous=torch.zeros_like(x) if self.subspace_steps else torch.empty(0),
         )
+        made.notes.update(made.levels.levels[0].notes)
+        return made
 
     def step(self, objective: Objective, x: Tensor, state: SchwarzState) -> tuple[Tensor, SchwarzState]:
         """Do one outer step, in place."""

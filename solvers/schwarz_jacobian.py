@@ -17,6 +17,7 @@ from mldd.algebra import (
     Remembered,
     layers_of,
     on_this_rank,
+    with_products,
     without_memory,
 )
 from mldd.loop import State
@@ -125,7 +126,7 @@ class Linearised:
         self.unsolved = self._count_unsolved(local, y0, c, floor)
         self.residual = start + total - x
         at, y = (start, y0 + c) if exact else (start + total, d.gather(start + total))
-        models = local if exact else d.models(objective, at, None)
+        models = with_products(local if exact else d.models(objective, at, None))
         restrictions = next((layer for layer in layers_of(models) if isinstance(layer, LocalRestrictions)), None)
         self._points = start + d.spread(c * d.valid) if exact else at
         if exact and restrictions is not None:
@@ -233,7 +234,8 @@ class CoarseCorrection:
 
     def __init__(self, level: Level, linear: Linear, objective: Objective, x: Tensor) -> None:
         assert level.transfer is not None  # noqa: S101 (checked by Hierarchy)
-        self._f, self._x, self._coarse, self._transfer = objective, x.clone(), level.objective, level.transfer
+        self._f, self._x, self._transfer = objective, x.clone(), level.transfer
+        self._coarse = with_products(level.objective)
         self._y0 = self._transfer.inject(x)
         delta = self._transfer.restrict(objective.gradient(x)) - self._coarse.gradient(self._y0)
         model, y = Remembered(Corrected(self._coarse, delta, self._y0)), self._y0.clone()

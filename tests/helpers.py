@@ -162,6 +162,29 @@ class WithoutValue:
 
 
 @dataclass
+class WithoutProducts:
+    """`f` with value and gradient alone, which counts its gradients."""
+
+    f: Any
+    gradients: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.f.size
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.f.bounds
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.f.value(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        self.gradients += 1
+        return self.f.gradient(x)
+
+
+@dataclass
 class Failing:
     """`f`, calling `fail` in place of evaluation number `at` (a gradient with or without value), counted from 0."""
 

@@ -23,6 +23,10 @@ from .decomposition import split as split
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink
+from .gradient_differences import DIFFERENCES as DIFFERENCES
+from .gradient_differences import Differences as Differences
+from .gradient_differences import difference as difference
+from .gradient_differences import with_products as with_products
 from .hierarchy import Hierarchy as Hierarchy
 from .hierarchy import Level as Level
 from .models import Corrected as Corrected
@@ -37,7 +41,6 @@ from .objective import Noisy as Noisy
 from .objective import Objective as Objective
 from .objective import Remembered as Remembered
 from .objective import Stochastic as Stochastic
-from .objective import difference as difference
 from .objective import innermost as innermost
 from .objective import layers_of as layers_of
 from .objective import offers as offers
@@ -56,6 +59,7 @@ from .restrictions import contiguous as contiguous
 from .restrictions import corrected_models as corrected_models
 from .restrictions import index_decomposition as index_decomposition
 from .restrictions import local_restrictions as local_restrictions
+from .stacked_modules import StackedModules as StackedModules
 from .transfer import Compose as Compose
 from .transfer import Identity as Identity
 from .transfer import IndexTransfer as IndexTransfer

@@ -228,7 +228,7 @@ def without_memory(f: Any) -> Any:
 
 
 def offers(f: Objective, method: str) -> bool:
-    """Return whether `f`, and all that it is composed of, have the optional `method`.
+    """Return whether `f` has the optional `method`, and what it asks for it, down to a layer that `supplies` it.
 
     Parameters
     ----------
@@ -237,7 +237,12 @@ def offers(f: Objective, method: str) -> bool:
     method : str
         Its name.
     """
-    return all(hasattr(type(layer), method) for layer in layers_of(f))
+    for layer in layers_of(f):
+        if method in getattr(type(layer), "supplies", ()):
+            return True
+        if not hasattr(type(layer), method):
+            return False
+    return True
 
 
 def product_price(f: Objective) -> float:
@@ -250,32 +255,10 @@ def product_price(f: Objective) -> float:
     """
     if not offers(f, "hessian_product"):
         return torch.inf
+    if any("hessian_product" in getattr(type(layer), "supplies", ()) for layer in layers_of(f)):
+        return 1.0
     core = innermost(f)
     return float(core.price.product) if hasattr(core, "price") else 2.0
-
-
-def difference(gradient: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, v: Tensor) -> Tensor:
-    """Return ``(g(x + t v) - g(x)) / t`` with ``t = sqrt(eps) (1 + |x|) / |v|``, an approximation of ``H(x) v``.
-
-    Parameters
-    ----------
-    gradient : callable
-        ``gradient(x)``, evaluated once.
-    x : Tensor, shape (n,) or (p, m)
-        The point.
-    g : Tensor, shape (n,) or (p, m)
-        The gradient there.
-    v : Tensor, shape (n,) or (p, m)
-        The direction; the product is zero where it is.
-
-    References
-    ----------
-    The step is that of Nocedal and Wright, Numerical Optimization (2006), section 8.1, scaled by the vectors.
-    """
-    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    t = torch.finfo(x.dtype).eps ** 0.5 * (1 + size) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(norm > 0, (gradient(x + t * v) - g) / t, 0.0)
 
 
 @dataclass(frozen=True)

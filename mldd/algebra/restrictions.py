@@ -109,7 +109,7 @@ class LocalRestrictions:
 
 
 def _batched(f: Objective) -> bool:
-    return bool(getattr(getattr(f, "f", f), "batched", False))
+    return bool(getattr(f, "batched", getattr(getattr(f, "f", f), "batched", False)))
 
 
 def index_decomposition(f: Objective, subdomains: Sequence[Subdomain], local: range | None = None) -> Decomposition:

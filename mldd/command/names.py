@@ -130,7 +130,7 @@ def problem_spec(text: str) -> Spec:
     FileNotFoundError
         No such file.
     """
-    network = _network(text)
+    network = network_spec(text)
     if network is not None:
         return network
     file = _file(text) if text.partition(":")[0] not in PROBLEMS else None
@@ -145,8 +145,14 @@ def problem_spec(text: str) -> Spec:
     return _spec(text, name, rest, _look_up(name, PROBLEMS, "problem"), None)
 
 
-def _network(text: str) -> Spec | None:
-    """Read a PROBLEM whose model is a class of networks of the user's; None for one whose model is a kind of layer."""
+def network_spec(text: str) -> Spec | None:
+    """Return what a PROBLEM says whose model is a class of networks of the user's; None for all others.
+
+    Parameters
+    ----------
+    text : str
+        As it was given.
+    """
     found = re.search(r"(?:^|[:,])(model=([^,=]*\.py:\w+|[A-Za-z_][\w.]*:\w+))(?=,|$)", text)
     if found is None:
         return None

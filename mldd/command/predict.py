@@ -10,6 +10,7 @@ from typing import Any
 
 import mldd
 from mldd.algebra import did_you_mean
+from mldd.command.names import Spec, network_spec
 from mldd.command.values import aligned, convert, split
 from mldd.models import Model, Prediction, check_target, load
 
@@ -30,6 +31,9 @@ def run(options: argparse.Namespace) -> list[str]:
         A file that is not there, or one that is and would be replaced.
     """
     check_target(options.out, options.overwrite)
+    network = network_spec(options.of)
+    if network is not None:
+        return _by_network(network, options)
     model = load(options.run)
     name, keys = _keys(options.of, model)
     if options.data is not None:
@@ -44,6 +48,26 @@ def run(options: argparse.Namespace) -> list[str]:
     made = replace(made, attributes={**made.attributes, "source": source})
     made.write(options.out)
     return _summary(made, model, options)
+
+
+def _by_network(spec: Spec, options: argparse.Namespace) -> list[str]:
+    """Predict by a network of the user's, whose class DATA names: a file that keeps a model names no code to be run."""
+    given = {} if options.data is None else {"data": str(options.data)}
+    made: Prediction = spec.make(**given).prediction(options.run)
+    source = f"mldd {mldd.__version__}: {spec.text}, parameters of {options.run}"
+    made = replace(made, attributes={**made.attributes, "source": source})
+    made.write(options.out)
+    shown = [("model", str(options.run)), *_said(made), ("written", str(options.out))]
+    return aligned(shown)
+
+
+def _said(made: Prediction) -> list[tuple[str, str]]:
+    """Return what was predicted, with its shape, and what the user should know."""
+    sizes = made.sizes
+    shapes = [
+        f"{name} ({', '.join(f'{dim} {sizes[dim]}' for dim in field.dims)})" for name, field in made.fields.items()
+    ]
+    return [("predicted", "; ".join(shapes)), *(("data", note) for note in made.notes)]
 
 
 def _keys(text: str, model: Model) -> tuple[str, dict[str, Any]]:
@@ -68,14 +92,10 @@ def _keys(text: str, model: Model) -> tuple[str, dict[str, Any]]:
 
 
 def _summary(made: Prediction, model: Model, options: argparse.Namespace) -> list[str]:
-    about, sizes = model.about, made.sizes
-    shapes = [
-        f"{name} ({', '.join(f'{dim} {sizes[dim]}' for dim in field.dims)})" for name, field in made.fields.items()
-    ]
+    about = model.about
     lines = [
         ("model", f"{about.get('problem')} by {about.get('solver')}, {about.get('kept')}, step {about.get('step')}"),
-        ("predicted", "; ".join(shapes)),
-        *(("data", note) for note in made.notes),
+        *_said(made),
         ("written", str(options.out)),
     ]
     return aligned(lines)

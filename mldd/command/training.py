@@ -19,7 +19,8 @@ from mldd.command.options import parse
 from mldd.loop import History, Problem, Result
 from mldd.ranks import Communicator, prepare, world
 
-# Problems around a network: a graph has edges, all else are samples.
+# Problems around a network: what is no single graph are samples.
+_ONE_GRAPH = "mldd.problems.modules.graph_samples:one_graph"
 _GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
@@ -116,7 +117,7 @@ def train(
         A network, with `data`; a problem; or a PROBLEM of the command line.
     data : object, optional
         For a network: a graph (a torch_geometric ``Data``, or a dict with ``edge_index``), or samples as
-        `SupervisedProblem` takes them.
+        `SupervisedProblem` takes them, many graphs among them.
     solver : str
         A SOLVER of the command line, with keys: ``"ml-lbfgs:memory=5"``.
     seed : int
@@ -160,9 +161,9 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
     if isinstance(what, nn.Module):
         if data is None:
             raise ValueError("a network needs `data` to be trained on, got None; write mldd.train(net, data)")
-        is_graph = "edge_index" in data if isinstance(data, Mapping) else hasattr(data, "edge_index")
-        kind = loaded(_GRAPH if is_graph else _SAMPLES, "class")
-        return problem(kind, net=what, data=data, seed=seed, comm=comm, **keys)
+        graph: Any = loaded(_ONE_GRAPH, "function")(data)
+        kind = loaded(_SAMPLES if graph is None else _GRAPH, "class")
+        return problem(kind, net=what, data=data if graph is None else graph, seed=seed, comm=comm, **keys)
     if data is not None:
         raise ValueError(f"`data` go with a network, got them with {what!r}; leave them out")
     if isinstance(what, str):

@@ -25,6 +25,7 @@ from .geography import GraphKind as GraphKind
 from .geography import connect as connect
 from .geography import nearest as nearest
 from .graph_file import graph_fields as graph_fields
+from .graph_file import many_graphs as many_graphs
 from .graph_inputs import GraphInputs as GraphInputs
 from .graph_inputs import inputs_of as inputs_of
 from .mesh_levels import HiddenMesh as HiddenMesh

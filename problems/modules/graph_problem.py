@@ -92,8 +92,9 @@ class GraphProblem(Problem):
         Labelled nodes (or pairs) per gradient, drawn anew for every step; 0: all.
     seed : int
         Of dropout, mini-batches and partitions.
-    device : {"cpu", "cuda", "auto"}
-        Where it is evaluated; the network and the data are moved there.
+    device : str
+        Where it is evaluated: cpu, cuda, cuda:NUMBER or auto, the network and the data are moved there; "" for where
+        the network is.
     comm : Communicator
         Ranks that share the nodes.
 
@@ -115,7 +116,7 @@ class GraphProblem(Problem):
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
-    device: str = "cpu"
+    device: str = ""
     comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
@@ -135,7 +136,9 @@ class GraphProblem(Problem):
 
     @cached_property
     def _device(self) -> torch.device:
-        return torch.device(pick_device(self.device, self.comm))
+        if not self.device:
+            return next(self.net.parameters()).device
+        return pick_device(self.device, self.comm)
 
     @cached_property
     def arguments(self) -> Arguments:

@@ -108,7 +108,7 @@ class Task:
             return {"accuracy": float((outputs.argmax(-1) == targets).sum())}
         targets = targets.to(outputs).reshape(outputs.shape)
         if self.kind == "regression":
-            return {"mse": float((outputs - targets).square().flatten(1 if outputs.dim() > 1 else 0).mean(-1).sum())}
+            return {"mse": float((outputs - targets).square().reshape(len(targets), -1).mean(-1).sum())}
         return {"accuracy": float(((outputs > 0) == (targets > 0.5)).double().reshape(len(targets), -1).mean(-1).sum())}
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mldd.problems.modules.samples import Samples
 from mldd.problems.modules.user_modules import has_statistics
 
 Score = Callable[..., Any]
@@ -50,9 +49,10 @@ def settled(net: nn.Module, modes: Mapping[nn.Module, bool], see: Callable[[], o
 
 def scored(
     net: nn.Module,
-    samples: Samples,
+    samples: Any,
     loss: Callable[[nn.Module, Any], Tensor],
     scores: Mapping[str, Score],
+    weights: Tensor | None = None,
     *,
     outputs: bool,
 ) -> dict[str, float]:
@@ -62,45 +62,47 @@ def scored(
     ----------
     net : nn.Module
         The module.
-    samples : Samples
+    samples : Samples or GraphSamples
         What it is tried on.
     loss : callable
         ``loss(net, batch)``; its mean over pieces of the samples is taken.
     scores : mapping of str to callable
-        By name; none for the accuracy where targets are classes.
+        By name; none for those of the samples: the accuracy where targets are classes.
+    weights : Tensor, shape (n,), optional
+        Of the samples in the mean loss; by default they count alike.
     outputs : bool
         Scores are functions of all outputs and targets; of module and batch otherwise, whose mean is taken.
     """
-    chunks = torch.split(torch.arange(len(samples)), 1 if samples.in_batches else _AT_ONCE)
+    weights = torch.ones(len(samples), dtype=torch.float64) if weights is None else weights
     found = {"loss": 0.0}
     if not outputs:
         found |= dict.fromkeys(scores, 0.0)
     pairs = []
-    for rows in chunks:
+    for rows in torch.split(torch.arange(len(samples)), 1 if samples.in_batches else _AT_ONCE):
         batch, share = samples.take(rows), len(rows) / len(samples)
-        found["loss"] += share * float(loss(net, batch).detach())
+        weight = float(weights[rows].sum() / weights.sum())
+        if weight > 0:
+            found["loss"] += weight * float(loss(net, batch).detach())
         if outputs:
             with torch.no_grad():
-                pairs.append((net(*batch[:-1]), batch[-1]))
+                pairs.append((samples.outputs(net, batch), samples.targets(batch)))
         else:
             for name, score in scores.items():
                 found[name] += share * float(score(net, batch))
     if outputs:
-        found |= _of_outputs(pairs, scores)
+        found |= _of_outputs(pairs, scores or samples.scores)
     return found
 
 
-def _of_outputs(pairs: list[tuple[Any, Any]], scores: Mapping[str, Score]) -> dict[str, float]:
+def _of_outputs(pairs: list[tuple[Any, Any]], scores: Any) -> dict[str, float]:
+    """Return scores by name, or those that a function of all outputs and targets returns."""
     if not all(isinstance(thing, Tensor) for pair in pairs for thing in pair):
-        if scores:
+        if isinstance(scores, Mapping):
             raise ValueError(
                 "`scores` need outputs and targets that are tensors; give `loss(net, batch)` and scores so"
             )
         return {}
     made, wanted = (torch.cat(column) for column in zip(*pairs, strict=True))
-    if scores:
+    if isinstance(scores, Mapping):
         return {name: float(score(made, wanted)) for name, score in scores.items()}
-    if wanted.dtype != torch.int64 or made.dim() != wanted.dim() + 1 or not made.is_floating_point():
-        return {}
-    known = wanted >= 0  # negative ones are left out by the losses of torch
-    return {"accuracy": float((made.argmax(1) == wanted)[known].double().mean())}
+    return dict(scores(made, wanted))

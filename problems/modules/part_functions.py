@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,13 @@ class PartFunctions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.dropout and self.noise is not None:
             return self._dropout(*args, **kwargs)
-        if func is functional.batch_norm and self.comm is not None:
+        if func is functional.batch_norm and self._has_statistics:
             return self._batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+    @property
+    def _has_statistics(self) -> bool:
+        return self.comm is not None
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
@@ -129,26 +133,80 @@ class PartFunctions(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if not training or x.dim() != 2 or len(x) != self.nodes:
+        own = self._counted(x) if training else None
+        if own is None:
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        own = x[: self.owned].double()
-        local = torch.stack(
-            [
-                torch.full_like(own[0], self.owned) if self.owned else x.new_zeros(x.shape[1]).double(),
-                own.sum(0),
-                own.square().sum(0),
-            ]
-        )
-        count, total, squares = summed(local, self.comm)
-        mean = total / count
-        variance = squares / count - mean.square()
+        count, mean, variance = self._statistics(own)
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.detach().to(running_mean), momentum)
             unbiased = variance.detach() * count.detach() / (count.detach() - 1).clamp(min=1)
             running_var.lerp_(unbiased.to(running_var), momentum)
-        y: Tensor = (x - mean.to(x)) * (variance.clamp(min=0) + eps).rsqrt().to(x)
-        y = y if weight is None else y * weight
-        return y if bias is None else y + bias
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale = (variance.clamp(min=0) + eps).rsqrt().to(x)
+        y: Tensor = (x - mean.to(x).view(shape)) * scale.view(shape)
+        y = y if weight is None else y * weight.view(shape)
+        return y if bias is None else y + bias.view(shape)
+
+    def _counted(self, x: Tensor) -> Tensor | None:
+        """Return the rows that count in batch statistics, None where those of torch are to be taken."""
+        return x[: self.owned] if x.dim() == 2 and len(x) == self.nodes else None
+
+    def _statistics(self, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how many entries a column has on all ranks, their means, and their variances."""
+        columns = own.double().transpose(0, 1).flatten(1)
+        local = torch.stack(
+            [torch.full_like(columns.sum(1), columns.shape[1]), columns.sum(1), columns.square().sum(1)]
+        )
+        count, total, squares = summed(local, self.comm)
+        mean = total / count
+        return count, mean, squares / count - mean.square()
+
+
+Statistics = tuple[Tensor, Tensor, Tensor]
+
+
+class SampleFunctions(PartFunctions):
+    """The same for a batch of samples, all of which count in batch statistics.
+
+    Parameters
+    ----------
+    numbers : dict of int to Tensor
+        Global numbers of what a tensor has rows for, by how many rows it has.
+    noise : Noise, optional
+        The sample of dropout; without it dropout is torch's.
+    comm : Communicator, optional
+        Ranks over which batch statistics are taken; without them those of the batch count.
+    fixed : list of tuple, optional
+        Batch statistics that are taken as constants; an empty list is filled by those of the batch.
+    """
+
+    def __init__(
+        self,
+        numbers: Mapping[int, Tensor],
+        noise: Noise | None,
+        comm: Communicator | None,
+        fixed: list[Statistics] | None = None,
+    ) -> None:
+        """Keep what is needed inside of the context."""
+        nobody = torch.empty(0, dtype=torch.int64)
+        super().__init__(nobody, nobody, 0, noise, comm)
+        self.rows, self.fixed, self.norms = dict(numbers), fixed, 0
+
+    @property
+    def _has_statistics(self) -> bool:
+        return self.comm is not None or self.fixed is not None
+
+    def _counted(self, x: Tensor) -> Tensor | None:
+        return x
+
+    def _statistics(self, own: Tensor) -> Statistics:
+        if self.fixed is None:
+            return super()._statistics(own)
+        self.norms += 1
+        if self.norms > len(self.fixed):
+            count, mean, variance = super()._statistics(own.detach())
+            self.fixed.append((count, mean, variance))
+        return self.fixed[self.norms - 1]
 
 
 class Draws(TorchFunctionMode):

@@ -1,23 +1,55 @@
-"""The loss of a module over some of its samples, shared out to ranks; and over the samples of several subdomains."""
+"""The loss of a module over some of its samples, shared out to ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from mldd.algebra import Bounds, FlatModule, Modes, Price, uncounted
-from mldd.problems.modules.samples import Samples
+from mldd.algebra import Bounds, FlatModule, Modes, Price, StackedModules, uncounted
+from mldd.problems.modules.part_functions import Noise, SampleFunctions, Statistics
+from mldd.problems.modules.user_modules import has_statistics
 from mldd.problems.nets import Draw
 from mldd.ranks import Communicator
+
+if TYPE_CHECKING:
+    from mldd.problems.modules.part_losses import PartLosses
 
 Kind = Literal["mean", "sum", "whole"]
 _PROBED = 1024  # samples on which it is measured how a loss depends on them
 _AT_ONCE = 1024  # samples that are evaluated together where they may be evaluated one after the other
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Samples that are evaluated together.
+
+    Parameters
+    ----------
+    batch : object
+        Inputs and targets.
+    weight : float
+        Of the loss over the batch.
+    seed : int
+        Of dropout.
+    numbers : dict of int to Tensor
+        Global numbers of what tensors have rows for, by how many there are.
+    comm : Communicator or None
+        Ranks over which batch statistics are taken.
+    """
+
+    batch: Any
+    weight: float
+    seed: int
+    numbers: Mapping[int, Tensor]
+    comm: Communicator | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,21 +62,34 @@ class SampleModel:
         The module.
     loss : callable
         ``loss(module, batch)`` returns one number.
-    samples : Samples
+    samples : Samples or GraphSamples
         All of them.
     modes : dict of nn.Module to bool
         Training modes in evaluations.
+    weights : Tensor, shape (n,), optional
+        Of the samples in a loss that is a mean; by default they count alike.
     at_once : int
         Samples that are evaluated together at most where they need not be.
+    without_noise : bool
+        No module draws random numbers in these modes.
     """
 
     flat: FlatModule
     loss: Callable[[nn.Module, Any], Tensor]
-    samples: Samples
+    samples: Any
     modes: Modes
+    weights: Tensor | None = None
     at_once: int = _AT_ONCE
+    without_noise: bool = False
 
-    def evaluate(self, rows: Tensor, noise: int = 0) -> tuple[Tensor, Tensor]:
+    def quiet(self) -> SampleModel:
+        """Return the same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
+        if not self.noisy:
+            return self
+        modes = {m: on and has_statistics(m) for m, on in self.modes.items()}
+        return replace(self, modes=modes, without_noise=True)
+
+    def evaluate(self, rows: Tensor, noise: int = 0, fixed: list[Statistics] | None = None) -> tuple[Tensor, Tensor]:
         """Return loss, shape (), and gradient, shape (n,), over some samples at the module's own parameters, uncounted.
 
         Parameters
@@ -53,10 +98,40 @@ class SampleModel:
             Numbers of the samples.
         noise : int
             Seed of dropout.
+        fixed : list, optional
+            Batch statistics that are taken as constants; an empty list is filled.
         """
+        batch, numbers = self.samples.take(rows), self.samples.numbers(rows)
+
+        def loss(module: nn.Module) -> Tensor:
+            with SampleFunctions(numbers, Noise(noise, 0), None, fixed):
+                return self.loss(module, batch)
+
         with uncounted():
-            loss = partial(_of_batch, self.loss, self.samples.take(rows))
             return self.flat.value_and_gradient(self.flat.flat, loss, noise, self.modes)
+
+    @cached_property
+    def stacked(self) -> StackedModules:
+        """The module with several sets of parameters."""
+        return StackedModules(self.flat, self.loss, self.modes)
+
+    def loss_of(self, unit: Unit) -> Callable[[nn.Module], Tensor]:
+        """Return the loss over a unit times its weight as a function of the module.
+
+        The weight stands inside, for batch statistics of several ranks join the derivatives of their losses.
+
+        Parameters
+        ----------
+        unit : Unit
+            Which samples.
+        """
+        plain = unit.comm is None and not self.noisy
+
+        def loss(module: nn.Module) -> Tensor:
+            with nullcontext() if plain else SampleFunctions(unit.numbers, Noise(unit.seed, 0), unit.comm):
+                return unit.weight * self.loss(module, unit.batch)
+
+        return loss
 
     @cached_property
     def _probe(self) -> Tensor:
@@ -66,33 +141,42 @@ class SampleModel:
     @cached_property
     def noisy(self) -> bool:
         """Whether the loss draws random numbers: it is another one for another seed."""
+        if self.without_noise:
+            return False
         rows = self._probe[:1] if self.samples.in_batches else self._probe
         first, second = (self.evaluate(rows, noise) for noise in (0, 1))
         return not _close(first, second)
 
     @cached_property
+    def statistics(self) -> bool:
+        """Whether a module inside normalises by the statistics of the batch."""
+        return any(has_statistics(m) and (on or m.running_mean is None) for m, on in self.modes.items())
+
+    @cached_property
     def kind(self) -> Kind:
         """How the loss over several samples follows from those over some of them: as mean, as sum, or not at all.
 
-        It is measured at the module's own parameters: batch normalisation and dropout couple the samples of a batch.
+        It is measured at the module's own parameters. What batch normalisation does is left aside: ranks that share a
+        batch take its statistics together.
         """
         if self.samples.in_batches:
             return "mean"
         rows, third = self._probe, max(1, len(self._probe) // 3)
-        whole = self.evaluate(rows)
+        fixed: list[Statistics] = []
+        whole = self.evaluate(rows, 0, fixed)
         if len(rows) == 1:
             return "whole"
-        try:
-            parts = [self.evaluate(piece) for piece in (rows[:third], rows[third:])]
-        except (RuntimeError, ValueError):  # batch normalisation refuses a single sample
-            return "whole"
-        shares = (third / len(rows), 1 - third / len(rows))
-        if _close(whole, _combined(parts, shares)):
+        pieces = [piece for piece in (rows[:third], rows[third:]) if self._weight(piece) > 0]
+        parts = [self.evaluate(piece, 0, fixed) for piece in pieces]
+        if _close(whole, _combined(parts, [self._weight(piece) / self._weight(rows) for piece in pieces])):
             return "mean"
-        return "sum" if _close(whole, _combined(parts, (1.0, 1.0))) else "whole"
+        return "sum" if _close(whole, _combined(parts, [1.0 for _ in parts])) else "whole"
 
-    def pieces(self, rows: Tensor, noise: int, comm: Communicator | None, of: int) -> Iterator[tuple[Any, float, int]]:
-        """Yield batch, weight and seed of what this rank evaluates of the loss over some samples.
+    def _weight(self, rows: Tensor) -> float:
+        return float(len(rows) if self.weights is None else self.weights[rows].sum())
+
+    def units(self, rows: Tensor, noise: int, comm: Communicator | None, of: int) -> Iterator[Unit]:
+        """Yield what this rank evaluates of the loss over some samples.
 
         Parameters
         ----------
@@ -105,18 +189,46 @@ class SampleModel:
         of : int
             Number of samples that these ones stand for, by which a loss that is a sum is scaled.
         """
-        units = torch.split(rows, 1 if self.samples.in_batches else len(rows))
-        if self.kind != "whole" and not self.samples.in_batches:
-            mine = range(len(rows)) if comm is None else comm.share(len(rows))
-            units = torch.split(rows[mine.start : mine.stop], self.at_once)
-        elif comm is not None:
-            mine = comm.share(len(units))
-            units = units[mine.start : mine.stop]
-        for unit in units:
-            if len(unit):
-                share = 1.0 if self.kind == "whole" else len(unit) / len(rows)
+        statistics = self.statistics and not self.samples.in_batches
+        shared = comm if statistics and comm is not None and self.is_shared(rows, comm) else None
+        for unit in self._divided(rows, comm):
+            if len(unit) and self._weight(unit) > 0:  # a mean over nothing is not a number
+                weight = 1.0 if self.kind == "whole" else self._weight(unit) / self._weight(rows)
                 seed = hash((noise, int(unit[0]))) if self.samples.in_batches else noise
-                yield self.samples.take(unit), of / len(rows) if self.kind == "sum" else share, seed % 2**63
+                yield Unit(
+                    self.samples.take(unit),
+                    of / len(rows) if self.kind == "sum" else weight,
+                    seed % 2**63,
+                    self.samples.numbers(unit),
+                    shared,
+                )
+
+    def is_shared(self, rows: Tensor, comm: Communicator) -> bool:
+        """Return whether ranks share the samples of a batch: not where these are coupled, or too few for statistics.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            Numbers of the samples.
+        comm : Communicator
+            The ranks.
+        """
+        if self.samples.in_batches or not self.statistics:
+            return self.kind != "whole"
+        weighty = self.weights is None or bool((self.weights[rows] > 0).all())
+        return self.kind != "whole" and weighty and len(rows) >= comm.ranks > 1
+
+    def _divided(self, rows: Tensor, comm: Communicator | None) -> Sequence[Tensor]:
+        """Return the samples of this rank, in pieces that are evaluated one after the other."""
+        if self.samples.in_batches:
+            units = torch.split(rows, 1)
+            mine = range(len(units)) if comm is None else comm.share(len(units))
+            return units[mine.start : mine.stop]
+        if comm is not None and not self.is_shared(rows, comm):
+            return [rows] if comm.rank == 0 else []
+        mine = range(len(rows)) if comm is None else comm.share(len(rows))
+        whole = self.kind == "whole" or self.statistics
+        return torch.split(rows[mine.start : mine.stop], len(rows) if whole else self.at_once)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,20 +260,28 @@ class SampleLoss:
     noise: int = 0
     drawn: Draw | None = None
     of: int = 0
-    _pieces: list[tuple[Any, float, int]] = field(init=False, repr=False)
-    _price: Price = field(init=False, repr=False)
+    units: list[Unit] = field(init=False, repr=False)
+    price_here: Price = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Take the samples of this rank."""
-        made = list(self.model.pieces(self.rows, self.noise, self.comm, self.of or len(self.rows)))
+        made = list(self.model.units(self.rows, self.noise, self.comm, self.of or len(self.rows)))
         share = 1.0 if self.comm is None else self._share(self.comm)
-        object.__setattr__(self, "_pieces", made)
-        object.__setattr__(self, "_price", self.price.scaled(share))
+        object.__setattr__(self, "units", made)
+        object.__setattr__(self, "price_here", self.price.scaled(share))
 
     def _share(self, comm: Communicator) -> float:
         """Return the share of the work that this rank has."""
-        units = 1 if self.model.kind == "whole" else len(self.rows)
+        units = len(self.rows) if self.model.is_shared(self.rows, comm) else 1
         return len(comm.share(units)) / units
+
+    batched: ClassVar[bool] = True
+
+    def _rows(self, x: Tensor) -> PartLosses:
+        """Return this loss once for every row of a batch of parameters."""
+        from mldd.problems.modules.part_losses import PartLosses
+
+        return PartLosses([self] * len(x), x, self.size)
 
     @property
     def size(self) -> int:
@@ -174,20 +294,22 @@ class SampleLoss:
         like = self.model.flat.flat
         return Bounds.free(self.size, dtype=like.dtype, device=like.device)
 
-    def _evaluations(self) -> Iterator[tuple[float, dict[str, Any]]]:
-        for batch, weight, seed in self._pieces:
-            yield weight, {"loss": partial(_of_batch, self.model.loss, batch), "noise": seed, "modes": self.model.modes}
+    def _evaluations(self) -> Iterator[dict[str, Any]]:
+        for unit in self.units:
+            yield {"loss": self.model.loss_of(unit), "noise": unit.seed, "modes": self.model.modes}
 
     def value(self, x: Tensor) -> Tensor:
-        """Return the loss, shape ()."""
-        self._price.of_value()
+        """Return the loss, shape (), or the losses for a batch of parameters, shape (p,)."""
+        if x.dim() == 2:
+            return self._rows(x).value(x)
+        self.price_here.of_value()
         total = x.new_zeros(())
-        for weight, options in self._evaluations():
-            total += weight * self.model.flat.value(x, **options)
+        for options in self._evaluations():
+            total += self.model.flat.value(x, **options)
         return total if self.comm is None else self.comm.sum_values(total)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient, shape (n,)."""
+        """Return the gradient, of the shape of x."""
         return self.value_and_gradient(x)[1]
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,84 +317,62 @@ class SampleLoss:
 
         Parameters
         ----------
-        x : Tensor, shape (n,)
+        x : Tensor, shape (n,) or (p, n)
             Parameters.
         """
-        self._price.of_gradient()
+        if x.dim() == 2:
+            return self._rows(x).value_and_gradient(x)
+        self.price_here.of_gradient()
         total = x.new_zeros(self.size + 1)
-        for weight, options in self._evaluations():
+        for options in self._evaluations():
             value, g = self.model.flat.value_and_gradient(x, **options)
-            total[:-1].add_(g, alpha=weight)
-            total[-1] += weight * value
+            total[:-1].add_(g)
+            total[-1] += value
         if self.comm is not None:
             total = self.comm.sum(total)
         return total[-1].clone(), total[:-1]
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v`` by differentiating ``<g, v>``."""
-        self._price.of_product()
+        """Return ``H(x) v`` by differentiating ``<g, v>``, of the shape of x."""
+        if x.dim() == 2:
+            return self._rows(x).hessian_product(x, v)
+        self.price_here.of_product()
         total = x.new_zeros(self.size)
-        for weight, options in self._evaluations():
-            total.add_(self.model.flat.hessian_product(x, v, **options), alpha=weight)
+        for options in self._evaluations():
+            total.add_(self.model.flat.hessian_product(x, v, **options))
         return total if self.comm is None else self.comm.sum(total)
 
 
-@dataclass(frozen=True, eq=False)
-class PartLosses:
-    """The losses over the samples of several subdomains, each of which has a copy of all parameters.
+def check_evaluates(model: SampleModel, comm: Communicator) -> None:
+    """Evaluate a loss once: say in words where that is impossible, and warn where ranks cannot share its samples.
 
     Parameters
     ----------
-    losses : sequence of SampleLoss
-        One per subdomain, on this rank alone.
-    like : Tensor
-        Of the dtype and on the device of the parameters.
-    size : int
-        Number n of parameters.
+    model : SampleModel
+        Module, loss and samples.
+    comm : Communicator
+        Ranks that are to share the samples.
+
+    Raises
+    ------
+    ValueError
+        The module does not take the samples, or the loss does not take what it returns.
     """
-
-    losses: Sequence[SampleLoss]
-    like: Tensor
-    size: int
-
-    batched = True
-
-    @cached_property
-    def bounds(self) -> Bounds:
-        """No bounds."""
-        return Bounds.free(len(self.losses), self.size, dtype=self.like.dtype, device=self.like.device)
-
-    def value(self, y: Tensor) -> Tensor:
-        """Return the losses, shape (p,)."""
-        return torch.stack([f.value(row) for f, row in zip(self.losses, y, strict=True)]) if len(y) else y.new_zeros(0)
-
-    def gradient(self, y: Tensor) -> Tensor:
-        """Return the gradients, shape (p, n)."""
-        return self.value_and_gradient(y)[1]
-
-    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses and gradients.
-
-        Parameters
-        ----------
-        y : Tensor, shape (p, n)
-            Parameters of every subdomain.
-        """
-        values, g = y.new_zeros(len(y)), torch.empty_like(y)
-        for k, f in enumerate(self.losses):
-            values[k], g[k] = f.value_and_gradient(y[k])
-        return values, g
-
-    def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:
-        """Return ``H_i(y_i) v_i`` of every subdomain, shape (p, n)."""
-        product = torch.empty_like(v)
-        for k, f in enumerate(self.losses):
-            product[k] = f.hessian_product(y[k], v[k])
-        return product
-
-
-def _of_batch(loss: Callable[[nn.Module, Any], Tensor], batch: Any, module: nn.Module) -> Tensor:
-    return loss(module, batch)
+    try:
+        kind = model.kind
+    except (RuntimeError, TypeError, IndexError) as error:
+        like, shown = model.flat.flat, model.samples.take(torch.zeros(1, dtype=torch.int64))
+        tensors = [t for t in pytree.tree_leaves(shown) if isinstance(t, Tensor)]
+        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or type(shown).__name__
+        raise ValueError(
+            f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on {like.device}"
+        ) from error
+    if kind == "whole" and comm.ranks > 1:
+        warnings.warn(
+            f"the {model.samples.units} of a batch are coupled (a loss that is no mean?), so that ranks cannot share "
+            "them: the first one evaluates the whole batch; ranks share subdomains only",
+            stacklevel=4,
+        )
 
 
 def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from mldd.algebra import (
     SharedDecomposition,
 )
 from mldd.problems.modules.module_layers import ModuleLayers
-from mldd.problems.modules.sample_loss import PartLosses, SampleLoss, SampleModel
+from mldd.problems.modules.part_losses import PartLosses
+from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
 from mldd.problems.nets import Draw, draw_of, pieces
 from mldd.ranks import Communicator
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -20,6 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+_AT_ONCE = 1024  # samples that a module is called with together
 _KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
 
 
@@ -102,25 +103,123 @@ class Samples:
             return replace(self, batches=tuple(self.batches[int(k)] for k in order))
         return replace(self, stacked=_mapped(lambda t: t[order], self.stacked))
 
-    def to(self, device: torch.device) -> Samples:
-        """Return the samples on a device.
+    def to(self, like: Tensor) -> Samples:
+        """Return the samples on the device of a tensor, in their own precision.
 
         Parameters
         ----------
-        device : torch.device
-            Where.
+        like : Tensor
+            Parameters of the module.
         """
         return replace(
             self,
-            stacked=None if self.in_batches else _moved(self.stacked, device),
-            batches=tuple(_moved(batch, device) for batch in self.batches),
+            stacked=None if self.in_batches else _moved(self.stacked, like.device),
+            batches=tuple(_moved(batch, like.device) for batch in self.batches),
         )
+
+    def outputs(self, net: nn.Module, batch: Any) -> Any:
+        """Return what a module returns for a batch.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The module.
+        batch : tuple or list
+            Inputs and targets, in the order ``*inputs, targets``.
+
+        Raises
+        ------
+        ValueError
+            A batch without targets.
+        """
+        return net(*_pair(batch)[:-1])
+
+    def predicted(self, net: nn.Module) -> Tensor:
+        """Return what a module returns for all samples, one after the other.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The module, in the mode it has.
+        """
+        rows = torch.split(torch.arange(len(self)), 1 if self.in_batches else _AT_ONCE)
+        return torch.cat([self.outputs(net, self.take(of)) for of in rows])
+
+    def targets(self, batch: Any) -> Any:
+        """Return the targets of a batch.
+
+        Parameters
+        ----------
+        batch : tuple or list
+            Inputs and targets.
+
+        Raises
+        ------
+        ValueError
+            A batch without targets.
+        """
+        return _pair(batch)[-1]
+
+    def summed(self, weights: Tensor | None) -> Tensor | None:
+        """Return the weights of samples, given those of their targets: the same.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (n,), or None
+            Of the targets of all samples.
+        """
+        return weights
+
+    @property
+    def units(self) -> str:
+        """What is counted, for messages."""
+        return "batches of the loader" if self.in_batches else "samples"
+
+    def numbers(self, rows: Tensor) -> dict[int, Tensor]:
+        """Return the numbers of the samples of a batch, by how many there are; none where there are batches.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            The samples.
+        """
+        return {} if self.in_batches else {len(rows): rows}
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the accuracy where targets are classes, else nothing.
+
+        Parameters
+        ----------
+        outputs : Tensor, shape (m, ...)
+            Of the module.
+        targets : Tensor, shape (m, ...)
+            Of the samples.
+        """
+        if targets.dtype != torch.int64 or outputs.dim() != targets.dim() + 1 or not outputs.is_floating_point():
+            return {}
+        known = targets >= 0  # negative ones are left out by the losses of torch
+        return {"accuracy": float((outputs.argmax(1) == targets)[known].double().mean())}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the samples is not used: nothing."""
+        return ()
 
     def arrays(self) -> Iterator[Any]:
         """Yield the samples as arrays of NumPy, for a checksum; of batches, the tensors that can be seen in them."""
         for tensor in _tensors(self.batches if self.in_batches else self.stacked):
             plain = tensor.detach().cpu()
             yield (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _pair(batch: Any) -> Any:
+    """Return a batch of inputs and targets, refusing what has none."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ValueError(
+            f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give `loss(net, batch)` "
+            "with these names of arguments"
+        )
+    return batch
 
 
 def _read(data: Any) -> Samples:
@@ -169,15 +268,29 @@ def _of_loader(loader: DataLoader[Any]) -> Samples:
         why = "a collate_fn of your own" if own else "an IterableDataset"
         made = _of_batches(list(loader), f"a loader with {why} was asked once", apart=not own)
         return replace(made, batch=0 if made.in_batches else loader.batch_size or 0)
-    plain = isinstance(loader.sampler, SequentialSampler) or (
-        isinstance(loader.sampler, RandomSampler)
-        and not loader.sampler.replacement
-        and loader.sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    )
-    if plain and loader.batch_size is not None:
-        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size)
+    if is_plain(loader):
+        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size or 0)
     made = _of_batches(list(loader), "a loader with a sampler of its own was asked once", apart=True)
     return replace(made, batch=loader.batch_size or 0)
+
+
+def is_plain(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader only divides its data set into batches, in any order.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Which one.
+    """
+    sampler = loader.sampler
+    return loader.batch_size is not None and (
+        isinstance(sampler, SequentialSampler)
+        or (
+            isinstance(sampler, RandomSampler)
+            and not sampler.replacement
+            and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+        )
+    )
 
 
 def _of_batches(batches: list[Any], why: str, *, apart: bool = False) -> Samples:

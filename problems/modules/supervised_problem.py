@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,12 +27,12 @@ from mldd.loop import Problem
 from mldd.problems.data import checksum
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
+from mldd.problems.modules.sample_loss import SampleLoss, SampleModel, check_evaluates
 from mldd.problems.modules.sample_parts import SampleParts
-from mldd.problems.modules.samples import Samples
-from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
+from mldd.problems.modules.sample_sets import divided, hold_graphs, is_divided, reader_of, same_on_all_ranks, weights_in
+from mldd.problems.modules.user_modules import is_loss_of_network, restarted
 from mldd.problems.nets import Draw, MiniBatches
-from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import SERIAL, Communicator, device
 
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,11 +52,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 class SupervisedProblem(Problem):
     """Train any torch module on any data: the mean loss over samples, its parts, and its layers.
 
-    Ranks share the samples of every evaluation where the loss over a batch is the mean (or the sum) of those of its
-    samples, which is measured. Batch normalisation in training mode, dropout and losses with weights couple the samples
-    of a batch: then the first rank evaluates all of them, and ranks share the subdomains only. Values change nothing of
-    the module; `module` writes into it. Every module inside keeps the mode (train or eval) it has when the problem is
-    made. Dropout is drawn anew for every outer step, from the seed; the objective itself is the loss without it.
+    Ranks share the samples of every evaluation where the loss over a batch is the mean of those of its samples (with
+    weights of classes, too) or their sum, which is measured; batch normalisation in training mode takes its statistics
+    over all ranks, and dropout is drawn sample by sample. Where samples are coupled otherwise, the first rank evaluates
+    all of them, and ranks share the subdomains only. Values change nothing of the module; `module` writes into it.
+    Every module inside keeps the mode (train or eval) it has when the problem is made. Dropout is drawn anew for every
+    outer step, from the seed; the objective itself is the loss without it.
+
+    Samples may be graphs, see `GraphSamples`: their labels say what is learned where no loss is given.
 
     A class that derives from this one gives `net`, `data` and `loss` by `make`, and its fields are keys on the command
     line (``mldd train file.py:Class:key=value``).
@@ -66,13 +68,14 @@ class SupervisedProblem(Problem):
     ----------
     net : nn.Module
         What is trained; it stays the user's.
-    data : tuple of Tensor, Dataset, DataLoader or batches
-        Inputs and targets, in the order ``*inputs, targets``; see `Samples.of` for what is done with loaders.
+    data : tuple of Tensor, Dataset, DataLoader, batches or graphs
+        Inputs and targets, in the order ``*inputs, targets``; see `Samples.of` for what is done with loaders. Or
+        several of them by name: ``{"train": ..., "validation": ..., "test": ...}``.
     loss : callable
         ``loss(outputs, targets)`` as in ``torch.nn.functional``; or ``loss(net, batch)``, where the name of its first
-        argument is net, network, model or module.
-    validation : data of the same kind, optional
-        For metrics.
+        argument is net, network, model or module. None for graphs with labels.
+    split : mapping of str to Tensor
+        Numbers of samples of `data`, or masks, for validation and test; the others are for training, or those of train.
     scores : mapping of str to callable
         Metrics besides the losses, ``score(outputs, targets)``, or ``score(net, batch)`` where the loss is of that
         kind. By default the accuracy where targets are classes.
@@ -86,10 +89,12 @@ class SupervisedProblem(Problem):
     groups : sequence of str
         Names of modules inside that make one layer each, such as encoder, processor, decoder; empty for one layer per
         module with parameters.
+    inputs : sequence of str
+        For graphs: fields that ``forward`` takes, in its order; by default those that its parameters are named after.
     seed : int
         Of mini-batches, of dropout, and of the order in which samples are divided.
     device : str
-        Where the module and all samples are put; "" for where the module is.
+        Where the module and all samples are put: cpu, cuda, cuda:NUMBER or auto; "" for where the module is.
     comm : Communicator
         Its ranks share samples and subdomains; all of them make the problem, of the same data.
 
@@ -107,12 +112,13 @@ class SupervisedProblem(Problem):
 
     net: nn.Module = None  # type: ignore[assignment]
     data: Any = None
-    loss: Callable[..., Tensor] = None  # type: ignore[assignment]
-    validation: Any = None
+    loss: Callable[..., Tensor] | None = None
+    split: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     batch: int | None = None
     subdomains: Literal["layers", "data", "both"] = "layers"
     groups: Sequence[Group] = ()
+    inputs: Sequence[str] = ()
     seed: int = 0
     device: str = ""
     comm: Communicator = field(default=SERIAL)
@@ -120,21 +126,22 @@ class SupervisedProblem(Problem):
     def __post_init__(self) -> None:
         """Make what is not given, and refuse what does not fit."""
         if self.net is None:
-            for name, thing in zip(("net", "data", "loss", "validation"), self._made(self.seed), strict=False):
+            for name, thing in zip(("net", "data", "loss"), self._made(self.seed), strict=False):
                 object.__setattr__(self, name, thing)
-        if not isinstance(self.net, nn.Module) or not callable(self.loss) or self.data is None:
+        labelled = self.loss is None and self.data is not None and hold_graphs(self.data)
+        if not isinstance(self.net, nn.Module) or not (callable(self.loss) or labelled) or self.data is None:
             got = ", ".join(type(thing).__name__ for thing in (self.net, self.data, self.loss))
             raise ValueError(f"a supervised problem needs a module, data and a loss, got {got}")
         if self.device:
-            self.net.to(self.device)
+            self.net.to(device(self.device, self.comm))
         check_choices(self, {"subdomains": ("layers", "data", "both")})
         if self.batch is not None and not 0 <= self.batch <= self._total:
             raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
-        self._refuse_different_data()
-        self._refuse_what_fails()
+        same_on_all_ranks(self.comm, (self._total, self.flat.size, self.identity()))
+        check_evaluates(self.model, self.comm)
 
     def make(self) -> tuple[Any, ...]:
-        """Return net, data and loss, and data for validation where there are any; torch's generator has the seed.
+        """Return net, data and loss; torch's generator has the seed.
 
         Raises
         ------
@@ -150,34 +157,6 @@ class SupervisedProblem(Problem):
             torch.manual_seed(seed)
             return self.make()
 
-    def _refuse_different_data(self) -> None:
-        if self.comm.ranks > 1:
-            mine = (self._total, self.flat.size, self.identity())
-            for rank, theirs in enumerate(self.comm.gather_items(mine)):
-                if theirs != mine:
-                    raise ValueError(
-                        f"all ranks must have the same module and data, got others on rank {rank} than on rank "
-                        f"{self.comm.rank}; make them with the same seed and leave sharing them out to the problem"
-                    )
-
-    def _refuse_what_fails(self) -> None:
-        """Evaluate once and say in words where the module does not take the data."""
-        try:
-            kind = self.model.kind
-        except (RuntimeError, TypeError, IndexError) as error:
-            like, shown = self.flat.flat, self.samples.take(torch.zeros(1, dtype=torch.int64))
-            kinds = ", ".join(f"{a.dtype} {tuple(a.shape)}" for a in _seen(shown)) or type(shown).__name__
-            raise ValueError(
-                f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on "
-                f"{like.device}"
-            ) from error
-        if kind == "whole" and self.comm.ranks > 1:
-            warnings.warn(
-                "the samples of a batch are coupled (batch normalisation, dropout, a loss with weights?), so that "
-                "ranks cannot share them: the first one evaluates the whole batch; ranks share subdomains only",
-                stacklevel=4,
-            )
-
     # -------------------------------------------------------------------------------- what everything is made of
 
     @cached_property
@@ -192,11 +171,17 @@ class SupervisedProblem(Problem):
         return mine if self.comm.ranks == 1 else self.comm.sum(mine if self.comm.rank == 0 else torch.zeros_like(mine))
 
     @cached_property
-    def samples(self) -> Samples:
-        """The samples, in an order in which any run of them is a fair choice."""
-        read = Samples.of(self.data, self.seed)
-        order = torch.randperm(len(read), generator=torch.Generator().manual_seed(self.seed))
-        return read.permuted(order).to(self.flat.flat.device)
+    def parts(self) -> dict[str, Any]:
+        """The samples for train, and for validation and test as far as there are any."""
+        found = divided(self.data, self.split, reader_of(self.data, self.net, self.inputs, self.seed))
+        order = torch.randperm(len(found["train"]), generator=torch.Generator().manual_seed(self.seed))
+        like = self.flat.flat
+        return {name: (of.permuted(order) if name == "train" else of).to(like) for name, of in found.items()}
+
+    @property
+    def samples(self) -> Any:
+        """The training samples, in an order in which any run of them is a fair choice."""
+        return self.parts["train"]
 
     @cached_property
     def layers(self) -> ModuleLayers:
@@ -210,7 +195,14 @@ class SupervisedProblem(Problem):
     @cached_property
     def _of_batch(self) -> Callable[[nn.Module, Any], Tensor]:
         """The loss as a function of module and batch."""
-        return self.loss if self._sees_module else _of_outputs(self.loss)
+        if self._sees_module:
+            assert self.loss is not None
+            return self.loss
+        samples, loss = self.samples, self.loss or self.samples.loss
+        return lambda net, batch: loss(samples.outputs(net, batch), samples.targets(batch))
+
+    def _weights(self, samples: Any) -> Tensor | None:
+        return None if self._sees_module else weights_in(self.loss, samples)
 
     @cached_property
     def _sees_module(self) -> bool:
@@ -219,16 +211,13 @@ class SupervisedProblem(Problem):
     @cached_property
     def model(self) -> SampleModel:
         """Module, loss and samples, with dropout where the module has it."""
-        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes)
+        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes, self._weights(self.samples))
         return replace(model, at_once=max(model.at_once, self._batch))
 
     @cached_property
     def _quiet(self) -> SampleModel:
-        """The same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
-        if not self.model.noisy:
-            return self.model
-        modes = {m: on and has_statistics(m) for m, on in self._modes.items()}
-        return replace(self.model, modes=modes)
+        """The same without dropout."""
+        return self.model.quiet()
 
     @property
     def _total(self) -> int:
@@ -243,13 +232,10 @@ class SupervisedProblem(Problem):
             return 1
         return self.samples.batch if self.samples.batch < self._total else 0
 
-    def _noise(self, step: int) -> int:
-        return hash((self.seed, step)) % 2**63
-
     def _drawn(self, rows: Tensor, step: int, comm: Communicator | None, *, fine: bool, of: int = 0) -> SampleLoss:
         """Return the loss over the samples `rows` of an outer step."""
         price = Price(len(rows) / self._total, fine=fine)
-        return SampleLoss(self.model, rows, price, comm, self._noise(step), Draw(step, rows), of)
+        return SampleLoss(self.model, rows, price, comm, hash((self.seed, step)) % 2**63, Draw(step, rows), of)
 
     # -------------------------------------------------------------------------------- the problem
 
@@ -319,15 +305,13 @@ class SupervisedProblem(Problem):
         smallest = self._batch or self._total
         most = max(1, smallest.bit_length() - 1)
         if not 1 <= levels <= most:
-            raise ValueError(f"`levels` must be in 1..{most} for {smallest} {self._units} of a step, got {levels}")
+            raise ValueError(
+                f"`levels` must be in 1..{most} for {smallest} {self.samples.units} of a step, got {levels}"
+            )
         made = [Level(self.objective())]
         for k in range(1, levels):
             made.append(Level(self._level(k), Identity(self.flat.size), (self._total >> k) / self._total))
         return Hierarchy(tuple(made))
-
-    @property
-    def _units(self) -> str:
-        return "batches of the loader" if self.samples.in_batches else "samples"
 
     def decomposition(
         self, parts: int, overlap: int = 0, comm: Communicator | None = None, subdomains: str = ""
@@ -356,7 +340,7 @@ class SupervisedProblem(Problem):
             return self.layers.decomposition(parts, overlap, comm, self._parts.restrictions)
         most = self._batch or self._total
         if not 1 <= parts <= most:
-            raise ValueError(f"`parts` must be in 1..{most} (the {self._units} of a step), got {parts}")
+            raise ValueError(f"`parts` must be in 1..{most} (the {self.samples.units} of a step), got {parts}")
         if overlap < 0:
             raise ValueError(f"`overlap` must be >= 0, got {overlap}")
         return self._parts.decomposition(parts, overlap, comm, by_layers=chosen == "both")
@@ -387,21 +371,56 @@ class SupervisedProblem(Problem):
         for rows in torch.split(torch.arange(self._total), size):
             self._of_batch(net, self.samples.take(rows))
 
-    def metrics(self, x: Tensor) -> dict[str, float]:
-        """Return losses and scores in the mode eval on the training samples, and on those for validation."""
+    def _scores(self, x: Tensor, names: Sequence[str]) -> dict[str, float]:
+        """Return losses and scores in the mode eval on some parts of the samples."""
         found: dict[str, float] = {}
-        sets = {"train": self.samples} | ({} if self.validation is None else {"validation": self._checked})
         with self.flat.at(x):
             settled(self.net, self._modes, lambda: self._pass(self.net))
             self.net.eval()
-            for name, samples in sets.items():
-                scores = scored(self.net, samples, self._of_batch, self.scores, outputs=not self._sees_module)
+            for name in names:
+                samples, weights = self.parts[name], self._weights(self.parts[name])
+                of_outputs = not self._sees_module
+                scores = scored(self.net, samples, self._of_batch, self.scores, weights, outputs=of_outputs)
                 found |= {f"{name}_{key}": value for key, value in scores.items()}
         return found
 
-    @cached_property
-    def _checked(self) -> Samples:
-        return Samples.of(self.validation, self.seed).to(self._start.device)
+    def metrics(self, x: Tensor) -> dict[str, float]:
+        """Return losses and scores in the mode eval on the samples of train, validation and test."""
+        return self._scores(x, tuple(self.parts))
+
+    def validation(self, x: Tensor) -> dict[str, float]:
+        """Return loss and scores in the mode eval on the samples for validation.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        if "validation" not in self.parts:
+            raise ValueError(
+                'a validation needs samples of its own, got none; give split={"validation": numbers of samples}, or '
+                'data={"train": ..., "validation": ...}'
+            )
+        return self._scores(x, ("validation",))
+
+    def predict(self, x: Tensor, data: Any = None) -> Tensor:
+        """Return the outputs of the trained module in the mode eval, a row per sample (or per node of graphs).
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Parameters.
+        data : object, optional
+            Samples as in the training, targets of graphs may be missing; by default the data of the training, in their
+            order: those for training where there are several.
+        """
+        given = self.data if data is None else data
+        read = reader_of(self.data, self.net, self.inputs, self.seed)
+        samples = read(given["train"] if is_divided(given) else given).to(self.flat.flat)
+        with self.flat.at(x), torch.no_grad():
+            settled(self.net, self._modes, lambda: self._pass(self.net))
+            self.net.eval()
+            return samples.predicted(self.net)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""
@@ -415,28 +434,14 @@ class SupervisedProblem(Problem):
         return checksum(*self.samples.arrays())
 
     def details(self) -> dict[str, Any]:
-        """Return how many samples there are, and how a loss over several follows from theirs."""
-        return {
-            "samples": self._total,
+        """Return how many samples there are, how a loss over several follows from theirs, and what is not used."""
+        told = {
+            self.samples.units: self._total,
             "loss_of_a_batch": {"whole": "coupled"}.get(self.model.kind, self.model.kind),
             "dropout": self.model.noisy,
         }
-
-
-def _of_outputs(loss: Callable[..., Tensor]) -> Callable[[nn.Module, Any], Tensor]:
-    """Return ``loss(outputs, targets)`` as a function of module and batch."""
-
-    def of_batch(net: nn.Module, batch: Any) -> Tensor:
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                f"`loss(outputs, targets)` needs samples with targets, got {type(batch).__name__}; give "
-                "`loss(net, batch)` with these names of arguments"
-            )
-        return loss(net(*batch[:-1]), batch[-1])
-
-    return of_batch
-
-
-def _seen(batch: Any) -> list[Tensor]:
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
-    return [part for part in parts if isinstance(part, Tensor)]
+        if self.loss is None:
+            told["task"] = self.samples.task.kind
+        models = [model for model in (self.model, self._quiet) if "stacked" in vars(model)]
+        notes = [*self.samples.notes, *dict.fromkeys(model.stacked.reason for model in models if model.stacked.reason)]
+        return told | ({"notes": notes} if notes else {})

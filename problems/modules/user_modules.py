@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mldd.algebra import FlatModule
 
@@ -40,6 +42,43 @@ def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBas
         Which one.
     """
     return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def weights_of(loss: Any, targets: Any) -> Tensor | None:
+    """Return the weights of samples in the mean that torch's losses of classes are, shape (n,), float64.
+
+    Parameters
+    ----------
+    loss : callable
+        A `CrossEntropyLoss` or `NLLLoss`, or the function of one, maybe with keywords by `functools.partial`. Targets
+        equal to its ``ignore_index`` have the weight zero, others that of their class.
+    targets : Tensor, shape (n, ...)
+        Classes.
+
+    Returns
+    -------
+    Tensor or None
+        None where the loss is another one, or the targets are no classes.
+    """
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() == 0:
+        return None
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        weight, ignored, reduction = loss.weight, loss.ignore_index, loss.reduction
+    else:
+        given = loss.keywords if isinstance(loss, partial) and not loss.args else {}
+        if (loss.func if given else loss) not in (functional.cross_entropy, functional.nll_loss):
+            return None
+        weight, ignored = given.get("weight"), given.get("ignore_index", -100)
+        reduction = given.get("reduction", "mean")
+    if reduction != "mean":
+        return None
+    targets = targets.cpu()
+    known = targets != ignored
+    weights = known.double()
+    if weight is not None:
+        weights *= weight.detach().cpu().double()[torch.where(known, targets, 0)]
+    summed: Tensor = weights.flatten(1).sum(1) if weights.dim() > 1 else weights
+    return summed
 
 
 def restarted(net: nn.Module, seed: int) -> Tensor:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mldd.algebra import Hierarchy
 from mldd.loop import Problem
-from mldd.problems.data import checksum, graph_fields
-from mldd.problems.modules.graph_arguments import nodes_of
+from mldd.models import Field, Prediction, load
+from mldd.problems.data import checksum, graph_fields, many_graphs
+from mldd.problems.modules.graph_arguments import arguments_of, nodes_of
 from mldd.problems.modules.graph_problem import GraphProblem
+from mldd.problems.modules.graph_samples import GraphSamples
 from mldd.problems.modules.graph_task import task_of
+from mldd.problems.modules.supervised_problem import SupervisedProblem
 from mldd.ranks import SERIAL, Communicator
 
 # Parameters of a constructor that the data say, by their usual names.
@@ -25,24 +30,27 @@ _INPUTS = ("inputs", "in_channels", "in_features", "in_dim", "input_dim", "num_f
 _OUTPUTS = ("classes", "outputs", "out_channels", "out_features", "out_dim", "output_dim", "num_classes", "nclass")
 _OF_EDGES = ("edge_dim", "edge_features", "num_edge_features", "edge_channels")
 _SAID = (*_INPUTS, *_OUTPUTS, *_OF_EDGES)
+_OF_ONE = {"local": "composite", "clusters": 0, "halo": "auto", "labels": "train"}  # keys for a single graph
 
 
 @dataclass(frozen=True)
 class UserNetwork(Problem):
-    """Train a network class of one's own on a graph in a file; the rest is as for `GraphProblem`.
+    """Train a network class of one's own on a graph in a file, as `GraphProblem` does, or on many, `SupervisedProblem`.
+
+    A file of many graphs has a list of them, or lists by the names train, validation and test.
 
     Parameters
     ----------
     name : str
-        A file with a graph, or the name of one.
+        A file with a graph or with several, or the name of one.
     model : str
         The class, as ``file.py:Class`` or ``package.module:Class``.
     inputs : tuple of str
         Fields that ``forward`` takes, in its order; by default those that its parameters are named after.
     groups : tuple of str
         Names of modules that are one layer together; by default every module is a layer.
-    subdomains : {"graph", "layers"}
-        What is decomposed.
+    subdomains : {"graph", "layers", "both"}
+        What is decomposed; of many graphs, "graph" means parts of them, and "both" a subdomain per part and layer.
     local : {"composite", "own"}
         Local models of graph parts.
     clusters : int
@@ -52,7 +60,7 @@ class UserNetwork(Problem):
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
-        Labelled nodes per gradient; 0: all.
+        Labelled nodes, or graphs, per gradient; 0: all.
     seed : int
         Of the network's start, dropout, mini-batches and partitions.
     data : str, optional
@@ -62,7 +70,7 @@ class UserNetwork(Problem):
     device : {"cpu", "cuda", "auto"}
         Where it is evaluated.
     comm : Communicator
-        Ranks that share the nodes.
+        Ranks that share the nodes, or the graphs.
 
     Raises
     ------
@@ -74,7 +82,7 @@ class UserNetwork(Problem):
     model: str = ""
     inputs: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    subdomains: Literal["graph", "layers"] = "graph"
+    subdomains: Literal["graph", "layers", "both"] = "graph"
     local: Literal["composite", "own"] = "composite"
     clusters: int = 0
     halo: Literal["auto", "deep", "exchange"] = "auto"
@@ -88,74 +96,135 @@ class UserNetwork(Problem):
     class_: ClassVar[type[nn.Module]]
 
     @cached_property
-    def _fields(self) -> dict[str, Any]:
-        return graph_fields(self.name, data=self.data)
+    def _graphs(self) -> Any:
+        """The graphs of a file that has several, None for one."""
+        return many_graphs(self.name)
 
     @cached_property
-    def graph_problem(self) -> GraphProblem:
+    def _fields(self) -> dict[str, Any]:
+        """The fields of the graph, or of the first of many."""
+        if self._graphs is None:
+            return graph_fields(self.name, data=self.data)
+        first = _all(self._graphs)[0]
+        return dict(first if isinstance(first, Mapping) else first.to_dict())
+
+    @cached_property
+    def problem(self) -> GraphProblem | SupervisedProblem:
         """The problem around the network.
 
         Raises
         ------
         ValueError
-            Something that the constructor needs is said by neither the data nor the keys.
+            Something that the constructor needs is said by neither the data nor the keys, or a key that many graphs
+            have no use for.
         """
+        net = self._network()
+        own = {key: getattr(self, key) for key in ("inputs", "groups", "batch", "seed", "device", "comm")}
+        if self._graphs is None:
+            more = {key: getattr(self, key) for key in ("subdomains", *_OF_ONE)}
+            return GraphProblem(net, self._fields, **own, **more)
+        for key, default in _OF_ONE.items():
+            if getattr(self, key) != default:
+                raise ValueError(f"`{key}` is for one graph, got {getattr(self, key)!r} with several; leave it out")
+        kind: Any = {"graph": "data"}.get(self.subdomains, self.subdomains)
+        return SupervisedProblem(net, self._graphs, subdomains=kind, **own)
+
+    def _network(self, labels: bool = True) -> nn.Module:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            net = self.class_(**self._constructed()).to(getattr(torch, self.dtype))
-        own = ("inputs", "groups", "subdomains", "local", "clusters", "halo", "labels", "batch", "seed")
-        return GraphProblem(net, self._fields, **{key: getattr(self, key) for key in (*own, "device", "comm")})
+            return self.class_(**self._constructed(self._outputs if labels else lambda: 0)).to(
+                getattr(torch, self.dtype)
+            )
 
-    def _constructed(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
+    def _constructed(self, outputs: Callable[[], int]) -> dict[str, Any]:
+        """Return the arguments of the constructor; `outputs` returns their number, 0 where nobody knows it."""
         given = {f.name: getattr(self.network, f.name) for f in fields(self.network)}  # type: ignore[attr-defined]
-        said = _said(self._fields, inspect.signature(self.class_).parameters)
-        values = said | {key: value for key, value in given.items() if value is not None}
+        given = {key: value for key, value in given.items() if value is not None}
+        asked = [key for key in inspect.signature(self.class_).parameters if key not in given]
+        values = _said(self._fields, asked, outputs) | given
         for name, parameter in _parameters(self.class_).items():
             if parameter.default is parameter.empty and name not in values:
                 raise ValueError(f"{self.class_.__name__} needs `{name}`; write {name}=VALUE")
         return values
 
+    def _outputs(self) -> int:
+        """Return how many outputs the labels ask for, 0 where they do not say."""
+        if self._graphs is not None:
+            task = GraphSamples.of(_all(self._graphs)).task
+        else:
+            task = task_of(self._fields, nodes_of(self._fields))
+        rows = task.targets
+        if task.kind == "links":
+            return 0
+        return int(rows.max()) + 1 if task.kind == "classification" else rows.shape[1] if rows.dim() > 1 else 1
+
     def objective(self) -> Any:
         """Return the loss."""
-        return self.graph_problem.objective()
+        return self.problem.objective()
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return the parameters that the network is made with, with torch's generator seeded, shape (N,)."""
-        return self.graph_problem.initial(0)
+        return self.problem.initial(0)
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss on coarser graphs."""
-        return self.graph_problem.hierarchy(levels)
+        return self.problem.hierarchy(levels)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
         """Return the decomposition."""
-        return self.graph_problem.decomposition(parts, overlap, comm)
+        return self.problem.decomposition(parts, overlap, comm)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit."""
-        return self.graph_problem.settings(solver)
+        return self.problem.settings(solver)
 
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return numbers over the validation nodes."""
-        return self.graph_problem.validation(x)
+        return self.problem.validation(x)
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return measures of quality."""
-        return self.graph_problem.metrics(x)
+        return self.problem.metrics(x)
 
     def module(self, x: Tensor) -> nn.Module:
         """Return the trained network."""
-        return self.graph_problem.module(x)
+        return self.problem.module(x)
 
     def details(self) -> dict[str, Any]:
         """Return what the network is called with, and what of the data is not used."""
-        return self.graph_problem.details()
+        return self.problem.details()
 
     def identity(self) -> str:
         """Return the checksum of the data."""
+        if self._graphs is not None:
+            return self.problem.identity()
         tensors = (v for _, v in sorted(self._fields.items()) if isinstance(v, Tensor))
         return checksum(*(v.detach().cpu().contiguous().numpy() for v in tensors))
+
+    def prediction(self, model: Path) -> Prediction:
+        """Return what a trained network returns for the data, in evaluation mode; labels are not looked at.
+
+        Parameters
+        ----------
+        model : Path
+            What a run has kept, or its folder.
+
+        Raises
+        ------
+        ValueError
+            The parameters of another network, or data that it cannot be called with.
+        """
+        net = self._network(labels="y" in self._fields)
+        load(model, net)
+        with torch.no_grad():
+            if self._graphs is None:
+                arguments = arguments_of(net, self._fields, self.inputs, next(net.parameters()).device)
+                return _predicted(arguments.call(net, arguments.whole), "node", self.name, ())
+            parts = tuple(self._graphs) if isinstance(self._graphs, Mapping) else ()
+            samples = GraphSamples.of(_all(self._graphs), net, self.inputs)
+            made = samples.to(next(net.parameters())).predicted(net)
+        notes = (f"graphs for {', '.join(parts)}, one after the other",) if len(parts) > 1 else ()
+        return _predicted(made, "graph" if len(made) == len(samples) else "node", self.name, notes)
 
 
 def kind_of(kind: type[nn.Module]) -> type[UserNetwork]:
@@ -196,19 +265,34 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in every if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _said(given: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the data say of the parameters of a constructor."""
+def _said(given: Mapping[str, Any], asked: Collection[str], outputs: Callable[[], int]) -> dict[str, Any]:
+    """Return what the data say of some parameters of a constructor."""
     x, edges = given.get("x"), given.get("edge_attr")
-    if any(name in parameters for name in _INPUTS) and not isinstance(x, Tensor):
+    if any(name in asked for name in _INPUTS) and not isinstance(x, Tensor):
         raise ValueError(
             f"`data` must have features x, got {' '.join(given)}; add them, say one-hot numbers or degrees"
         )
     sizes: dict[str, Any] = dict.fromkeys(_INPUTS, None if x is None else x.shape[1] if x.dim() > 1 else 1)
     sizes |= dict.fromkeys(_OF_EDGES, None if edges is None else edges.shape[1] if edges.dim() > 1 else 1)
-    if any(name in parameters for name in _OUTPUTS):
-        task = task_of(given, nodes_of(given))
-        if task.kind != "links":
-            rows = task.targets
-            count = int(rows.max()) + 1 if task.kind == "classification" else rows.shape[1] if rows.dim() > 1 else 1
-            sizes |= dict.fromkeys(_OUTPUTS, count)
-    return {name: size for name, size in sizes.items() if name in parameters}
+    if any(name in asked for name in _OUTPUTS):
+        count = outputs()
+        sizes |= dict.fromkeys(_OUTPUTS, count) if count else {}
+    return {name: size for name, size in sizes.items() if name in asked}
+
+
+def _all(graphs: Any) -> list[Any]:
+    """Return the graphs of a file, whatever they are for."""
+    return [graph for part in graphs.values() for graph in part] if isinstance(graphs, Mapping) else graphs
+
+
+def _predicted(made: Tensor, what: str, name: str, notes: tuple[str, ...]) -> Prediction:
+    """Return outputs as a prediction, a row per node or graph."""
+    numbers = np.arange(len(made))
+    dims = (what, "output")[: made.dim()]
+    return Prediction(
+        {"output": Field(dims, made.cpu().numpy(), {"long_name": f"what the network returns for the {what}"})},
+        {what: Field((what,), numbers, {"long_name": f"number of the {what} in the data"})},
+        (what,),
+        {"title": f"outputs for the {what}s of {name}"},
+        notes,
+    )

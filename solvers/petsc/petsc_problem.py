@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, Remembered, offers, value_and_gradient, without_memory
+from mldd.algebra import Objective, Remembered, value_and_gradient, with_products, without_memory
 from mldd.loop import State
 from mldd.ranks import as_vec, load_petsc, read, write
 
@@ -77,6 +77,7 @@ class PetscProblem(ABC):
         self.error: BaseException | None = None
         self.finite = True
         self.inner: State | None = None
+        self.by_differences = False  # whether a Hessian is that of differences of gradients
         self._known: list[_Known] = []
         self._stamp = (0, -1)  # which state of which Vec the last gradient belongs to
         self._trial = torch.empty_like(x)
@@ -255,10 +256,8 @@ class PetscProblem(ABC):
         self.finite = math.isfinite(value)
         return value
 
-    def _hessian(self) -> tuple[Any, Callable[..., None]] | None:
-        """Return a Mat of type python with the Hessian's products, and what moves it to a point; None without."""
-        if not offers(self.objective, "hessian_product"):
-            return None
+    def _hessian(self) -> tuple[Any, Callable[..., None]]:
+        """Return a Mat of type python with the Hessian's products, or differences of gradients; and what moves it."""
         hessian = _Hessian(self, self._trial)
         mat = load_petsc().Mat().createPython((self.objective.size,) * 2, hessian, comm=load_petsc().COMM_SELF)
         mat.setUp()
@@ -340,16 +339,20 @@ class _Hessian:
     def __init__(self, problem: PetscProblem, like: Tensor) -> None:
         self._problem = problem
         self._x, self._v, self._shift = torch.empty_like(like), torch.empty_like(like), 0.0
+        self._f = problem.plain
 
     def move(self, x: Any) -> None:
         """Take the Hessian at the Vec `x` from now on."""
         read(x, self._x)
+        self._f = with_products(self._problem.plain)
+        self._problem.by_differences = self._f is not self._problem.plain
         self._shift = 0.0
 
     def mult(self, mat: Any, v: Any, out: Any) -> None:
         """Write ``H v`` to `out`."""
         with self._problem.guarded():
-            product = self._problem.plain.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
+            product = self._f.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
+            self._problem.finite = self._problem.finite and math.isfinite(float(product.sum()))
             write(product.add(self._v, alpha=self._shift) if self._shift else product, out)
 
     def multTranspose(self, mat: Any, v: Any, out: Any) -> None:  # noqa: N802 (PETSc's name)

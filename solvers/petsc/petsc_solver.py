@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mldd.algebra import Objective, remember
+from mldd.algebra import DIFFERENCES, Objective, remember
 from mldd.loop import State, Status
 from mldd.ranks import load_petsc, read
 from mldd.solvers.petsc.petsc_problem import PetscProblem
@@ -195,6 +195,7 @@ class PetscSolver(ABC):
         session, problem = run.session, run.session.problem
         problem.renew(objective, x)
         session.advance()
+        state.note(DIFFERENCES, int(problem.by_differences))
         if problem.finite:
             read(problem.solution, x)
             g = problem.known_at_solution(x)

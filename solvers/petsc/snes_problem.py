@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mldd.algebra import Objective, offers
+from mldd.algebra import Objective
 from mldd.ranks import load_petsc
 from mldd.solvers.petsc.petsc_problem import UNLIMITED, PetscProblem
 
@@ -24,9 +24,9 @@ WITHOUT_VALUES = ("ngmres", "anderson")
 class SnesProblem(PetscProblem):
     """A SNES solver for ``F(x) = grad f(x) = 0`` on this rank; line searches and trust regions get f, too.
 
-    The Jacobian is a Mat of type python with the Hessian's products where the objective offers them, and differences of
-    gradients (``-snes_mf``) where it does not. KSP is truncated conjugate gradients (``stcg``) for the former and GMRES
-    for the latter, without a preconditioner, unless the options name another.
+    The Jacobian is a Mat of type python with the Hessian's products, or differences of gradients where the objective
+    offers none; of ``x - G(x)`` it is PETSc's own difference (``-snes_mf``). KSP is truncated conjugate gradients
+    (``stcg``) for the former and GMRES for the latter, without a preconditioner, unless the options name another.
 
     Parameters
     ----------
@@ -65,8 +65,6 @@ class SnesProblem(PetscProblem):
             raise ValueError(
                 f"SNES type {type!r} ignores bounds, got an objective with bounds; use vinewtonrsls, or tao:bqnktr"
             )
-        if type == "newtontr" and not offers(self.objective, "hessian_product"):
-            raise ValueError(f"SNES type {type!r} needs an objective with `hessian_product`, got none; use newtonls")
         if type in LEFT_ONLY and self._side == "right":
             raise ValueError(f"SNES type {type!r} knows a left preconditioner only, got side right; use left or ngmres")
 
@@ -84,10 +82,10 @@ class SnesProblem(PetscProblem):
             snes.setVariableBounds(*self._box())
 
     def _set_jacobian(self, snes: Any, by_differences: bool) -> None:
-        hessian = None if by_differences else self._hessian()
-        if hessian is None:
+        if by_differences:
             snes.setUseMF(True)
         else:
+            hessian = self._hessian()
             snes.setJacobian(hessian[1], hessian[0], hessian[0])
             snes.getKSP().setType("stcg")  # the Hessian is symmetric, and along negative curvature this goes on
         snes.getKSP().getPC().setType("none")

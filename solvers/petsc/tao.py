@@ -27,9 +27,10 @@ class Tao(PetscSolver):
     Parameters
     ----------
     type : str
-        TAO's name of the method. With bounds ``blmvm bqnls bqnkls bqnktr bqnktl bncg`` and, for an objective with
-        ``hessian_product``, ``bnls bntr bntl tron``; without bounds also ``lmvm cg`` and ``nls ntr ntl``. With
-        ``python``, TAO's loop calls the mldd solver `solver`, or the one of the option ``-tao_python_type``.
+        TAO's name of the method. With bounds ``blmvm bqnls bqnkls bqnktr bqnktl bncg`` and ``bnls bntr bntl tron``,
+        which take differences of gradients where the objective has no ``hessian_product``; without bounds also ``lmvm
+        cg`` and ``nls ntr ntl``. With ``python``, TAO's loop calls the mldd solver `solver`, or the one of the option
+        ``-tao_python_type``.
     prefix : str
         Of its options in PETSc's database: ``-<prefix>tao_view``.
     solver : Solver, optional

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, offers
+from mldd.algebra import Objective
 from mldd.ranks import load_petsc, read
 from mldd.solvers.petsc.petsc_problem import UNLIMITED, PetscProblem
 
@@ -37,8 +37,6 @@ class TaoProblem(PetscProblem):
             )
         if type in UNBOUNDED and not self.objective.bounds.is_free:
             raise ValueError(f"TAO type {type!r} ignores bounds, got an objective with bounds; use blmvm or bqnktr")
-        if type in NEWTON and not offers(self.objective, "hessian_product"):
-            raise ValueError(f"TAO type {type!r} needs an objective with `hessian_product`, got none; use bqnktr")
 
     def _set_up(self, type: str) -> None:  # noqa: A002
         tao, hessian = self.solver, self._hessian()
@@ -47,8 +45,7 @@ class TaoProblem(PetscProblem):
         tao.setObjectiveGradient(self.value_and_gradient)
         if not self.objective.bounds.is_free:
             tao.setVariableBounds(self._box())
-        if hessian is not None:
-            tao.setHessian(hessian[1], hessian[0], hessian[0])
+        tao.setHessian(hessian[1], hessian[0], hessian[0])
 
     def _solve(self) -> None:
         self.solver.solve(self.solution)
@@ -90,7 +87,7 @@ def tao_minimise(
     x : Tensor, shape (n,)
         Start; not written to.
     type : str
-        TAO's name of the method; Newton types need an objective with ``hessian_product``.
+        TAO's name of the method; Newton types take differences of gradients where there is no ``hessian_product``.
     prefix : str
         Options ``-<prefix>tao_...`` in PETSc's database win over the arguments.
     max_steps : int

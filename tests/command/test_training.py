@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mldd
+from mldd.algebra import loaded
 from mldd.command.names import problem_spec
 from mldd.problems.data import load_graph
 from mldd.solvers import Adam
@@ -160,7 +161,7 @@ def test_files_of_every_kind_are_used_rightly(run, folder, kind):
     x = p.initial(0)
     y, train = given["y"], given.get("train_mask", torch.ones(150, dtype=torch.bool))
     train = train & (y >= 0) if not y.dtype.is_floating_point else train
-    out, y = p.graph_problem.outputs(x)[train], y[train]
+    out, y = p.problem.outputs(x)[train], y[train]
     loss = {
         "regression": lambda: nn.functional.mse_loss(out[:, 0], y.double()),
         "several numbers": lambda: nn.functional.mse_loss(out, y.double()),
@@ -192,7 +193,7 @@ def test_a_size_that_the_data_do_not_say_is_a_key(run, folder):
     code, _, error = run("train links.pt:model=net.py:Net --solver adam --steps 1")
     assert code == 2 and "needs `num_classes`; write num_classes=VALUE" in error
     p = problem_spec("links.pt:model=net.py:Net,num_classes=5").make()
-    z = p.graph_problem.outputs(p.initial(0))
+    z = p.problem.outputs(p.initial(0))
     assert z.shape == (150, 5)
     expected = nn.functional.binary_cross_entropy_with_logits((z[pairs[0]] * z[pairs[1]]).sum(1), given["edge_label"])
     torch.testing.assert_close(p.objective().value(p.initial(0)), expected)
@@ -217,3 +218,85 @@ def test_loops_and_doubles_of_edges_are_said(run, folder):
     assert (
         "2 edges from a node to itself were left out" in notes and "edges were there before: they count once" in notes
     )
+
+
+GRAPHS = """
+import torch
+from torch_geometric.nn import GCNConv, global_mean_pool
+
+
+class Net(torch.nn.Module):
+    def __init__(self, inputs, classes, hidden=4):
+        super().__init__()
+        self.first, self.norm = GCNConv(inputs, hidden), torch.nn.BatchNorm1d(hidden)
+        self.last = torch.nn.Linear(hidden, classes)
+
+    def forward(self, x, edge_index, batch):
+        return self.last(global_mean_pool(self.norm(self.first(x, edge_index)).relu(), batch))
+"""
+
+
+@pytest.fixture
+def many(folder):
+    """A file with graphs, one with the same in three lists, one as a data set writes it, one without labels."""
+    (folder / "graphs.py").write_text(GRAPHS)
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        geometric.data.Data(
+            x=torch.randn(4 + i % 3, 5, generator=generator) + i % 2,
+            edge_index=torch.randint(0, 4, (2, 9), generator=generator),
+            y=torch.tensor([i % 2]),
+        )
+        for i in range(30)
+    ]
+    torch.save(made, "many.pt")
+    torch.save({"train": made[:20], "validation": made[20:25], "test": made[25:]}, "lists.pt")
+    torch.save(geometric.data.InMemoryDataset.collate(made), "processed.pt")
+    torch.save([geometric.data.Data(x=g.x, edge_index=g.edge_index) for g in made], "unlabelled.pt")
+    return made
+
+
+def test_many_graphs_on_the_command_line_are_those_of_python(run, folder, many):
+    line = ":model=graphs.py:Net,hidden=6 --solver adam --steps 3 --quiet --out"
+    for name in ("many", "processed"):
+        assert run(f"train {name}.pt{line} {name}") == (0, "", "")
+        content = json.loads((folder / name / "result.json").read_text())
+        assert content["details"]["graphs"] == 30 and content["details"]["task"] == "classification"
+    kept = [torch.load(f"{name}/model.pt", weights_only=True)["state_dict"] for name in ("many", "processed")]
+    assert all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
+    code, said, _ = run("predict many unlabelled.pt:model=graphs.py:Net,hidden=6,classes=2 --out p.npz")
+    assert code == 0 and "output (graph 30, output 2)" in said
+    net = loaded("graphs.py:Net", "class")(5, 2, 6)
+    net.load_state_dict(kept[0])
+    batch = geometric.data.Batch.from_data_list(many)
+    expected = net.eval()(batch.x, batch.edge_index, batch.batch).detach().numpy()
+    np.testing.assert_allclose(np.load("p.npz")["output"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lists_of_graphs_are_validated_on_and_decomposed(run, folder, many):
+    line = (
+        "train lists.pt:model=graphs.py:Net --solver dd-adagrad --parts 3 --steps 4 --validate-every 2 --quiet --out a"
+    )
+    assert run(line) == (0, "", "")
+    metrics = json.loads((folder / "a" / "result.json").read_text())["metrics"]
+    assert {
+        f"{part}_{what}" for part in ("train", "validation", "test") for what in ("loss", "accuracy", "auc")
+    } <= set(metrics)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train many.pt --solver adam", "expected one graph, got 30; save one of them"),
+        (
+            "train many.pt:model=graphs.py:Net,labels=all --solver adam",
+            "`labels` is for one graph, got 'all' with several",
+        ),
+        ("train unlabelled.pt:model=graphs.py:Net --solver adam", "graphs must have labels y"),
+        ("predict {tmp} unlabelled.pt:model=graphs.py:Net --out p.csv", "needs `classes`; write classes=VALUE"),
+        ("predict {tmp} many.pt:model=graphs.py:Net --out p.csv", "must have a model.pt, got none"),
+    ],
+)
+def test_many_graphs_that_cannot_be_used_are_refused_in_words(run, folder, many, line, message):
+    code, _, error = run(line.format(tmp=folder))
+    assert code == 2 and error.count("\n") == 1 and message in error

@@ -14,7 +14,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.algebra import Bounds, ModuleObjective, Noisy, Price, counting, difference
 from mldd.solvers import AdaGrad
-from mldd.solvers.adagrad import TOO_LONG, model_step
+from mldd.solvers.adagrad import SCALED, TOO_LONG, model_step
 from mldd.solvers.parts import Secant
 from tests.helpers import NoValueError, Quadratic, WithoutValue, quadratic
 
@@ -360,10 +360,10 @@ def steep(start: float = 0.1) -> tuple[Untold, Tensor]:
 
 def test_a_first_step_that_is_too_long_is_taken_back() -> None:
     f, x = steep()
-    solver = AdaGrad(varsigma=0.01)
+    solver = AdaGrad(varsigma=0.01, rate=2.0)
     state = solver.init(f, x)
     first, state = solver.step(f, x.clone(), state)
-    s = -10 / math.sqrt(1e-4 + 100)  # to -0.9, where the gradient is nine times as large
+    s = -20 / math.sqrt(1e-4 + 100)  # to -1.9, where the gradient is nineteen times as large
     assert float(first) == pytest.approx(0.1 + s)
     second, state = solver.step(f, first.clone(), state)
     assert float(second) == pytest.approx(0.1 + 0.1 * s)
@@ -371,13 +371,13 @@ def test_a_first_step_that_is_too_long_is_taken_back() -> None:
     assert float(state.squares) == pytest.approx(1e-4 + 100), "the gradient out there is not learned"
     third, state = solver.step(f, second.clone(), state)
     g = 100 * float(second)
-    assert float(third) == pytest.approx(float(second) - 0.1 * g / math.sqrt(1e-4 + 100 + g * g))
+    assert float(third) == pytest.approx(float(second) - 0.2 * g / math.sqrt(1e-4 + 100 + g * g))
     assert state.watched == 0 and len(state.before) == 0
 
 
 @pytest.mark.parametrize(
     ("solver", "start"),
-    [(AdaGrad(curvature="none"), 0.1), (AdaGrad(rate=0.01), 0.1), (AdaGrad(), 3.0)],
+    [(AdaGrad(curvature="none"), 0.1), (AdaGrad(rate=0.01), 0.1), (AdaGrad(rate=0.9), 3.0)],
     ids=["as in the literature", "a good rate", "a short step"],
 )
 def test_a_first_step_that_is_not_stays(solver: AdaGrad, start: float) -> None:
@@ -385,6 +385,16 @@ def test_a_first_step_that_is_not_stays(solver: AdaGrad, start: float) -> None:
     plain = AdaGrad(rate=solver.rate, curvature="none")
     for a, b in zip(iterates(f, x, solver, 6), iterates(f, x, plain, 6), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_rate_of_a_network_that_is_left_at_one_is_a_share_of_its_start() -> None:
+    f, x = steep(2.0)
+    state = AdaGrad().init(f, x)
+    first, state = AdaGrad().step(f, x.clone(), state)
+    assert float(first) == pytest.approx(2.0 - 0.25 * 2.0 * 200 / math.sqrt(1e-4 + 200**2)) and SCALED in state.notes
+    for solver, start in ((AdaGrad(rate=0.99), 2.0), (AdaGrad(), 0.0), (AdaGrad(curvature="none"), 2.0)):
+        state = solver.init(f, torch.full_like(x, start))
+        assert state.scale == 1.0 and state.notes == {}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
+    DIFFERENCES,
     Bounds,
     Decomposition,
     Hierarchy,
@@ -33,7 +34,7 @@ from mldd.solvers import Aspin, Krylov, NewtonCG, Raspen
 from mldd.solvers.parts import BatchLBFGS, Subspace, Sweep
 from mldd.solvers.schwarz_jacobian import CoarseCorrection, Linear
 from tests.helpers import Quadratic as DenseQuadratic
-from tests.helpers import quadratic
+from tests.helpers import WithoutProducts, quadratic
 
 pytest.importorskip("petsc4py")
 
@@ -173,6 +174,18 @@ def test_objectives_that_know_no_batches(method):
     solver = method(index_decomposition(f, contiguous([1] * 14, 3, 1)), krylov=Krylov(1e-12))
     result = minimise(f, vector(14), solver, stop=Stop(1))
     torch.testing.assert_close(result.x, f.solution(), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", [Raspen, Aspin])
+@pytest.mark.parametrize("two_level", [False, True])
+def test_differences_of_gradients_where_there_are_no_products(method, two_level):
+    f, coarse = WithoutProducts(LAPLACE.objective()), laplace_hierarchy(4)
+    levels = (Level(f), Level(WithoutProducts(coarse[1].objective), coarse[1].transfer))
+    solver = method(index_decomposition(f, contiguous([1] * 255, 4, 2)), Hierarchy(levels) if two_level else None)
+    result = minimise(f, vector(255), solver, stop=Stop(10, atol=1e-6))
+    assert result.status is Status.converged_atol
+    assert float((result.x - LAPLACE.solution()).abs().max()) < 1e-5
+    assert result.state.notes[DIFFERENCES] == result.record.step
 
 
 # the Jacobian

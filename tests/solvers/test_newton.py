@@ -9,12 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Price, Remembered, contiguous, counting, index_decomposition
+from mldd.algebra import (
+    DIFFERENCES,
+    Bounds,
+    Corrected,
+    Price,
+    Remembered,
+    contiguous,
+    counting,
+    index_decomposition,
+    offers,
+    product_price,
+    with_products,
+)
 from mldd.loop import Status, Stop, minimise
 from mldd.solvers import NewtonCG
 from mldd.solvers.parts import Factors, Sweep, half_bandwidth, hessians, truncated_cg
 from mldd.solvers.parts.hessian_solve import Inverse, extreme_eigenvalues
-from tests.helpers import Failing, Quadratic, Rosenbrock, quadratic
+from tests.helpers import Failing, Quadratic, Rosenbrock, WithoutProducts, quadratic
 
 DENSE, CG = NewtonCG(), NewtonCG(dense=0)
 
@@ -382,19 +394,27 @@ def test_bounds_and_missing_products_are_refused():
     with pytest.raises(ValueError, match="without bounds, got .*tao:bntr"):
         DENSE.init(quadratic(8, bounded=True), torch.zeros(8, dtype=torch.float64))
 
-    @dataclass(frozen=True)
-    class First:
-        size: int = 3
-        bounds: Bounds = Bounds.free(3)
 
-        def value(self, x: Tensor) -> Tensor:
-            return x.sum()
+@pytest.mark.parametrize("solver", [DENSE, CG])
+def test_without_hessian_products_differences_of_gradients_lead_to_the_same_minimiser(solver):
+    f = WithoutProducts(Rosenbrock(8))
+    exact = minimise(f.f, f.f.start(), solver, stop=Stop(100, atol=1e-7))
+    found = minimise(f, f.f.start(), solver, stop=Stop(100, atol=1e-7))
+    assert found.status is exact.status is Status.converged_atol
+    torch.testing.assert_close(found.x, exact.x, rtol=0, atol=1e-6)
+    assert found.state.notes[DIFFERENCES] == found.record.step and DIFFERENCES not in exact.state.notes
 
-        def gradient(self, x: Tensor) -> Tensor:
-            return torch.ones_like(x)
 
-    with pytest.raises(ValueError, match="`hessian_product`, got none; use lbfgs"):
-        DENSE.init(First(), torch.zeros(3, dtype=torch.float64))
+def test_a_difference_is_close_to_the_product_and_costs_a_gradient():
+    f, random = Rosenbrock(8), torch.Generator().manual_seed(0)
+    x, v, w = (torch.randn(8, generator=random, dtype=torch.float64) for _ in range(3))
+    g = with_products(Corrected(Remembered(WithoutProducts(f)), w, x))
+    assert offers(g, "hessian_product") and not offers(g, "hessian_diagonal") and product_price(g) == 1.0
+    for direction in (v, w):
+        torch.testing.assert_close(
+            g.hessian_product(x, direction), f.hessian_product(x, direction), rtol=1e-5, atol=1e-4
+        )
+    assert g.f.f.f.gradients == 3  # at x once
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ import torch
 pytest.importorskip("petsc4py", reason="petsc4py is not installed")
 pytest.importorskip("greenlet", reason="greenlet is not installed")
 
-from mldd.algebra import counting, on_this_rank  # noqa: E402
+from mldd.algebra import DIFFERENCES, counting, on_this_rank  # noqa: E402
 from mldd.loop import Status, Stop, minimise  # noqa: E402
 from mldd.ranks import insert_options, load_petsc, read  # noqa: E402
 from mldd.solvers.petsc import Tao  # noqa: E402
 from mldd.solvers.petsc.tao_problem import TaoProblem  # noqa: E402
-from tests.helpers import Failing, Rosenbrock, quadratic  # noqa: E402
+from tests.helpers import Failing, Rosenbrock, WithoutProducts, quadratic  # noqa: E402
 from tests.ranks.test_petsc import _bounded_solution  # noqa: E402
 
 WITH_BOUNDS = ["blmvm", "bqnls", "bqnkls", "bqnktr", "bqnktl", "bncg", "bnls", "bntr", "bntl", "tron"]
@@ -113,6 +113,16 @@ def test_gradients_are_as_many_as_tao_says(type):
     assert result.record.cost.gradient_evaluations == calls + 1
     assert iterations == list(range(len(iterations)))
     assert result.record.cost.work_units == pytest.approx(calls + 1 + 1 / 3)
+
+
+@pytest.mark.parametrize("type", ["nls", "bntr", "tron"])
+def test_newton_types_take_differences_of_gradients_where_there_are_no_products(type):
+    f, x = _case(type)
+    result = minimise(WithoutProducts(f), x, Tao(type), stop=Stop(100, atol=1e-5))
+    exact = minimise(f, x, Tao(type), stop=Stop(100, atol=1e-5))
+    assert result.status is exact.status is Status.converged_atol
+    torch.testing.assert_close(result.x, exact.x, rtol=0, atol=1e-4)
+    assert DIFFERENCES in result.state.notes and DIFFERENCES not in exact.state.notes
 
 
 def test_line_search_failure_is_a_stall():

@@ -14,3 +14,4 @@ from .molene import read_molene as read_molene
 from .npz import Archive as Archive
 from .planetoid import read_planetoid as read_planetoid
 from .pt import read_fields as read_fields
+from .pt import read_graphs as read_graphs

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.loop import UntrustedError, check_torch_file, unreadable
-from mldd.problems.data import DataError, File, GraphArrays
+from mldd.problems.data import SPLITS, DataError, File, GraphArrays
 from mldd.problems.data.formats.checks import (
     checked_edges,
     checked_features,
@@ -46,6 +46,45 @@ def read_fields(file: File) -> dict[str, Any]:
     """
     found = _one_graph(_loaded(file.content(), file.name), file.name)
     return {str(key): value for key, value in found.items() if value is not None}
+
+
+def read_graphs(file: File) -> Any:
+    """Return the graphs in a `.pt` that has several, None where it has one.
+
+    Parameters
+    ----------
+    file : File
+        A list of torch_geometric's Data or of dicts, lists of them by name (train, validation, test), or ``(data,
+        slices)`` as data sets of torch_geometric write it.
+
+    Returns
+    -------
+    list or dict of list or None
+        The graphs, with the names where the file has them.
+
+    Raises
+    ------
+    DataError
+        Nothing that can be read.
+    """
+    loaded = _loaded(file.content(), file.name)
+    if isinstance(loaded, Mapping) and "train" in loaded and set(loaded) <= set(SPLITS):
+        return {name: list(graphs) for name, graphs in loaded.items()}
+    if isinstance(loaded, list):
+        return loaded if len(loaded) > 1 else None
+    slices = loaded[1] if isinstance(loaded, tuple) and 2 <= len(loaded) <= 4 else None
+    if not isinstance(slices, Mapping) or _count(slices) == 1:
+        return None
+    from torch_geometric.data import Data
+    from torch_geometric.data.separate import separate
+
+    joined = loaded[0] if hasattr(loaded[0], "to_dict") else Data.from_dict(dict(loaded[0]))
+    return [separate(Data, joined, k, slices, decrement=False) for k in range(_count(slices))]
+
+
+def _count(slices: Mapping[Any, Any]) -> int:
+    """Return how many graphs the ends of their fields say there are."""
+    return max((len(ends) - 1 for ends in slices.values() if hasattr(ends, "__len__")), default=1)
 
 
 def read(file: File) -> GraphArrays:
@@ -125,14 +164,14 @@ def _one_graph(loaded: Any, where: str) -> Mapping[Any, Any]:
     graphs = 1
     if isinstance(loaded, tuple) and 2 <= len(loaded) <= 4:
         loaded, slices = loaded[:2]
-        if isinstance(slices, Mapping) and slices:
-            graphs = max(len(ends) - 1 for ends in slices.values() if hasattr(ends, "__len__"))
+        if isinstance(slices, Mapping):
+            graphs = _count(slices)
     elif isinstance(loaded, list):
         graphs, loaded = len(loaded), loaded[0] if loaded else {}
     if graphs != 1:
         raise DataError(
-            f"{where}: expected one graph, got {graphs}; save one of them, torch.save(dataset[0], 'one.pt'), or join "
-            "them by torch_geometric's Batch"
+            f"{where}: expected one graph, got {graphs}; save one of them, torch.save(dataset[0], 'one.pt'), or "
+            "name a network of yours for all of them, FILE:model=net.py:Net"
         )
     fields = loaded.to_dict() if hasattr(loaded, "to_dict") else loaded
     if not isinstance(fields, Mapping):

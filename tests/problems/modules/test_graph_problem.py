@@ -278,6 +278,29 @@ def test_the_task_is_what_the_labels_say(more, kind, measure):
     assert p.task.kind == kind and {f"test_{measure}", "validation_loss"} <= set(p.metrics(x))
 
 
+def test_an_error_of_a_network_with_a_number_per_node_is_that_of_one_with_a_column():
+    class Squeezed(Messages):
+        def forward(self, x, edge_index, edge_weight):
+            return super().forward(x, edge_index, edge_weight)[:, 0]
+
+    torch.manual_seed(0)
+    problem = GraphProblem(Squeezed(), data(y=torch.randn(N)))
+    x = problem.initial()
+    train = problem.task.fitted
+    errors = problem.outputs(x)[problem.task.items[train]] - problem.task.targets[train].float()
+    assert problem.metrics(x)["train_rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
+
+
+def test_a_network_stays_where_it_is():
+    net, other = Messages(), Messages()
+    assert {p.device for p in GraphProblem(net, data()).net.parameters()} == {torch.device("cpu")}
+    # without a GPU: where the network is decides, and not the processor
+    problem = GraphProblem(other, data())
+    object.__setattr__(problem, "net", Messages().to("meta"))
+    del vars(problem)["_device"]
+    assert problem._device == torch.device("meta")
+
+
 def test_nodes_without_a_label_do_not_count():
     given = data()
     given["y"] = torch.where(torch.arange(N) % 7 == 0, -1, given["y"])

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -127,8 +128,8 @@ def test_runs_of_digits(digits):
 def test_batch_normalisation_and_dropout():
     data, net = samples(), normed(dropout=0.5)
     net[1].running_mean.fill_(3.0)
-    problem = SupervisedProblem(net, data, ce, validation=samples(9, seed=1))
-    assert problem.model.kind == "whole" and problem.model.noisy
+    problem = SupervisedProblem(net, {"train": data, "validation": samples(9, seed=1)}, ce)
+    assert problem.model.kind == "mean" and problem.model.statistics and problem.model.noisy
     f, x = problem.objective(), problem.initial()
     twin = normed(dropout=0.0)  # the objective itself is without dropout, with the statistics of the batch
     torch.testing.assert_close(f.value(x), ce(twin(data[0]), data[1]).detach(), rtol=1e-12, atol=0)
@@ -164,8 +165,10 @@ def test_modes_are_those_of_the_start():
     [
         (nn.CrossEntropyLoss(), "mean"),
         (nn.CrossEntropyLoss(reduction="sum"), "sum"),
-        (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)), "whole"),
-        (nn.CrossEntropyLoss(ignore_index=1), "whole"),
+        (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)), "mean"),
+        (nn.CrossEntropyLoss(ignore_index=1), "mean"),
+        (partial(ce, label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)), "mean"),
+        (lambda outputs, targets: ce(outputs, targets).square(), "whole"),
         (lambda net, batch: ce(net(batch[0]), batch[1]), "mean"),
     ],
 )
@@ -178,7 +181,7 @@ def test_how_losses_depend_on_samples(loss, kind):
     if kind == "sum":  # a half stands for all
         torch.testing.assert_close(models.value(d.gather(x)).mean(), f.value(x), rtol=1e-12, atol=0)
         torch.testing.assert_close(problem.hierarchy(2)[1].objective.value(x), models.value(d.gather(x))[0])
-    expected = (loss if isinstance(loss, nn.Module) else ce)(plain()(data[0]), data[1])
+    expected = ce(plain()(data[0]), data[1]) if problem._sees_module else loss(plain()(data[0]), data[1])
     torch.testing.assert_close(f.value(x), expected.detach(), rtol=1e-12, atol=0)
     g = f.gradient(x)
     torch.testing.assert_close(d.models(f, x, g).gradient(d.gather(x)), g.expand(2, -1), rtol=1e-9, atol=1e-12)

@@ -134,7 +134,7 @@ def test_a_loss_of_network_and_batch_may_differentiate_inside():
 
 
 def test_scores_of_validation_data():
-    p = problem(validation=data(1))
+    p = problem({"train": data(), "validation": data(1)})
     x = p.initial(0)
     found = p.metrics(x)
     inputs, targets = data(1)

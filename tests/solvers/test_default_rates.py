@@ -1,0 +1,41 @@
+"""Solvers of the AdaGrad kind as Python makes them, without a rate: on networks they end far below their start."""
+
+import pytest
+import torch
+
+from mldd.loop import Stop, minimise
+from mldd.problems.images import Digits
+from mldd.solvers import AdaGrad, MultilevelAdaGrad, NonlinearSchwarz, SchwarzAdaGrad
+from mldd.solvers.adagrad import SCALED
+
+SOLVERS = {
+    "adagrad": lambda p: AdaGrad(),
+    "multilevel": lambda p: MultilevelAdaGrad(p.hierarchy(2)),
+    "subdomains": lambda p: SchwarzAdaGrad(p.decomposition(2, 0)),
+    "both": lambda p: SchwarzAdaGrad(p.decomposition(2, 0), p.hierarchy(2)),
+    "schwarz": lambda p: NonlinearSchwarz(p.decomposition(2, 0), local=AdaGrad(), local_steps=5),
+}
+
+
+def digits(subdomains):
+    pytest.importorskip("sklearn")
+    return Digits(hidden="16-8", samples=200, subdomains=subdomains)
+
+
+def graph(subdomains):
+    pytest.importorskip("torch_geometric")
+    from tests.problems.modules.test_graph_models import some
+
+    return some(subdomains={"data": "graph", "parameters": "layers"}[subdomains])[0]
+
+
+@pytest.mark.parametrize("subdomains", ["parameters", "data"])
+@pytest.mark.parametrize("make", [digits, graph])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_network_is_trained_without_a_rate(name, make, subdomains):
+    problem = make(subdomains)
+    f, x = problem.objective(), problem.initial(0)
+    result = minimise(f, x.clone(), SOLVERS[name](problem), stop=Stop(25))
+    assert float(f.value(result.x)) < 0.6 * float(f.value(x))
+    assert name == "schwarz" or SCALED in result.state.notes
+    assert bool(torch.isfinite(result.x).all())
