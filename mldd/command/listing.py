@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from mldd.algebra import from_outside
+from mldd.algebra import EXTRAS, from_outside
 from mldd.command import names
 from mldd.command.keys import SOLVERS, default, default_of, fields_of, holds_solver, is_solver, keys_of, solver_wanted
 from mldd.command.names import Spec
@@ -40,9 +40,9 @@ def listing() -> Iterator[str]:
 
 
 def _entry(members: list[str], target: str) -> Iterator[str]:
-    lacking = [module for module in names.NEEDS.get(members[0], ()) if find_spec(module) is None]
+    lacking = {EXTRAS[module] for module in names.NEEDS.get(members[0], ()) if find_spec(module) is None}
     shown = " ".join(f"{name}:{names.FIRST[name].upper()}" if name in names.FIRST else name for name in members)
-    text = sentence(target) + (f" (needs {' '.join(lacking)})" if lacking else "")
+    text = sentence(target) + (f" (needs mldd[{','.join(sorted(lacking))}])" if lacking else "")
     if len(shown) > 22:
         yield from textwrap.wrap(shown, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
         shown = ""

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mldd.algebra import way_to_install
 from mldd.loop import replacing
 
 Array = NDArray[Any]
 _EPOCH = "seconds since 1970-01-01"
+_WITHOUT_XARRAY = f"NetCDF needs xarray, which is not installed: {way_to_install('xarray')}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class Prediction:
         try:
             import xarray
         except ImportError:
-            raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]") from None
+            raise ValueError(_WITHOUT_XARRAY) from None
         pairs = {name: _numbered(f) for name, f in self.all.items()}
         made = {name: (f.dims, f.values, dict(f.attributes)) for name, f in pairs.items()}
         return xarray.Dataset(
@@ -157,7 +159,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     """
     _writer(path)
     if path.suffix.lower() == ".nc" and find_spec("xarray") is None:
-        raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]")
+        raise ValueError(_WITHOUT_XARRAY)
     if not path.absolute().parent.is_dir():
         raise OSError(f"the folder of {path} must be there, got none; make it, or give another place")
     if path.exists() and not overwrite:

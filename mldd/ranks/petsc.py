@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer
+from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer, way_to_install
 
 
 @dataclass
@@ -79,8 +79,8 @@ def load_petsc() -> Any:
             signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
     except ImportError as error:
         raise ImportError(
-            f"PETSc is needed here, but petsc4py cannot be imported ({error}); install it with "
-            "`pip install petsc petsc4py`, or choose a solver that needs none (adagrad, lbfgs)"
+            f"PETSc is needed here, but petsc4py cannot be imported ({error}); "
+            f"{way_to_install('petsc4py')}, or choose what needs none (solvers adagrad, lbfgs, schwarz; method metis)"
         ) from error
     return PETSc
 

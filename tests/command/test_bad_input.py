@@ -279,10 +279,10 @@ def test_without_mpi_petsc_and_other_packages(tmp_path):
         assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     code, out, err = ends[-3]
     assert (code, err) == (1, "") and "max_steps" in out and "failed: PETSc is needed here" in out
-    assert ends[-2][0] == 0 and "(needs petsc4py greenlet)" in ends[-2][1]
+    assert ends[-2][0] == 0 and "(needs mldd[petsc])" in ends[-2][1]
     assert ends[-1][0] == 0 and "single-process methods run without" in ends[-1][1]
 
 
 def test_modules_that_every_run_needs():
     [[code, _, err]] = several(f"train obstacle:n=3 --solver adagrad {SHORT}", hidden="torch")
-    assert (code, err) == (2, "mldd: error: No module named 'torch'; install it with `pip install torch`\n")
+    assert (code, err) == (2, "mldd: error: No module named 'torch'; pip install torch\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from mldd.algebra import way_to_install
 from mldd.problems.data import DataError, File, SeriesArrays
 from mldd.problems.data.formats.netcdf import by_xarray
 
@@ -22,5 +23,5 @@ def read(file: File) -> SeriesArrays:
         cfgrib is missing, or the file holds no such series.
     """
     if find_spec("cfgrib") is None:
-        raise DataError(f"{file.name}: GRIB needs cfgrib, which is not installed: pip install mldd[fields]")
+        raise DataError(f"{file.name}: GRIB needs cfgrib, which is not installed: {way_to_install('cfgrib')}")
     return by_xarray(file, engine="cfgrib", backend_kwargs={"indexpath": ""})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mldd.algebra import way_to_install
 from mldd.problems.data import DataError, File, SeriesArrays, one_line
 from mldd.problems.data.formats.conventions import (
     ALTITUDES,
@@ -74,7 +75,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
         import xarray
     except ImportError:
         raise DataError(
-            f"{file.name}: NetCDF, Zarr and GRIB need xarray, which is not installed: pip install mldd[fields]"
+            f"{file.name}: NetCDF, Zarr and GRIB need xarray, which is not installed: {way_to_install('xarray')}"
         ) from None
     if not file.path.exists():
         raise DataError(f"{file.name}: expected a file, got none; correct the path")
@@ -88,7 +89,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
         raise
     except Exception as error:  # every back end has errors of its own
         raise DataError(
-            f"{file.name}: expected a file that xarray can read, got {one_line(error)}; pip install mldd[fields] has "
+            f"{file.name}: expected a file that xarray can read, got {one_line(error)}; {way_to_install('xarray')} has "
             "the readers of NetCDF-4, Zarr and GRIB"
         ) from None
 

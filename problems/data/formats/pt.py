@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import way_to_install
 from mldd.loop import unreadable
 from mldd.problems.data import DataError, File, GraphArrays
 from mldd.problems.data.formats.checks import (
@@ -111,7 +112,10 @@ def _loaded(content: bytes, where: str) -> Any:
     except DataError:
         raise
     except ModuleNotFoundError:
-        reason, way = "a torch_geometric file", "pip install torch_geometric, or save a plain dict of the tensors"
+        reason, way = (
+            "a torch_geometric file",
+            f"{way_to_install('torch_geometric')}, or save a plain dict of the tensors",
+        )
     except Exception as error:  # a hostile or damaged file can raise anything
         reason, way = unreadable(error), "save a torch_geometric Data or a dict of tensors"
     raise DataError(f"{where}: expected a .pt of plain tensors, got {len(content)} bytes ({reason}); {way}")
