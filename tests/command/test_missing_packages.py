@@ -19,12 +19,11 @@ SHORT = "--steps 2 --quiet"
 DISTRIBUTIONS = {"torch_geometric": "torch-geometric", "mlflow": "mlflow-skinny"}  # where pip has another name
 # Every built-in problem that needs no file, and every solver that needs no PETSc.
 PROBLEMS = """quadratic:n=7 obstacle:n=7 membrane:n=7 minimal-surface:n=7 bratu:n=7 ignition:n=7 morebv:n=7
-forchheimer:n=7 poisson1d burgers:points=50 diffusion-advection:points=50 klein-gordon:points=50 allen-cahn:points=50
-digits digits-graph sbm sbm-own synthetic"""
+forchheimer:n=7 poisson1d burgers:points=50 digits digits-graph sbm sbm-own synthetic"""
 SOLVERS = """quadratic:n=15 --solver adagrad|obstacle:n=15 --solver ml-adagrad --levels 2
 sbm --solver dd-adagrad --parts 3 --levels 2|quadratic:n=15 --solver schwarz --parts 2|sbm --solver ml-lbfgs --levels 2
 quadratic:n=15 --solver aspqn --parts 2|poisson1d --solver mspqn --parts 2|quadratic:n=15 --solver apts --parts 2
-sbm --solver mofftr|digits:subdomains=data --solver localsgd --parts 2|quadratic:n=7 --solver lbfgs
+quadratic:n=7 --solver mofftr:smoother=adagrad(rate=0.001)|digits:subdomains=data --solver localsgd --parts 2|quadratic:n=7 --solver lbfgs
 digits:subdomains=data --solver diloco --parts 2|quadratic:n=7 --solver newton|quadratic:n=7 --solver trust-region"""
 NETWORK = "import torch_geometric\n\n\nclass Net(torch_geometric.nn.GCN):\n    pass\n"
 SEVERAL = """
