@@ -20,11 +20,22 @@ DISTRIBUTIONS = {"torch_geometric": "torch-geometric", "mlflow": "mlflow-skinny"
 # Every built-in problem that needs no file, and every solver that needs no PETSc.
 PROBLEMS = """quadratic:n=7 obstacle:n=7 membrane:n=7 minimal-surface:n=7 bratu:n=7 ignition:n=7 morebv:n=7
 forchheimer:n=7 poisson1d burgers:points=50 digits digits-graph sbm sbm-own synthetic"""
-SOLVERS = """quadratic:n=15 --solver adagrad|obstacle:n=15 --solver ml-adagrad --levels 2
-sbm --solver dd-adagrad --parts 3 --levels 2|quadratic:n=15 --solver schwarz --parts 2|sbm --solver ml-lbfgs --levels 2
-quadratic:n=15 --solver aspqn --parts 2|poisson1d --solver mspqn --parts 2|quadratic:n=15 --solver apts --parts 2
-quadratic:n=7 --solver mofftr:smoother=adagrad(rate=0.001)|digits:subdomains=data --solver localsgd --parts 2|quadratic:n=7 --solver lbfgs
-digits:subdomains=data --solver diloco --parts 2|quadratic:n=7 --solver newton|quadratic:n=7 --solver trust-region"""
+SOLVERS = """
+quadratic:n=15 --solver adagrad
+obstacle:n=15 --solver ml-adagrad --levels 2
+sbm --solver dd-adagrad --parts 3 --levels 2
+quadratic:n=15 --solver schwarz --parts 2
+sbm --solver ml-lbfgs --levels 2
+quadratic:n=15 --solver aspqn --parts 2
+poisson1d --solver mspqn --parts 2
+quadratic:n=15 --solver apts --parts 2
+quadratic:n=7 --solver mofftr:smoother=adagrad(rate=0.001)
+digits:subdomains=data --solver localsgd --parts 2
+quadratic:n=7 --solver lbfgs
+digits:subdomains=data --solver diloco --parts 2
+quadratic:n=7 --solver newton
+quadratic:n=7 --solver trust-region
+"""
 NETWORK = "import torch_geometric\n\n\nclass Net(torch_geometric.nn.GCN):\n    pass\n"
 SEVERAL = """
 import contextlib, io, json, sys
@@ -69,7 +80,7 @@ def test_every_module_is_brought_by_the_extra_that_is_named():
 
 
 def test_required_packages_run_every_problem_and_solver():
-    lines = [f"{problem} --solver adam" for problem in PROBLEMS.split()] + SOLVERS.replace("\n", "|").split("|")
+    lines = [f"{problem} --solver adam" for problem in PROBLEMS.split()] + SOLVERS.strip().splitlines()
     ends = several(*(f"train {line} {SHORT}" for line in lines), hidden=EXTRAS)
     assert [(line, end) for line, end in zip(lines, ends, strict=True) if end != [0, "", ""]] == []
 
