@@ -20,7 +20,7 @@ from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
-from mldd.problems.forecasts.forecast_metrics import moments, scored
+from mldd.problems.forecasts.forecast_metrics import Moments, moments, references, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
 from mldd.problems.forecasts.forecast_network import ForecastNetwork, LocalGraphs, start
 from mldd.problems.forecasts.forecast_options import Batches, Links, Reading
@@ -359,6 +359,11 @@ class Forecasting(Problem):
         """
         return self.forecaster(self.net.layout.views(x.to(**self.kind)), np.asarray(origins))
 
+    @cached_property
+    def references(self) -> dict[str, Moments]:
+        """Errors over the test part of the forecasts that need no network, by name."""
+        return references(self.forecast_data)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the loss over the validation part, without weight decay, and the root mean square error there."""
         if self.plan.labels == "all":
@@ -409,4 +414,4 @@ class Forecasting(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return errors of the network and of its references, see `mldd.problems.forecasts.forecast_metrics.scored`."""
-        return scored(self.forecast_data, lambda origins: self.forecasts(x, origins))
+        return scored(self.forecast_data, lambda origins: self.forecasts(x, origins), self.references)
