@@ -371,12 +371,17 @@ class Forecasting(Problem):
                 "validation needs times that are not trained on, got labels=all, which trains on the validation part; "
                 "leave out labels=all or the validation"
             )
-        data = self.forecast_data
-        found = moments(data, "validation", lambda origins: self.forecasts(x, origins))
+        data, parameters = self.forecast_data, self.net.layout.views(x.to(**self.kind))
+        found = moments(data, "validation", lambda origins: self.forecaster.evaluated(parameters, self._validated))
         return {
             "validation_loss": float((found.area / data.scales**2).mean()),
             "validation_rmse": float(np.sqrt(found.square[:, 0].mean())),
         }
+
+    @cached_property
+    def _validated(self) -> list[tuple[Any, Floats]]:
+        """What the forecasts of the validation part need; kept, as the inputs of the training part are."""
+        return list(self.forecaster.prepared(self.forecast_data.origins["validation"]))
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""

@@ -92,3 +92,15 @@ def test_all_variables_are_drawn(tmp_path, leads, variables, monkeypatch):
     assert outside(figure, monkeypatch) == []
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert len(shown) == variables * (1 if len(leads) == 1 else 2)
+
+
+def test_validations_one_after_another_are_those_of_the_forecasts():
+    p = problem(SERIES, base="linear", history=3)
+    data, t = p.forecast_data, p.forecast_data.origins["validation"]
+    for x in (p.initial(1), p.initial(1) + 0.1, p.initial(2) - 0.1):
+        made, errors = p.forecasts(x, t), []
+        for k, lead in enumerate(LEADS):
+            inside = t[t + lead < data.cuts[1]]
+            truth = np.where(np.isnan(SERIES.values[inside]), np.nan, SERIES.values[inside + lead])
+            errors.append(np.nanmean((made[: len(inside), :, k, 0] - truth[..., 0]) ** 2))
+        assert p.validation(x)["validation_rmse"] == pytest.approx(np.sqrt(np.mean(errors)), rel=1e-9)
