@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -209,12 +210,21 @@ class Builder:
             self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
             made["decomposition"] = self.preparation.decomposition(*self._cut(spec))
         levels = self._levels(spec)
+        self._check_coarse(spec, levels)
         if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
             self._ask(spec, "hierarchy", "hierarchy(levels)")
             parts = self._cut(spec)[0] if spec.has("decomposition") else None
             made["hierarchy"] = self.preparation.hierarchy(levels, parts)
         self._used.extend(made.values())
         return made
+
+    def _check_coarse(self, spec: Spec, levels: int) -> None:
+        """Refuse what the user says of coarse levels where there is none."""
+        said = [key for key in spec.keys if re.match(r"coarse(?=[._]|$)", key)]
+        if said and spec.has("hierarchy") and levels == 1:
+            raise ValueError(
+                f"{spec.name}:{said[0]} is of no use on one level, got {spec.text}; add --levels 2, or leave it out"
+            )
 
     def _ask(self, spec: Spec, name: str, method: str) -> None:
         """Refuse a solver that needs what the problem does not have."""

@@ -237,6 +237,7 @@ def test_checkpoint_of_another_run(run, tmp_path):
         ("membrane:n=7", "adagrad", "problem"),
         ("obstacle:n=7", "adam", "solver"),
         ("obstacle:n=7", "adagrad:kappa=2", "solver"),
+        ("obstacle:n=7", "adagrad --norm 2", "norm"),
     ):
         code, out, err = run(line.format(problem, solver), file)
         assert code == 2 and f"with {word} " in err and err.count("\n") == 1
