@@ -17,7 +17,7 @@ from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
 
 # Option -> the field of a solver that makes use of it.
-_WANTED_BY = {
+WANTED_BY = {
     "parts": "decomposition",
     "overlap": "decomposition",
     "levels": "hierarchy",
@@ -77,7 +77,7 @@ def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
         It names the option.
     """
     all_specs = [nested for spec in (*solvers, *python_specs(options.petsc)) for nested in spec.tree]
-    for option, wanted in _WANTED_BY.items():
+    for option, wanted in WANTED_BY.items():
         if getattr(options, option) is not None and not any(spec.has(wanted) for spec in all_specs):
             names = " ".join(spec.text for spec in solvers)
             which = {"decomposition": "subdomains", "hierarchy": "levels"}.get(wanted, f"the key {wanted}")

@@ -300,12 +300,13 @@ def test_list_of_a_name_explains_its_keys(run):
     code, out, err = run("list obstacle")
     assert (code, err) == (0, "")
     assert "  n : whole number, default 63\n      Interior nodes per side." in out
-    assert "example: mldd train obstacle:n=63 --solver adagrad" in out
+    assert "example: mldd train obstacle:n=63 --solver adam" in out
     out = run("list cora")[1]
     assert "  network.hidden : whole number, default 16\n" in out
     assert "  name :" not in out, "what the name sets is no key"
     out = run("list dd-adagrad")[1]
     assert "  combine : asm | ras | wasm | none, default None" in out and "hierarchy :" not in out
+    assert "\n  options that reach it: --parts --overlap --levels --combine --local-steps\n" in out
     assert run("list obstacel")[0] == 2
 
 
