@@ -79,13 +79,20 @@ class Prediction:
         return {dim: n for f in self.all.values() for dim, n in zip(f.dims, f.values.shape, strict=True)}
 
     def dataset(self) -> Any:
-        """Return an `xarray.Dataset` as the CF conventions describe it; times are numbers with units.
+        """Return an `xarray.Dataset` as the CF conventions describe it, the same as from the file that `write` makes.
 
         Raises
         ------
         ValueError
             xarray is not installed.
         """
+        made = self._encoded()
+        import xarray
+
+        return xarray.decode_cf(made, decode_timedelta=False)
+
+    def _encoded(self) -> Any:
+        """Return the dataset with times as numbers with units, as they are written."""
         try:
             import xarray
         except ImportError:
@@ -176,7 +183,7 @@ def _numbered(f: Field) -> Field:
 
 def _netcdf(prediction: Prediction, path: Path) -> None:
     engine = "h5netcdf" if find_spec("h5netcdf") is not None else "scipy"
-    prediction.dataset().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
+    prediction._encoded().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
 
 
 def _archive(prediction: Prediction, path: Path) -> None:
