@@ -187,7 +187,9 @@ def scored(data: ForecastData, forecast: Forecast, against: Mapping[str, Moments
             skill = "test_skill" if name == "persistence" else f"test_skill_{name}"
             scores |= _skills(data, f"{skill}{suffix}", own, square)
     scores |= _named(data, "test_bias", found["test"].bias, False)
-    return scores | ({"test_gaps": float(found["test"].missing)} if found["test"].missing else {})
+    scores |= {"test_gaps": float(found["test"].missing)} if found["test"].missing else {}
+    split = {f"_{v}" for v in data.series.variables} | {f"_{lead}" for lead in data.plan.reached}
+    return dict(sorted(scores.items(), key=lambda item: item[0].endswith(tuple(split))))  # those of the whole first
 
 
 def _named(data: ForecastData, name: str, table: Floats, root: bool) -> dict[str, float]:

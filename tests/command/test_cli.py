@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mldd.command import cli, names
+from mldd.command.report import _metric_lines
 from mldd.command.values import convert
 from mldd.loop import read_csv
 from mldd.loop.monitor import FIELDS
@@ -294,6 +295,12 @@ def test_list_names_everything_with_a_sentence(run):
     assert set(names.PROBLEMS) | set(names.SOLVERS) <= words
     assert len(out.splitlines()) <= 80 and max(map(len, out.splitlines())) <= 120
     assert "Classify the nodes of a graph by a graph network" in out
+
+
+def test_a_summary_shows_the_first_metrics():
+    shown = _metric_lines({f"test_rmse_{k}": 0.25 for k in range(25)})
+    assert shown[0] == ("test rmse 0", "0.25") and shown[-1] == ("metrics", "5 more in result.json")
+    assert len(shown) == 21 and len(_metric_lines({"loss": 1.0})) == 1
 
 
 def test_list_of_a_name_explains_its_keys(run):

@@ -68,6 +68,13 @@ def test_errors_are_those_by_hand(drawn):
                 assert float(row[f"skill_{name}"]) == pytest.approx(skill, abs=1e-6)
 
 
+def test_numbers_of_all_lead_times_come_first(drawn):
+    names = list(drawn[2])
+    split = [name.endswith(("_a", "_b", *(f"_{lead}" for lead in LEADS))) for name in names]
+    assert split == sorted(split) and names[0] == "train_rmse" and "test_rmse_climatology_area" in names[:20]
+    assert len(names) == len(set(names)) == 17 * (1 + 2 + 2 * 3) + 1  # and test_gaps
+
+
 def test_climatology_without_hours_and_without_observations():
     daily = replace(waves(90, 2, 3, seconds=86400, noise=0.5), grid=None)
     p = problem(daily, horizon=(1, 2))
