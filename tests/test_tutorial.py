@@ -48,9 +48,11 @@ def lines(name):
 
 
 def test_the_page_has_files_and_commands():
-    assert list(FILES) == ["net.py", "train.py", "data.py", "plaplace.py", "pendulums.py", "sweeps.py"]
+    assert list(FILES) == [
+        *("net.py", "train.py", "data.py", "stations.py", "plaplace.py", "pendulums.py", "sweeps.py")
+    ]
     assert len(re.findall(r"```python", PAGE)) == len(FILES)
-    assert [len(commands(section)) for section in SECTIONS] == [2, 5, 3, 1, 1, 0, 2]
+    assert [len(commands(section)) for section in SECTIONS] == [2, 6, 3, 1, 1, 0, 2]
     assert max(lines("net.py"), lines("train.py")) <= 15
     assert max(map(lines, FILES)) <= 50
 
@@ -58,8 +60,8 @@ def test_the_page_has_files_and_commands():
 def test_the_table_counts_lines_as_they_are():
     rows = re.findall(r"^\| .*\]\(#.*\| (.*) \| (\d+) \|$", PAGE, re.MULTILINE)
     counts = [[int(number) for number in re.findall(r"\d+", row)] for row, _ in rows]
-    files = [("net.py", "train.py"), (), ("plaplace.py", "pendulums.py"), ("sweeps.py",), ()]
-    assert counts == [list(map(lines, names)) or [0] for names in files]
+    files = [("net.py", "train.py"), ("stations.py",), ("plaplace.py", "pendulums.py"), ("sweeps.py",), ()]
+    assert [[n for n in row if n] for row in counts] == [list(map(lines, names)) for names in files]
 
 
 def test_a_network(tried, tmp_path):
@@ -71,8 +73,8 @@ def test_a_network(tried, tmp_path):
 
 
 def test_data(tried, tmp_path):
-    of_graph, predicted, *listed = tried(DATA)
-    assert "test accuracy" in of_graph and "written" in predicted
+    of_graph, predicted, *listed, of_stations = tried(DATA)
+    assert "test accuracy" in of_graph and "written" in predicted and "test skill climatology" in of_stations
     with (tmp_path / "classes.csv").open(newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 300
     assert "network.model" in listed[0] and "plan.horizon" in listed[1]
