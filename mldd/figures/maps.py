@@ -157,7 +157,7 @@ def skill(
 
 
 def _against_lead(
-    pair: Sequence[Axes], leads: Sequence[float], curves: Mapping[str, Floats], label: str, below: str
+    pair: NDArray[Any], leads: Sequence[float], curves: Mapping[str, Floats], label: str, below: str
 ) -> None:
     """Draw errors of one variable, and the skill below them."""
     upper, lower = pair
