@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.figures.style import COLOURS, DOUBLE, SINGLE, add_legend, drawing, wrapped
-from mldd.loop import History, Status
+from mldd.loop import History, Status, grows
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -286,7 +286,8 @@ def _horizontal(ax: Axes, x: str, ends: Sequence[float]) -> None:
 def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     """Scale the vertical axis: gap and measure by logarithm, the objective where it is positive and spreads widely.
 
-    What lies far above all starts (a run that diverged) is cut off, so that the others can be seen.
+    What lies far above all starts (a run that diverged) is cut off, so that the others can be seen; of an accuracy it
+    is what was wanted.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -307,6 +308,8 @@ def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     low, high, top = float(shown.min()), float(shown.max()), max(starts)
     if high - low <= 1e-9 * abs(high):  # nothing but rounding
         ax.set_ylim(low - 0.5 * abs(low), high + 0.5 * abs(high) if high else 1.0)
+    elif grows(y):
+        return
     elif logarithmic and high > 1e3 * top > 0:
         ax.set_ylim(top=30 * top)
     elif not logarithmic and top > low and high > top + 2 * (top - low):

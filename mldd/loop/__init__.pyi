@@ -26,3 +26,4 @@ from .solver import Stop as Stop
 from .solver import minimise as minimise
 from .status import Status as Status
 from .validation import Validation as Validation
+from .validation import grows as grows

@@ -249,6 +249,7 @@ def test_numbers_of_the_validation_are_drawn_where_there_are_some(tmp_path, monk
     assert curve.get_xdata().tolist() == [0, 3, 6, 9] and curve.get_ydata() == pytest.approx([0, 0.3, 0.6, 0.9])
     both = comparison({"a": [validated(3)], "b": [history(10)]}, against=("step",))
     assert len(both.axes) == 5 and [len(lines(ax)) for ax in both.axes] == [2, 2, 2, 1, 1]
+    assert both.axes[4].get_ylim()[1] > 0.9 and both.axes[3].get_ylim()[1] < 2  # what has grown is not cut off
     assert outside(alone, monkeypatch) == outside(both, monkeypatch) == []
     assert len(convergence(history()).axes) == 4
 
