@@ -118,7 +118,7 @@ class LocalSgd:
     additions).
     """
 
-    decomposition: Decomposition | SharedDecomposition
+    decomposition: SharedDecomposition
     local: Solver = Sgd(0.1)  # noqa: RUF009 (frozen)
     local_steps: int = 10
     memory: Memory = "reset"
@@ -173,7 +173,7 @@ class DiLoCo:
     Douillard et al., arXiv 2311.08105, algorithm 1, whose local steps are hundreds of AdamW.
     """
 
-    decomposition: Decomposition | SharedDecomposition
+    decomposition: SharedDecomposition
     local: Solver = Adam(1e-3)  # noqa: RUF009 (frozen)
     outer_lr: float = 0.7
     outer_momentum: float = 0.9

@@ -18,6 +18,7 @@ ROOMS = sorted({path.parent for path in FILES})
 SPEAK_MPI_OR_PETSC = ("mldd/ranks", "solvers/petsc")
 # Every room, and those of the same top folder that it may import from.
 ARROWS = {
+    "mldd": {"mldd/command"},  # python -m mldd
     "mldd/algebra": set(),
     "mldd/ranks": {"mldd/algebra"},
     "mldd/loop": {"mldd/algebra", "mldd/ranks"},

@@ -1,3 +1,5 @@
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Packages that conda-forge has by another name, and those that it does not have.
+CONDA = {"torch": "pytorch", "torch-geometric": "pytorch_geometric", "kahip": "kahip-python"}
+NOT_ON_CONDA = {"mtkahypar"}
+EXTRAS = ("mpi", "petsc", "graphs", "partition", "fields")
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +52,27 @@ def test_types_and_command_are_shipped(wheel):
     assert "mldd/py.typed" in wheel.namelist()
     (entry_points,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
     assert "mldd = mldd.command.cli:main" in wheel.read(entry_points).decode()
+
+
+def test_the_conda_environment_has_what_the_metadata_ask_for():
+    configuration = configparser.ConfigParser()
+    configuration.read(ROOT / "setup.cfg")
+    lists = [configuration["options"]["install_requires"]]
+    lists += [configuration["options.extras_require"][extra] for extra in EXTRAS]
+    wanted = {name for text in lists for name in text.split()} - NOT_ON_CONDA
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    named = re.findall(r"^  - ([\w-]+)", text.partition("dependencies:\n")[2], re.MULTILINE)
+    assert sorted(named) == sorted(
+        {CONDA.get(name, name) for name in wanted} | {"python", "pip", "setuptools", "mpich"}
+    )
+    assert "channels:\n  - conda-forge\n  - nodefaults\n" in text
+    (python,) = re.findall(r"- python (>=3\.\d+)", text)
+    assert python == configuration["options"]["python_requires"]
+
+
+def test_the_installation_page_names_every_extra():
+    page = (ROOT / "paper" / "installation.md").read_text(encoding="utf-8")
+    configuration = configparser.ConfigParser()
+    configuration.read(ROOT / "setup.cfg")
+    table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([\w-]+)`", table)) == set(configuration["options.extras_require"]) - {"dev"}

@@ -20,6 +20,8 @@ from .decomposition import Decomposition as Decomposition
 from .decomposition import SharedDecomposition as SharedDecomposition
 from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
+from .extras import EXTRAS as EXTRAS
+from .extras import way_to_install as way_to_install
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink

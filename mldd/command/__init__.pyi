@@ -1,4 +1,5 @@
 from .builder import current as current
+from .cli import main as main
 from .keys import SOLVERS as SOLVERS
 from .names import described as described
 from .names import name_of as name_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from mldd.loop import Cost, Problem, Solver, has
 from mldd.ranks import SERIAL, Communicator, device
 
 # Option -> the field of a solver that makes use of it.
-_WANTED_BY = {
+WANTED_BY = {
     "parts": "decomposition",
     "overlap": "decomposition",
     "levels": "hierarchy",
@@ -76,7 +77,7 @@ def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
         It names the option.
     """
     all_specs = [nested for spec in (*solvers, *python_specs(options.petsc)) for nested in spec.tree]
-    for option, wanted in _WANTED_BY.items():
+    for option, wanted in WANTED_BY.items():
         if getattr(options, option) is not None and not any(spec.has(wanted) for spec in all_specs):
             names = " ".join(spec.text for spec in solvers)
             which = {"decomposition": "subdomains", "hierarchy": "levels"}.get(wanted, f"the key {wanted}")
@@ -209,12 +210,21 @@ class Builder:
             self._ask(spec, "decomposition", "decomposition(parts, overlap, comm)")
             made["decomposition"] = self.preparation.decomposition(*self._cut(spec))
         levels = self._levels(spec)
+        self._check_coarse(spec, levels)
         if spec.has("hierarchy") and (levels > 1 or _needs(spec, "hierarchy")):
             self._ask(spec, "hierarchy", "hierarchy(levels)")
             parts = self._cut(spec)[0] if spec.has("decomposition") else None
             made["hierarchy"] = self.preparation.hierarchy(levels, parts)
         self._used.extend(made.values())
         return made
+
+    def _check_coarse(self, spec: Spec, levels: int) -> None:
+        """Refuse what the user says of coarse levels where there is none."""
+        said = [key for key in spec.keys if re.match(r"coarse(?=[._]|$)", key)]
+        if said and spec.has("hierarchy") and levels == 1:
+            raise ValueError(
+                f"{spec.name}:{said[0]} is of no use on one level, got {spec.text}; add --levels 2, or leave it out"
+            )
 
     def _ask(self, spec: Spec, name: str, method: str) -> None:
         """Refuse a solver that needs what the problem does not have."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mldd.algebra import way_to_install
 from mldd.command import names, output
 from mldd.command.options import parse
 from mldd.command.values import one_line
@@ -140,7 +141,7 @@ def _with_way_out(error: Exception) -> str:
     """Return what went wrong on one line, with the way out where Python or torch do not name it."""
     text = one_line(error)
     if isinstance(error, ModuleNotFoundError) and error.name and "install" not in text:
-        return f"{text}; install it with `pip install {error.name.partition('.')[0]}`"
+        return f"{text}; {way_to_install(error.name)}"
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
         return f"the run does not fit into memory ({text[-120:]}); make it smaller, or try --dtype float32"
     return text

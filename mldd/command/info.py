@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 import mldd
+from mldd.algebra import way_to_install
 from mldd.ranks import library
 
 # What can partition a graph, and the module that offers it.
@@ -35,7 +36,7 @@ def lines() -> list[str]:
     rows["devices"] = _devices()
     rows["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
     there = [name for name, module in _PARTITIONERS.items() if find_spec(module) is not None]
-    rows["partitioners"] = " ".join(there) or "none (pip install pymetis)"
+    rows["partitioners"] = " ".join(there) or f"none ({way_to_install('pymetis')})"
     width = max(map(len, rows)) + 2
     return [f"{name:<{width}}{text}" for name, text in rows.items()]
 

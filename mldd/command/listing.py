@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from mldd.algebra import from_outside
+from mldd.algebra import EXTRAS, from_outside
 from mldd.command import names
 from mldd.command.keys import SOLVERS, default, default_of, fields_of, holds_solver, is_solver, keys_of, solver_wanted
 from mldd.command.names import Spec
@@ -40,9 +40,9 @@ def listing() -> Iterator[str]:
 
 
 def _entry(members: list[str], target: str) -> Iterator[str]:
-    lacking = [module for module in names.NEEDS.get(members[0], ()) if find_spec(module) is None]
+    lacking = {EXTRAS[module] for module in names.NEEDS.get(members[0], ()) if find_spec(module) is None}
     shown = " ".join(f"{name}:{names.FIRST[name].upper()}" if name in names.FIRST else name for name in members)
-    text = sentence(target) + (f" (needs {' '.join(lacking)})" if lacking else "")
+    text = sentence(target) + (f" (needs mldd[{','.join(sorted(lacking))}])" if lacking else "")
     if len(shown) > 22:
         yield from textwrap.wrap(shown, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
         shown = ""
@@ -90,15 +90,27 @@ def keys(name: str) -> Iterator[str]:
         default = "needed" if value is MISSING else f"default {_text(value)}"
         yield f"  {key} : {_kind(hint)}, {default}"
         yield from textwrap.wrap(meanings.get(key, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    example = next((f"{key}={_text(defaults[key])}" for key in shown if _simple(defaults[key])), "")
+    plain = [key for key in shown if _simple(defaults[key]) and not key.startswith("coarse")]  # those need levels
+    example = next((f"{key}={_text(defaults[key])}" for key in plain), "")
     if any("." in key for key in shown):
         yield "  (a key with a dot may be written by its last word where no other key ends in it)"
+    if used := [] if is_problem else _options(spec):
+        yield f"  options that reach it: {' '.join(used)}"
     text = f"{name}{',' if '=' in name else ':'}{example}" if example else name
-    yield (
-        f"example: mldd train {text} --solver adagrad"
-        if is_problem
-        else f"example: mldd train obstacle --solver {text}"
-    )
+    yield f"example: mldd train {f'{text} --solver adam' if is_problem else f'{_solved(spec)} --solver {text}'}"
+
+
+def _solved(spec: Spec) -> str:
+    """Return a problem that a solver can solve: one without bounds, in parts of its data where it needs these."""
+    parts = [getattr(f.type, "__name__", f.type) for f in fields_of(spec.kind) if f.name == "decomposition"]
+    return "digits:subdomains=data" if parts == ["SharedDecomposition"] else "quadratic"
+
+
+def _options(spec: Spec) -> list[str]:
+    """Return the options of the command line that set fields of a solver."""
+    from mldd.command.builder import WANTED_BY
+
+    return [f"--{option.replace('_', '-')}" for option, wanted in WANTED_BY.items() if spec.has(wanted)]
 
 
 def _found(name: str) -> tuple[Spec, bool]:

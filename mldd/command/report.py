@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from mldd.command.run import Run
 
+_METRICS = 20  # in the summary
+
 
 def report(run: Run, result: Result) -> dict[str, Any]:
     """Return the content of ``result.json``; called by all ranks, as metrics may need them.
@@ -90,6 +92,13 @@ def _of_validation(run: Run, validation: Validation) -> dict[str, Any]:
     }
 
 
+def _metric_lines(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Return the first metrics in words; there may be hundreds, by variable and lead time."""
+    lines = [(name.replace("_", " "), f"{value:.4g}") for name, value in metrics.items()]
+    more = len(lines) - _METRICS
+    return lines if more <= 0 else [*lines[:_METRICS], ("metrics", f"{more} more in result.json")]
+
+
 def _validation_line(found: dict[str, Any]) -> str:
     """Return the validation of a run in words."""
     return (
@@ -119,7 +128,7 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         ("steps", f"{content['steps']}"),
         ("loss", f"{content['loss']:.10g}"),
         ("measure", f"{content['measure']:.3e} ({norm})"),
-        *((name.replace("_", " "), f"{value:.4g}") for name, value in content["metrics"].items()),
+        *_metric_lines(content["metrics"]),
         ("cost", cost_line(content)),
     ]
     if content["setup_seconds"] > 0:

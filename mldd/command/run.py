@@ -126,6 +126,7 @@ class Run:
             "seed": self.seed,
             "size": self.objective.size,
             "dtype": str(self.x.dtype),
+            "norm": self.options["norm"],  # a history has measures in one norm
             **self.shape,
             "mldd": mldd.__version__,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _NOT_HERE = ("command", "problem", "solver", "seed", "seeds", "device", "dtype",
 _PATHS = ("out", "checkpoint", "resume")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Training:
     """What came of a training.
 
@@ -46,11 +46,17 @@ class Training:
         Files, if there is a folder for them.
     """
 
-    problem: Problem = field(repr=False)
+    problem: Problem
     result: Result
     metrics: Mapping[str, float]
-    content: Mapping[str, Any] = field(repr=False)
+    content: Mapping[str, Any]
     written: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the summary of the result, with metrics and files."""
+        numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items())
+        lines = [("metrics", numbers), ("written", " ".join(map(str, self.written)))]
+        return "\n".join([repr(self.result), *(f"  {name:<9} {text}" for name, text in lines if text)])
 
     @property
     def x(self) -> Tensor:

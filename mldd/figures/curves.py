@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.figures.style import COLOURS, DOUBLE, SINGLE, add_legend, drawing, wrapped
-from mldd.loop import History, Status
+from mldd.loop import History, Status, grows
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -70,9 +70,9 @@ def convergence(
     title: str = "",
     *,
     against: Sequence[str] = ("step", "work_units"),
-    show: Sequence[str] = ("value", "measure"),
+    show: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw objective and measure of one run against steps and work, and return the figure.
+    """Draw objective, measure and numbers of the validation against steps and work of one run; return the figure.
 
     Parameters
     ----------
@@ -84,10 +84,12 @@ def convergence(
         Above the figure; empty: none.
     against : sequence of str
         Costs, a column of panels each: ``step seconds work_units gradient_evaluations synchronisations``.
-    show : sequence of str
-        Quantities, a row of panels each: ``value``, ``gap``, ``measure``, and numbers of the validation by name.
+    show : sequence of str, optional
+        Quantities, a row of panels each: ``value``, ``gap``, ``measure``, and numbers of the validation by name; by
+        default objective, measure, and all numbers of the validation.
     """
-    return _panels({"": [history]}, path, title, _NO_LABELS, against, show)
+    shown = ("value", "measure", *history.validated) if show is None else show
+    return _panels({"": [history]}, path, title, _NO_LABELS, against, shown)
 
 
 def comparison(
@@ -97,7 +99,7 @@ def comparison(
     labels: Mapping[str, str] = _NO_LABELS,
     *,
     against: Sequence[str] = (),
-    show: Sequence[str] = ("value", "gap", "measure"),
+    show: Sequence[str] | None = None,
 ) -> Figure:
     """Draw what several solvers reached against what it cost, and return the figure.
 
@@ -118,9 +120,9 @@ def comparison(
         Axis labels by field of `Record`, where a history holds something else under its name.
     against : sequence of str
         Costs, a column of panels each; by default work units and synchronisations, or seconds where a solver has none.
-    show : sequence of str
+    show : sequence of str, optional
         Quantities, a row of panels each: the objective ``value``, its ``gap`` to the lowest one, the ``measure``, and
-        numbers of the validation by name.
+        numbers of the validation by name; by default all of them.
 
     Raises
     ------
@@ -130,7 +132,13 @@ def comparison(
     if not against:
         exchanged = all(any(_column(h, "synchronisations").any() for h in row) for row in runs.values())
         against = ("work_units", "synchronisations" if exchanged else "seconds")
-    return _panels(runs, path, title, labels, against, show)
+    shown = ("value", "gap", "measure", *_validated(runs)) if show is None else show
+    return _panels(runs, path, title, labels, against, shown)
+
+
+def _validated(runs: Runs) -> tuple[str, ...]:
+    """Return the names of the numbers of the validations."""
+    return tuple(dict.fromkeys(name for row in runs.values() for history in row for name in history.validated))
 
 
 def _panels(
@@ -167,8 +175,8 @@ def _panels(
 
 def _check(runs: Runs, against: Sequence[str], show: Sequence[str]) -> None:
     """Refuse what cannot be drawn, or would be wrong on one axis."""
-    validated = dict.fromkeys(name for row in runs.values() for history in row for name in history.validated)
-    for kind, given, there in (("cost", against, COSTS), ("quantity", show, {**QUANTITIES, **validated})):
+    quantities = {**QUANTITIES, **dict.fromkeys(_validated(runs))}
+    for kind, given, there in (("cost", against, COSTS), ("quantity", show, quantities)):
         unknown = [name for name in given if name not in there]
         if unknown or not given:
             raise ValueError(f"a {kind} of a figure must be one of {' '.join(there)}, got {(unknown or ['none'])[0]}")
@@ -201,10 +209,11 @@ def _curves(histories: Sequence[History], x: str, values: Sequence[Floats]) -> l
     found = []
     for history, ys in zip(histories, values, strict=True):
         xs = _column(history, x)
-        keep = np.isfinite(xs) & np.isfinite(ys)
-        keep[:-1] &= np.diff(xs) > 0  # the last one of several records at the same cost
-        if keep.any() and not (x == "synchronisations" and not xs.any()):
-            found.append(Curve(xs[keep], ys[keep], history.status))
+        there = np.isfinite(xs) & np.isfinite(ys)  # between two validations their numbers are not
+        xs, ys = xs[there], ys[there]
+        last = np.diff(xs, append=np.inf) > 0  # the last one of several records at the same cost
+        if len(xs) and not (x == "synchronisations" and not xs.any()):
+            found.append(Curve(xs[last], ys[last], history.status))
     return found
 
 
@@ -278,7 +287,8 @@ def _horizontal(ax: Axes, x: str, ends: Sequence[float]) -> None:
 def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     """Scale the vertical axis: gap and measure by logarithm, the objective where it is positive and spreads widely.
 
-    What lies far above all starts (a run that diverged) is cut off, so that the others can be seen.
+    What lies far above all starts (a run that diverged) is cut off, so that the others can be seen; of an accuracy it
+    is what was wanted.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -299,6 +309,8 @@ def _vertical(ax: Axes, y: str, values: Mapping[str, Sequence[Floats]]) -> None:
     low, high, top = float(shown.min()), float(shown.max()), max(starts)
     if high - low <= 1e-9 * abs(high):  # nothing but rounding
         ax.set_ylim(low - 0.5 * abs(low), high + 0.5 * abs(high) if high else 1.0)
+    elif grows(y):
+        return
     elif logarithmic and high > 1e3 * top > 0:
         ax.set_ylim(top=30 * top)
     elif not logarithmic and top > low and high > top + 2 * (top - low):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _FIELD, _ERROR = "viridis", "RdBu_r"  # one for amounts, one for differences, whose middle is white
+_COLUMNS = 3  # of variables in a figure of errors
 _ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
 
 
@@ -113,14 +114,13 @@ def fields(
 
 def skill(
     leads: Sequence[float],
-    curves: Mapping[str, Floats],
+    errors: Mapping[str, Mapping[str, Floats]],
     path: str | Path | None = None,
     *,
     unit: str,
-    label: str,
     title: str = "",
 ) -> Figure:
-    """Draw errors against lead time and the skill against the first one, and return the figure.
+    """Draw errors of every variable against lead time and the skill against the first forecast, and return the figure.
 
     For a single lead time the errors are bars.
 
@@ -128,48 +128,64 @@ def skill(
     ----------
     leads : sequence of float
         Lead times.
-    curves : mapping from str to ndarray, shape (L,)
-        Root mean square errors by name; the first one is the reference.
+    errors : mapping from str to mapping from str to ndarray, shape (L,)
+        Root mean square errors by variable (with its unit) and forecast; the first forecast is the reference.
     path : str or Path, optional
         Where it is written: PDF and PNG, or the one kind that the suffix says; by default nowhere.
     unit : str
         Of lead times.
-    label : str
-        What the errors are of, with the unit.
     title : str
         Above the figure; empty: none.
     """
-    with drawing(path, (SINGLE, 2.6 if len(leads) > 1 else 0.6 + 0.25 * len(curves)), title) as figure:
+    columns = min(len(errors), _COLUMNS)
+    rows = -(-len(errors) // columns)
+    tall = 2.6 if len(leads) > 1 else 0.6 + 0.25 * len(next(iter(errors.values())))
+    with drawing(path, (SINGLE if columns == 1 else DOUBLE, tall * rows), title) as figure:
         if len(leads) == 1:
-            _bars(figure.subplots(), curves, f"RMSE of {label}, {leads[0]:g} {unit} ahead")
-            return figure
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        first, reference = next(iter(curves.items()))
-        for k, (name, errors) in enumerate(curves.items()):
-            style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": "o", "label": name}
-            upper.plot(leads, errors, **style)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                lower.plot(leads, 1.0 - (errors / reference) ** 2, **style)
-        upper.set_ylabel(wrapped(f"RMSE of {label}", 1.0))
-        upper.set_ylim(bottom=0)
-        lower.set_ylabel(wrapped(f"skill against {first}", 1.0))
-        lower.set_xlabel(f"lead time ({unit})")
-        if len(leads) < 10:
-            lower.set_xticks(list(leads))
-        add_legend(figure, upper.get_legend_handles_labels()[0])
+            axes = figure.subplots(rows, columns, squeeze=False)
+            for ax, (label, curves) in zip(axes.flat, errors.items(), strict=False):
+                _bars(ax, curves, f"RMSE of {label}, {leads[0]:g} {unit} ahead", columns)
+        else:
+            axes = figure.subplots(2 * rows, columns, squeeze=False, sharex=True)
+            for k, (label, curves) in enumerate(errors.items()):
+                pair = axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]
+                _against_lead(pair, leads, curves, label, f"lead time ({unit})")
+            add_legend(figure, axes[0, 0].get_legend_handles_labels()[0])
+        for ax in axes.flat:
+            ax.set_visible(ax.has_data())
     return figure
 
 
-def _bars(ax: Axes, curves: Mapping[str, Floats], label: str) -> None:
+def _against_lead(
+    pair: NDArray[Any], leads: Sequence[float], curves: Mapping[str, Floats], label: str, below: str
+) -> None:
+    """Draw errors of one variable, and the skill below them."""
+    upper, lower = pair
+    first, reference = next(iter(curves.items()))
+    for k, (name, errors) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": COLOURS[k % len(COLOURS)], "marker": "o", "markersize": 3, "label": name}
+        upper.plot(leads, errors, **style)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lower.plot(leads, 1.0 - (errors / reference) ** 2, **style)
+    upper.set_ylabel(wrapped(f"RMSE of {label}", 1.0))
+    upper.set_ylim(bottom=0)
+    lower.set_ylabel(wrapped(f"skill against {first}", 1.0))
+    lower.set_xlabel(below)
+    lower.tick_params(labelbottom=True)
+    if len(leads) < 10:
+        lower.set_xticks(list(leads))
+
+
+def _bars(ax: Axes, curves: Mapping[str, Floats], label: str, columns: int) -> None:
     """Draw the errors of one lead time."""
     errors = [float(of[0]) for of in curves.values()]
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(errors))]
     drawn = ax.barh(range(len(errors)), errors, color=colours, height=0.6)
-    ax.set_yticks(range(len(errors)), [wrapped(name, 1.1) for name in curves])
+    ax.set_yticks(range(len(errors)), [wrapped(name, 1.1 if columns == 1 else 0.8) for name in curves])
     ax.bar_label(drawn, fmt=" %.3g")
     ax.set_xlim(0, 1.3 * max((e for e in errors if e > 0), default=1.0))
     ax.invert_yaxis()
-    ax.set_xlabel(wrapped(label, 2.2))
+    ax.set_xlabel(wrapped(label, 2.2 if columns == 1 else 1.2))
 
 
 def _aspect(places: Floats) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mldd.algebra import from_outside, loaded, registered
+from mldd.algebra import from_outside, loaded, registered, way_to_install
 from mldd.graph.coupling import opposite, points
 from mldd.graph.cut import Cut, Partitioner, heaviest
 from mldd.graph.graph import Graph, kind_of
@@ -154,7 +154,7 @@ def _best(cut: Cut) -> Ints:
     """Return the candidate with the fewest halo rows within the imbalance; the most balanced one if none is."""
     there = [name for name, module in _CANDIDATES.items() if find_spec(module) is not None]
     if not there:
-        raise ImportError("method best needs at least one partitioner: pip install pymetis mtkahypar kahip")
+        raise ImportError(f"method best needs at least one partitioner: {way_to_install('mtkahypar')}")
     seeds = range(cut.seed, cut.seed + (_TRIES if cut.graph.edges < _LARGE else 1))
     load = cut.load[:, None]
     allowed = heaviest(cut.load, cut.parts, cut.imbalance)

@@ -31,3 +31,4 @@ from .untrusted import check_fits as check_fits
 from .untrusted import check_regular as check_regular
 from .untrusted import check_torch_file as check_torch_file
 from .validation import Validation as Validation
+from .validation import grows as grows

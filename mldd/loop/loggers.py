@@ -11,16 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mldd.algebra import did_you_mean
+from mldd.algebra import did_you_mean, way_to_install
 from mldd.loop.monitor import History, Record
 from mldd.loop.status import Status
 
-# Name -> the package that it needs, and what pip calls it.
-PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "wandb": ("wandb", "wandb"),
-}
+# Each is named by the package that it needs.
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -30,7 +26,7 @@ def check_loggers(names: Sequence[str]) -> None:
     Parameters
     ----------
     names : sequence of str
-        Keys of `PACKAGES`, or ``csv``, which needs none.
+        Keys of `LOGGERS`, or ``csv``, which needs none.
 
     Raises
     ------
@@ -39,13 +35,12 @@ def check_loggers(names: Sequence[str]) -> None:
     ImportError
         Its package is missing.
     """
-    known = ["csv", *PACKAGES]
+    known = ["csv", *LOGGERS]
     for name in names:
         if name not in known:
             raise ValueError(f"a logger must be one of {' '.join(known)}, got {name!r}{did_you_mean(name, known)}")
-        if name != "csv" and find_spec(PACKAGES[name][0]) is None:
-            package, pip = PACKAGES[name]
-            raise ImportError(f"the logger {name} needs {package}, which is missing; pip install {pip}", name=package)
+        if name != "csv" and find_spec(name) is None:
+            raise ImportError(f"the logger {name} needs a package that is missing; {way_to_install(name)}", name=name)
 
 
 def numbers(record: Record) -> dict[str, float]:
@@ -216,7 +211,7 @@ class Logger:
     Parameters
     ----------
     name : str
-        A key of `PACKAGES`.
+        A key of `LOGGERS`.
     folder : Path
         That of the run: the logger's files go to a folder of its name in it.
     about : dict

@@ -134,4 +134,15 @@ class Validation:
 def _is_better(name: str, value: float, before: float) -> bool:
     if math.isnan(before):
         return not math.isnan(value)
-    return value > before if _GROWING & set(name.split("_")) else value < before
+    return value > before if grows(name) else value < before
+
+
+def grows(name: str) -> bool:
+    """Return whether larger values of a number are better: of an accuracy, an area under a curve, or a skill.
+
+    Parameters
+    ----------
+    name : str
+        Words joined by underscores, ``validation_accuracy`` say.
+    """
+    return bool(_GROWING & set(name.split("_")))

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mldd.algebra import way_to_install
 from mldd.loop import replacing
 
 Array = NDArray[Any]
 _EPOCH = "seconds since 1970-01-01"
+_WITHOUT_XARRAY = f"NetCDF needs xarray, which is not installed: {way_to_install('xarray')}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +79,24 @@ class Prediction:
         return {dim: n for f in self.all.values() for dim, n in zip(f.dims, f.values.shape, strict=True)}
 
     def dataset(self) -> Any:
-        """Return an `xarray.Dataset` as the CF conventions describe it; times are numbers with units.
+        """Return an `xarray.Dataset` as the CF conventions describe it, the same as from the file that `write` makes.
 
         Raises
         ------
         ValueError
             xarray is not installed.
         """
+        made = self._encoded()
+        import xarray
+
+        return xarray.decode_cf(made, decode_timedelta=False)
+
+    def _encoded(self) -> Any:
+        """Return the dataset with times as numbers with units, as they are written."""
         try:
             import xarray
         except ImportError:
-            raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]") from None
+            raise ValueError(_WITHOUT_XARRAY) from None
         pairs = {name: _numbered(f) for name, f in self.all.items()}
         made = {name: (f.dims, f.values, dict(f.attributes)) for name, f in pairs.items()}
         return xarray.Dataset(
@@ -157,7 +166,7 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     """
     _writer(path)
     if path.suffix.lower() == ".nc" and find_spec("xarray") is None:
-        raise ValueError("NetCDF needs xarray, which is not installed: pip install mldd[fields]")
+        raise ValueError(_WITHOUT_XARRAY)
     if not path.absolute().parent.is_dir():
         raise OSError(f"the folder of {path} must be there, got none; make it, or give another place")
     if path.exists() and not overwrite:
@@ -174,7 +183,7 @@ def _numbered(f: Field) -> Field:
 
 def _netcdf(prediction: Prediction, path: Path) -> None:
     engine = "h5netcdf" if find_spec("h5netcdf") is not None else "scipy"
-    prediction.dataset().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
+    prediction._encoded().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
 
 
 def _archive(prediction: Prediction, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import count, waiting
+from mldd.algebra import count, waiting, way_to_install
 from mldd.ranks.launchers import announced, by_mpi, by_torchrun, local_rank, local_ranks, unrelated_tasks
 
 # mpiexec drops what it has not passed on when it hears of an abort: without a pause, one message in nine was lost.
@@ -265,7 +265,7 @@ def world() -> Communicator:
         except ImportError as error:
             raise ImportError(
                 "started by an MPI launcher, but mpi4py cannot be imported "
-                f"({error}); install it with `pip install mldd[mpi]`, or start a single process without mpiexec"
+                f"({error}); {way_to_install('mpi4py')}, or start a single process without mpiexec"
             ) from error
         if announced() > MPI.COMM_WORLD.Get_size():
             raise ValueError(

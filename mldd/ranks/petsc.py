@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer
+from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer, way_to_install
 
 
 @dataclass
@@ -83,8 +83,8 @@ def load_petsc() -> Any:
             signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
     except ImportError as error:
         raise ImportError(
-            f"PETSc is needed here, but petsc4py cannot be imported ({error}); install it with "
-            "`pip install petsc petsc4py`, or choose a solver that needs none (adagrad, lbfgs)"
+            f"PETSc is needed here, but petsc4py cannot be imported ({error}); "
+            f"{way_to_install('petsc4py')}, or choose what needs none (solvers adagrad, lbfgs, schwarz; method metis)"
         ) from error
     except RuntimeError as error:  # of PETSc, which prints the reason on several lines
         found = [line.partition("ERROR: ")[2] for line in printed if "ERROR: " in line]

@@ -1,13 +1,14 @@
-"""Errors of forecasts over the parts of a series, beside persistence and the linear model."""
+"""Errors of forecasts over the parts of a series, beside persistence, climatology and the linear model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mldd.problems.data import Series, hour
 from mldd.problems.forecasts.forecast_data import ForecastData, Part
 from mldd.problems.forecasts.linear_forecast import fit_linear
 
@@ -76,6 +77,43 @@ def persistence(data: ForecastData) -> Forecast:
     return lambda origins: np.repeat(data.carried[origins][:, :, None], len(data.plan.reached), axis=2)
 
 
+def climatology(data: ForecastData) -> Forecast:
+    """Return the forecast by the mean of every node at the hour of the target, over all before the test part.
+
+    Where no value of an hour was observed, and where steps are longer than a day, it is the mean of the node.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    """
+    series, end = data.series, data.cuts[1]
+    past, slots = series.values[:end], _hours(series, np.arange(end))
+    usual = np.nan_to_num(_mean(past, data.mean[None]))
+    means = {int(slot): _mean(past[slots == slot], usual) for slot in np.unique(slots)}
+
+    def forecast(origins: Ints) -> Floats:
+        leads = []
+        for lead in data.plan.reached:
+            leads.append(np.stack([means.get(int(slot), usual) for slot in _hours(series, origins + lead)]))
+        return np.stack(leads, axis=2)
+
+    return forecast
+
+
+def _hours(series: Series, times: Ints) -> Ints:
+    """Return the second of the day of times, shape (S,); zeros where steps are no shorter than a day."""
+    if series.step >= 86400:
+        return np.zeros(len(times), dtype=np.int64)
+    return np.asarray(np.rint(3600.0 * hour(series.moments(times)))).astype(np.int64)
+
+
+def _mean(values: Floats, instead: Floats) -> Floats:
+    """Return the mean over times of what is observed, shape (n, V), and `instead` where nothing is."""
+    count = (~np.isnan(values)).sum(0)
+    return np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), instead)
+
+
 def linear(data: ForecastData) -> Forecast:
     """Return the linear model fitted to all before the test part, whatever the network is fitted to.
 
@@ -97,12 +135,25 @@ def linear(data: ForecastData) -> Forecast:
     return forecast
 
 
-def scored(data: ForecastData, forecast: Forecast) -> dict[str, float]:
+def references(data: ForecastData) -> dict[str, Moments]:
+    """Return the moments over the test part of the forecasts that need no network, by name.
+
+    Parameters
+    ----------
+    data : ForecastData
+        Samples of the series.
+    """
+    made = {"persistence": persistence(data), "climatology": climatology(data), "linear": linear(data)}
+    return {name: moments(data, "test", forecast) for name, forecast in made.items()}
+
+
+def scored(data: ForecastData, forecast: Forecast, against: Mapping[str, Moments]) -> dict[str, float]:
     """Return root mean square errors, biases and skills by name.
 
-    ``test_rmse``, ``test_bias``, ``test_rmse_persistence``, ``test_rmse_linear`` (units of the series, every node with
-    the same weight) and the skills ``test_skill = 1 - MSE / MSE_persistence`` and ``test_skill_linear`` of the test
-    part, ``train_rmse`` and ``validation_rmse`` of the others (with ``labels=all`` both were fitted to). On grids names
+    ``test_rmse``, ``test_bias``, ``test_rmse_persistence``, ``test_rmse_climatology``, ``test_rmse_linear`` (units of
+    the series, every node with the same weight) and the skills ``test_skill = 1 - MSE / MSE_persistence``,
+    ``test_skill_climatology`` and ``test_skill_linear`` of the test part, ``train_rmse`` and ``validation_rmse`` of the
+    others (with ``labels=all`` both were fitted to). On grids names
     that end in ``_area`` are the same with areas as weights. With several lead times names end in the lead time in
     steps, as in ``test_rmse_6``, and without it they are root mean squares over all of them; with several variables
     names are of the first one, and of all with the name of the variable in front of the lead time. ``test_gaps`` are
@@ -114,13 +165,14 @@ def scored(data: ForecastData, forecast: Forecast) -> dict[str, float]:
         Samples of the series.
     forecast : Forecast
         That of the network.
+    against : dict of Moments
+        Those of `references`.
 
     References
     ----------
     A. H. Murphy, Mon. Weather Rev. 116, 1988, p. 2417, equation 4 (skill).
     """
     found = {"test": moments(data, "test", forecast)}
-    against = {"persistence": moments(data, "test", persistence(data)), "linear": moments(data, "test", linear(data))}
     scores: dict[str, float] = {}
     others: tuple[Part, ...] = ("train", "validation")
     for part in others:
@@ -135,7 +187,9 @@ def scored(data: ForecastData, forecast: Forecast) -> dict[str, float]:
             skill = "test_skill" if name == "persistence" else f"test_skill_{name}"
             scores |= _skills(data, f"{skill}{suffix}", own, square)
     scores |= _named(data, "test_bias", found["test"].bias, False)
-    return scores | ({"test_gaps": float(found["test"].missing)} if found["test"].missing else {})
+    scores |= {"test_gaps": float(found["test"].missing)} if found["test"].missing else {}
+    split = {f"_{v}" for v in data.series.variables} | {f"_{lead}" for lead in data.plan.reached}
+    return dict(sorted(scores.items(), key=lambda item: item[0].endswith(tuple(split))))  # those of the whole first
 
 
 def _named(data: ForecastData, name: str, table: Floats, root: bool) -> dict[str, float]:

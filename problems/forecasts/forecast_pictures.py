@@ -1,7 +1,9 @@
-"""Pictures of a forecast: a map of forecast, truth and error, errors against lead time, parts and halos."""
+"""Pictures of a forecast: a map of forecast, truth and error, errors by variable and lead time, parts and halos."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.figures import draw_parts, maps
+from mldd.loop import replacing
 from mldd.problems.data import Series
 from mldd.problems.forecasts.forecast_data import ForecastData
-from mldd.problems.forecasts.forecast_metrics import linear, moments, persistence
+from mldd.problems.forecasts.forecast_metrics import Moments, moments
 
 if TYPE_CHECKING:
     from mldd.problems.forecasts.forecasting import Forecasting
@@ -21,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def draw(problem: Forecasting, folder: Path, x: Tensor, parts: int = 1) -> list[Path]:
-    """Draw all pictures of the network with parameters `x` into `folder` and return their files.
+    """Draw all pictures of the network with parameters `x` into `folder`, with a table, and return their files.
 
     Parameters
     ----------
@@ -34,7 +37,10 @@ def draw(problem: Forecasting, folder: Path, x: Tensor, parts: int = 1) -> list[
     parts : int
         Of the decomposition; nothing is drawn of a single part.
     """
-    drawn = [_forecast(problem, folder, x), _errors(problem, folder, x)]
+    found = {"network": moments(problem.forecast_data, "test", lambda origins: problem.forecasts(x, origins))}
+    found |= problem.references
+    drawn = [_forecast(problem, folder, x), _table(problem.forecast_data, folder, found)]
+    drawn.append(_errors(problem, folder, found))
     if parts > 1:
         drawn.append(folder / "parts.png")
         draw_parts(
@@ -88,23 +94,40 @@ def _moment(series: Series, time: int) -> str:
     return str(series.moments(np.array([time]))[0].astype("datetime64[m]")).replace("T", " ")
 
 
-def _errors(problem: Forecasting, folder: Path, x: Tensor) -> Path:
+def _table(data: ForecastData, folder: Path, found: Mapping[str, Moments]) -> Path:
+    """Write the errors of all variables and lead times over the test part, in units of the series, as a table."""
+    series, names = data.series, list(found)
+    head = ["variable", "unit", "lead_hours", "bias", *("rmse" + f"_{n}" * (n != "network") for n in names)]
+    path = folder / "lead_times.csv"
+    with replacing(path) as new, new.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(head + [f"skill_{name}" for name in names[1:]])
+        for v, variable in enumerate(series.variables):
+            for k, lead in enumerate(data.plan.reached):
+                squares = np.array([found[name].square[k, v] for name in names])
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    numbers = [found["network"].bias[k, v], *np.sqrt(squares), *(1.0 - squares[0] / squares[1:])]
+                unit = series.units[v] if series.units else ""
+                rows.writerow([variable, unit, f"{lead * series.step / 3600:g}", *(f"{x:.8g}" for x in numbers)])
+    return path
+
+
+def _errors(problem: Forecasting, folder: Path, found: Mapping[str, Moments]) -> Path:
+    """Draw the errors of all variables against lead time."""
     data, series = problem.forecast_data, problem.series
-    forecasts = {
-        "persistence": persistence(data),
-        "linear model": linear(data),
-        f"{problem.network.model} network": lambda origins: problem.forecasts(x, origins),
-    }
-    curves = {name: np.sqrt(moments(data, "test", f).square[:, 0]) for name, f in forecasts.items()}
+    shown = {"persistence": "persistence", "climatology": "climatology", "linear": "linear model"}
+    shown["network"] = f"{problem.network.model} network"
     hours = series.step >= 3600
     unit = 3600.0 if hours else 60.0
     path = folder / "skill.png"
     maps.skill(
         [lead * series.step / unit for lead in data.plan.reached],
-        curves,
+        {
+            series.label(v): {text: np.sqrt(found[name].square[:, v]) for name, text in shown.items()}
+            for v in range(len(series.variables))
+        },
         path,
         unit="h" if hours else "min",
-        label=series.label(0),
         title=f"{_name(problem)}, test part",
     )
     return path

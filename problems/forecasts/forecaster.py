@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,16 +101,45 @@ class Forecaster:
         DataError
             An origin whose inputs the series does not hold.
         """
-        data = self.data
+        return self.evaluated(parameters, self.prepared(origins))
+
+    def prepared(self, origins: Ints) -> Iterator[tuple[Any, Floats]]:
+        """Yield what forecasts need besides parameters, some origins at a time: the batch, and the base forecasts.
+
+        Who evaluates the same forecasts again and again keeps it: to make it takes longer than the network.
+
+        Parameters
+        ----------
+        origins : ndarray, shape (S,), int64
+            Steps at which forecasts begin.
+
+        Raises
+        ------
+        DataError
+            An origin whose inputs the series does not hold.
+        """
+        data, nodes = self.data, self.data.series.nodes
         data.check_origins(origins)
-        nodes, leads = data.series.nodes, len(data.plan.reached)
-        made = [np.zeros((0, nodes, leads, len(data.series.variables)))]
         for first in range(0, len(origins), _TOGETHER):
             t = origins[first : first + _TOGETHER]
             graphs = self.graphs(self.inputs(t), np.zeros((nodes, len(t), 2)))
             batch = graphs.stack([graphs.piece(np.arange(nodes))], single=True, **self.kind)
+            yield batch, np.stack([data.base(t, lead) for lead in data.plan.reached], axis=2)
+
+    def evaluated(self, parameters: Sequence[Tensor], prepared: Iterable[tuple[Any, Floats]]) -> Floats:
+        """Return the forecasts, shape (S, n, L, V), in units of the series.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Tensors of the network.
+        prepared : iterable of (batch, base)
+            What `prepared` has yielded.
+        """
+        data = self.data
+        made = [np.zeros((0, data.series.nodes, len(data.plan.reached), len(data.series.variables)))]
+        for batch, base in prepared:
             with torch.no_grad():
                 z = outputs_of(self.net, list(parameters), batch, self.rollout).double().cpu().numpy()
-            base = np.stack([data.base(t, lead) for lead in data.plan.reached], axis=2)
-            made.append(base + z.transpose(1, 0, 2).reshape(len(t), nodes, leads, -1) * data.scales)
+            made.append(base + z.transpose(1, 0, 2).reshape(base.shape) * data.scales)
         return np.concatenate(made)

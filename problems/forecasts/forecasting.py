@@ -20,7 +20,7 @@ from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
-from mldd.problems.forecasts.forecast_metrics import moments, scored
+from mldd.problems.forecasts.forecast_metrics import Moments, moments, references, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
 from mldd.problems.forecasts.forecast_network import ForecastNetwork, LocalGraphs, start
 from mldd.problems.forecasts.forecast_options import Batches, Links, Reading
@@ -371,6 +371,11 @@ class Forecasting(Problem):
         """
         return self.forecaster(self.net.layout.views(x.to(**self.kind)), np.asarray(origins))
 
+    @cached_property
+    def references(self) -> dict[str, Moments]:
+        """Errors over the test part of the forecasts that need no network, by name."""
+        return references(self.forecast_data)
+
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return the loss over the validation part, without weight decay, and the root mean square error there."""
         if self.plan.labels == "all":
@@ -378,12 +383,17 @@ class Forecasting(Problem):
                 "validation needs times that are not trained on, got labels=all, which trains on the validation part; "
                 "leave out labels=all or the validation"
             )
-        data = self.forecast_data
-        found = moments(data, "validation", lambda origins: self.forecasts(x, origins))
+        data, parameters = self.forecast_data, self.net.layout.views(x.to(**self.kind))
+        found = moments(data, "validation", lambda origins: self.forecaster.evaluated(parameters, self._validated))
         return {
             "validation_loss": float((found.area / data.scales**2).mean()),
             "validation_rmse": float(np.sqrt(found.square[:, 0].mean())),
         }
+
+    @cached_property
+    def _validated(self) -> list[tuple[Any, Floats]]:
+        """What the forecasts of the validation part need; kept, as the inputs of the training part are."""
+        return list(self.forecaster.prepared(self.forecast_data.origins["validation"]))
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""
@@ -429,4 +439,4 @@ class Forecasting(Problem):
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return errors of the network and of its references, see `mldd.problems.forecasts.forecast_metrics.scored`."""
-        return scored(self.forecast_data, lambda origins: self.forecasts(x, origins))
+        return scored(self.forecast_data, lambda origins: self.forecasts(x, origins), self.references)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mldd.algebra import DIFFERENCES, Objective, remember
+from mldd.algebra import DIFFERENCES, Objective, remember, way_to_install
 from mldd.loop import State, Status
 from mldd.ranks import load_petsc, read
 from mldd.solvers.petsc.petsc_problem import PetscProblem
@@ -34,7 +34,7 @@ def greenlets() -> Any:
         return importlib.import_module("greenlet")
     except ImportError as error:
         raise ImportError(
-            f"PETSc's solvers as solvers of mldd need greenlet ({error}); install it with `pip install greenlet`"
+            f"PETSc's solvers as solvers of mldd need greenlet ({error}); {way_to_install('greenlet')}"
         ) from error
 
 

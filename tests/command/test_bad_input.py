@@ -1,18 +1,15 @@
 """Bad input from the command line: one line that says what was expected, what was given and the way out."""
 
-import json
 import math
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from mldd.loop import checkpoint, minimise, read_csv
-from tests.helpers import WITHOUT, Evil, result, user_arrays, user_tensors
+from tests.helpers import Evil, result, user_arrays, user_tensors
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 SHORT = "--steps 3 --quiet"
@@ -231,58 +228,3 @@ def test_single_precision_throughout(run, tmp_path, monkeypatch, problem, solver
     if saving:
         given.update(floating(checkpoint.load(file).states))
     assert given == {torch.float32}
-
-
-# what is not installed
-
-SEVERAL = """
-import contextlib, io, json, sys
-from mldd.command.cli import main
-
-for line in sys.argv[1:]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(line.split())
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
-
-
-def several(*lines, hidden):
-    """Run command lines in one process without some packages; give exit status, output and errors of each."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT + SEVERAL, *lines],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HIDDEN": hidden},
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(row) for row in done.stdout.splitlines()]
-
-
-def test_without_mpi_petsc_and_other_packages(tmp_path):
-    np.savez(tmp_path / "own.npz", **user_arrays())
-    runs = ["obstacle:n=7 --solver adagrad", "obstacle:n=15 --solver ml-adagrad"]
-    runs += ["obstacle:n=7 --solver dd-adagrad --levels 2", f"{tmp_path / 'own.npz'} --solver adam"]
-    fail = {
-        "train obstacle --solver tao:blmvm": "petsc4py cannot be imported (No module named 'petsc4py'); install it",
-        "train obstacle --solver adagrad -tao_view": "petsc4py cannot be imported",
-        f"train {tmp_path / 'own.npz'} --solver dd-adagrad": "needs pymetis, which is not installed: pip install pym",
-        "train digits --solver adam": "need scikit-learn, which is not installed: pip install scikit-learn",
-        "train digits-graph --solver adam": "need scikit-learn, which is not installed: pip install scikit-learn",
-    }
-    compared = "compare obstacle:n=7 --solvers adagrad,tao:blmvm"
-    lines = [*(f"train {line}" for line in runs), *fail, compared]
-    hidden = "petsc4py mpi4py greenlet pymetis sklearn"
-    ends = several(*(f"{line} {SHORT}" for line in lines), "list", "info", hidden=hidden)
-    assert [end for end in ends[: len(runs)] if end != [0, "", ""]] == []
-    for (code, out, err), message in zip(ends[len(runs) :], fail.values(), strict=False):
-        assert (code, out) == (2, "") and message in err and err.count("\n") == 1
-    code, out, err = ends[-3]
-    assert (code, err) == (1, "") and "max_steps" in out and "failed: PETSc is needed here" in out
-    assert ends[-2][0] == 0 and "(needs petsc4py greenlet)" in ends[-2][1]
-    assert ends[-1][0] == 0 and "single-process methods run without" in ends[-1][1]
-
-
-def test_modules_that_every_run_needs():
-    [[code, _, err]] = several(f"train obstacle:n=3 --solver adagrad {SHORT}", hidden="torch")
-    assert (code, err) == (2, "mldd: error: No module named 'torch'; install it with `pip install torch`\n")

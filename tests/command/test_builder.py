@@ -44,11 +44,25 @@ def test_solvers_of_parts_get_no_subdomains():
     assert tree.local == AdaGrad(rate=0.5)
     for text in ("schwarz:local=dd-adagrad", "schwarz:coarse.solver=ml-adagrad", "snes:qn,npc=schwarz(local=schwarz)"):
         with pytest.raises(ValueError, match="decomposes the whole problem, got it as the solver of a part of it; use"):
-            build(text)
+            build(text, levels=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("dd-adagrad:coarse.steps=3", "coarse.steps"),
+        ("schwarz:coarse.solver=lbfgs", "coarse.solver"),
+        ("tao:python,solver=dd-adagrad(coarse.cycle=W)", "coarse.cycle"),
+    ],
+)
+def test_keys_of_coarse_levels_are_refused_on_one_level(text, key):
+    with pytest.raises(ValueError, match=rf":{key} is of no use on one level, got .*; add --levels 2, or leave it out"):
+        build(text)
+    assert build(text, levels=2)
 
 
 def test_prefixes_are_the_names_of_the_fields_on_the_way():
-    tree = build("snes:ngmres,npc=schwarz(local=tao(blmvm),coarse.solver=snes(newtonls))")
+    tree = build("snes:ngmres,npc=schwarz(local=tao(blmvm),coarse.solver=snes(newtonls))", levels=2)
     assert (tree.prefix, tree.npc.local.prefix, tree.npc.coarse.solver.prefix) == ("", "npc_local_", "npc_coarse_")
     assert build("schwarz:local=tao(blmvm,prefix=mine_)").local.prefix == "mine_"
     assert build("schwarz:local=tao").local.prefix == "local_"

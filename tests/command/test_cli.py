@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mldd.command import cli, names
+from mldd.command.report import _metric_lines
 from mldd.command.values import convert
 from mldd.loop import read_csv
 from mldd.loop.monitor import FIELDS
@@ -237,6 +238,7 @@ def test_checkpoint_of_another_run(run, tmp_path):
         ("membrane:n=7", "adagrad", "problem"),
         ("obstacle:n=7", "adam", "solver"),
         ("obstacle:n=7", "adagrad:kappa=2", "solver"),
+        ("obstacle:n=7", "adagrad --norm 2", "norm"),
     ):
         code, out, err = run(line.format(problem, solver), file)
         assert code == 2 and f"with {word} " in err and err.count("\n") == 1
@@ -295,16 +297,23 @@ def test_list_names_everything_with_a_sentence(run):
     assert "Classify the nodes of a graph by a graph network" in out
 
 
+def test_a_summary_shows_the_first_metrics():
+    shown = _metric_lines({f"test_rmse_{k}": 0.25 for k in range(25)})
+    assert shown[0] == ("test rmse 0", "0.25") and shown[-1] == ("metrics", "5 more in result.json")
+    assert len(shown) == 21 and len(_metric_lines({"loss": 1.0})) == 1
+
+
 def test_list_of_a_name_explains_its_keys(run):
     code, out, err = run("list obstacle")
     assert (code, err) == (0, "")
     assert "  n : whole number, default 63\n      Interior nodes per side." in out
-    assert "example: mldd train obstacle:n=63 --solver adagrad" in out
+    assert "example: mldd train obstacle:n=63 --solver adam" in out
     out = run("list cora")[1]
     assert "  network.hidden : whole number, default 16\n" in out
     assert "  name :" not in out, "what the name sets is no key"
     out = run("list dd-adagrad")[1]
     assert "  combine : asm | ras | wasm | none, default None" in out and "hierarchy :" not in out
+    assert "\n  options that reach it: --parts --overlap --levels --combine --local-steps\n" in out
     assert run("list obstacel")[0] == 2
 
 

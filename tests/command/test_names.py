@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 
-from mldd.command import described, name_of, names, solver_spec
+from mldd.command import SOLVERS, described, main, name_of, names, solver_spec
 from mldd.command.listing import keys
 from mldd.command.names import known, problem, problem_spec, python_specs, split_specs
 from mldd.command.values import split
@@ -186,3 +187,9 @@ def test_the_weights_of_aspqn_are_chosen_like_those_of_all_others(run, tmp_path)
         found.append(json.loads((tmp_path / combine / "result.json").read_text()))
         assert f"combine={combine}" in found[-1]["options"]["solver"]
     assert len({one["loss"] for one in found}) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("tao", "snes", "aspin", "raspen")])
+def test_the_example_of_a_solver_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = list(keys(name))[-1].removeprefix("example: mldd ")
+    assert main([*shlex.split(example), "--steps", "1", "--quiet"]) == 0, capsys.readouterr().err

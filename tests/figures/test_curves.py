@@ -1,6 +1,7 @@
 """Figures: written whole, for every kind of history; all text on the canvas; the statistics and budgets behind them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,3 +233,29 @@ def test_band_thins_long_histories_and_keeps_their_ends():
 
 def test_band_of_nothing():
     assert all(len(part) == 0 for part in band([]))
+
+
+def test_numbers_of_the_validation_are_drawn_where_there_are_some(tmp_path, monkeypatch):
+    names = ("validation_loss", "validation_accuracy")
+
+    def validated(every):
+        records = history(10, syncs=2).records
+        found = {k: dict(zip(names, (1.0 / (k + 1), 0.1 * k), strict=True)) for k in range(0, 10, every)}
+        return History([replace(r, validation=found.get(r.step, {})) for r in records])
+
+    alone = convergence(validated(3), tmp_path / "c.png")
+    assert [ax.get_ylabel().replace("\n", " ") for ax in alone.axes[4::2]] == ["validation loss", "validation accuracy"]
+    (curve,) = lines(alone.axes[6])
+    assert curve.get_xdata().tolist() == [0, 3, 6, 9] and curve.get_ydata() == pytest.approx([0, 0.3, 0.6, 0.9])
+    both = comparison({"a": [validated(3)], "b": [history(10)]}, against=("step",))
+    assert len(both.axes) == 5 and [len(lines(ax)) for ax in both.axes] == [2, 2, 2, 1, 1]
+    assert both.axes[4].get_ylim()[1] > 0.9 and both.axes[3].get_ylim()[1] < 2  # what has grown is not cut off
+    assert outside(alone, monkeypatch) == outside(both, monkeypatch) == []
+    assert len(convergence(history()).axes) == 4
+
+
+def test_records_without_a_number_hide_none_at_the_same_cost():
+    records = [replace(r, validation={"loss": 1.0} if r.step == 1 else {}) for r in history(3).records]
+    records[2] = replace(records[2], cost=records[1].cost)  # a step that cost nothing, and was not validated
+    (ax,) = comparison({"a": [History(records)]}, against=("work_units",), show=("loss",)).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[1.0]]

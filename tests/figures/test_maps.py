@@ -43,7 +43,7 @@ def test_fields_of_one_kind_and_of_a_single_node(tmp_path, monkeypatch):
 def test_skill_of_one_and_of_several_leads(tmp_path, leads, scale, monkeypatch):
     curves = {"persistence": np.linspace(1, 2, len(leads)) * scale, "network": np.linspace(0.5, 1, len(leads)) * scale}
     curves["encode-process-decode network"] = curves["network"] / 2
-    figure = maps.skill(leads, curves, str(tmp_path / "a.png"), unit="h", label=LABEL, title="test part")
+    figure = maps.skill(leads, {LABEL: curves}, str(tmp_path / "a.png"), unit="h", title="test part")
     assert size(tmp_path / "a.png")[0] == 1020
     assert outside(figure, monkeypatch) == []
 

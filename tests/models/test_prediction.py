@@ -36,6 +36,7 @@ def test_netcdf_is_what_xarray_reads(tmp_path):
         np.testing.assert_array_equal(read.t2m.values, some()["t2m"])
         np.testing.assert_array_equal(read.latitude.values, some()["latitude"])
         assert read.attrs["Conventions"].startswith("CF-") and read.attrs["title"] == "some"
+        xarray.testing.assert_identical(read.load(), some().dataset())
 
 
 def test_netcdf_without_h5netcdf(tmp_path, monkeypatch):

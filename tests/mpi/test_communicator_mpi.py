@@ -43,7 +43,7 @@ def test_launcher_without_mpi4py_says_what_to_install(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setattr(parallel, "_world", [])
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(ImportError, match=r"mpi4py cannot be imported .*; install it with `pip install mldd\[mpi\]`"):
+    with pytest.raises(ImportError, match=r'mpi4py cannot be imported .*; pip install "mldd\[mpi\]"'):
         parallel.world()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from mldd.algebra import way_to_install
+
 
 def wheel(name: str) -> Any:
     """Return the imported library of a partitioner.
@@ -23,5 +25,5 @@ def wheel(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"partitioning a graph by this method needs {name}, which is not installed: pip install {name}"
+            f"partitioning a graph by this method needs {name}, which is not installed: {way_to_install(name)}"
         ) from error

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from mldd.algebra import way_to_install
 from mldd.problems.data import CALENDARS, DataError, one_line
 
 Array = NDArray[Any]
@@ -395,7 +396,7 @@ def _first_date(seconds: float, start: str, calendar: str, where: str) -> Any:
         import cftime
     except ImportError:
         raise DataError(
-            f"{where}: times in a calendar need cftime, which is not installed: pip install mldd[fields]"
+            f"{where}: times in a calendar need cftime, which is not installed: {way_to_install('cftime')}"
         ) from None
     try:
         date = cftime.num2date(seconds, f"seconds since {start}", calendar, only_use_cftime_datetimes=True)

@@ -6,6 +6,7 @@ import mmap
 from importlib.util import find_spec
 from pathlib import Path
 
+from mldd.algebra import way_to_install
 from mldd.problems.data import DataError, File, SeriesArrays
 from mldd.problems.data.formats.netcdf import by_xarray
 
@@ -26,7 +27,7 @@ def read(file: File) -> SeriesArrays:
         cfgrib is missing, a message is cut off, or the file holds no such series.
     """
     if find_spec("cfgrib") is None:
-        raise DataError(f"{file.name}: GRIB needs cfgrib, which is not installed: pip install mldd[fields]")
+        raise DataError(f"{file.name}: GRIB needs cfgrib, which is not installed: {way_to_install('cfgrib')}")
     if file.path.is_file() and file.path.stat().st_size > 0:
         _check_messages(file.path)
     return by_xarray(file, engine="cfgrib", backend_kwargs={"indexpath": ""})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mldd.algebra import way_to_install
 from mldd.loop import UntrustedError, check_fits
 from mldd.problems.data import DataError, File, SeriesArrays, one_line
 from mldd.problems.data.formats.apart import read_apart
@@ -76,7 +77,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
         import xarray
     except ImportError:
         raise DataError(
-            f"{file.name}: NetCDF, Zarr and GRIB need xarray, which is not installed: pip install mldd[fields]"
+            f"{file.name}: NetCDF, Zarr and GRIB need xarray, which is not installed: {way_to_install('xarray')}"
         ) from None
     if not file.path.exists():
         raise DataError(f"{file.name}: expected a file, got none; correct the path")
@@ -93,7 +94,7 @@ def by_xarray(file: File, **options: Any) -> SeriesArrays:
     except Exception as error:  # every back end has errors of its own
         way = "get it anew from its source, or write it again"
         if isinstance(error, ImportError) or "unrecognized engine" in str(error):
-            way = "pip install mldd[fields] has the readers of NetCDF-4, Zarr and GRIB"
+            way = f"{way_to_install('xarray')} has the readers of NetCDF-4, Zarr and GRIB"
         raise DataError(f"{file.name}: expected a file that xarray can read, got {one_line(error)}; {way}") from None
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import way_to_install
 from mldd.loop import UntrustedError, check_torch_file, unreadable
 from mldd.problems.data import SPLITS, DataError, File, GraphArrays
 from mldd.problems.data.formats.checks import (
@@ -153,7 +154,10 @@ def _loaded(content: bytes, where: str) -> Any:
     except UntrustedError as error:
         raise DataError(str(error)) from None
     except ModuleNotFoundError:
-        reason, way = "a torch_geometric file", "pip install torch_geometric, or save a plain dict of the tensors"
+        reason, way = (
+            "a torch_geometric file",
+            f"{way_to_install('torch_geometric')}, or save a plain dict of the tensors",
+        )
     except Exception as error:  # a hostile or damaged file can raise anything
         reason, way = unreadable(error), "save a torch_geometric Data or a dict of tensors"
     raise DataError(f"{where}: expected a .pt of plain tensors, got {len(content)} bytes ({reason}); {way}")
