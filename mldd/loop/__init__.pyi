@@ -2,6 +2,10 @@ from . import checkpoint as checkpoint
 from .checkpoint import pack as pack
 from .checkpoint import restore as restore
 from .checkpoint import unreadable as unreadable
+from .guards import Detection as Detection
+from .invariants import Checked as Checked
+from .invariants import Holds as Holds
+from .invariants import declared as declared
 from .loggers import Logger as Logger
 from .loggers import MLflow as MLflow
 from .loggers import TensorBoard as TensorBoard

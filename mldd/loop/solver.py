@@ -17,6 +17,7 @@ from torch import Tensor
 from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
 from mldd.loop import summary
 from mldd.loop.clock import Clock
+from mldd.loop.guards import Detection, Detector, Ending
 from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.loop.rise import Rise
 from mldd.loop.status import Status
@@ -163,7 +164,8 @@ class Result:
     Attributes
     ----------
     x : Tensor, shape (n,)
-        The iterate; after `Status.diverged`, the last one with a finite gradient.
+        The iterate; after `Status.diverged`, the last one with a finite gradient, and after `Status.corrupted`, the
+        last one that had passed all checks, if it was kept.
     status : Status
         Why the run ended.
     state : State
@@ -174,6 +176,8 @@ class Result:
         The start was infeasible and was projected.
     validation : Validation, optional
         That of the run, with the best iterate.
+    rollbacks : int
+        Times that the run went back because a silent error was found.
     """
 
     x: Tensor
@@ -182,6 +186,7 @@ class Result:
     history: History
     projected: bool = False
     validation: Validation | None = None
+    rollbacks: int = 0
 
     @property
     def record(self) -> Record:
@@ -258,6 +263,7 @@ def minimise(
     after_step: Callable[[Tensor, Any, History], None] | None = None,
     past: History | None = None,
     validation: Validation | None = None,
+    detection: Detection = Detection(),  # noqa: B008 (frozen)
 ) -> Result:
     """Minimise `objective` over its bounds from `x` with `solver`: the only loop.
 
@@ -288,11 +294,15 @@ def minimise(
     setup : Cost
         What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
-        Called with (x, state, history) after every step, outside the clock: checkpoints.
+        Called with (x, state, history) after every step, outside the clock: checkpoints. If it has a method
+        ``is_due(record)``, what it gets where that holds has been checked for silent errors.
     past : History, optional
         Records of the run that is resumed.
     validation : Validation, optional
         It sees the iterates at its interval, outside the clock and uncounted, and may end the run.
+    detection : Detection
+        How silent errors are looked for. Where one is found, the run goes back to the last iterate and state that have
+        passed all checks, and monitors get the records of the steps behind it anew.
 
     Returns
     -------
@@ -311,6 +321,7 @@ def minimise(
     seen = bool(values) or stop.target > -math.inf
     rise = Rise.of(record.value for record in history.records)
     good, clock, status = x.clone(), Clock(), None
+    guard, told = Detector(detection, comm, values is not False), -1 if before is None else before.step
     needed = getattr(solver, "needs_gradient", True)
     together = getattr(solver, "needs_value", False)
     f = Remembered(objective, together)
@@ -320,6 +331,7 @@ def minimise(
                 f = Remembered(sampled(objective, 0 if state is None else state.step), together)
                 if isinstance(state, State):
                     state.forget()
+            guard.seal(x, state)
             with nullcontext() if needed else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:
@@ -335,23 +347,32 @@ def minimise(
             status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
             if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
+            found = guard.look(f, x, state, record.measure, _ending(status, after_step, record))
+            if found:
+                x, state, status = guard.go_back(found, x, state, history, validation)
+                rise = Rise.of(record.value for record in history.records)
+                if status is not None and not history.records:
+                    _tell(record, history, *monitors)
+                told = history.records[-1].step if history.records else -1
+                continue
             with clock.unseen():
-                if before is None or record.step > before.step:
+                if record.step > told:
                     record, status = _validated(validation, x, record, status, comm)
                 risen = _has_risen(rise, status, objective, None if seen or values is False else x, comm)
-                if before is None or record.step > before.step:
+                if record.step > told:
                     _tell(record, history, *monitors)
                 if after_step is not None and status is not Status.diverged:
                     after_step(x, state, history)
             status = Status.diverged if risen else status
             if status is None:
                 good.copy_(x)
+                guard.keep(x, state, history, validation)
                 done = state.step
                 x, state = solver.step(f, x, state)
                 state.step = done + 1  # also where the solver has counted this step, or returns a new state
     history.status = status
     end = good if status is Status.diverged and not risen else x
-    return Result(end, status, state, history, projected, validation)
+    return Result(end, status, state, history, projected, validation, guard.rollbacks)
 
 
 _AS_ASKED = (
@@ -361,6 +382,13 @@ _AS_ASKED = (
     Status.max_seconds,
     Status.stopped_early,
 )
+
+
+def _ending(status: Status | None, after_step: Any, record: Record) -> Ending:
+    """Return what is about to be done with the iterate of a record."""
+    is_written = getattr(after_step, "is_due", None) is not None and after_step.is_due(record)
+    is_claim = status in (Status.converged_atol, Status.converged_rtol, Status.diverged)
+    return Ending(status is not None, is_claim, is_written)
 
 
 def _validated(

@@ -15,6 +15,7 @@ class Status(enum.Enum):
     max_seconds = "all seconds used; allow more time or loosen the tolerance"
     stalled = "the solver cannot improve the point; loosen the tolerance, use float64, or another solver"
     diverged = "gradient or objective is not finite, or the objective is above its start: use a smaller step (rate)"
+    corrupted = "checks of the run's memory or gradients failed again and again: resume from a checkpoint elsewhere"
     interrupted = "stopped by the user; resume from the checkpoint"
     stopped_early = "the validation loss has not come down for as long as --patience says; the best model has passed"
 
@@ -26,4 +27,4 @@ class Status(enum.Enum):
     @property
     def failed(self) -> bool:
         """Whether the run did not end as asked."""
-        return self is Status.diverged
+        return self in (Status.diverged, Status.corrupted)

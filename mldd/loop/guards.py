@@ -1,0 +1,382 @@
+"""The watch for silent errors: bits that memory, a link or a processor has changed without anybody being told.
+
+Cheap checks are made as often as a share of the run's time allows; where one fails, the run goes back to the last
+iterate and state that have passed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mldd.algebra import Remembered, uncounted
+from mldd.loop.checkpoint import is_resumable
+from mldd.loop.evaluations import is_another, is_slope
+from mldd.loop.invariants import Checked, Holds, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
+from mldd.loop.monitor import History
+from mldd.loop.status import Status
+from mldd.loop.validation import Validation
+from mldd.ranks import Communicator
+
+# What is looked for; the places of the counts that ranks sum.
+FAULTS = (
+    "memory has changed between two steps",
+    "the state is not finite",
+    "the iterate is outside of its bounds",
+    "accumulators have fallen",
+    "curvature pairs do not fit together",
+    "the gradient is another one when it is evaluated again",
+    "the gradient is not the slope of the objective",
+    "ranks have different iterates or states",
+)
+_CHANGED, _INFINITE, _OUTSIDE, _FALLEN, _PAIRS, _ANOTHER, _NO_SLOPE, _APART = range(len(FAULTS))
+_JUMP = 10.0  # growth of the measure in a step after which the gradient is evaluated again
+_STRIKES = 2  # times that the run goes back for the same step
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How a run looks for silent errors.
+
+    A check compares the bits of iterate and state with those after the step before, the ranks with each other, and what
+    solvers declare of their states (`Holds`, `Checked`). Checks are made as often as `share` allows, before each
+    checkpoint and at the end. A gradient by which a run claims to have converged, that is not finite or ten times that
+    of the step before, is evaluated once more.
+
+    Parameters
+    ----------
+    share : float
+        Share of the run's time that checks may take; 0: none are made.
+    verify_every : int
+        Steps between two verifications, at which the gradient is evaluated again and compared with a difference of
+        values as well, and checks are made at every step; 0: no verifications.
+    most_bytes : int
+        Most memory for the copy of iterate and state to which a run goes back; where they are larger, a run ends when
+        an error is found.
+
+    References
+    ----------
+    Aupy, Benoit, Herault, Robert, Vivien, Zaidouni, On the combination of silent error detection and checkpointing,
+    PRDC 2013, hal-00836871: checkpoints are to be verified before they are written, and checks more frequent than
+    checkpoints. Checks with a certain cost C here have the period C / share, in memory.
+    """
+
+    share: float = 0.01
+    verify_every: int = 0
+    most_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"`share` must be from 0 to 1, got {self.share}")
+        for name in ("verify_every", "most_bytes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is looked for."""
+        return self.share == 0 and self.verify_every == 0
+
+
+@dataclass
+class _Kept:
+    """The last iterate and state that have passed all checks.
+
+    Attributes
+    ----------
+    x, state
+        The copies.
+    seal : int
+        Their checksum: the copy lies in memory for long.
+    records : int
+        Length of the history.
+    validation : dict
+        State of the validation.
+    random : tuple
+        States of the global generators.
+    """
+
+    x: Tensor
+    state: Any
+    seal: int
+    records: int
+    validation: dict[str, Any]
+    random: tuple[Tensor, Any]
+
+
+@dataclass
+class _Course:
+    """Where a watch is: what was measured, sealed and found.
+
+    Attributes
+    ----------
+    due : int
+        Step of the next check.
+    seal : int or None
+        Checksum of iterate and state after the step; None: not taken.
+    began, start : float, int
+        Second and step of the beginning.
+    spent, mark, price : float
+        Seconds in checks, those before the last one, and what one takes.
+    strikes, until : int
+        Alarms in a row, and the step that has to be passed to forget them.
+    first, last : float
+        Measure at the start and at the step before, NaN where there was none.
+    """
+
+    due: int = 0
+    seal: int | None = None
+    began: float = field(default_factory=time.perf_counter)
+    start: int = -1
+    spent: float = 0.0
+    mark: float = 0.0
+    price: float = 0.0
+    strikes: int = 0
+    until: int = -1
+    first: float = math.nan
+    last: float = math.nan
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is about to be done with an iterate.
+
+    Attributes
+    ----------
+    is_last : bool
+        The run ends with it.
+    is_claim : bool
+        It is said to be a solution, by its gradient.
+    is_written : bool
+        It goes to a checkpoint.
+    """
+
+    is_last: bool = False
+    is_claim: bool = False
+    is_written: bool = False
+
+
+class Detector:
+    """The watch of one run.
+
+    Parameters
+    ----------
+    how : Detection
+        What is done.
+    comm : Communicator
+        The ranks.
+    has_values : bool
+        Whether the objective may be asked for values.
+    """
+
+    def __init__(self, how: Detection, comm: Communicator, has_values: bool = True) -> None:
+        self.how, self.comm, self._has_values = how, comm, has_values
+        self.rollbacks = 0
+        self._course = _Course()
+        self._kept: _Kept | None = None
+        self._passed: int | None = None  # checksum of what has been looked at in this step, for `keep`
+        self._notes: dict[str, int] = {}
+
+    @contextmanager
+    def _paid(self) -> Iterator[None]:
+        """Yield nothing; the time of the block is that of checks, and nothing in it is counted as work."""
+        begin = time.perf_counter()
+        with uncounted():
+            yield
+        self._course.spent += time.perf_counter() - begin
+
+    def seal(self, x: Tensor, state: Any) -> None:
+        """Take the bits of iterate and state after a step, if they are looked at in this one.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver; None before the first step.
+        """
+        course = self._course
+        course.seal, course.mark = None, course.spent
+        if state is not None and state.step >= course.due and not self.how.is_off:
+            with self._paid():
+                course.seal = checksum(_bits(x, state))
+
+    def look(self, f: Remembered, x: Tensor, state: Any, measure: float, ending: Ending) -> str:
+        """Return what is found by the checks of a step, the same on all ranks, or an empty text.
+
+        Without a check that is due or has a reason (the run ends, is written, or looks odd) nothing is done. Otherwise
+        ranks sum a few numbers once, by which rank 0 tells the others when the next check is due, too.
+
+        Parameters
+        ----------
+        f : Remembered
+            The objective of this step, which knows its gradient at `x`.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        measure : float
+            Norm of the projected gradient, the same number on all ranks.
+        ending : Ending
+            What is about to be done.
+        """
+        if self.how.is_off:
+            return ""
+        course, step, every = self._course, state.step, self.how.verify_every
+        course.first = measure if math.isnan(course.first) else course.first
+        course.start = step if course.start < 0 else course.start
+        is_odd = not (measure <= _JUMP * course.last or math.isnan(course.last))
+        course.last, self._passed = measure, None
+        is_whole = step >= course.due or ending.is_last or ending.is_written
+        is_verified = every > 0 and step % every == 0 and math.isfinite(measure)
+        if not (is_whole or is_odd):
+            return ""
+        with self._paid():
+            told = self._told(x, state, math.isfinite(measure)) if is_whole else [0.0] * (len(FAULTS) + self.comm.ranks)
+            if is_odd or ending.is_claim or is_verified:
+                told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
+            if is_verified and self._has_values:
+                told[_NO_SLOPE] = float(not is_slope(f.f, x, f.gradient(x)))
+            next_due = float(self._next(step)) if self.comm.rank == 0 else 0.0
+            *told, next_due = self.comm.sum_scalars([*told, next_due])
+        course.due = int(next_due)
+        return self._verdict(told, step)
+
+    def _next(self, step: int) -> int:
+        """Return the step of the next check: so late that all together take their share of the time."""
+        course = self._course
+        steps = step - course.start
+        if self.how.verify_every or course.strikes or steps <= 0:
+            return step + 1
+        seconds = (time.perf_counter() - course.began - course.spent) / steps
+        return step + max(1, math.ceil(max(course.price, 1e-6) / (self.how.share * max(seconds, 1e-9))))
+
+    def keep(self, x: Tensor, state: Any, history: History, validation: Validation | None) -> None:
+        """Copy iterate and state if they have been looked at in this step.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        history : History
+            All records, the one of this step included.
+        validation : Validation or None
+            That of the run.
+        """
+        seal, self._passed = self._passed, None
+        if seal is None:
+            return
+        size = sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in _parts(state)[0])
+        with self._paid():
+            self._kept = None  # first: its memory is used again
+            if size + x.numel() * x.element_size() <= self.how.most_bytes and is_resumable(state):
+                said = {} if validation is None else validation.state()
+                self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, len(history.records), said, _random())
+        self._course.price = self._course.spent - self._course.mark
+
+    def go_back(
+        self, found: str, x: Tensor, state: Any, history: History, validation: Validation | None
+    ) -> tuple[Tensor, Any, Status | None]:
+        """Return the last iterate and state that have passed, and the status, with which the run ends if it is one.
+
+        It ends where nothing was kept or could not be kept whole, and where the same step has failed too often.
+
+        Parameters
+        ----------
+        found : str
+            What was found.
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        history : History
+            All records; those behind the state that is returned are dropped.
+        validation : Validation or None
+            That of the run.
+        """
+        kept, step = self._kept, state.step
+        is_lost = kept is None or checksum(_bits(kept.x, kept.state)) != kept.seal
+        if self.comm.sum_scalars([float(is_lost)])[0] or kept is None:
+            self._say(f"step {step}: {found}; there is nothing to go back to")
+            return x, state, Status.corrupted
+        self.rollbacks += 1
+        is_over = self._course.strikes > _STRIKES
+        self._say(f"step {step}: {found}; the run {'ends with' if is_over else 'goes back to'} step {kept.state.step}")
+        del history.records[kept.records :]
+        if validation is not None:
+            for name, value in kept.validation.items():
+                setattr(validation, name, value)
+        _set_random(kept.random)
+        kept.state.note(f"silent errors, after which the run went back: {found}")
+        self._course.due, self._course.last = kept.state.step, math.nan
+        return kept.x.clone(), copy.deepcopy(kept.state), Status.corrupted if is_over else None
+
+    def _say(self, text: str) -> None:
+        if self.comm.rank == 0:
+            warnings.warn(text, stacklevel=4)
+
+    def _told(self, x: Tensor, state: Any, is_sane: bool) -> list[float]:
+        """Return how often each fault is found on this rank, and the checksum of what ranks share in its place.
+
+        What a run that diverges does to its state is not laid to the memory: `is_sane` is false where the measure is
+        not finite.
+        """
+        found, records = _parts(state)
+        sums = sums_of_bits([x, *(leaf.tensor for leaf in found)])
+        shared = [s for s, leaf in zip(sums[1:], found, strict=True) if leaf.is_replicated]
+        told = [0.0] * (len(FAULTS) + self.comm.ranks)
+        told[len(FAULTS) + self.comm.rank] = float(checksum([sums[0], *shared]))
+        self._passed = checksum(sums)
+        told[_CHANGED] = float(self._course.seal not in (None, self._passed))
+        if is_sane:
+            finite = [x, *(leaf.tensor for leaf in found if Holds.FINITE in leaf.holds)]
+            before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in _parts(self._kept.state)[0]}
+            told[_INFINITE] = float(not all(map(is_finite, finite)))
+            told[_FALLEN] = float(any(fallen(found, before)))
+            told[_PAIRS] = float(any(record.fault() for record in records))
+        return told
+
+    def _verdict(self, told: Sequence[float], step: int) -> str:
+        """Return what was found on any rank; where something was, the step gets a strike."""
+        course, slots = self._course, told[len(FAULTS) :]
+        found = [text for text, times in zip(FAULTS, told, strict=False) if times]
+        if any(slot != slots[0] for slot in slots):
+            found.append(FAULTS[_APART])
+        if found:
+            course.strikes, course.until = course.strikes + 1, max(course.until, step)
+            self._passed = None
+        elif step > course.until:
+            course.strikes = 0
+        return " and ".join(found)
+
+
+def _parts(state: Any) -> tuple[list[Leaf], list[Checked]]:
+    """Return the tensors of a state, and its records that can be asked."""
+    parts = list(leaves(state))
+    return [p for p in parts if isinstance(p, Leaf)], [p for p in parts if not isinstance(p, Leaf)]
+
+
+def _bits(x: Tensor, state: Any) -> list[int]:
+    return sums_of_bits([x, *(leaf.tensor for leaf in _parts(state)[0])])
+
+
+def _random() -> tuple[Tensor, Any]:
+    return torch.get_rng_state(), np.random.get_state()
+
+
+def _set_random(states: tuple[Tensor, Any]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
