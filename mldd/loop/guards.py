@@ -128,7 +128,11 @@ class _Course:
     began, start : float, int
         Second and step of the beginning.
     spent, mark, price : float
-        Seconds in checks, those before the last one, and what one takes.
+        Seconds in checks and copies, those before the last check, and what a check takes.
+    copied, copy : float
+        Seconds in copies, and what one takes.
+    is_kept : bool
+        A copy is made in this step, if it passes.
     strikes, until : int
         Alarms in a row, and the step that has to be passed to forget them.
     first, last : float
@@ -142,6 +146,9 @@ class _Course:
     spent: float = 0.0
     mark: float = 0.0
     price: float = 0.0
+    copied: float = 0.0
+    copy: float = 0.0
+    is_kept: bool = False
     strikes: int = 0
     until: int = -1
     first: float = math.nan
@@ -210,7 +217,7 @@ class Detector:
         course.seal, course.mark = None, course.spent
         if state is not None and state.step >= course.due and not self.how.is_off:
             with self._paid():
-                course.seal = checksum(_bits(x, state))
+                course.seal = checksum(sums_of_bits(_tensors(x, state)))
 
     def look(self, f: Remembered, x: Tensor, state: Any, measure: float, ending: Ending) -> str:
         """Return what is found by the checks of a step, the same on all ranks, or an empty text.
@@ -248,19 +255,24 @@ class Detector:
                 told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
             if is_verified and self._has_values:
                 told[_NO_SLOPE] = float(not is_slope(f.f, x, f.gradient(x)))
-            next_due = float(self._next(step)) if self.comm.rank == 0 else 0.0
-            *told, next_due = self.comm.sum_scalars([*told, next_due])
-        course.due = int(next_due)
+            plan = self._plan(step) if self.comm.rank == 0 else (0.0, 0.0)
+            *told, due, is_kept = self.comm.sum_scalars([*told, *plan])
+        course.due, course.is_kept = int(due), is_whole and is_kept > 0
+        course.price = course.spent - course.mark if is_whole else course.price
         return self._verdict(told, step)
 
-    def _next(self, step: int) -> int:
-        """Return the step of the next check: so late that all together take their share of the time."""
+    def _plan(self, step: int) -> tuple[float, float]:
+        """Return the step of the next check, and whether a copy is made: each may take half of the share of the time.
+
+        The first check is followed by a copy, as nothing has been kept before.
+        """
         course = self._course
-        steps = step - course.start
+        steps, elapsed, share = step - course.start, time.perf_counter() - course.began, self.how.share / 2
         if self.how.verify_every or course.strikes or steps <= 0:
-            return step + 1
-        seconds = (time.perf_counter() - course.began - course.spent) / steps
-        return step + max(1, math.ceil(max(course.price, 1e-6) / (self.how.share * max(seconds, 1e-9))))
+            return step + 1.0, 1.0
+        seconds = max(elapsed - course.spent, 1e-9) / steps
+        period = max(1, math.ceil(course.price / (share * seconds)))
+        return float(step + period), float(course.copied + course.copy <= share * elapsed)
 
     def keep(self, x: Tensor, state: Any, history: History, validation: Validation | None) -> None:
         """Copy iterate and state if they have been looked at in this step.
@@ -276,16 +288,18 @@ class Detector:
         validation : Validation or None
             That of the run.
         """
-        seal, self._passed = self._passed, None
-        if seal is None:
+        course, seal, self._passed = self._course, self._passed, None
+        if seal is None or not course.is_kept:
             return
-        size = sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in _parts(state)[0])
+        before = course.spent
         with self._paid():
             self._kept = None  # first: its memory is used again
-            if size + x.numel() * x.element_size() <= self.how.most_bytes and is_resumable(state):
+            size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(x, state))
+            if size <= self.how.most_bytes and is_resumable(state):
                 said = {} if validation is None else validation.state()
                 self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, len(history.records), said, _random())
-        self._course.price = self._course.spent - self._course.mark
+        course.copy = course.spent - before
+        course.copied += course.copy
 
     def go_back(
         self, found: str, x: Tensor, state: Any, history: History, validation: Validation | None
@@ -308,7 +322,7 @@ class Detector:
             That of the run.
         """
         kept, step = self._kept, state.step
-        is_lost = kept is None or checksum(_bits(kept.x, kept.state)) != kept.seal
+        is_lost = kept is None or checksum(sums_of_bits(_tensors(kept.x, kept.state))) != kept.seal
         if self.comm.sum_scalars([float(is_lost)])[0] or kept is None:
             self._say(f"step {step}: {found}; there is nothing to go back to")
             return x, state, Status.corrupted
@@ -369,8 +383,8 @@ def _parts(state: Any) -> tuple[list[Leaf], list[Checked]]:
     return [p for p in parts if isinstance(p, Leaf)], [p for p in parts if not isinstance(p, Leaf)]
 
 
-def _bits(x: Tensor, state: Any) -> list[int]:
-    return sums_of_bits([x, *(leaf.tensor for leaf in _parts(state)[0])])
+def _tensors(x: Tensor, state: Any) -> list[Tensor]:
+    return [x, *(leaf.tensor for leaf in _parts(state)[0])]
 
 
 def _random() -> tuple[Tensor, Any]:
