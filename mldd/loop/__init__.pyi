@@ -1,7 +1,4 @@
 from . import checkpoint as checkpoint
-from .checkpoint import pack as pack
-from .checkpoint import restore as restore
-from .checkpoint import unreadable as unreadable
 from .loggers import Logger as Logger
 from .loggers import MLflow as MLflow
 from .loggers import TensorBoard as TensorBoard
@@ -16,6 +13,14 @@ from .monitor import check_replaceable as check_replaceable
 from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
 from .monitor import write_table as write_table
+from .packing import FINITE as FINITE
+from .packing import PER_SUBDOMAIN as PER_SUBDOMAIN
+from .packing import SCRATCH as SCRATCH
+from .packing import CheckpointError as CheckpointError
+from .packing import is_resumable as is_resumable
+from .packing import pack as pack
+from .packing import restore as restore
+from .packing import unreadable as unreadable
 from .problem import Problem as Problem
 from .problem import completed as completed
 from .problem import has as has
