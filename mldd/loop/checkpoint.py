@@ -1,20 +1,15 @@
-"""Checkpoints: iterate, full state of the solver, history and random state, in a file that holds data only.
+"""Checkpoints: iterate, full state of the solver, history and random state, in files that hold data only.
 
-A solver's state is a tree of dataclasses. Written is a tree of dicts and lists with tensors, numbers and strings as
-leaves, so that reading never runs code of the file (``torch.load(weights_only=True)``). Classes come from a *template*:
-the state that ``solver.init`` of the same solver makes, into which `restore` fills what was saved.
+A checkpoint is the file of its name (`mldd.loop.archive`), with the records of the run in a file beside it
+(`mldd.loop.journal`). The one before is kept as ``NAME.previous``, to which `load` turns where the newest is damaged.
 """
 
 from __future__ import annotations
 
-import copy
-import pickle
-import re
-import typing
-import warnings
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.loop.monitor import FIELDS, History, Record, replacing
-from mldd.loop.status import Status
+from mldd.loop import archive, journal
+from mldd.loop.archive import ArchiveError, Content
+from mldd.loop.journal import Kept
+from mldd.loop.monitor import History, replacing
+from mldd.loop.packing import CheckpointError, check_finite, pack, restore, same
+from mldd.loop.redistribution import redistributed
 from mldd.loop.validation import Validation
 from mldd.ranks import SERIAL, Communicator
 
-FORMAT = "mldd checkpoint 3"
-_STATUS, _GENERATOR, _STATE_DICT = "!status", "!generator", "!state_dict"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read, or used for this run."""
+FORMAT = "mldd checkpoint 4"
+_PIECE = 2**28  # bytes of a tensor of another rank that are sent at once
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,10 @@ class Checkpoint:
         State of torch's and NumPy's global generators.
     validation : dict
         What `Validation.state` has returned; empty where the run had none.
+    memories : list
+        What the objective remembers from step to step, as `states`; None where it remembers nothing.
+    note : str
+        What the user should know of where it comes from; empty for nothing.
     """
 
     x: Tensor
@@ -61,6 +60,8 @@ class Checkpoint:
     meta: dict[str, Any]
     random: dict[str, Any]
     validation: dict[str, Any]
+    memories: list[Any]
+    note: str = ""
 
     def check(self, meta: dict[str, Any]) -> None:
         """Refuse to go on with another run than the one described by `meta` (its version may differ).
@@ -75,15 +76,16 @@ class Checkpoint:
         CheckpointError
             First entry that differs.
         """
-        for key, expected in pack(meta, "meta").items():
-            if key != "mldd" and not _same(self.meta.get(key), expected):
-                raise CheckpointError(
-                    f"the checkpoint must be one of the same run, with {key} {expected}, got one with "
-                    f"{self.meta.get(key)}; give the same {key}, or start anew without --resume"
-                )
+        difference = _difference(pack(meta, "meta"), self.meta)
+        if difference:
+            key, expected, got = difference
+            raise CheckpointError(
+                f"the checkpoint must be one of the same run, with {key} {expected}, got one with {got}; give the same "
+                f"{key}, or start anew without --resume"
+            )
 
     def state(self, template: Any, comm: Communicator = SERIAL) -> Any:
-        """Return this rank's state, filled into `template`.
+        """Return this rank's state, filled into `template`; on another number of ranks whole subdomains move.
 
         Parameters
         ----------
@@ -95,14 +97,30 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Ranks held different states and there are more or fewer ranks now, or a field does not fit.
+            A field does not fit, or cannot be given to another number of ranks.
         """
-        if len(self.states) not in (1, comm.ranks):
+        states = self.states[comm.rank : comm.rank + 1] if len(self.states) == comm.ranks else self.states
+        return restore(template, redistributed(template, states))
+
+    def memory(self, comm: Communicator = SERIAL) -> Any:
+        """Return what the objective remembers on this rank, None for nothing.
+
+        Parameters
+        ----------
+        comm : Communicator
+            The ranks, each of which gets its own.
+
+        Raises
+        ------
+        CheckpointError
+            There are more or fewer ranks than there were.
+        """
+        if len(self.memories) not in (1, comm.ranks):
             raise CheckpointError(
-                f"the checkpoint holds the subdomains of {len(self.states)} ranks, got {comm.ranks}; "
-                f"resume with mpiexec -n {len(self.states)}"
+                f"the checkpoint holds the halos' memories of {len(self.memories)} ranks, got {comm.ranks}; resume "
+                f"with mpiexec -n {len(self.memories)}"
             )
-        return restore(template, self.states[comm.rank if len(self.states) > 1 else 0])
+        return self.memories[comm.rank if len(self.memories) > 1 else 0]
 
     def restore_random(self) -> None:
         """Set torch's and NumPy's global generators to what they were."""
@@ -111,6 +129,17 @@ class Checkpoint:
         if "numpy" in self.random:
             name, keys, *rest = self.random["numpy"]
             np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+def previous(path: Path | str) -> Path:
+    """Return the name of the checkpoint before the newest one.
+
+    Parameters
+    ----------
+    path : Path or str
+        Of the newest.
+    """
+    return Path(path).with_name(f"{Path(path).name}.previous")
 
 
 def save(
@@ -122,8 +151,9 @@ def save(
     meta: dict[str, Any],
     comm: Communicator = SERIAL,
     validation: Validation | None = None,
+    memory: Any = None,
 ) -> None:
-    """Write a checkpoint whole or not at all. Called by all ranks; rank 0 writes.
+    """Write a checkpoint whole or not at all, and keep the one before. Called by all ranks; rank 0 writes.
 
     Parameters
     ----------
@@ -134,47 +164,49 @@ def save(
     state : State
         Of the solver, on this rank.
     history : History
-        All records so far.
+        All records so far; those that are new since the last checkpoint are written.
     meta : dict
         What has to be the same for the checkpoint to be of a run.
     comm : Communicator
         The ranks.
     validation : Validation, optional
         That of the run.
+    memory : record, optional
+        What the objective remembers from step to step, on this rank.
 
     Raises
     ------
     CheckpointError
-        The state says ``resumable = False``, or holds something else than data.
+        The state says ``resumable = False`` or holds something else than data, or the iterate is not finite.
     OSError
         The file cannot be written; an older one of this name is kept.
     """
-    states = comm.gather_items(pack(state, "state"))
+    path, kept = Path(path), pack(x, "x")
+    check_finite(kept, "x")
+    states = _of_ranks(Content.of({"state": pack(state, "state"), "memory": pack(memory, "memory")}, ""), comm)
     if comm.rank != 0:
         return
-    if all(_same(states[0], other) for other in states[1:]):
-        states = states[:1]
-    content = {
-        "format": FORMAT,
-        "x": pack(x, "x"),
-        "states": states,
-        "history": {name: _column(history.column(name)) for name in FIELDS},
-        "validated": {k: dict(record.validation) for k, record in enumerate(history.records) if record.validation},
+    last = journal.append(path, history.records, _kept(path, meta))
+    rest = {
+        "x": kept,
         "validation": {} if validation is None else pack(validation.state(), "validation"),
         "meta": pack(meta, "meta"),
         "random": _random_state(),
+        "history": last.as_tree(),
     }
-    with replacing(Path(path)) as new, open(new, "wb") as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides that the disk is full behind its own complaint
-                raise error.__context__ from None
-            raise
+    content = Content.of(rest, "")
+    content.tree["ranks"] = [one.tree for one in states]
+    for one in states:
+        content.tensors.update(one.tensors)
+        content.entries.update(one.entries)
+    with replacing(path, previous(path)) as new:
+        archive.write(new, content, FORMAT)
+    older = _tree(previous(path))
+    journal.clean(path, {last.file, older["history"]["file"] if older else ""})
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Return the checkpoint in a file, on the CPU. Nothing in the file is run.
+    """Return the checkpoint in a file, on the CPU, or the one before where it is damaged. Nothing in a file is run.
 
     Parameters
     ----------
@@ -184,87 +216,124 @@ def load(path: Path | str) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        Not a checkpoint of mldd: truncated, foreign or malicious.
+        Not a checkpoint of mldd: truncated, damaged, foreign or malicious.
     FileNotFoundError
         No such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"the checkpoint {path} must be a file, got none; check the path")
+    path, older = Path(path), previous(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of others
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file may raise anything
-        raise CheckpointError(
-            f"{path} must be a whole checkpoint of mldd, but it cannot be read ({unreadable(error)}); "
-            "give another one, or start anew without --resume"
-        ) from error
-    try:
-        return _unpack(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a checkpoint written by mldd, got another file ({error})") from error
+        return _loaded(path)
+    except (CheckpointError, FileNotFoundError) as error:
+        if not older.is_file():
+            raise
+        try:
+            found = _loaded(older)
+        except CheckpointError:
+            raise error from None
+        reason = str(error).partition(";")[0]
+        return replace(found, note=f"{reason}; going on from the one before it, {older} of step {_step(found)}")
 
 
-def unreadable(error: BaseException) -> str:
-    """Return in a few words why torch could not read a file as data; its own advice is to trust the file, ours is not.
+def check_replacing(path: Path, meta: dict[str, Any], overwrite: bool, comm: Communicator = SERIAL) -> None:
+    """Refuse to put the checkpoints of a new run in the place of something else: rank 0 looks, all refuse together.
 
     Parameters
     ----------
-    error : BaseException
-        What torch raised.
-
-    Examples
-    --------
-    >>> unreadable(RuntimeError("Unsupported global: GLOBAL posix.system was not an allowed global by default"))
-    'it asks for posix.system, which no data file needs'
-    """
-    text = " ".join(str(error).split())
-    asked = re.search(r"GLOBAL (\S+)", text)
-    if asked:
-        return f"it asks for {asked[1]}, which no data file needs"
-    if isinstance(error, EOFError | pickle.UnpicklingError) or "zip archive" in text:
-        return "it is truncated, or not a file of torch.save"
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
-
-
-def restore(template: Any, saved: Any) -> Any:
-    """Return a copy of `template`, a fresh state of the same solver, filled with what was saved.
-
-    Parameters
-    ----------
-    template : dataclass
-        What ``solver.init(objective, x)`` returns. Records that are None there take their class from the annotation.
-    saved : dict
-        From `Checkpoint.states`.
+    path : Path
+        Of the checkpoints to come.
+    meta : dict
+        Of the run.
+    overwrite : bool
+        Whether what is there may be replaced.
+    comm : Communicator
+        The ranks.
 
     Raises
     ------
-    CheckpointError
-        A field is missing, unknown, or of another kind, shape or dtype.
+    FileExistsError
+        There is the checkpoint of another run, or a file that is no checkpoint.
     """
-    return _restore(template, saved, "state", type(template))
+    found = comm.gather_items("" if comm.rank or overwrite or not path.exists() else _found(path, meta))[0]
+    if found:
+        raise FileExistsError(
+            f"the checkpoint {path} must be free or of the same run, got {found}; give another name, or --overwrite"
+        )
 
 
-def is_resumable(state: Any) -> bool:
-    """Return whether a run can go on from a checkpoint of `state`: no record in it has ``resumable = False``.
-
-    Parameters
-    ----------
-    state : State
-        Of a solver.
-    """
-    return all(getattr(record, "resumable", True) for record in _records(state))
+def _found(path: Path, meta: dict[str, Any]) -> str:
+    """Return what a file is that would be lost, empty for an older checkpoint of the same run."""
+    tree = _tree(path)
+    if tree is None:
+        return "a file that is no whole checkpoint of this version of mldd"
+    difference = _difference(pack(meta, "meta"), tree["meta"])
+    return f"one of another run ({difference[0]} {difference[2]} in place of {difference[1]})" if difference else ""
 
 
-def _records(value: Any) -> Iterator[Any]:
-    if is_dataclass(value):
-        yield value
-        for f in fields(value):
-            yield from _records(getattr(value, f.name))
-    elif isinstance(value, list | tuple | deque):
-        for item in value:
-            yield from _records(item)
+def _difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return name and values of the first entry that differs: of a long text, the parts that do."""
+    for key, value in expected.items():
+        other = got.get(key)
+        if key == "mldd" or same(other, value):
+            continue
+        mine, theirs = str(value), str(other)
+        pieces, others = mine.split(","), theirs.split(",")
+        if len(pieces) == len(others) and len(mine) > 60:
+            pairs = [pair for pair in zip(pieces, others, strict=True) if pair[0] != pair[1]]
+            mine, theirs = (",".join(parts) for parts in zip(*pairs, strict=True))
+        return key, mine, theirs
+    return None
+
+
+def _tree(path: Path) -> dict[str, Any] | None:
+    """Return the tree of a checkpoint without its tensors, None where there is no whole one."""
+    try:
+        tree = archive.read_tree(path, FORMAT)
+        Kept(**tree["history"])
+        return tree if isinstance(tree["meta"], dict) else None
+    except (OSError, ArchiveError, KeyError, TypeError):
+        return None
+
+
+def _kept(path: Path, meta: dict[str, Any]) -> Kept | None:
+    tree = _tree(path)
+    return None if tree is None or not same(tree["meta"], pack(meta, "meta")) else Kept(**tree["history"])
+
+
+def _step(found: Checkpoint) -> int:
+    return found.history.records[-1].step if found.history.records else 0
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+def _of_ranks(mine: Content, comm: Communicator) -> list[Content]:
+    """Return on rank 0 the contents of all ranks, with one copy of what is equal; one where all are."""
+    if comm.ranks == 1:
+        return [mine]
+    told = comm.gather_items((json.dumps(mine.tree), mine.entries))
+    if all(other == told[0] for other in told[1:]):
+        return [mine]
+    known, contents = set(told[0][1].values()), [mine]
+    for rank, (text, entries) in enumerate(told):
+        tensors = {}
+        for name, entry in entries.items():
+            if rank > 0 and entry not in known:
+                known.add(entry)
+                tensors[name] = _sent(mine.tensors.get(name), entry, rank, comm)
+        if rank > 0 and comm.rank == 0:
+            contents.append(Content(json.loads(text), tensors, entries).under(f"rank {rank}: "))
+    return contents
+
+
+def _sent(tensor: Tensor | None, entry: archive.Entry, rank: int, comm: Communicator) -> Tensor:
+    """Return the tensor of another rank, in pieces that a message can hold."""
+    raw = bytearray()
+    for begin in range(0, entry.bytes, _PIECE):
+        piece = None if tensor is None or comm.rank != rank else archive.raw(tensor)[begin : begin + _PIECE].tobytes()
+        sent = comm.gather_items(piece)[rank]
+        if comm.rank == 0:
+            raw += sent
+    return entry.tensor(raw) if comm.rank == 0 else torch.empty(0)
 
 
 def _random_state() -> dict[str, Any]:
@@ -276,168 +345,53 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _column(values: list[Any]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
+# ------------------------------------------------------------------------------------------------ reading
 
 
-def pack(value: Any, where: str) -> Any:
-    """Return `value` as dicts, lists, tensors, numbers and strings; `where` names it in errors.
-
-    Parameters
-    ----------
-    value : object
-        A state or a part of one.
-    where : str
-        Its name in messages.
-
-    Raises
-    ------
-    CheckpointError
-        A record says ``resumable = False``, or there is something else than data.
-    """
-    if isinstance(value, Status):
-        return {_STATUS: value.name}
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a view would drag its storage along
-    if isinstance(value, torch.Generator):
-        return {_GENERATOR: value.get_state()}
-    if is_dataclass(value) and not isinstance(value, type):
-        if not getattr(value, "resumable", True):
-            raise CheckpointError(
-                f"`{where}` of type {type(value).__name__} cannot be resumed (its memory lives outside of Python); "
-                "run without --checkpoint"
-            )
-        return {f.name: pack(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
-    if isinstance(value, list | tuple | deque):
-        return [pack(item, f"{where}[{k}]") for k, item in enumerate(value)]
-    if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
-        return {key: pack(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if hasattr(value, "load_state_dict"):
-        return {_STATE_DICT: pack(value.state_dict(), where)}
-    raise CheckpointError(
-        f"`{where}` must be a tensor, number, string, record, list or dict to be saved, got {type(value).__name__}"
-    )
+def _loaded(path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise FileNotFoundError(f"the checkpoint {path} must be a file, got none; check the path")
+    try:
+        content = archive.read(path, FORMAT)
+        records = journal.read(path, Kept(**content["history"]))
+        return _checked(content, History(records))
+    except ArchiveError as error:
+        raise CheckpointError(
+            f"{path} must be a whole checkpoint of mldd, but it cannot be read ({error}); give another one, or start "
+            "anew without --resume"
+        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} must be a checkpoint written by mldd, got another file ({error})") from error
 
 
-def _unpack(content: Any) -> Checkpoint:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"it does not say {FORMAT!r}")
-    x, states, meta, random, last = (content[key] for key in ("x", "states", "meta", "random", "validation"))
+def _checked(content: Mapping[str, Any], history: History) -> Checkpoint:
+    """Return the checkpoint, if its parts go together."""
+    x, ranks, meta, random, last = (content[key] for key in ("x", "ranks", "meta", "random", "validation"))
     if not (isinstance(x, Tensor) and all(isinstance(part, dict) for part in (meta, random, last))):
         raise TypeError("a part has the wrong type")
-    if not states or not all(isinstance(state, dict) for state in states):
+    if not ranks or not all(isinstance(one["state"], dict) for one in ranks):
         raise TypeError("it has no state of a solver")
-    columns = [content["history"][name].tolist() for name in FIELDS]
-    rows, validated = zip(*columns, strict=True), content["validated"]
-    history = History([Record.of(row, validated.get(k)) for k, row in enumerate(rows)])
-    return Checkpoint(x, list(states), history, meta, random, last)
+    size, dtype = meta.get("size", len(x)), meta.get("dtype", str(x.dtype))
+    if x.shape != (size,) or str(x.dtype) != dtype:
+        raise CheckpointError(
+            f"`x` must be {dtype} of shape ({size},), got {x.dtype} of shape {tuple(x.shape)}; go on from an older "
+            "checkpoint, or start anew without --resume"
+        )
+    check_finite(x, "x")
+    for one in ranks:
+        _check_step(one["state"].get("step"), history)
+    memories = [one["memory"] for one in ranks]
+    if all(same(memories[0], memory) for memory in memories[1:]):
+        memories = memories[:1]
+    return Checkpoint(x, [one["state"] for one in ranks], history, meta, random, last, memories)
 
 
-def _restore(template: Any, saved: Any, where: str, hint: Any) -> Any:
-    if isinstance(saved, dict) and set(saved) == {_STATUS}:
-        name = saved[_STATUS]
-        return Status[name] if name in Status.__members__ else _misfit(where, "a status", str(name))
-    if is_dataclass(template):
-        return _restore_record(template, saved, where)
-    if isinstance(template, Tensor):
-        return _restore_tensor(template, saved, where)
-    if isinstance(template, torch.Generator):
-        if not isinstance(saved, dict) or set(saved) != {_GENERATOR}:
-            _misfit(where, "the state of a generator", _kind(saved))
-        return copy.copy(template).set_state(saved[_GENERATOR])
-    if isinstance(template, list | tuple | deque):
-        return _restore_items(template, saved, where, hint)
-    if isinstance(template, dict):
-        if not isinstance(saved, dict) or (template and set(template) != set(saved)):
-            _misfit(where, f"a dict of {sorted(map(str, template))}", _kind(saved))
-        return {key: _restore(template.get(key), item, f"{where}[{key!r}]", None) for key, item in saved.items()}
-    if template is None:
-        return _restore_blank(saved, where, hint)
-    if hasattr(template, "load_state_dict"):
-        if not isinstance(saved, dict) or set(saved) != {_STATE_DICT}:
-            _misfit(where, f"the state_dict of {type(template).__name__}", _kind(saved))
-        template.load_state_dict(saved[_STATE_DICT])
-        return template
-    if type(saved) is not type(template) and not (type(template) is float and type(saved) is int):
-        _misfit(where, type(template).__name__, _kind(saved))
-    return saved
-
-
-def _restore_record(template: Any, saved: Any, where: str) -> Any:
-    names = {f.name for f in fields(template)}
-    if not isinstance(saved, dict) or set(saved) != names:
-        got = sorted(map(str, saved)) if isinstance(saved, dict) else _kind(saved)
-        _misfit(where, f"the fields {sorted(names)} of {type(template).__name__}", got)
-    hints = _hints(type(template))
-    out = copy.copy(template)
-    for name in names:
-        value = _restore(getattr(template, name), saved[name], f"{where}.{name}", hints.get(name))
-        object.__setattr__(out, name, value)
-    return out
-
-
-def _restore_tensor(template: Tensor, saved: Any, where: str) -> Tensor:
-    if not isinstance(saved, Tensor):
-        _misfit(where, "a tensor", _kind(saved))
-    # An empty tensor is one that the solver allocates when it first needs it.
-    if template.numel() > 0 and (saved.dtype != template.dtype or saved.shape != template.shape):
-        _misfit(where, _kind(template), _kind(saved))
-    return saved.to(template.device, copy=True).requires_grad_(template.requires_grad)
-
-
-def _restore_items(template: Any, saved: Any, where: str, hint: Any) -> Any:
-    if not isinstance(saved, list) or (template and len(template) != len(saved)):
-        _misfit(where, f"{len(template)} items", f"{len(saved)} items" if isinstance(saved, list) else _kind(saved))
-    inner = next((a for a in typing.get_args(hint) if a is not Ellipsis), None)
-    blanks = template or [None] * len(saved)
-    items = [_restore(t, s, f"{where}[{k}]", inner) for k, (t, s) in enumerate(zip(blanks, saved, strict=True))]
-    return deque(items, template.maxlen) if isinstance(template, deque) else type(template)(items)
-
-
-def _restore_blank(saved: Any, where: str, hint: Any) -> Any:
-    """Restore what is None in the template: data as it is, a record by the class in its annotation."""
-    if isinstance(saved, list):
-        inner = next((a for a in typing.get_args(hint) if a is not type(None)), None)
-        return [_restore_blank(item, f"{where}[{k}]", inner) for k, item in enumerate(saved)]
-    if not isinstance(saved, dict):
-        return saved.clone() if isinstance(saved, Tensor) else saved
-    if typing.get_origin(hint) is dict:
-        return {key: _restore_blank(item, f"{where}[{key!r}]", None) for key, item in saved.items()}
-    kind = next((a for a in (hint, *typing.get_args(hint)) if isinstance(a, type) and is_dataclass(a)), None)
-    if kind is None:
-        return _misfit(where, "nothing (a fresh state has none)", _kind(saved))
-    blank = object.__new__(kind)
-    for f in fields(kind):
-        object.__setattr__(blank, f.name, None)
-    return _restore_record(blank, saved, where)
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(kind)
-    except NameError:  # a name imported for type checkers only
-        return {}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(type(a) is type(b) and (a == b or a != a))
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}".removeprefix("torch.")
-    return "a record" if isinstance(value, dict) else type(value).__name__
-
-
-def _misfit(where: str, expected: str, got: Any) -> typing.NoReturn:
-    raise CheckpointError(
-        f"`{where}` must be {expected}, got {got}; resume with the problem, solver and mldd that wrote the checkpoint"
-    )
+def _check_step(step: Any, history: History) -> None:
+    expected = history.records[-1].step if history.records else step
+    if type(step) is not int or not 0 <= step < math.inf or step != expected:
+        raise CheckpointError(
+            f"`state.step` must be {expected}, that of its last record, got {step}; go on from an older checkpoint, or "
+            "start anew without --resume"
+        )

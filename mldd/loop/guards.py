@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Remembered, uncounted
-from mldd.loop.checkpoint import is_resumable
 from mldd.loop.evaluations import is_another, is_slope
-from mldd.loop.invariants import Checked, Holds, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
+from mldd.loop.invariants import REPLICATED, Checked, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
 from mldd.loop.monitor import History
+from mldd.loop.packing import FINITE, is_resumable
 from mldd.loop.status import Status
 from mldd.loop.validation import Validation
 from mldd.ranks import Communicator
@@ -49,9 +49,9 @@ class Detection:
     """How a run looks for silent errors.
 
     A check compares the bits of iterate and state with those after the step before, the ranks with each other, and what
-    solvers declare of their states (`Holds`, `Checked`). Checks are made as often as `share` allows, before each
-    checkpoint and at the end. A gradient by which a run claims to have converged, that is not finite or ten times that
-    of the step before, is evaluated once more.
+    solvers declare of their states (`FINITE`, `REPLICATED`, `RISING`, and records with ``fault()``). Checks are made as
+    often as `share` allows, before each checkpoint and at the end. A gradient by which a run claims to have converged,
+    that is not finite or ten times that of the step before, is evaluated once more.
 
     Parameters
     ----------
@@ -350,13 +350,13 @@ class Detector:
         """
         found, records = _parts(state)
         sums = sums_of_bits([x, *(leaf.tensor for leaf in found)])
-        shared = [s for s, leaf in zip(sums[1:], found, strict=True) if leaf.is_replicated]
+        shared = [s for s, leaf in zip(sums[1:], found, strict=True) if leaf.says(REPLICATED)]
         told = [0.0] * (len(FAULTS) + self.comm.ranks)
         told[len(FAULTS) + self.comm.rank] = float(checksum([sums[0], *shared]))
         self._passed = checksum(sums)
         told[_CHANGED] = float(self._course.seal not in (None, self._passed))
         if is_sane:
-            finite = [x, *(leaf.tensor for leaf in found if Holds.FINITE in leaf.holds)]
+            finite = [x, *(leaf.tensor for leaf in found if leaf.says(FINITE))]
             before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in _parts(self._kept.state)[0]}
             told[_INFINITE] = float(not all(map(is_finite, finite)))
             told[_FALLEN] = float(any(fallen(found, before)))

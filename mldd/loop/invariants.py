@@ -1,12 +1,11 @@
 """What a state says of itself: which of its tensors are the same on all ranks, finite, or never fall; and their bits.
 
-A field of a state declares it by ``field(metadata=declared(Holds.FINITE | Holds.RISING))``, and a record whose fields
-belong together has a method ``fault()``. Checks read these declarations and know no solver.
+A field of a state declares it by its metadata, ``field(metadata=FINITE | RISING)``, and a record whose fields belong
+together has a method ``fault()``. Checks read these declarations and know no solver.
 """
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,30 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-_KEY = "holds"
+from mldd.loop.packing import PER_SUBDOMAIN, SCRATCH
+
+# Metadata of fields of states, to be joined by ``|`` with those of `mldd.loop.packing`; for what is below a field of
+# PER_SUBDOMAIN, neither holds.
+REPLICATED = {"replicated": True}  # the same bits on all ranks
+RISING = {"rising": True}  # no entry is lower than after an earlier step
 _PRIME = 2**53 - 111  # of a checksum: a float64 holds it exactly, so that it travels in a sum of numbers
-
-
-class Holds(enum.Flag):
-    """What holds of the tensors in a field, between two steps of a run."""
-
-    NOTHING = 0
-    REPLICATED = enum.auto()  # the same bits on all ranks
-    FINITE = enum.auto()
-    RISING = enum.auto()  # no entry is lower than after an earlier step
-    OWN = enum.auto()  # of this rank's subdomains: neither replicated nor rising, whatever is declared further down
-    SCRATCH = enum.auto()  # what is in it does not matter
-
-
-def declared(holds: Holds) -> Mapping[str, Any]:
-    """Return the metadata of a field of which something holds.
-
-    Parameters
-    ----------
-    holds : Holds
-        What holds.
-    """
-    return {_KEY: holds}
 
 
 @runtime_checkable
@@ -61,27 +43,37 @@ class Leaf:
         Its place, ``state.pairs.steps``.
     tensor : Tensor
         The tensor itself.
-    holds : Holds
+    said : mapping of str to bool
         What its field declares.
     """
 
     where: str
     tensor: Tensor
-    holds: Holds
+    said: Mapping[str, bool]
 
-    @property
-    def is_replicated(self) -> bool:
-        """Whether all ranks hold the same."""
-        return Holds.REPLICATED in self.holds and Holds.OWN not in self.holds
+    def says(self, what: Mapping[str, bool]) -> bool:
+        """Return whether something is declared that holds here.
+
+        Parameters
+        ----------
+        what : mapping of str to bool
+            FINITE, REPLICATED, RISING.
+        """
+        is_own = PER_SUBDOMAIN.keys() <= self.said.keys() and what in (REPLICATED, RISING)
+        return what.keys() <= self.said.keys() and not is_own
 
 
 @cache
-def _fields(kind: type) -> tuple[bool, tuple[tuple[str, Holds], ...]]:
-    """Return whether a record can be asked, and name and declaration of its fields."""
-    return issubclass(kind, Checked), tuple((f.name, f.metadata.get(_KEY, Holds.NOTHING)) for f in fields(kind))
+def _fields(kind: type) -> tuple[bool, tuple[tuple[str, Mapping[str, bool]], ...]]:
+    """Return whether a record can be asked, and name and metadata of its fields that are no scratch."""
+    entries = tuple((f.name, f.metadata) for f in fields(kind) if not SCRATCH.keys() <= f.metadata.keys())
+    return issubclass(kind, Checked), entries
 
 
-def leaves(value: Any, where: str = "state", holds: Holds = Holds.NOTHING) -> Iterator[Leaf | Checked]:
+_NOTHING: Mapping[str, bool] = {}
+
+
+def leaves(value: Any, where: str = "state", said: Mapping[str, bool] = _NOTHING) -> Iterator[Leaf | Checked]:
     """Yield the tensors of a state that matter, with what holds of them, and the records that can be asked.
 
     Parameters
@@ -90,28 +82,29 @@ def leaves(value: Any, where: str = "state", holds: Holds = Holds.NOTHING) -> It
         A state or a part of one.
     where : str
         Its name.
-    holds : Holds
+    said : mapping of str to bool
         What is declared of it.
     """
     if isinstance(value, Tensor):
-        if value.numel() and Holds.SCRATCH not in holds:
-            yield Leaf(where, value.detach(), holds)
+        if value.numel():
+            yield Leaf(where, value.detach(), said)
     elif is_dataclass(value) and not isinstance(value, type):
         is_checked, entries = _fields(type(value))
         if is_checked:
             yield value
+        inherited = PER_SUBDOMAIN if PER_SUBDOMAIN.keys() <= said.keys() else _NOTHING
         for name, own in entries:
             below = getattr(value, name)
             if below is not None and type(below) not in (int, float, bool, str):
-                yield from leaves(below, f"{where}.{name}", own | (holds & Holds.OWN))
+                yield from leaves(below, f"{where}.{name}", {**own, **inherited} if inherited else own)
     elif isinstance(value, list | tuple | deque):
         for k, item in enumerate(value):
-            yield from leaves(item, f"{where}[{k}]", holds)
+            yield from leaves(item, f"{where}[{k}]", said)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from leaves(item, f"{where}[{key!r}]", holds)
+            yield from leaves(item, f"{where}[{key!r}]", said)
     elif hasattr(value, "state_dict"):
-        yield from leaves(value.state_dict(), where, holds)
+        yield from leaves(value.state_dict(), where, said)
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
@@ -187,7 +180,7 @@ def fallen(now: Iterable[Leaf], before: Mapping[str, Tensor]) -> Iterator[str]:
         Tensors after an earlier step, by place.
     """
     for leaf in now:
-        if Holds.RISING in leaf.holds and Holds.OWN not in leaf.holds:
+        if leaf.says(RISING):
             old = before.get(leaf.where)
             if old is not None and old.shape == leaf.tensor.shape and not bool((leaf.tensor >= old).all()):
                 yield leaf.where

@@ -108,7 +108,7 @@ class Record:
         validation : dict of str to float, optional
             Numbers of the validation after this step.
         """
-        numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
+        numbers: list[Any] = [kind(entry) for kind, entry in zip(KINDS.values(), row, strict=True)]
         own = len(_OWN)
         step, level, measure, value, accepted, rejected = numbers[:own]
         return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]), validation or {})
@@ -120,8 +120,8 @@ class Record:
 
 Monitor = Callable[[Record], None]
 _OWN = fields(Record)[:-2]
-_KINDS = {f.name: float if f.type == "float" else int for f in (*_OWN, *fields(Cost))}
-FIELDS = tuple(_KINDS)
+KINDS = {f.name: float if f.type == "float" else int for f in (*_OWN, *fields(Cost))}
+FIELDS = tuple(KINDS)
 
 
 def check_replaceable(path: Path) -> None:
@@ -159,13 +159,15 @@ def unwritten(path: Path, error: OSError) -> OSError:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield the name of a new file beside `path`, which it replaces once the block has written it whole.
 
     Parameters
     ----------
     path : Path
         Of the file to be.
+    previous : Path, optional
+        Name under which the file that is replaced is kept.
 
     Raises
     ------
@@ -178,11 +180,27 @@ def replacing(path: Path) -> Iterator[Path]:
         yield new
         with open(new, "rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(new, path)
+        if previous is not None and path.exists():
+            _swap(new, path, previous)
+        else:
+            os.replace(new, path)
     except OSError as error:
         raise unwritten(path, error) from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def _swap(new: Path, path: Path, previous: Path) -> None:
+    """Put a new file in the place of one that gets another name; whenever this is cut off, a whole one is there."""
+    aside = new.with_name(f"{new.name}.old")
+    try:
+        os.link(path, aside)
+    except OSError:  # a disk without hard links
+        os.replace(path, previous)
+        os.replace(new, path)
+        return
+    os.replace(new, path)
+    os.replace(aside, previous)
 
 
 @dataclass(repr=False)

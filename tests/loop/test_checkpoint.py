@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.loop import Cost, History, Record, State, Status, Stop, minimise, restore
-from mldd.loop.checkpoint import CheckpointError, is_resumable, load, save
+from mldd.loop import CheckpointError, Cost, History, Record, State, Status, Stop, is_resumable, minimise, restore
+from mldd.loop.checkpoint import load, save
 from mldd.loop.monitor import FIELDS
 from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, AdaGrad, Adam, Sgd, TorchAdaGrad
