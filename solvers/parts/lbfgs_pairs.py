@@ -108,7 +108,7 @@ class LbfgsPairs:
             s, y, kept = self.steps[row], self.differences[row], self.curvatures[row]
             sy, yy, ss = float(torch.dot(s, y)), float(torch.dot(y, y)), float(torch.dot(s, s))
             rounding = math.sqrt(torch.finfo(s.dtype).eps) * math.sqrt(ss * yy)
-            if not (kept > 0 and abs(sy - kept) <= rounding):
+            if not (kept > 0 and rounding < math.inf and abs(sy - kept) <= rounding):
                 return f"the curvature of a pair is {sy:.6g}, and was {kept:.6g}"
             if row == self.newest and not abs(self.scale * yy - kept) <= rounding:
                 return f"the scale is {self.scale:.6g}, and was {kept / yy:.6g}"
