@@ -242,6 +242,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
     add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
     add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
+    verify = "every K steps, evaluate the gradient again and against values; check iterate and state at every step"
+    add("--verify", type=_at_least(1), default=0, metavar="K", help=verify)
     loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
     add("--log", type=_words, default=[], metavar="A,B", help=loggers)
     add("--quiet", action="store_true", help="neither progress bar nor summary")

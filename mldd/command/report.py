@@ -54,6 +54,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         **run.shape,
         "status": result.status.name,
         "notes": result.state.notes,
+        "rollbacks": result.rollbacks,
         "steps": result.record.step,
         "loss": loss,
         "measure": good.measure,

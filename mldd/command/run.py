@@ -21,13 +21,14 @@ from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
 from mldd.loop import (
     CsvWriter,
+    Detection,
     History,
     Logger,
     Problem,
     Progress,
+    Record,
     Result,
     Solver,
-    Status,
     Stop,
     Validation,
     check_replaceable,
@@ -163,7 +164,7 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
             "has no data for it; leave it out, or add it to the class"
         )
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
-    kept += " validate_every patience keep log"
+    kept += " validate_every patience keep log verify"
     return Run(
         specs=specs,
         solver=builder.solver(specs[1]),
@@ -238,8 +239,18 @@ class Keeper:
 
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
         """Write one if it is time: by rank 0's clock, so that all ranks agree."""
-        if history.records[-1].cost.seconds - self.last >= _CHECKPOINT_SECONDS:
+        if self.is_due(history.records[-1]):
             self.save(x, state, history)
+
+    def is_due(self, record: Record) -> bool:
+        """Return whether one is written after the step of a record: then it is checked for silent errors before.
+
+        Parameters
+        ----------
+        record : Record
+            Of the last step.
+        """
+        return record.cost.seconds - self.last >= _CHECKPOINT_SECONDS
 
     def save(self, x: Tensor, state: Any, history: History) -> None:
         """Write one.
@@ -373,11 +384,12 @@ def execute(
             after_step=keeper,
             past=past.history if past.history.records else None,
             validation=validation,
+            detection=Detection(verify_every=run.options["verify"]),
         )
         for monitor in monitors:
             if isinstance(monitor, Logger):
                 monitor.end(result.status)
-    if keeper is not None and result.status is not Status.diverged:
+    if keeper is not None and not result.status.failed:
         keeper.save(result.x, result.state, result.history)
     return result
 

@@ -222,7 +222,9 @@ class History:
     status: Status | None = None
 
     def __call__(self, record: Record) -> None:
-        """Keep `record`."""
+        """Keep `record` in the place of those of its step and behind: the run had gone back (`Detection`)."""
+        while self.records and self.records[-1].step >= record.step:
+            self.records.pop()
         self.records.append(record)
 
     def column(self, name: str) -> list[float]:
@@ -289,7 +291,10 @@ def read_csv(path: Path) -> History:
     if not rows or tuple(rows[0][: len(FIELDS)]) != FIELDS:
         raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
     try:
-        return History([_read_row(row, rows[0][len(FIELDS) :]) for row in rows[1:]])
+        history = History()
+        for row in rows[1:]:
+            history(_read_row(row, rows[0][len(FIELDS) :]))
+        return history
     except ValueError as error:
         raise ValueError(f"{path} has a row that is not a record ({error}); write it again") from error
 
@@ -302,6 +307,8 @@ def _read_row(row: Sequence[str], names: Sequence[str]) -> Record:
 
 class CsvWriter:
     """A monitor that appends each record to a CSV file, whole lines only, so that a killed run keeps its past.
+
+    Where a run goes back, its steps come once more: the last row of a step is the one that counts.
 
     Parameters
     ----------
