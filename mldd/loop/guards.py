@@ -185,10 +185,12 @@ class Detector:
         The ranks.
     has_values : bool
         Whether the objective may be asked for values.
+    last : int
+        The most steps of the run: the last one is checked in any case.
     """
 
-    def __init__(self, how: Detection, comm: Communicator, has_values: bool = True) -> None:
-        self.how, self.comm, self._has_values = how, comm, has_values
+    def __init__(self, how: Detection, comm: Communicator, has_values: bool, last: int) -> None:
+        self.how, self.comm, self._has_values, self._last = how, comm, has_values, last
         self.rollbacks = 0
         self._course = _Course()
         self._kept: _Kept | None = None
@@ -272,7 +274,8 @@ class Detector:
             return step + 1.0, 1.0
         seconds = max(elapsed - course.spent, 1e-9) / steps
         period = max(1, math.ceil(course.price / (share * seconds)))
-        return float(step + period), float(course.copied + course.copy <= share * elapsed)
+        due = step + period if step >= self._last else min(step + period, self._last)
+        return float(due), float(course.copied + course.copy <= share * elapsed)
 
     def keep(self, x: Tensor, state: Any, history: History, validation: Validation | None) -> None:
         """Copy iterate and state if they have been looked at in this step.

@@ -321,7 +321,8 @@ def minimise(
     seen = bool(values) or stop.target > -math.inf
     rise = Rise.of(record.value for record in history.records)
     good, clock, status = x.clone(), Clock(), None
-    guard, told = Detector(detection, comm, values is not False), -1 if before is None else before.step
+    guard = Detector(detection, comm, values is not False, stop.max_steps)
+    told = -1 if before is None else before.step
     needed = getattr(solver, "needs_gradient", True)
     together = getattr(solver, "needs_value", False)
     f = Remembered(objective, together)
