@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from mldd.algebra import Remembered, uncounted
 from mldd.loop.evaluations import is_another, is_slope
 from mldd.loop.invariants import REPLICATED, Checked, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
-from mldd.loop.monitor import History
+from mldd.loop.monitor import History, Record
 from mldd.loop.packing import FINITE, is_resumable
 from mldd.loop.status import Status
 from mldd.loop.validation import Validation
@@ -121,34 +121,31 @@ class _Course:
 
     Attributes
     ----------
-    due : int
-        Step of the next check.
+    is_due : bool
+        A check is made after the next step.
     seal : int or None
         Checksum of iterate and state after the step; None: not taken.
-    began, start : float, int
-        Second and step of the beginning.
-    spent, mark, price : float
-        Seconds in checks and copies, those before the last check, and what a check takes.
-    copied, copy : float
-        Seconds in copies, and what one takes.
-    is_kept : bool
-        A copy is made in this step, if it passes.
+    spent, mark : float
+        Seconds in checks and copies on this rank, and those before the last check.
+    check, copy, paid : float
+        Seconds that a check and a copy take, and those of all so far: the numbers of rank 0, on all ranks.
+    is_kept, has_copy : bool
+        A copy is made in this step, if it passes, or has been made before.
     strikes, until : int
         Alarms in a row, and the step that has to be passed to forget them.
     first, last : float
         Measure at the start and at the step before, NaN where there was none.
     """
 
-    due: int = 0
+    is_due: bool = True
     seal: int | None = None
-    began: float = field(default_factory=time.perf_counter)
-    start: int = -1
     spent: float = 0.0
     mark: float = 0.0
-    price: float = 0.0
-    copied: float = 0.0
+    check: float = 0.0
     copy: float = 0.0
-    is_kept: bool = False
+    paid: float = 0.0
+    is_kept: bool = True
+    has_copy: bool = False
     strikes: int = 0
     until: int = -1
     first: float = math.nan
@@ -194,8 +191,14 @@ class Detector:
         self.rollbacks = 0
         self._course = _Course()
         self._kept: _Kept | None = None
+        self._began: float | None = None  # seconds of the first record
         self._passed: int | None = None  # checksum of what has been looked at in this step, for `keep`
         self._notes: dict[str, int] = {}
+
+    @property
+    def _places(self) -> int:
+        """Number of faults and ranks."""
+        return len(FAULTS) + self.comm.ranks
 
     @contextmanager
     def _paid(self) -> Iterator[None]:
@@ -217,15 +220,15 @@ class Detector:
         """
         course = self._course
         course.seal, course.mark = None, course.spent
-        if state is not None and state.step >= course.due and not self.how.is_off:
+        if state is not None and course.is_due and not self.how.is_off:
             with self._paid():
                 course.seal = checksum(sums_of_bits(_tensors(x, state)))
 
-    def look(self, f: Remembered, x: Tensor, state: Any, measure: float, ending: Ending) -> str:
+    def look(self, f: Remembered, x: Tensor, state: Any, record: Record, ending: Ending) -> str:
         """Return what is found by the checks of a step, the same on all ranks, or an empty text.
 
         Without a check that is due or has a reason (the run ends, is written, or looks odd) nothing is done. Otherwise
-        ranks sum a few numbers once, by which rank 0 tells the others when the next check is due, too.
+        ranks sum a few numbers once.
 
         Parameters
         ----------
@@ -235,47 +238,49 @@ class Detector:
             The iterate.
         state : State
             Of the solver.
-        measure : float
-            Norm of the projected gradient, the same number on all ranks.
+        record : Record
+            Of the step; the same on all ranks.
         ending : Ending
             What is about to be done.
         """
         if self.how.is_off:
             return ""
-        course, step, every = self._course, state.step, self.how.verify_every
+        course, measure, every = self._course, record.measure, self.how.verify_every
         course.first = measure if math.isnan(course.first) else course.first
-        course.start = step if course.start < 0 else course.start
         is_odd = not (measure <= _JUMP * course.last or math.isnan(course.last))
         course.last, self._passed = measure, None
-        is_whole = step >= course.due or ending.is_last or ending.is_written
-        is_verified = every > 0 and step % every == 0 and math.isfinite(measure)
-        if not (is_whole or is_odd):
-            return ""
-        with self._paid():
-            told = self._told(x, state, math.isfinite(measure)) if is_whole else [0.0] * (len(FAULTS) + self.comm.ranks)
-            if is_odd or ending.is_claim or is_verified:
-                told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
-            if is_verified and self._has_values:
-                told[_NO_SLOPE] = float(not is_slope(f.f, x, f.gradient(x)))
-            plan = self._plan(step) if self.comm.rank == 0 else (0.0, 0.0)
-            *told, due, is_kept = self.comm.sum_scalars([*told, *plan])
-        course.due, course.is_kept = int(due), is_whole and is_kept > 0
-        course.price = course.spent - course.mark if is_whole else course.price
-        return self._verdict(told, step)
+        is_whole = course.is_due or ending.is_last or ending.is_written
+        is_verified = every > 0 and record.step % every == 0 and math.isfinite(measure)
+        found = ""
+        if is_whole or is_odd:
+            with self._paid():
+                told = self._told(x, state, math.isfinite(measure)) if is_whole else [0.0] * self._places
+                if is_odd or ending.is_claim or is_verified:
+                    told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
+                if is_verified and self._has_values:
+                    told[_NO_SLOPE] = float(not is_slope(f.f, x, f.gradient(x)))
+                costs = (course.spent - course.mark, course.copy, course.spent)
+                told += costs if self.comm.rank == 0 else (0.0, 0.0, 0.0)
+                *told, check, course.copy, course.paid = self.comm.sum_scalars(told)
+            course.check = check if is_whole else course.check
+            found = self._verdict(told, record.step)
+        self._plan(record, is_whole)
+        return found
 
-    def _plan(self, step: int) -> tuple[float, float]:
-        """Return the step of the next check, and whether a copy is made: each may take half of the share of the time.
+    def _plan(self, record: Record, is_whole: bool) -> None:
+        """Decide whether a copy is made in this step, and a check after the next one, the same on all ranks.
 
-        The first check is followed by a copy, as nothing has been kept before.
+        All that is spent stays within its share of the time, by the numbers that rank 0 has told at the last check;
+        the last step of a run is checked in any case, and every one while something is wrong.
         """
         course = self._course
-        steps, elapsed, share = step - course.start, time.perf_counter() - course.began, self.how.share / 2
-        if self.how.verify_every or course.strikes or steps <= 0:
-            return step + 1.0, 1.0
-        seconds = max(elapsed - course.spent, 1e-9) / steps
-        period = max(1, math.ceil(course.price / (share * seconds)))
-        due = step + period if step >= self._last else min(step + period, self._last)
-        return float(due), float(course.copied + course.copy <= share * elapsed)
+        self._began = record.cost.seconds if self._began is None else self._began
+        left = self.how.share * (record.cost.seconds - self._began) - course.paid
+        always = self.how.verify_every > 0 or course.strikes > 0
+        course.is_kept = is_whole and (always or not course.has_copy or course.copy <= left)
+        course.has_copy |= course.is_kept
+        due = course.check + (course.copy if course.is_kept else 0.0) <= left
+        course.is_due = always or due or record.step + 1 >= self._last
 
     def keep(self, x: Tensor, state: Any, history: History, validation: Validation | None) -> None:
         """Copy iterate and state if they have been looked at in this step.
@@ -302,7 +307,6 @@ class Detector:
                 said = {} if validation is None else validation.state()
                 self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, len(history.records), said, _random())
         course.copy = course.spent - before
-        course.copied += course.copy
 
     def go_back(
         self, found: str, x: Tensor, state: Any, history: History, validation: Validation | None
@@ -338,7 +342,7 @@ class Detector:
                 setattr(validation, name, value)
         _set_random(kept.random)
         kept.state.note(f"silent errors, after which the run went back: {found}")
-        self._course.due, self._course.last = kept.state.step, math.nan
+        self._course.is_due, self._course.last = True, math.nan
         return kept.x.clone(), copy.deepcopy(kept.state), Status.corrupted if is_over else None
 
     def _say(self, text: str) -> None:
@@ -354,7 +358,7 @@ class Detector:
         found, records = _parts(state)
         sums = sums_of_bits([x, *(leaf.tensor for leaf in found)])
         shared = [s for s, leaf in zip(sums[1:], found, strict=True) if leaf.says(REPLICATED)]
-        told = [0.0] * (len(FAULTS) + self.comm.ranks)
+        told = [0.0] * self._places
         told[len(FAULTS) + self.comm.rank] = float(checksum([sums[0], *shared]))
         self._passed = checksum(sums)
         told[_CHANGED] = float(self._course.seal not in (None, self._passed))

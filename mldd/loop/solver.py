@@ -348,7 +348,7 @@ def minimise(
             status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
             if totals[_INTERRUPTED] and status is not Status.diverged:
                 status = Status.interrupted
-            found = guard.look(f, x, state, record.measure, _ending(status, after_step, record))
+            found = guard.look(f, x, state, record, _ending(status, after_step, record))
             if found:
                 x, state, status = guard.go_back(found, x, state, history, validation)
                 rise = Rise.of(record.value for record in history.records)
