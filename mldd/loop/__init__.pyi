@@ -19,10 +19,15 @@ from .monitor import write_table as write_table
 from .problem import Problem as Problem
 from .problem import completed as completed
 from .problem import has as has
+from .schedule import Interval as Interval
+from .schedule import Schedule as Schedule
+from .schedule import TimeLimit as TimeLimit
+from .signals import Terminated as Terminated
+from .signals import deferred as deferred
 from .solver import Result as Result
 from .solver import Solver as Solver
 from .solver import State as State
-from .solver import Stop as Stop
 from .solver import minimise as minimise
 from .status import Status as Status
+from .stop import Stop as Stop
 from .validation import Validation as Validation

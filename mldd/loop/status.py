@@ -16,6 +16,8 @@ class Status(enum.Enum):
     stalled = "the solver cannot improve the point; loosen the tolerance, use float64, or another solver"
     diverged = "gradient or objective is not finite, or the objective is above its start: use a smaller step (rate)"
     interrupted = "stopped by the user; resume from the checkpoint"
+    terminated = "stopped by the signal TERM or USR1; resume from the checkpoint"
+    time_limit = "the time limit is near; resume from the checkpoint"
     stopped_early = "the validation loss has not come down for as long as --patience says; the best model has passed"
 
     @property
@@ -27,3 +29,8 @@ class Status(enum.Enum):
     def failed(self) -> bool:
         """Whether the run did not end as asked."""
         return self is Status.diverged
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the run was ended from outside and would have gone on."""
+        return self in (Status.interrupted, Status.terminated, Status.time_limit)

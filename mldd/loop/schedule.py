@@ -1,0 +1,278 @@
+"""What a run does by the wall clock of rank 0: checkpoints, values for the user's eyes, the end of its time.
+
+The decisions of rank 0 reach the other ranks with the numbers that are summed once per step: none costs a message.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mldd.algebra import Objective
+from mldd.loop.monitor import History
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SHARE = 0.02  # of the time, at most, for checkpoints at the default interval
+_EYES = 0.1  # of the time, at most, for values at the interval "auto", ...
+_FREE = 1.0  # ... which may take so many seconds in any case: short runs have all values
+_RECENT = 20  # steps and checkpoints whose longest one is expected to come again
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Between two checkpoints.
+
+    Parameters
+    ----------
+    seconds : float
+        Of wall time; infinity for none.
+    steps : int
+        Outer steps; 0 for none.
+    share : float
+        Bound on the share of the time that writing takes; the interval in seconds grows where it would take more.
+    """
+
+    seconds: float = 300.0
+    steps: int = 0
+    share: float = _SHARE
+
+    @staticmethod
+    def of(text: str) -> Interval:
+        """Return the interval that a text says: ``30s``, ``5m``, ``2h``, ``100steps`` or ``auto``.
+
+        Parameters
+        ----------
+        text : str
+            A number with its unit; auto is five minutes, or more where writing would take over 2 % of the time.
+
+        Raises
+        ------
+        ValueError
+            No such text.
+
+        Examples
+        --------
+        >>> Interval.of("5m").seconds, Interval.of("100steps").steps
+        (300.0, 100)
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|steps)", text)
+        if text == "auto":
+            return Interval()
+        if found is None or float(found[1]) <= 0 or (found[2] == "steps" and "." in found[1]):
+            raise ValueError(f"must be 30s, 5m, 2h, 100steps or auto, got {text!r}")
+        if found[2] == "steps":
+            return Interval(math.inf, int(found[1]), 1.0)
+        return Interval(float(found[1]) * _UNITS[found[2]], 0, 1.0)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """When the process will be ended, by a batch system say.
+
+    Parameters
+    ----------
+    end : float
+        Seconds since the epoch, as `time.time` counts them.
+    reserve : float
+        Seconds that are left for results and pictures, besides what is measured.
+    """
+
+    end: float
+    reserve: float = 30.0
+
+    @staticmethod
+    def within(seconds: float) -> TimeLimit:
+        """Return the limit so many seconds from now; a twentieth of them is in reserve, at most 30 s.
+
+        Parameters
+        ----------
+        seconds : float
+            From now on.
+        """
+        return TimeLimit(time.time() + seconds, min(30.0, 0.05 * max(seconds, 0.0)))
+
+    def left(self) -> float:
+        """Return the seconds that may still be used."""
+        return self.end - self.reserve - time.time()
+
+
+@dataclass
+class Evaluations:
+    """When the objective is evaluated for the user's eyes.
+
+    Parameters
+    ----------
+    values : int, "auto" or None
+        Every so many steps, 0 for never; None for the start and the end alone, which all but 0 have; auto for as often
+        as it takes a tenth of the wall time, the first second of which is free.
+    taken, longest : float
+        Seconds that all evaluations have taken, and the longest of them.
+    """
+
+    values: int | str | None
+    taken: float = 0.0
+    longest: float = 0.0
+    _next: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is no interval."""
+        known = self.values is None or self.values == "auto" or (isinstance(self.values, int) and self.values >= 0)
+        if not known:
+            raise ValueError(f"`values` must be a whole number >= 0, auto or None, got {self.values!r}")
+
+    @property
+    def at_the_ends(self) -> bool:
+        """Whether the start and the end of a run have values."""
+        return self.values is None or self.values == "auto" or int(self.values) > 0
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the record of a step has a value; the same on all ranks.
+
+        Parameters
+        ----------
+        step : int
+            Outer steps done.
+        """
+        if self.values == "auto":
+            return self._next
+        return bool(self.values) and step % int(self.values or 1) == 0
+
+    def hear(self, evaluates: float) -> None:
+        """Note what rank 0 has said of the next record.
+
+        Parameters
+        ----------
+        evaluates : float
+            1 where it gets a value.
+        """
+        self._next = bool(evaluates)
+
+    def may_go_on(self, wall: float) -> bool:
+        """Return whether one more evaluation is within the share of the time.
+
+        Parameters
+        ----------
+        wall : float
+            Seconds that the run has taken.
+        """
+        return self.taken + self.longest <= max(_FREE, _EYES * wall)
+
+    def value(self, objective: Objective, x: Tensor) -> float:
+        """Return the value of the objective, and clock it.
+
+        Parameters
+        ----------
+        objective : Objective
+            What is minimised.
+        x : Tensor, shape (n,)
+            The iterate.
+        """
+        begin = time.perf_counter()
+        value = float(objective.value(x))
+        took = time.perf_counter() - begin
+        self.taken, self.longest = self.taken + took, max(self.longest, took)
+        return value
+
+
+@dataclass
+class Schedule:
+    """Checkpoints and the end of the time.
+
+    With a time limit the last checkpoint is written as late as it can be: after every step the run goes on if the
+    longest of the recent steps and then the longest of the recent checkpoints fit into the time that is left. This is
+    the decision after each task of a chain, with the measured durations in place of their distribution; where many
+    steps would be lost it pays to risk none of them.
+
+    Parameters
+    ----------
+    keep : callable, optional
+        ``keep(x, state, history)`` writes a checkpoint; all ranks call it together.
+    every : Interval
+        Between two checkpoints; the first one is written at the start, which tells early of a disk that is full.
+    limit : TimeLimit, optional
+        When the process will be ended.
+    watchdog : float
+        Seconds after which a step that does not end is the end of the run.
+
+    References
+    ----------
+    Q. Barbut, A. Benoit, T. Herault, Y. Robert, F. Vivien, When to checkpoint at the end of a fixed-length
+    reservation?, FTXS 2023, hal-04215554: the second scenario, with its dynamic strategy.
+    """
+
+    keep: Callable[[Tensor, Any, History], None] | None = None
+    every: Interval = Interval()
+    limit: TimeLimit | None = None
+    watchdog: float = math.inf
+    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _writes: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _last: tuple[float, int] = (-math.inf, -1)
+    _began: float = math.nan
+
+    def is_due(self, wall: float, step: int) -> bool:
+        """Return whether a checkpoint is due: asked on rank 0, whose answer holds.
+
+        Parameters
+        ----------
+        wall : float
+            Seconds that the run has taken.
+        step : int
+            Outer steps done.
+        """
+        if self.keep is None:
+            return False
+        since, steps = wall - self._last[0], step - self._last[1]
+        if self._last[1] < 0 or (0 < self.every.steps <= steps):
+            return True
+        longest = max(self._writes, default=0.0)
+        return steps > 0 and since >= max(self.every.seconds, longest / self.every.share)
+
+    def is_late(self, evaluation: float = 0.0) -> bool:
+        """Return whether one more step, a checkpoint and an evaluation do not fit into the time that is left.
+
+        Parameters
+        ----------
+        evaluation : float
+            Seconds of the longest evaluation of the objective.
+        """
+        if self.limit is None:
+            return False
+        ahead = max(self._steps, default=0.0) + max(self._writes, default=0.0) + evaluation
+        return self.limit.left() <= ahead
+
+    def step_begins(self) -> None:
+        """Note that a step begins."""
+        self._began = time.perf_counter()
+
+    def step_ends(self) -> None:
+        """Note that the step and the gradient behind it have ended."""
+        if not math.isnan(self._began):
+            self._steps.append(time.perf_counter() - self._began)
+
+    def write(self, x: Tensor, state: Any, history: History, wall: float) -> None:
+        """Write a checkpoint, if there is one to be kept, and clock it.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            The iterate.
+        state : State
+            Of the solver.
+        history : History
+            All records so far.
+        wall : float
+            Seconds that the run has taken.
+        """
+        if self.keep is None:
+            return
+        begin = time.perf_counter()
+        self.keep(x, state, history)
+        self._writes.append(time.perf_counter() - begin)
+        self._last = wall, state.step
