@@ -6,7 +6,6 @@ The decisions of rank 0 reach the other ranks with the numbers that are summed o
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,90 +16,11 @@ from torch import Tensor
 
 from mldd.algebra import Objective
 from mldd.loop.monitor import History
+from mldd.loop.times import Interval, TimeLimit
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_SHARE = 0.02  # of the time, at most, for checkpoints at the default interval
 _EYES = 0.1  # of the time, at most, for values at the interval "auto", ...
 _FREE = 1.0  # ... which may take so many seconds in any case: short runs have all values
 _RECENT = 20  # steps and checkpoints whose longest one is expected to come again
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Between two checkpoints.
-
-    Parameters
-    ----------
-    seconds : float
-        Of wall time; infinity for none.
-    steps : int
-        Outer steps; 0 for none.
-    share : float
-        Bound on the share of the time that writing takes; the interval in seconds grows where it would take more.
-    """
-
-    seconds: float = 300.0
-    steps: int = 0
-    share: float = _SHARE
-
-    @staticmethod
-    def of(text: str) -> Interval:
-        """Return the interval that a text says: ``30s``, ``5m``, ``2h``, ``100steps`` or ``auto``.
-
-        Parameters
-        ----------
-        text : str
-            A number with its unit; auto is five minutes, or more where writing would take over 2 % of the time.
-
-        Raises
-        ------
-        ValueError
-            No such text.
-
-        Examples
-        --------
-        >>> Interval.of("5m").seconds, Interval.of("100steps").steps
-        (300.0, 100)
-        """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|steps)", text)
-        if text == "auto":
-            return Interval()
-        if found is None or float(found[1]) <= 0 or (found[2] == "steps" and "." in found[1]):
-            raise ValueError(f"must be 30s, 5m, 2h, 100steps or auto, got {text!r}")
-        if found[2] == "steps":
-            return Interval(math.inf, int(found[1]), 1.0)
-        return Interval(float(found[1]) * _UNITS[found[2]], 0, 1.0)
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """When the process will be ended, by a batch system say.
-
-    Parameters
-    ----------
-    end : float
-        Seconds since the epoch, as `time.time` counts them.
-    reserve : float
-        Seconds that are left for results and pictures, besides what is measured.
-    """
-
-    end: float
-    reserve: float = 30.0
-
-    @staticmethod
-    def within(seconds: float) -> TimeLimit:
-        """Return the limit so many seconds from now; a twentieth of them is in reserve, at most 30 s.
-
-        Parameters
-        ----------
-        seconds : float
-            From now on.
-        """
-        return TimeLimit(time.time() + seconds, min(30.0, 0.05 * max(seconds, 0.0)))
-
-    def left(self) -> float:
-        """Return the seconds that may still be used."""
-        return self.end - self.reserve - time.time()
 
 
 @dataclass
@@ -119,7 +39,7 @@ class Evaluations:
     values: int | str | None
     taken: float = 0.0
     longest: float = 0.0
-    _next: bool = True
+    _next: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         """Refuse what is no interval."""
@@ -211,10 +131,10 @@ class Schedule:
     every: Interval = Interval()
     limit: TimeLimit | None = None
     watchdog: float = math.inf
-    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _writes: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _last: tuple[float, int] = (-math.inf, -1)
-    _began: float = math.nan
+    _steps: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT))
+    _writes: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT))
+    _last: tuple[float, int] = field(init=False, default=(-math.inf, -1))
+    _began: float = field(init=False, default=math.nan)
 
     def is_due(self, wall: float, step: int) -> bool:
         """Return whether a checkpoint is due: asked on rank 0, whose answer holds.

@@ -85,3 +85,16 @@ def deferred() -> Iterator[Signals]:
         _open.clear()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: of a library, in C
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Yield nothing; USR1 ends the process as TERM does, where there is no run yet that could end at a safe point."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)

@@ -34,3 +34,10 @@ class Status(enum.Enum):
     def is_unfinished(self) -> bool:
         """Whether the run was ended from outside and would have gone on."""
         return self in (Status.interrupted, Status.terminated, Status.time_limit)
+
+    @property
+    def exit_code(self) -> int:
+        """What the shell gets: 130 and 143 are what it says of a process that Ctrl-C or TERM has ended."""
+        if self.is_unfinished:
+            return 130 if self is Status.interrupted else 143
+        return int(self.failed)
