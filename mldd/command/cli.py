@@ -259,6 +259,12 @@ def _several(options: argparse.Namespace, texts: Sequence[str], stage: Stage) ->
     return compare.compare(problem, solvers, options, stage)
 
 
+def _supervise(options: argparse.Namespace, stage: Stage) -> int:
+    from mldd.command import supervise
+
+    return supervise.supervise(options.supervised, options.restarts)
+
+
 def _predict(options: argparse.Namespace, stage: Stage) -> int:
     if stage.rank == 0:  # one process does it, however many there are
         from mldd.command import predict
@@ -295,6 +301,7 @@ _COMMANDS = {
     "info": _info,
     "train": _train,
     "compare": _compare,
+    "supervise": _supervise,
     "predict": _predict,
     "plot": _plot,
     "partition": _partition,

@@ -19,7 +19,7 @@ from mldd.loop.monitor import History
 from mldd.loop.times import Interval, TimeLimit
 
 _EYES = 0.1  # of the time, at most, for values at the interval "auto", ...
-_FREE = 1.0  # ... which may take so many seconds in any case: short runs have all values
+_FREE = 2.0  # ... which may take so many seconds in any case: short runs have all values
 _RECENT = 20  # steps and checkpoints whose longest one is expected to come again
 
 
@@ -31,14 +31,15 @@ class Evaluations:
     ----------
     values : int, "auto" or None
         Every so many steps, 0 for never; None for the start and the end alone, which all but 0 have; auto for as often
-        as it takes a tenth of the wall time, the first second of which is free.
-    taken, longest : float
-        Seconds that all evaluations have taken, and the longest of them.
+        as it takes a tenth of the wall time, and two seconds in any case.
+    taken, longest, latest : float
+        Seconds that all evaluations have taken, the longest and the latest of them.
     """
 
     values: int | str | None
     taken: float = 0.0
     longest: float = 0.0
+    latest: float = 0.0
     _next: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Evaluations:
         wall : float
             Seconds that the run has taken.
         """
-        return self.taken + self.longest <= max(_FREE, _EYES * wall)
+        return self.taken <= _FREE or self.taken + self.latest <= _EYES * wall
 
     def value(self, objective: Objective, x: Tensor) -> float:
         """Return the value of the objective, and clock it.
@@ -96,8 +97,8 @@ class Evaluations:
         """
         begin = time.perf_counter()
         value = float(objective.value(x))
-        took = time.perf_counter() - begin
-        self.taken, self.longest = self.taken + took, max(self.longest, took)
+        self.latest = time.perf_counter() - begin
+        self.taken, self.longest = self.taken + self.latest, max(self.longest, self.latest)
         return value
 
 

@@ -217,7 +217,7 @@ def _raise(error):
 )
 def test_resumed_run_is_the_uninterrupted_one(run, tmp_path, problem, solver):
     np.savez(tmp_path / "graph.npz", **user_arrays())  # its network has dropout
-    line = f"train {problem.replace('graph', str(tmp_path / 'graph.npz'))} --quiet --solver {solver}"
+    line = f"train {problem.replace('graph', str(tmp_path / 'graph.npz'))} --quiet --evaluate-every 1 --solver {solver}"
     file = tmp_path / "c.pt"
     assert run(f"{line} --steps 14 --out", tmp_path / "whole")[0] == 0
     assert run(f"{line} --steps 5 --checkpoint", file)[0] == 0
