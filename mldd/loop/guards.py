@@ -164,11 +164,14 @@ class Ending:
         It is said to be a solution, by its gradient.
     is_written : bool
         It goes to a checkpoint.
+    is_diverged : bool
+        It is said to have diverged.
     """
 
     is_last: bool = False
     is_claim: bool = False
     is_written: bool = False
+    is_diverged: bool = False
 
 
 class Detector:
@@ -254,7 +257,8 @@ class Detector:
         found = ""
         if is_whole or is_odd:
             with self._paid():
-                told = self._told(x, state, math.isfinite(measure)) if is_whole else [0.0] * self._places
+                is_sane = math.isfinite(measure) and not ending.is_diverged
+                told = self._told(x, state, is_sane) if is_whole else [0.0] * self._places
                 if is_odd or ending.is_claim or is_verified:
                     told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
                 if is_verified and self._has_values:
@@ -352,8 +356,7 @@ class Detector:
     def _told(self, x: Tensor, state: Any, is_sane: bool) -> list[float]:
         """Return how often each fault is found on this rank, and the checksum of what ranks share in its place.
 
-        What a run that diverges does to its state is not laid to the memory: `is_sane` is false where the measure is
-        not finite.
+        What a run that diverges does to its state is not laid to the memory: then `is_sane` is false.
         """
         found, records = _parts(state)
         sums = sums_of_bits([x, *(leaf.tensor for leaf in found)])

@@ -173,9 +173,9 @@ def test_what_does_not_fit_into_memory(run):
     assert "does not fit into memory" in err and "make it smaller" in err
 
 
-def test_divergence_keeps_history_and_the_last_good_checkpoint(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mldd.command.run._CHECKPOINT_SECONDS", 0.0)
-    line = f"train quadratic:n=7 --solver sgd:lr=1e200 --quiet --out {tmp_path} --checkpoint {tmp_path / 'c.pt'}"
+def test_divergence_keeps_history_and_the_last_good_checkpoint(run, tmp_path):
+    line = f"train quadratic:n=7 --solver sgd:lr=1e200 --quiet --evaluate-every 1 --out {tmp_path}"
+    line += f" --checkpoint-every 1steps --checkpoint {tmp_path / 'c.pt'}"
     code, _, err = run(line)
     assert code == 1 and err.startswith("mldd: error: diverged: ") and err.count("\n") == 1
     history, saved = read_csv(tmp_path / "history.csv").records, checkpoint.load(tmp_path / "c.pt")

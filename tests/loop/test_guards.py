@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Around, Noisy
-from mldd.loop import FINITE, REPLICATED, RISING, Detection, State, Status, Stop, minimise
+from mldd.loop import FINITE, REPLICATED, RISING, Detection, Interval, Schedule, State, Status, Stop, minimise
 from mldd.loop.evaluations import is_another, is_slope
 from mldd.loop.invariants import Leaf, checksum, fallen, leaves, sums_of_bits
 from mldd.ranks import SERIAL
@@ -206,25 +206,20 @@ def test_what_diverges_diverges_and_is_not_suspected():
 
 
 def test_a_checkpoint_gets_only_what_has_been_checked():
-    f, seen = quadratic(20), []
+    f, seen = quadratic(20), {}
 
-    class Keeper:
-        def is_due(self, record: Any) -> bool:
-            return record.step == 9
-
-        def __call__(self, x: Tensor, state: State, history: Any) -> None:
-            if history.records[-1].step == 9:
-                seen.append(x.clone())
+    def keep(x: Tensor, state: State, history: Any) -> None:
+        seen[state.step] = x.clone()
 
     def strike(x: Tensor, g: Tensor) -> None:
         x.data[3] = math.nan  # the gradient is that of before: nothing else tells
 
     solver, clean = Sgd(lr=0.003), run(f, Sgd(lr=0.003), OFF, steps=9)
-    rarely = Detection(share=1e-9)
-    evaluation = 1 + 1 + 9  # the claim-free start is evaluated once, then one gradient per step
+    schedule = Schedule(keep=keep, every=Interval(math.inf, 9))
+    struck = Struck(f, strike, range(10, 11))  # one gradient at the start, and one per step
     with pytest.warns(UserWarning, match="the state is not finite"):
-        result = run(Struck(f, strike, range(evaluation - 1, evaluation)), solver, rarely, after_step=Keeper())
-    assert len(seen) == 1 and torch.equal(seen[0], clean.x) and result.rollbacks == 1
+        result = run(struck, solver, Detection(share=1e-9), schedule=schedule)
+    assert torch.equal(seen[9], clean.x) and result.rollbacks == 1
 
 
 @dataclass
