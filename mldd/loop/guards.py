@@ -39,8 +39,12 @@ FAULTS = (
     "the gradient is not the slope of the objective",
     "ranks have different iterates or states",
 )
+_ELSEWHERE = "steps have led elsewhere when they were done again"
+_AGAIN = "a jump, and the steps to it are done again"  # no fault yet
 _CHANGED, _INFINITE, _OUTSIDE, _FALLEN, _PAIRS, _ANOTHER, _NO_SLOPE, _APART = range(len(FAULTS))
 _JUMP = 10.0  # growth of the measure in a step after which the gradient is evaluated again
+_BACK = 3.0  # factor by which the measure behind a jump is lower when a flipped bit was its reason
+_DOUBTS = 3  # jumps of a run whose steps are done again
 _STRIKES = 2  # times that the run goes back for the same step
 
 
@@ -51,7 +55,9 @@ class Detection:
     A check compares the bits of iterate and state with those after the step before, the ranks with each other, and what
     solvers declare of their states (`FINITE`, `REPLICATED`, `RISING`, and records with ``fault()``). Checks are made as
     often as `share` allows, before each checkpoint and at the end. A gradient by which a run claims to have converged,
-    that is not finite or ten times that of the step before, is evaluated once more.
+    that is not finite or ten times that of the step before, is evaluated once more; where it stays ten times as large,
+    the steps since the last copy are done again without a word, at most three times in a run, and a measure that is
+    another one then was an error.
 
     Parameters
     ----------
@@ -135,6 +141,8 @@ class _Course:
         Alarms in a row, and the step that has to be passed to forget them.
     first, last : float
         Measure at the start and at the step before, NaN where there was none.
+    doubts, doubted : int, (int, float) or None
+        Jumps so far whose steps were done again, and step and measure of the one to which they are done now.
     """
 
     is_due: bool = True
@@ -150,6 +158,8 @@ class _Course:
     until: int = -1
     first: float = math.nan
     last: float = math.nan
+    doubts: int = 0
+    doubted: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +279,18 @@ class Detector:
             course.check = check if is_whole else course.check
             found = self._verdict(told, record.step)
         self._plan(record, is_whole)
-        return found
+        return found or self._doubt(record, is_odd)
+
+    def _doubt(self, record: Record, is_odd: bool) -> str:
+        """Return that steps are to be done again, or that they have led elsewhere than before."""
+        course, doubted = self._course, self._course.doubted
+        if doubted is not None and record.step >= doubted[0]:
+            course.doubted = None
+            return _ELSEWHERE if record.measure * _BACK < doubted[1] else ""
+        if is_odd and doubted is None and math.isfinite(record.measure) and course.doubts < _DOUBTS and course.has_copy:
+            course.doubts, course.doubted = course.doubts + 1, (record.step, record.measure)
+            return _AGAIN
+        return ""
 
     def _plan(self, record: Record, is_whole: bool) -> None:
         """Decide whether a copy is made in this step, and a check after the next one, the same on all ranks.
@@ -334,19 +355,24 @@ class Detector:
         """
         kept, step = self._kept, state.step
         is_lost = kept is None or checksum(sums_of_bits(_tensors(kept.x, kept.state))) != kept.seal
+        self._course.is_due, self._course.last = True, math.nan
         if self.comm.sum_scalars([float(is_lost)])[0] or kept is None:
+            if found == _AGAIN:
+                self._course.doubted = None
+                return x, state, None
             self._say(f"step {step}: {found}; there is nothing to go back to")
             return x, state, Status.corrupted
-        self.rollbacks += 1
+        _set_random(kept.random)
+        if found == _AGAIN:
+            return kept.x.clone(), copy.deepcopy(kept.state), None
+        self.rollbacks, self._course.doubted = self.rollbacks + 1, None
         is_over = self._course.strikes > _STRIKES
         self._say(f"step {step}: {found}; the run {'ends with' if is_over else 'goes back to'} step {kept.state.step}")
         del history.records[kept.records :]
         if validation is not None:
             for name, value in kept.validation.items():
                 setattr(validation, name, value)
-        _set_random(kept.random)
         kept.state.note(f"silent errors, after which the run went back: {found}")
-        self._course.is_due, self._course.last = True, math.nan
         return kept.x.clone(), copy.deepcopy(kept.state), Status.corrupted if is_over else None
 
     def _say(self, text: str) -> None:

@@ -286,7 +286,7 @@ def minimise(
                 record, status = _valued(eyes, objective, x, record, status, comm)
                 rise.see(record.value)
                 risen = _has_risen(rise, status)
-            is_kept = _keeps(totals.spoken, Status.diverged if risen else status)
+            is_kept = _keeps(totals.spoken, Status.diverged if risen else status) and state.step >= told
             found = guard.look(f, x, state, record, _ending(Status.diverged if risen else status, is_kept))
             if found:
                 x, state, status = guard.go_back(found, x, state, history, validation)

@@ -150,6 +150,48 @@ def test_a_gradient_that_jumps_is_evaluated_again_without_being_asked(entry):
     assert same(result, clean) and result.rollbacks == 1
 
 
+def test_steps_that_lead_to_a_jump_are_done_again():
+    """An iterate that is hit inside of a step, where no bits are compared: only to do it again tells."""
+    f, solver = quadratic(20), Kept(Sgd(lr=0.003))
+    clean = run(f, solver, OFF)
+
+    @dataclass(frozen=True)
+    class Hit(Kept):
+        times: list[int] = field(default_factory=lambda: [0])
+
+        def step(self, objective: Any, x: Tensor, state: Any) -> Any:
+            x, state = self.solver.step(objective, x, state)
+            self.times[0] += 1
+            if self.times[0] == 9:
+                x[3] *= 2.0**16  # as a bit of the exponent does
+            return x, state
+
+    with pytest.warns(UserWarning, match="steps have led elsewhere when they were done again"):
+        result = run(f, Hit(Sgd(lr=0.003)), Detection(share=1e-9))
+    assert same(result, clean) and result.rollbacks == 1
+
+
+def test_a_jump_that_comes_again_is_the_method_s_own():
+    """Nobody hears of it: records come once, and the run is that without checks."""
+
+    @dataclass(frozen=True)
+    class Jumping:
+        def init(self, objective: Any, x: Tensor) -> State:
+            return State()
+
+        def step(self, objective: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
+            factor = 100.0 if state.step % 5 == 4 else 1.0
+            return (x - 0.003 * objective.gradient(x)) * factor, state
+
+    f, told = quadratic(20), []
+    clean = run(f, Jumping(), OFF)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = run(f, Jumping(), Detection(share=1e-9), monitors=[told.append])
+    assert same(result, clean) and result.rollbacks == 0 and not result.state.notes
+    assert [record.step for record in told] == list(range(31))
+
+
 def test_a_claim_of_convergence_is_checked():
     """A flipped exponent makes the largest entry of a gradient tiny: without a check the run would end there."""
     f = quadratic(1)
