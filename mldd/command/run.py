@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 from torch import Tensor
 
 import mldd
-from mldd.algebra import Objective, sampled, uncounted
+from mldd import checkpoints
+from mldd.algebra import Objective, memory_of, sampled, uncounted
 from mldd.command.builder import Builder
 from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_validation
 from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
 from mldd.loop import (
+    CheckpointError,
     CsvWriter,
     History,
     Logger,
@@ -32,9 +35,9 @@ from mldd.loop import (
     Validation,
     check_replaceable,
     has,
+    is_resumable,
     minimise,
 )
-from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
 
 _CHECKPOINT_SECONDS = 30.0
@@ -209,6 +212,7 @@ def begin(
     run = prepare(specs, options, Preparation(make(), options.seed, comm, options.prices == "measured"))
     if options.checkpoint is not None:
         fresh_state(run)
+        checkpoints.check_replacing(options.checkpoint, run.meta, options.overwrite, comm)
     past = resumed(run, options.resume) if options.resume is not None else Past(run.x)
     if options.out is not None and options.resume is not None:
         check_free(options.out, options.overwrite, comm, past.history)
@@ -255,7 +259,9 @@ class Keeper:
         """
         self.last = history.records[-1].cost.seconds
         of_run: dict[str, Any] = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
-        checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
+        memory = memory_of(self.run.objective)
+        kept = None if memory is None else memory.state()
+        checkpoints.save(self.path, x=x, state=state, history=history, memory=kept, **of_run)
 
 
 def fresh_state(run: Run) -> Any:
@@ -273,8 +279,8 @@ def fresh_state(run: Run) -> Any:
     """
     with uncounted(), run.builder.in_use():
         state = run.solver.init(sampled(run.objective, 0), run.x)
-    if not checkpoints.is_resumable(state):
-        raise checkpoints.CheckpointError(
+    if not is_resumable(state):
+        raise CheckpointError(
             f"solver {run.names[1]} keeps memory that cannot be saved, got --checkpoint or --resume; leave them out"
         )
     return state
@@ -320,8 +326,13 @@ def resumed(run: Run, path: Path) -> Past:
         There is no such file.
     """
     saved = checkpoints.load(path)
+    if saved.note and run.comm.rank == 0:
+        warnings.warn(saved.note, stacklevel=2)
     saved.check(run.meta)
     state = saved.state(fresh_state(run), run.comm)
+    memory = memory_of(run.objective)
+    if memory is not None:
+        memory.restore(saved.memory(run.comm), run.x.device)
     saved.restore_random()
     best = saved.validation.get("best")
     validation = saved.validation | ({} if best is None else {"best": best.to(run.x.device)})

@@ -18,6 +18,7 @@ from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
 from mldd.loop import summary
 from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Monitor, Record
+from mldd.loop.packing import recognised
 from mldd.loop.rise import Rise
 from mldd.loop.status import Status
 from mldd.loop.validation import Validation
@@ -313,21 +314,26 @@ def minimise(
     good, clock, status = x.clone(), Clock(), None
     needed = getattr(solver, "needs_gradient", True)
     together = getattr(solver, "needs_value", False)
-    f = Remembered(objective, together)
+    f, again = Remembered(objective, together), before is not None
     with counting() as cost, _interrupts() as interrupt:
         while status is None:
             if hasattr(objective, "sample"):
                 f = Remembered(sampled(objective, 0 if state is None else state.step), together)
                 if isinstance(state, State):
                     state.forget()
-            with nullcontext() if needed else clock.unseen():
+            # What a resumed run computes at its start has been counted in its last record.
+            with nullcontext() if needed and not again else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             if state is None:
                 state = solver.init(f, x)
+            elif again:
+                recognised(state, f.gradient(x))
             asked = seen or (values is None and math.isnan(rise.start))
             with clock.unseen():
                 value = float(objective.value(x)) if asked else math.nan
-            totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
+            with clock.unseen() if again else nullcontext():
+                totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
+            again = False
             record = _record(state, cost, totals, setup if before is None else setup.after(before.cost))
             first = record.measure if math.isnan(first) else first
             rise.see(totals[_VALUE])

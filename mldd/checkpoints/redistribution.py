@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.loop.packing import CheckpointError, pack, same
+from mldd.loop import CheckpointError, pack, same
 
 _SUMMED = ("accepted", "rejected")  # counts of a batch: two that become one have both
 
@@ -39,13 +39,14 @@ def redistributed(template: Any, states: Sequence[Any]) -> Any:
 
 
 def _merged(template: Any, parts: list[Any], where: str) -> Any:
-    if is_dataclass(template) and all(isinstance(part, dict) for part in parts):
+    names = {f.name for f in fields(template)} if is_dataclass(template) else set()
+    if names and all(isinstance(part, dict) and set(part) == names for part in parts):
         found = _moved(template, parts, where) if hasattr(template, "subdomains") else {}
         for f in fields(template):
             mine, place = getattr(template, f.name), f"{where}.{f.name}"
             if f.metadata.get("scratch"):
                 found[f.name] = pack(template, where)[f.name]
-            elif f.name not in found and all(f.name in part for part in parts):
+            elif f.name not in found:
                 found[f.name] = _merged(mine, [part[f.name] for part in parts], place)
         return found
     if isinstance(template, list) and all(isinstance(p, list) and len(p) == len(template) for p in parts):

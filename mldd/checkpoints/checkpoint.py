@@ -1,7 +1,8 @@
 """Checkpoints: iterate, full state of the solver, history and random state, in files that hold data only.
 
-A checkpoint is the file of its name (`mldd.loop.archive`), with the records of the run in a file beside it
-(`mldd.loop.journal`). The one before is kept as ``NAME.previous``, to which `load` turns where the newest is damaged.
+A checkpoint is the file of its name (`mldd.checkpoints.archive`), with the records of the run in a file beside it
+(`mldd.checkpoints.journal`). The one before is kept as ``NAME.previous``, to which `load` turns where the newest is
+damaged.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.loop import archive, journal
-from mldd.loop.archive import ArchiveError, Content
-from mldd.loop.journal import Kept
-from mldd.loop.monitor import History, replacing
-from mldd.loop.packing import CheckpointError, check_finite, pack, restore, same
-from mldd.loop.redistribution import redistributed
-from mldd.loop.validation import Validation
+from mldd.checkpoints import archive, journal
+from mldd.checkpoints.archive import ArchiveError, Content
+from mldd.checkpoints.journal import Kept
+from mldd.checkpoints.redistribution import redistributed
+from mldd.loop import CheckpointError, History, Validation, check_finite, pack, replacing, restore, same
 from mldd.ranks import SERIAL, Communicator
 
 FORMAT = "mldd checkpoint 4"
