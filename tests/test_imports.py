@@ -22,7 +22,7 @@ ARROWS = {
     "mldd/ranks": {"mldd/algebra"},
     "mldd/loop": {"mldd/algebra", "mldd/ranks"},
     "mldd/checkpoints": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
-    "mldd/models": {"mldd/algebra", "mldd/loop"},
+    "mldd/models": {"mldd/algebra", "mldd/loop", "mldd/checkpoints"},
     "mldd/graph": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     # a partitioner knows what it cuts; who cuts looks it up by name in a table, as the command line does a solver
     "mldd/graph/partitioners": {"mldd/algebra", "mldd/ranks", "mldd/graph"},

@@ -233,6 +233,17 @@ def load(path: Path | str) -> Checkpoint:
         return replace(found, note=f"{reason}; going on from the one before it, {older} of step {_step(found)}")
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Return whether a file begins as a checkpoint of this version does; its tensors are not read.
+
+    Parameters
+    ----------
+    path : Path or str
+        Of the file.
+    """
+    return _tree(Path(path)) is not None
+
+
 def check_replacing(path: Path, meta: dict[str, Any], overwrite: bool, comm: Communicator = SERIAL) -> None:
     """Refuse to put the checkpoints of a new run in the place of something else: rank 0 looks, all refuse together.
 

@@ -187,6 +187,10 @@ def test_lists_of_other_lengths_and_records_that_nothing_explains():
         restore([], levels)
     with pytest.raises(CheckpointError, match="`state` must be 2 items, got 1 items"):
         restore([1, 2], [1])
+    with pytest.raises(CheckpointError, match="`state` must be a buffer, got"):
+        restore(torch.ones(3), {"!scratch": ["load", [3]]})
+    with pytest.raises(CheckpointError, match=r"`state` must be float32 of shape \(3,\), got float32 of shape \(4,\)"):
+        restore(torch.ones(3), {"!scratch": ["float32", [4]]})
     with pytest.raises(CheckpointError, match="`state` must be a status, got exploded"):
         restore(None, {"!status": "exploded"})
 
