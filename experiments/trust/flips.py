@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mldd import checkpoints
 from mldd.algebra import Around, sampled, value_and_gradient
 from mldd.command.builder import build_problem
 from mldd.command.names import problem_spec, solver_spec
@@ -41,7 +42,7 @@ from mldd.command.options import parse
 from mldd.command.preparation import Preparation
 from mldd.command.run import prepare
 from mldd.graph import partition
-from mldd.loop import Detection, Status, Stop, checkpoint, minimise, pack
+from mldd.loop import Detection, Status, Stop, minimise, pack
 from mldd.loop.invariants import Leaf, leaves
 from mldd.problems.data import load_graph, write
 from mldd.problems.graphs import ShardedClassification
@@ -293,12 +294,12 @@ def of_files(flips: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         case, path = made("sbm", "adam", 10), Path(folder) / "check"
         result = run(case, case.objective, case.solver, Detection())
-        checkpoint.save(path, x=result.x, state=result.state, history=result.history, meta={"seed": 0})
+        checkpoints.save(path, x=result.x, state=result.state, history=result.history, meta={"seed": 0})
         files = list(Path(folder).iterdir())
         template = case.solver.init(sampled(case.objective, 0), case.start)
 
         def resume() -> Any:
-            found = checkpoint.load(path)
+            found = checkpoints.load(path)
             found.check({"seed": 0})
             records = [record.row() for record in found.history.records]
             return found.x, pack(found.state(template), "state"), records, found.meta

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 import mldd
-from mldd.algebra import Objective, sampled, uncounted
+from mldd import checkpoints
+from mldd.algebra import Objective, memory_of, sampled, uncounted
 from mldd.command.builder import Builder
 from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_times, check_validation, is_auto
 from mldd.command.names import Spec, described
@@ -23,6 +24,7 @@ from mldd.command.output import Survivable
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
 from mldd.loop import (
+    CheckpointError,
     CsvWriter,
     Detection,
     History,
@@ -38,9 +40,9 @@ from mldd.loop import (
     Validation,
     check_replaceable,
     has,
+    is_resumable,
     minimise,
 )
-from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
 
 _Made = TypeVar("_Made")
@@ -228,6 +230,7 @@ def begin(
     run = prepare(specs, options, Preparation(make(), options.seed, comm, options.prices == "measured"))
     if options.checkpoint is not None:
         fresh_state(run)
+        checkpoints.check_replacing(options.checkpoint, run.meta, options.overwrite, comm)
     past = resumed(run, resume) if resume is not None else Past(run.x)
     if options.out is not None and resume is not None:
         check_free(options.out, options.overwrite, comm, past.history)
@@ -258,9 +261,10 @@ class Keeper:
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
         """Write one: rank 0 does, after the last message between ranks."""
         of_run: dict[str, Any] = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
-        self.failed = ""
+        memory, self.failed = memory_of(self.run.objective), ""
+        kept = None if memory is None else memory.state()
         try:
-            checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
+            checkpoints.save(self.path, x=x, state=state, history=history, memory=kept, **of_run)
         except OSError as error:
             self.failed = f"checkpoint after step {state.step}: {one_line(error)}"
             warnings.warn(self.failed, stacklevel=2)
@@ -281,8 +285,8 @@ def fresh_state(run: Run) -> Any:
     """
     with uncounted(), run.builder.in_use():
         state = run.solver.init(sampled(run.objective, 0), run.x)
-    if not checkpoints.is_resumable(state):
-        raise checkpoints.CheckpointError(
+    if not is_resumable(state):
+        raise CheckpointError(
             f"solver {run.names[1]} keeps memory that cannot be saved, got --checkpoint or --resume; leave them out"
         )
     return state
@@ -328,8 +332,13 @@ def resumed(run: Run, path: Path) -> Past:
         There is no such file.
     """
     saved = checkpoints.load(path)
+    if saved.note and run.comm.rank == 0:
+        warnings.warn(saved.note, stacklevel=2)
     saved.check(run.meta)
     state = saved.state(fresh_state(run), run.comm)
+    memory = memory_of(run.objective)
+    if memory is not None:
+        memory.restore(saved.memory(run.comm), run.x.device)
     saved.restore_random()
     best = saved.validation.get("best")
     validation = saved.validation | ({} if best is None else {"best": best.to(run.x.device)})

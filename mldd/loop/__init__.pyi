@@ -1,4 +1,3 @@
-from . import checkpoint as checkpoint
 from .guards import Detection as Detection
 from .invariants import REPLICATED as REPLICATED
 from .invariants import RISING as RISING
@@ -7,6 +6,7 @@ from .loggers import MLflow as MLflow
 from .loggers import TensorBoard as TensorBoard
 from .loggers import WandB as WandB
 from .loggers import check_loggers as check_loggers
+from .monitor import KINDS as KINDS
 from .monitor import Cost as Cost
 from .monitor import CsvWriter as CsvWriter
 from .monitor import History as History
@@ -15,14 +15,17 @@ from .monitor import Record as Record
 from .monitor import check_replaceable as check_replaceable
 from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
+from .monitor import unwritten as unwritten
 from .monitor import write_table as write_table
 from .packing import FINITE as FINITE
 from .packing import PER_SUBDOMAIN as PER_SUBDOMAIN
 from .packing import SCRATCH as SCRATCH
 from .packing import CheckpointError as CheckpointError
+from .packing import check_finite as check_finite
 from .packing import is_resumable as is_resumable
 from .packing import pack as pack
 from .packing import restore as restore
+from .packing import same as same
 from .packing import unreadable as unreadable
 from .problem import Problem as Problem
 from .problem import completed as completed

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Remembered, uncounted
+from mldd.algebra import Objective, Remembered, memory_of, uncounted
 from mldd.loop.evaluations import is_another, is_slope
 from mldd.loop.invariants import REPLICATED, Checked, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
 from mldd.loop.monitor import History, Record
@@ -111,6 +111,8 @@ class _Kept:
         State of the validation.
     random : tuple
         States of the global generators.
+    memory : object
+        What the samples of the objective remember.
     """
 
     x: Tensor
@@ -119,6 +121,7 @@ class _Kept:
     records: int
     validation: dict[str, Any]
     random: tuple[Tensor, Any]
+    memory: Any
 
 
 @dataclass
@@ -193,14 +196,17 @@ class Detector:
         What is done.
     comm : Communicator
         The ranks.
-    has_values : bool
-        Whether the objective may be asked for values.
+    objective : Objective
+        What is minimised.
     last : int
         The most steps of the run: the last one is checked in any case.
+    has_values : bool
+        Whether the objective may be asked for values.
     """
 
-    def __init__(self, how: Detection, comm: Communicator, has_values: bool, last: int) -> None:
+    def __init__(self, how: Detection, comm: Communicator, objective: Objective, last: int, has_values: bool) -> None:
         self.how, self.comm, self._has_values, self._last = how, comm, has_values, last
+        self._memory = memory_of(objective)
         self.rollbacks = 0
         self._course = _Course()
         self._kept: _Kept | None = None
@@ -327,10 +333,12 @@ class Detector:
         before = course.spent
         with self._paid():
             self._kept = None  # first: its memory is used again
+            memory = None if self._memory is None else self._memory.state()
             size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(x, state))
             if size <= self.how.most_bytes and is_resumable(state):
                 said = {} if validation is None else validation.state()
-                self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, len(history.records), said, _random())
+                known = len(history.records), said, _random(), memory
+                self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, *known)
         course.copy = course.spent - before
 
     def go_back(
@@ -363,6 +371,8 @@ class Detector:
             self._say(f"step {step}: {found}; there is nothing to go back to")
             return x, state, Status.corrupted
         _set_random(kept.random)
+        if self._memory is not None:
+            self._memory.restore(kept.memory, x.device)
         if found == _AGAIN:
             return kept.x.clone(), copy.deepcopy(kept.state), None
         self.rollbacks, self._course.doubted = self.rollbacks + 1, None

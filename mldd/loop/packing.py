@@ -75,6 +75,23 @@ def restore(template: Any, saved: Any) -> Any:
     return _restore(template, saved, "state", type(template))
 
 
+def recognised(state: Any, g: Tensor) -> None:
+    """Put `g` in the place of equal gradients of a state that was read: solvers know their point by the object.
+
+    Parameters
+    ----------
+    state : State
+        Of a solver.
+    g : Tensor, shape (n,)
+        The gradient at the iterate.
+    """
+    for record in _records(state):
+        mine = getattr(record, "gradient", None)
+        if isinstance(mine, Tensor) and mine.shape == g.shape and mine.dtype == g.dtype and mine.device == g.device:
+            if torch.equal(mine, g):
+                record.gradient = g
+
+
 def is_resumable(state: Any) -> bool:
     """Return whether a run can go on from a checkpoint of `state`: no record in it has ``resumable = False``.
 

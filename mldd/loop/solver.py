@@ -16,6 +16,7 @@ from mldd.loop import summary
 from mldd.loop.clock import Clock
 from mldd.loop.guards import Detection, Detector, Ending
 from mldd.loop.monitor import Cost, History, Monitor, Record
+from mldd.loop.packing import recognised
 from mldd.loop.rise import Rise
 from mldd.loop.schedule import Evaluations, Schedule
 from mldd.loop.signals import deferred
@@ -251,10 +252,11 @@ def minimise(
     rise = Rise.of(record.value for record in history.records)
     good, clock, status, risen = x.clone(), Clock(), None, False
     needed, together = getattr(solver, "needs_gradient", True), getattr(solver, "needs_value", False)
-    f = Remembered(objective, together)
+    f, again = Remembered(objective, together), before is not None
     eyes = Evaluations(1 if stop.target > -math.inf and values in (None, 0, "auto") else values)
     schedule = Schedule() if schedule is None else schedule
-    guard, told = Detector(detection, comm, eyes.at_the_ends, stop.max_steps), -1 if before is None else before.step
+    guard = Detector(detection, comm, objective, stop.max_steps, eyes.at_the_ends)
+    told = -1 if before is None else before.step
     with counting() as cost, deferred() as signals, watched(schedule.watchdog, comm) as beat:
         while status is None:
             if hasattr(objective, "sample"):
@@ -262,16 +264,22 @@ def minimise(
                 if isinstance(state, State):
                     state.forget()
             guard.seal(x, state)
-            with nullcontext() if needed else clock.unseen():
+            # What a resumed run computes at its start has been counted in its last record.
+            with nullcontext() if needed and not again else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
             schedule.step_ends()
             if state is None:
                 state = solver.init(f, x)
+            elif again:
+                recognised(state, f.gradient(x))
             is_new = state.step > told
             asked = is_new and (eyes.is_due(state.step) or (eyes.at_the_ends and math.isnan(rise.start)))
             with clock.unseen():
                 value = eyes.value(objective, x) if asked else math.nan
-            totals = summed(comm, cost, _spoken(clock, measure, value, eyes, schedule, state), signals, state.status)
+            spoken = _spoken(clock, measure, value, eyes, schedule, state)
+            with clock.unseen() if again else nullcontext():
+                totals = summed(comm, cost, spoken, signals, state.status)
+            again = False
             record = _record(state, totals, cost, setup if before is None else setup.after(before.cost))
             first = record.measure if math.isnan(first) else first
             beat(record.step)
@@ -291,7 +299,7 @@ def minimise(
             if found:
                 x, state, status = guard.go_back(found, x, state, history, validation)
                 rise, risen = Rise.of(record.value for record in history.records), False
-                told = history.records[-1].step if history.records else -1
+                told, again = history.records[-1].step if history.records else -1, True
                 if status is not None and not history.records:
                     _tell(record, history, *monitors)
                 continue

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mldd.loop.archive import ArchiveError
-from mldd.loop.monitor import KINDS, Cost, Record, unwritten
+from mldd.checkpoints.archive import ArchiveError
+from mldd.loop import KINDS, Cost, Record, unwritten
 
 _OF_COST = {f.name for f in fields(Cost)}
 _COLUMNS = {

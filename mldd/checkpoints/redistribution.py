@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.loop.packing import CheckpointError, pack, same
+from mldd.loop import CheckpointError, pack, same
 
-_SUMMED = ("accepted", "rejected")  # counts of a batch: two that become one have both
+_SUMMED = ("accepted", "rejected", "evaluations")  # counts of a batch: two that become one have both
 
 
 def redistributed(template: Any, states: Sequence[Any]) -> Any:
@@ -39,13 +39,14 @@ def redistributed(template: Any, states: Sequence[Any]) -> Any:
 
 
 def _merged(template: Any, parts: list[Any], where: str) -> Any:
-    if is_dataclass(template) and all(isinstance(part, dict) for part in parts):
+    names = {f.name for f in fields(template)} if is_dataclass(template) else set()
+    if names and all(isinstance(part, dict) and set(part) == names for part in parts):
         found = _moved(template, parts, where) if hasattr(template, "subdomains") else {}
         for f in fields(template):
             mine, place = getattr(template, f.name), f"{where}.{f.name}"
             if f.metadata.get("scratch"):
                 found[f.name] = pack(template, where)[f.name]
-            elif f.name not in found and all(f.name in part for part in parts):
+            elif f.name not in found:
                 found[f.name] = _merged(mine, [part[f.name] for part in parts], place)
         return found
     if isinstance(template, list) and all(isinstance(p, list) and len(p) == len(template) for p in parts):
@@ -125,7 +126,7 @@ class _Move:
             if set(likes) == {"!scratch"}:
                 return fresh
             return {key: self._entry(key, [p[key] for p in parts], likes.get(key), where) for key in parts[0]}
-        if all(isinstance(part, Tensor) for part in parts) and self._has_rows(parts):
+        if all(isinstance(part, Tensor) for part in parts) and self._has_rows(parts, fresh):
             return self._stacked(parts, fresh if isinstance(fresh, Tensor) else None)
         if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
             return [self._rows([p[k] for p in parts], None, f"{where}[{k}]") for k in range(len(parts[0]))]
@@ -138,7 +139,10 @@ class _Move:
             return {name: sum(part.get(name, 0) for part in parts) for part in parts for name in part}
         return self._rows(parts, fresh, f"{where}.{key}")
 
-    def _has_rows(self, parts: list[Tensor]) -> bool:
+    def _has_rows(self, parts: list[Tensor], fresh: Any) -> bool:
+        # An empty tensor is one that is allocated when it is first needed.
+        if isinstance(fresh, Tensor) and fresh.dim() > 0 and len(fresh) not in (0, len(self.now.numbers)):
+            return False
         return all(
             part.dim() > 0 and len(part) == len(batch.numbers) for part, batch in zip(parts, self.before, strict=True)
         )

@@ -1,7 +1,8 @@
 """Checkpoints: iterate, full state of the solver, history and random state, in files that hold data only.
 
-A checkpoint is the file of its name (`mldd.loop.archive`), with the records of the run in a file beside it
-(`mldd.loop.journal`). The one before is kept as ``NAME.previous``, to which `load` turns where the newest is damaged.
+A checkpoint is the file of its name (`mldd.checkpoints.archive`), with the records of the run in a file beside it
+(`mldd.checkpoints.journal`). The one before is kept as ``NAME.previous``, to which `load` turns where the newest is
+damaged.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.loop import archive, journal
-from mldd.loop.archive import ArchiveError, Content
-from mldd.loop.journal import Kept
-from mldd.loop.monitor import History, replacing
-from mldd.loop.packing import CheckpointError, check_finite, pack, restore, same
-from mldd.loop.redistribution import redistributed
-from mldd.loop.validation import Validation
+from mldd.checkpoints import archive, journal
+from mldd.checkpoints.archive import ArchiveError, Content
+from mldd.checkpoints.journal import Kept
+from mldd.checkpoints.redistribution import redistributed
+from mldd.loop import CheckpointError, History, Validation, check_finite, pack, replacing, restore, same
 from mldd.ranks import SERIAL, Communicator
 
 FORMAT = "mldd checkpoint 4"
@@ -232,6 +231,17 @@ def load(path: Path | str) -> Checkpoint:
             raise error from None
         reason = str(error).partition(";")[0]
         return replace(found, note=f"{reason}; going on from the one before it, {older} of step {_step(found)}")
+
+
+def is_checkpoint(path: Path | str) -> bool:
+    """Return whether a file begins as a checkpoint of this version does; its tensors are not read.
+
+    Parameters
+    ----------
+    path : Path or str
+        Of the file.
+    """
+    return _tree(Path(path)) is not None
 
 
 def check_replacing(path: Path, meta: dict[str, Any], overwrite: bool, comm: Communicator = SERIAL) -> None:
