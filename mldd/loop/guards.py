@@ -45,6 +45,7 @@ _CHANGED, _INFINITE, _OUTSIDE, _FALLEN, _PAIRS, _ANOTHER, _NO_SLOPE, _APART = ra
 _JUMP = 10.0  # growth of the measure in a step after which the gradient is evaluated again
 _BACK = 3.0  # factor by which the measure behind a jump is lower when a flipped bit was its reason
 _DOUBTS = 3  # jumps of a run whose steps are done again
+_ROUNDING = 1e3  # of an iterate at its bounds, in units of rounding of its largest entry
 _STRIKES = 2  # times that the run goes back for the same step
 
 
@@ -206,7 +207,7 @@ class Detector:
 
     def __init__(self, how: Detection, comm: Communicator, objective: Objective, last: int, has_values: bool) -> None:
         self.how, self.comm, self._has_values, self._last = how, comm, has_values, last
-        self._memory = memory_of(objective)
+        self._memory, self._bounds = memory_of(objective), objective.bounds
         self.rollbacks = 0
         self._course = _Course()
         self._kept: _Kept | None = None
@@ -405,6 +406,9 @@ class Detector:
             finite = [x, *(leaf.tensor for leaf in found if leaf.says(FINITE))]
             before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in _parts(self._kept.state)[0]}
             told[_INFINITE] = float(not all(map(is_finite, finite)))
+            allowed = _ROUNDING * torch.finfo(x.dtype).eps
+            if not self._bounds.is_free:
+                told[_OUTSIDE] = float(self._bounds.violation(x) > allowed * max(1.0, float(x.abs().max())))
             told[_FALLEN] = float(any(fallen(found, before)))
             told[_PAIRS] = float(any(record.fault() for record in records))
         return told

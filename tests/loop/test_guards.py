@@ -264,6 +264,27 @@ def test_a_checkpoint_gets_only_what_has_been_checked():
     assert torch.equal(seen[9], clean.x) and result.rollbacks == 1
 
 
+def test_an_iterate_that_leaves_its_bounds_is_found_at_the_end():
+    """Only the last step is looked at, and the bits of the step that has moved it out are its own."""
+    f = quadratic(20, bounded=True)
+
+    @dataclass(frozen=True)
+    class Leaving(Kept):
+        times: list[int] = field(default_factory=lambda: [0])
+
+        def step(self, objective: Any, x: Tensor, state: Any) -> Any:
+            x, state = self.solver.step(objective, x, state)
+            self.times[0] += 1
+            if self.times[0] == 30:
+                x[3] = f.bounds.lower[3] - 1e-3
+            return x, state
+
+    clean = run(f, AdaGrad(), OFF)
+    with pytest.warns(UserWarning, match="the iterate is outside of its bounds"):
+        result = run(f, Leaving(AdaGrad()), Detection(share=1e-9))
+    assert same(result, clean) and result.rollbacks == 1
+
+
 @dataclass
 class Declared(State):
     squares: Tensor = field(default_factory=lambda: torch.ones(2), metadata=FINITE | RISING | REPLICATED)
