@@ -25,6 +25,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -162,9 +163,10 @@ class Open:
 
 def flip(tensor: Tensor, draw: random.Random) -> None:
     """Flip a random bit of a tensor."""
-    octets = tensor.data.view(-1).view(torch.uint8) if tensor.is_contiguous() else tensor.data.flatten()[:0]
-    if len(octets):
-        octets[draw.randrange(len(octets))] ^= 1 << draw.randrange(8)
+    flat = tensor.data.reshape(-1)  # a copy where it is not contiguous
+    octets = flat.view(torch.uint8)
+    octets[draw.randrange(len(octets))] ^= 1 << draw.randrange(8)
+    tensor.data.copy_(flat.view_as(tensor))
 
 
 def strike_in(where: str, solver: Open, draw: random.Random) -> Callable[[Tensor, Tensor], None]:
@@ -320,19 +322,23 @@ def of_files(flips: int) -> Iterator[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ two ranks
 
 
-def strike_halo(draw: random.Random, rank: int) -> Callable[[], None]:
-    """Flip a bit of the rows of one of the next halos that a rank receives; return what ends that."""
-    end, left = Halo.end, [draw.randrange(200), draw.randrange(2)]
+@contextmanager
+def struck_halos(at: int, victim: bool, draw: random.Random) -> Iterator[list[int]]:
+    """Flip a bit in the rows of halo number `at` that a rank receives; yield the number of those received."""
+    end, count = Halo.end, [0]
 
     def struck(self: Halo, pending: Any) -> Tensor:
         rows = end(self, pending)
-        left[0] -= 1
-        if left[0] == 0 and rank == left[1]:
+        count[0] += 1
+        if count[0] == at and victim and rows.numel():
             flip(rows, draw)
         return rows
 
     Halo.end = struck  # type: ignore[method-assign]
-    return lambda: setattr(Halo, "end", end)
+    try:
+        yield count
+    finally:
+        Halo.end = end  # type: ignore[method-assign]
 
 
 def on_ranks(flips: int, comm: Communicator) -> Iterator[dict[str, Any]]:
@@ -343,11 +349,7 @@ def on_ranks(flips: int, comm: Communicator) -> Iterator[dict[str, Any]]:
     cases = [made("obstacle:n=15", "dd-adagrad", 5, comm=comm), sharded]
     cleans = [clean_run(case) for case in cases]
     for mode, detection in MODES.items():
-        times, count, draw = (
-            number(flips, mode),
-            Counter[str](),
-            random.Random(3),
-        )
+        times, count, draw = number(flips, mode), Counter[str](), random.Random(3)
         for k in range(times):
             case, clean = cases[k % 2], cleans[k % 2]
             victim, at, solver = draw.randrange(comm.ranks), draw.randint(2, clean.calls), Open(case.solver)
@@ -355,16 +357,15 @@ def on_ranks(flips: int, comm: Communicator) -> Iterator[dict[str, Any]]:
             watched = Watched(case.objective, strike if comm.rank == victim else lambda x, g: None, at)
             count[outcome(case, clean, partial(run, case, watched, solver, detection))] += 1
         yield row("one rank", mode, times, count)
+    with struck_halos(-1, False, draw) as received:
+        clean_run(sharded)
     for mode, detection in MODES.items():
-        times, count, draw = (
-            number(flips, mode),
-            Counter[str](),
-            random.Random(4),
-        )
+        times, count, draw = number(flips, mode), Counter[str](), random.Random(4)
         for _ in range(times):
-            undo = strike_halo(draw, comm.rank)
-            count[outcome(sharded, cleans[1], partial(run, sharded, sharded.objective, sharded.solver, detection))] += 1
-            undo()
+            at, victim = draw.randint(1, received[0]), draw.randrange(comm.ranks)
+            with struck_halos(at, comm.rank == victim, random.Random(draw.random())):
+                go = partial(run, sharded, sharded.objective, sharded.solver, detection)
+                count[outcome(sharded, cleans[1], go)] += 1
         yield row("halo", mode, times, count)
 
 
