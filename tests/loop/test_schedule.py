@@ -158,7 +158,7 @@ def test_checkpoints_by_wall_time_and_by_steps(clock, interval, takes, steps):
 
 
 def test_the_last_checkpoint_is_as_late_as_it_can_be(clock):
-    """A step takes 1 s and a checkpoint 5: with the end at 100 s and 10 s in reserve it begins at 85 s at the latest."""
+    """A step takes 1 s and a checkpoint 5: with the end at 100 s and 10 s in reserve it begins at 85 s."""
     limit = TimeLimit(clock.now + 100.0, reserve=10.0)
     found, result = kept(clock, Schedule(every=Interval(math.inf), limit=limit), takes=5.0, steps=1000)
     assert result.status is Status.time_limit and found == [0, result.record.step]
