@@ -15,6 +15,7 @@ from .monitor import Record as Record
 from .monitor import check_replaceable as check_replaceable
 from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
+from .monitor import unwritten as unwritten
 from .monitor import write_table as write_table
 from .problem import Problem as Problem
 from .problem import completed as completed
