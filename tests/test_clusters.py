@@ -1,4 +1,4 @@
-"""The batch scripts of the page on clusters: a job that was warned is put into the queue again, one that ended is not."""
+"""The batch scripts of the page on clusters put a job that was warned into the queue again, and none that has ended."""
 
 import os
 import re
