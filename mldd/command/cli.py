@@ -218,7 +218,8 @@ def _leave_behind(
 
     files = reports.Files()
     if keeper is not None and not result.status.failed:
-        (files.failed if keeper.failed else files.written).append(keeper.failed or keeper.path)
+        files.failed += [keeper.failed] if keeper.failed else []
+        files.written += [] if keeper.failed else [keeper.path]
     if options.out is not None:
         reports.write_result(files, run, result, content, options.out)
     said, of_files = reports.summary(run, result, content)

@@ -42,6 +42,7 @@ from mldd.loop import (
     has,
     is_resumable,
     minimise,
+    unwritten,
 )
 from mldd.ranks import Communicator
 
@@ -406,7 +407,10 @@ def _monitors(run: Run, past: Past, out: Path | None, home: Path | None, shown: 
         if out is not None:
             for stale in RESULTS:  # of an older run: they would contradict the new history
                 (out / stale).unlink(missing_ok=True)
-            monitors.append(Survivable(CsvWriter(out / "history.csv", past.history)))
+            try:
+                monitors.append(Survivable(CsvWriter(out / "history.csv", past.history)))
+            except OSError as error:
+                raise unwritten(out / "history.csv", error) from error
             names, shape = dict(zip(("problem", "solver"), run.names, strict=True)), run.shape
             about = {**names, "seed": run.seed, "ranks": run.comm.ranks, **shape, **run.options}
             monitors += [Logger(kind, out, about, past.history, home) for kind in run.options["log"] if kind != "csv"]

@@ -24,8 +24,7 @@ from mldd.ranks import Communicator, prepare, world
 _GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
-_NOT_HERE = ("command", "problem", "solver", "seed", "seeds", "device", "dtype", "data", "petsc", "debug")
-_NOT_HERE += ("began", "supervised")
+_NOT_HERE = "command problem solver seed seeds device dtype data petsc debug began supervised".split()
 _PATHS = ("out", "checkpoint", "resume")
 
 

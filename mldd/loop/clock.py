@@ -14,7 +14,7 @@ from mldd.algebra import uncounted
 class Clock:
     """Wall time of a run. Limits count all of it, the history that without what is done for the user's eyes."""
 
-    _started: float = field(default_factory=time.perf_counter)
+    _started: float = field(default_factory=lambda: time.perf_counter())
     _paused: float = 0.0
 
     @contextmanager

@@ -153,6 +153,8 @@ def unwritten(path: Path, error: OSError) -> OSError:
     error : OSError
         What the system said.
     """
+    while error.errno is None and isinstance(error.__cause__, OSError):  # said already, of a file that becomes this one
+        error = error.__cause__
     return OSError(
         f"{path} could not be written ({error.strerror or error}); free the way to it, or name another place"
     )

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_RESERVE = 30.0  # seconds, at most; of short limits a twentieth
+_RESERVE = 30.0  # seconds, at most; of short limits a quarter
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class TimeLimit:
             ends.append(began + seconds_of(text))
         if not ends:
             return None
-        return TimeLimit(min(ends), min(_RESERVE, 0.05 * max(min(ends) - began, 0.0)))
+        return TimeLimit(min(ends), min(_RESERVE, 0.25 * max(min(ends) - began, 0.0)))
 
     def left(self) -> float:
         """Return the seconds that may still be used."""

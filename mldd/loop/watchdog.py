@@ -20,7 +20,7 @@ _LAST_WORDS = 1.0  # seconds
 
 @contextmanager
 def watched(seconds: float, comm: Communicator) -> Iterator[Callable[[int], None]]:
-    """Yield what is called with its number as a step begins; where no call comes for long, the process ends with 1.
+    """Yield what is called with the steps done as one begins; where no call comes for long, the process ends with 1.
 
     Every rank has a watch of its own, so that the ranks that wait name the collective and the one that they wait for
     names its operation, unless it has died or stands still.
@@ -35,7 +35,7 @@ def watched(seconds: float, comm: Communicator) -> Iterator[Callable[[int], None
     if seconds == math.inf:
         yield lambda step: None
         return
-    last, over, thread = [time.monotonic(), 0.0], threading.Event(), threading.get_ident()
+    last, over, thread = [time.monotonic(), -1.0], threading.Event(), threading.get_ident()
 
     def beat(step: int) -> None:
         last[:] = time.monotonic(), step
@@ -43,7 +43,7 @@ def watched(seconds: float, comm: Communicator) -> Iterator[Callable[[int], None
     def watch() -> None:
         while not over.wait(min(1.0, seconds / 10)):
             if time.monotonic() - last[0] > seconds:
-                _end(f"step {int(last[1])} has not ended after {seconds:g} s", thread, comm)
+                _end(f"step {int(last[1]) + 1} has not ended after {seconds:g} s", thread, comm)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
