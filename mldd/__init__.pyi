@@ -8,9 +8,9 @@ from .loop.problem import Problem as Problem
 from .loop.solver import Result as Result
 from .loop.solver import Solver as Solver
 from .loop.solver import State as State
-from .loop.solver import Stop as Stop
 from .loop.solver import minimise as minimise
 from .loop.status import Status as Status
+from .loop.stop import Stop as Stop
 from .loop.validation import Validation as Validation
 from .models.model_file import load as load
 

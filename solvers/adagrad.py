@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import DIFFERENCES, Bounds, Objective, difference, offers, product_price
-from mldd.loop import State
+from mldd.loop import FINITE, REPLICATED, RISING, SCRATCH, State
 from mldd.solvers.parts import Secant
 
 Curvature = Literal["auto", "none", "exact", "diagonal", "differences", "lbfgs"]
@@ -153,8 +153,8 @@ class AdaGradState(State):
         Number of unknowns whose first step is not known to be of a good length: all of them, or 0.
     """
 
-    squares: Tensor = field(default_factory=lambda: torch.empty(0))
-    scratch: Tensor = field(default_factory=lambda: torch.empty(0))
+    squares: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED | RISING)
+    scratch: Tensor = field(default_factory=lambda: torch.empty(0), metadata=SCRATCH)
     pairs: Secant = field(default_factory=lambda: Secant.empty(torch.empty(0), 0))
     last_x: Tensor = field(default_factory=lambda: torch.empty(0))
     last_g: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -21,7 +21,7 @@ from mldd.algebra import (
     SharedDecomposition,
     split,
 )
-from mldd.loop import State, Status
+from mldd.loop import FINITE, PER_SUBDOMAIN, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.parts import Floats, Probed, column, inner, numbers
 from mldd.solvers.trust_region import TrustRegion
@@ -147,6 +147,7 @@ class Apts:
         share = 1.0 / m if self.outer.norm == "inf" else 1.0 / math.sqrt(total * m)
         return AptsState(
             whole=self.whole.init(objective, x),
+            subdomains=list(d.local),
             local=self.local.fresh(y),
             weights=weights,
             uniform=uneven == 0,
@@ -238,15 +239,14 @@ class Apts:
 
     def _solve_locally(self, objective: Objective, x: Tensor, state: AptsState) -> tuple[Tensor, Floats]:
         """Return the weighted steps of this rank's subdomains, shape (p, m), and the decreases they promise, (p,)."""
-        d, local, g = self.decomposition, state.local, state.whole.gradient
+        d, g = self.decomposition, state.whole.gradient
         assert g is not None  # noqa: S101
         f, y0 = Remembered(d.models(objective, x, g)), d.gather(x)
         if not len(y0):
             return y0, np.zeros(0)
         y, g0 = y0.clone(), d.gather(g).mul_(d.valid)
         f.keep(y, g0)  # R_d g: that is what first-order consistent means
-        if not self.keep_pairs:
-            state.local = local = self.local.fresh(y)
+        local = state.local if self.keep_pairs else self.local.fresh(y)
         local.confine(y0, state.whole.radius * state.share)
         self.local.locate(f, y, local)
         start = local.value
@@ -275,8 +275,10 @@ class AptsState(State):
         Of Schwarz steps (delta) and of global steps; each in use is that of `whole` while the step is done.
     stuck : list of bool
         Which kind of step is at its floor.
+    subdomains : list of int
+        Numbers of the subdomains of this rank.
     local : TrustRegionState
-        One row per subdomain of this rank.
+        One row per subdomain of this rank; as at the start where no pairs are kept.
     weights : Tensor, shape (p, m)
         Weights of the local steps.
     uniform : bool
@@ -290,8 +292,9 @@ class AptsState(State):
     """
 
     whole: TrustRegionState = field(default_factory=TrustRegionState)
-    local: TrustRegionState = field(default_factory=TrustRegionState)
-    weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    subdomains: list[int] = field(default_factory=list)
+    local: TrustRegionState = field(default_factory=TrustRegionState, metadata=PER_SUBDOMAIN)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=PER_SUBDOMAIN | FINITE)
     uniform: bool = False
     share: float = 1.0
     radii: list[Tensor] = field(default_factory=list)

@@ -230,7 +230,7 @@ class Raspen:
         if x.dtype != torch.float64:
             warnings.warn(f"{self.name} is made for float64, got {x.dtype}: its steps are inexact", stacklevel=2)
         load_petsc()
-        return AspinState(sweep=self.sweep.init(objective, x))
+        return AspinState(sweep=self.sweep.init(objective, x), value=x.new_tensor(math.nan))
 
     def step(self, objective: Objective, x: Tensor, state: AspinState) -> tuple[Tensor, AspinState]:
         """Do one Newton step on F, in place."""

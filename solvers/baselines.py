@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Objective
-from mldd.loop import State
+from mldd.loop import FINITE, REPLICATED, RISING, SCRATCH, State
 
 
 def _positive(**settings: float) -> None:
@@ -50,9 +50,9 @@ class AdamState(State):
         Steps in the means.
     """
 
-    mean: Tensor = field(default_factory=lambda: torch.empty(0))
-    square: Tensor = field(default_factory=lambda: torch.empty(0))
-    scratch: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    mean: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
+    square: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
+    scratch: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=SCRATCH)
     count: int = 0
 
 
@@ -120,8 +120,8 @@ class SgdState(State):
         Buffer for Nesterov's momentum.
     """
 
-    momentum: Tensor | None = None
-    scratch: Tensor | None = field(default=None, repr=False)
+    momentum: Tensor | None = field(default=None, metadata=FINITE | REPLICATED)
+    scratch: Tensor | None = field(default=None, repr=False, metadata=SCRATCH)
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ class TorchAdaGradState(State):
         Buffer.
     """
 
-    squares: Tensor = field(default_factory=lambda: torch.empty(0))
-    scratch: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    squares: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED | RISING)
+    scratch: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=SCRATCH)
 
 
 @dataclass(frozen=True)

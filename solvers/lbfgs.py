@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Objective, remember, value_and_gradient
-from mldd.loop import State, Status
+from mldd.loop import FINITE, REPLICATED, SCRATCH, State, Status
 from mldd.solvers.parts import LbfgsPairs, rows_for
 
 Scaling = Literal["scalar", "rows", "auto"]
@@ -219,9 +219,9 @@ class LbfgsState(State):
     """
 
     pairs: LbfgsPairs = field(default_factory=LbfgsPairs)
-    direction: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    trial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    velocity: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    direction: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=SCRATCH)
+    trial: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=SCRATCH)
+    velocity: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=FINITE | REPLICATED)
     value: float = math.nan
     gradient: Tensor | None = field(default=None, repr=False)
     evaluations: int = 0

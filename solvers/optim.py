@@ -20,7 +20,7 @@ from mldd.algebra import (
     did_you_mean,
     local_restrictions,
 )
-from mldd.loop import Solver, State, Status, checkpoint, pack, restore
+from mldd.loop import CheckpointError, Solver, State, Status, is_resumable, pack, restore
 from mldd.solvers.parts import (
     ClosureObjective,
     Span,
@@ -378,9 +378,9 @@ class Optimizer(torch.optim.Optimizer):
         CheckpointError
             A solver whose memory lives outside of Python (TAO, SNES).
         """
-        if self._state is not None and not checkpoint.is_resumable(self._state):
+        if self._state is not None and not is_resumable(self._state):
             name = type(self._solver).__name__
-            raise checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"the state of {name} lives outside of Python and can be neither saved nor copied; save the module "
                 "alone and start a new optimizer from it, or take a solver of mldd (LBFGS)"
             )

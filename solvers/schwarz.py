@@ -21,7 +21,7 @@ from mldd.algebra import (
     SharedDecomposition,
     sampled,
 )
-from mldd.loop import Solver, State, Status
+from mldd.loop import FINITE, REPLICATED, Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.adagrad import AdaGrad
 from mldd.solvers.parts import BatchLBFGS, Memory, Order, Sweep, SweepState
@@ -323,6 +323,6 @@ class NonlinearSchwarzState(State):
     """
 
     sweep: SweepState = field(default_factory=SweepState)
-    before: Tensor = field(default_factory=lambda: torch.empty(0))
+    before: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
     shortened: bool = False
     refused: int = 0

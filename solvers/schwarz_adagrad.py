@@ -17,7 +17,7 @@ from mldd.algebra import (
     Restricted,
     split,
 )
-from mldd.loop import State
+from mldd.loop import FINITE, REPLICATED, State
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.adagrad import AdaGrad, taylor_step
 from mldd.solvers.multilevel_adagrad import MultilevelAdaGrad, MultilevelState, Recursion
@@ -202,7 +202,7 @@ class SchwarzState(State):
 
     sweep: SweepState = field(default_factory=SweepState)
     levels: MultilevelState = field(default_factory=MultilevelState)
-    previous: Tensor = field(default_factory=lambda: torch.empty(0))
+    previous: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
 
     def forget(self) -> None:
         """Make no pair of gradients of two functions, on any level."""

@@ -24,7 +24,7 @@ from mldd.algebra import (
     split,
     value_and_gradient,
 )
-from mldd.loop import State, Status
+from mldd.loop import FINITE, REPLICATED, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS, LbfgsState, Trial, WolfeSearch, along
 from mldd.solvers.parts import BatchLBFGS, Order, Probed, Sweep, SweepState
@@ -378,4 +378,4 @@ class SpqnState(State):
 
     outer: LbfgsState = field(default_factory=LbfgsState)
     sweep: SweepState = field(default_factory=SweepState)
-    previous: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    previous: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=FINITE | REPLICATED)

@@ -139,6 +139,26 @@ class Around:
         return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
 
 
+class Memory(Protocol):
+    """What the samples of a stochastic objective remember from step to step: part of what a run goes on from."""
+
+    def state(self) -> Any:
+        """Return what is remembered now, as plain data; all ranks call it together."""
+        ...
+
+    def restore(self, state: Any, device: torch.device) -> None:
+        """Remember what `state` has returned.
+
+        Parameters
+        ----------
+        state : object
+            Plain data on the CPU.
+        device : torch.device
+            Where the samples are evaluated.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Stochastic(Around):
     """`f`, of which every outer step sees another sample: a mini-batch, a draw of dropout.
@@ -150,10 +170,13 @@ class Stochastic(Around):
     f : Objective
         What is asked for values, measures and pictures.
     draw : callable
-        ``draw(step)`` returns the objective of outer step `step`; it depends on nothing else.
+        ``draw(step)`` returns the objective of outer step `step`; it depends on nothing else but the `memory`.
+    memory : Memory, optional
+        What the samples remember from step to step; None for nothing.
     """
 
     draw: Callable[[int], Objective]
+    memory: Memory | None = None
 
     @property
     def batched(self) -> bool:
@@ -202,6 +225,18 @@ def layers_of(f: Any) -> Iterator[Any]:
     while f is not None:
         yield f
         f = getattr(f, "f", None)
+
+
+def memory_of(f: Any) -> Memory | None:
+    """Return what the samples of `f`, or of a layer of it, remember from step to step; None for nothing.
+
+    Parameters
+    ----------
+    f : Objective
+        The outermost layer.
+    """
+    found = (getattr(layer, "memory", None) for layer in layers_of(f) if isinstance(layer, Stochastic))
+    return next((memory for memory in found if memory is not None), None)
 
 
 def innermost(f: Any) -> Any:

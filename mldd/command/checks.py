@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
+from mldd.command.options import evaluations
 from mldd.loop import History, check_loggers, read_csv, replacing
 from mldd.models import MODEL, SOLUTION
 from mldd.ranks import Communicator
@@ -31,6 +33,39 @@ def check_validation(options: argparse.Namespace) -> None:
         raise ValueError(f"{given} needs a validation, got none; add --validate-every K")
     if best and options.out is None:
         raise ValueError(f"--keep {options.keep} needs a folder to keep it in, got none; add --out DIR")
+
+
+def check_times(options: argparse.Namespace) -> None:
+    """Refuse times that lack what they are times of.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        Of the command line.
+
+    Raises
+    ------
+    ValueError
+        One line that names the option.
+    """
+    if options.target > -math.inf and evaluations(str(options.evaluate_every)) is None:
+        raise ValueError("--target needs the loss on the way, got --evaluate-every never; leave one of them out")
+    if getattr(options, "checkpoint", None) is None:
+        if getattr(options, "checkpoint_every", None) is not None:
+            raise ValueError(f"--checkpoint-every {options.checkpoint_every} needs --checkpoint FILE, got none; add it")
+        if is_auto(getattr(options, "resume", None)):
+            raise ValueError("--resume auto goes on from --checkpoint FILE, got none; add it, or name the checkpoint")
+
+
+def is_auto(resume: Path | None) -> bool:
+    """Return whether a run goes on from its own checkpoint if there is one.
+
+    Parameters
+    ----------
+    resume : Path or None
+        What ``--resume`` says; a file of the name is ``./auto``.
+    """
+    return resume is not None and str(resume) == "auto"
 
 
 def check_log(options: argparse.Namespace) -> None:
@@ -90,7 +125,8 @@ def check_free(folder: Path, overwrite: bool, comm: Communicator, past: History 
     comm : Communicator
         The ranks.
     past : History, optional
-        Records of the run that goes on: results that begin with them are its own.
+        Records of the run that goes on: results that begin with them are its own. Where there are none a history that
+        has not come beyond its start is that of a run that was ended before its first checkpoint.
 
     Raises
     ------
@@ -110,9 +146,16 @@ def _results(folder: Path, past: History | None) -> str:
     """Return the name of a file with results that are not those of the run that goes on, empty where there is none."""
     there = [name for name in ("history.csv", "compare.csv", *RESULTS) if (folder / name).exists()]
     there += [str(path.relative_to(folder)) for of in ("*", "*/*") for path in folder.glob(f"{of}/history.csv")]
-    if there[:1] == ["history.csv"] and past is not None and _goes_on(read_csv(folder / "history.csv"), past):
-        return ""
+    if there[:1] == ["history.csv"] and past is not None:
+        written = _written(folder / "history.csv")
+        if _goes_on(written, past) if past.records else len(there) == 1 and len(written.records) <= 1:
+            return ""
     return there[0] if there else ""
+
+
+def _written(path: Path) -> History:
+    """Return a history; one that was ended before its first line was whole is empty."""
+    return read_csv(path) if path.read_bytes().count(b"\n") else History()
 
 
 def _goes_on(written: History, past: History) -> bool:

@@ -1,7 +1,8 @@
-"""The command ``mldd``: list, info, train, compare, predict, plot, partition, data.
+"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, data.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
-ended as asked, 1 when it failed, 2 for a bad argument, 130 after Ctrl-C, 141 when nobody reads what it prints.
+ended as asked, 1 when it failed or a file could not be written, 2 for a bad argument, 130 after Ctrl-C, 143 after TERM
+or USR1 or where the time limit is near, 141 when nobody reads what it prints.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mldd.algebra import way_to_install
 from mldd.command import names, output
 from mldd.command.options import parse
 from mldd.command.values import one_line
+from mldd.loop import Terminated, terminable
 from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
-    from mldd.loop import Status
+    from mldd.command.run import Keeper, Run
+    from mldd.loop import Result
     from mldd.ranks import Communicator
 
 
@@ -101,18 +104,20 @@ def _answer(words: list[str]) -> int:
             warnings.formatwarning = lambda message, *_: f"mldd: warning: {message}\n"  # where it was is of no use here
             if stage.rank != 0:
                 warnings.simplefilter("ignore")
-            code = int(_COMMANDS[options.command](options, stage))
+            with terminable():
+                code = int(_COMMANDS[options.command](options, stage))
         sys.stdout.flush()
         return code
     except SystemExit as end:
         return int(end.code or 0)
     except _ElsewhereError:
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        code = 143 if isinstance(error, Terminated) else 130
         print("mldd: interrupted", file=sys.stderr, flush=True)
         if stage.comm is not None:
-            stage.comm.abort(130)
-        return 130
+            stage.comm.abort(code)
+        return code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and output.reader_is_gone():
             return output.READER_IS_GONE
@@ -179,9 +184,11 @@ def _begin(options: argparse.Namespace, stage: Stage) -> Communicator:
 
 def _train(options: argparse.Namespace, stage: Stage) -> int:
     if options.seeds is not None:
-        for option in ("checkpoint", "resume"):
+        for option in ("checkpoint", "checkpoint_every", "resume"):
             if getattr(options, option) is not None:
-                raise ValueError(f"--{option} is of one run, got --seeds; give --seed S, or leave --{option} out")
+                raise ValueError(
+                    f"--{option.replace('_', '-')} is of one run, got --seeds; give --seed S, or leave it out"
+                )
         return _several(options, [options.solver], stage)
     early = _begin(options, stage) if stage.launched else None  # under MPI no rank may leave before the others
     names.check_solver(options.solver)
@@ -190,35 +197,45 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     from mldd.command import builder
     from mldd.command import report as reports
     from mldd.command import run as runs
+    from mldd.loop import deferred
 
     builder.check_options(options, [pair[1]])
     run, past = runs.begin(pair, options, lambda: builder.build_problem(pair[0], options, options.seed, comm), comm)
     stage.agree()
-    result = runs.execute(
-        run, past, out=options.out, checkpoint=options.checkpoint, shown=not options.quiet, first=stage.start
-    )
-    stage.running = True
-    content = reports.report(run, result)
-    if comm.rank == 0:
-        written = reports.write_all(run, result, content, options.out)
-        if options.checkpoint is not None and not result.status.failed:
-            written.append(options.checkpoint)
-        if not options.quiet:
-            print(reports.summary(run, result, content, written), flush=True)
-        if result.status.failed:
-            print(f"mldd: error: {result.status.name}: {result.status.advice}", file=sys.stderr, flush=True)
-    return exit_status(result.status)
+    keeper = None if options.checkpoint is None else runs.Keeper(options.checkpoint, run)
+    with deferred():  # a signal at the end does not take the result away
+        result = runs.execute(run, past, out=options.out, keeper=keeper, shown=not options.quiet, first=stage.start)
+        stage.running = True
+        content = reports.report(run, result)
+        failed = comm.rank == 0 and _leave_behind(run, result, content, keeper, options)
+        failed = comm.gather_items(failed)[0]
+    return result.status.exit_code or int(failed)
 
 
-def exit_status(status: Status) -> int:
-    """Return what the shell gets: 0, 1 when the run failed, 130 after Ctrl-C.
+def _leave_behind(
+    run: Run, result: Result, content: dict[str, Any], keeper: Keeper | None, options: argparse.Namespace
+) -> bool:
+    """Write the result, say how the run ended, then draw (rank 0); return whether a file could not be written."""
+    from mldd.command import report as reports
 
-    Parameters
-    ----------
-    status : Status
-        Why the run ended.
-    """
-    return 130 if status.name == "interrupted" else int(status.failed)
+    files = reports.Files()
+    if keeper is not None and not result.status.failed:
+        files.failed += [keeper.failed] if keeper.failed else []
+        files.written += [] if keeper.failed else [keeper.path]
+    if options.out is not None:
+        reports.write_result(files, run, result, content, options.out)
+    said, of_files = reports.summary(run, result, content)
+    if not options.quiet:
+        print(said, flush=True)
+    if options.out is not None:
+        reports.draw(files, run, result, content, options.out)
+    if files.written and not options.quiet:
+        print(of_files + " ".join(map(str, files.written)), flush=True)
+    for line in files.failed:
+        print(f"mldd: error: {line}", file=sys.stderr, flush=True)
+    if result.status.failed:
+        print(f"mldd: error: {result.status.name}: {result.status.advice}", file=sys.stderr, flush=True)
+    return bool(files.failed)
 
 
 def _compare(options: argparse.Namespace, stage: Stage) -> int:
@@ -238,10 +255,17 @@ def _several(options: argparse.Namespace, texts: Sequence[str], stage: Stage) ->
     builder.check_options(options, solvers)
     checks.check_validation(options)
     checks.check_log(options)
+    checks.check_times(options)
     if options.out is not None:
         checks.check_free(options.out, options.overwrite, comm)
         checks.check_folder(options.out, comm)
     return compare.compare(problem, solvers, options, stage)
+
+
+def _supervise(options: argparse.Namespace, stage: Stage) -> int:
+    from mldd.command import supervise
+
+    return supervise.supervise(options.supervised, options.restarts)
 
 
 def _predict(options: argparse.Namespace, stage: Stage) -> int:
@@ -289,6 +313,7 @@ _COMMANDS = {
     "info": _info,
     "train": _train,
     "compare": _compare,
+    "supervise": _supervise,
     "predict": _predict,
     "plot": _plot,
     "partition": _partition,

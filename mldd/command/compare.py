@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mldd.command import report as reports
 from mldd.command import run as runs
@@ -16,7 +17,7 @@ from mldd.command.builder import build_problem
 from mldd.command.ensemble import TableRow, metrics_of, quartiles, table
 from mldd.command.names import Spec
 from mldd.command.preparation import Preparation
-from mldd.loop import Cost, History, Result, Stop, minimise, read_csv, write_table
+from mldd.loop import Cost, History, Result, Status, Stop, deferred, minimise, read_csv, write_table
 from mldd.ranks import Communicator
 
 
@@ -61,26 +62,47 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     prepared = prepare_all(problem, solvers, options, options.seeds[0], comm)
     stage.agree()
     stage.start()
-    rows: list[TableRow] = []
+    with deferred():  # a signal between two runs is one for the next
+        rows = list(_rows(problem, solvers, prepared, options, comm))
+        files = reports.Files()
+        if comm.rank == 0:
+            print("\n".join(table(rows)), flush=True)
+        if comm.rank == 0 and options.out is not None:
+            write(files, rows, options.out, problem.text)
+            print("written  " + " ".join(map(str, files.written)), flush=True)
+    for line in files.failed:
+        print(f"mldd: error: {line}", file=sys.stderr, flush=True)
+    failed = comm.gather_items(bool(files.failed) or any(row.failed for row in rows))[0]
+    return (_ended(rows[-1]) or int(failed)) if rows else 1
+
+
+def _ended(row: TableRow) -> int:
+    """Return the exit status of a run that was ended from outside, 0 for others."""
+    status = Status.__members__.get(str(row.content.get("status")))
+    return status.exit_code if status is not None and status.is_unfinished else 0
+
+
+def _rows(
+    problem: Spec, solvers: Sequence[Spec], prepared: list[runs.Run], options: argparse.Namespace, comm: Communicator
+) -> Iterator[TableRow]:
+    """Yield the row of every run, up to one that was ended from outside."""
     alone = options.command == "train"
+    texts = [spec.text for spec in solvers]
     folders = dict.fromkeys(texts, "") if alone else _folders(texts)
-    stopped = False
     for seed in options.seeds:
-        if seed != options.seeds[0]:
-            prepared = prepare_all(problem, solvers, options, seed, comm)
+        first = seed == options.seeds[0]
+        if not first:
+            again, error = runs.attempt(comm, lambda: prepare_all(problem, solvers, options, seed, comm))  # noqa: B023
+            if again is None:
+                yield from (TableRow(text, seed, {}, History(), error) for text in texts)
+                continue
+            prepared = again
         for spec, run in zip(solvers, prepared, strict=True):
-            if stopped:
-                break
             out = None if options.out is None else options.out / folders[spec.text] / str(seed)
-            shown, warm = not options.quiet, seed == options.seeds[0]
-            row = one(run, out, options.out, shown=shown, warm=warm, pictures=alone)
-            rows.append(row)
-            stopped = row.content.get("status") == "interrupted"
-    if comm.rank == 0:
-        print("\n".join(table(rows)), flush=True)
-        if options.out is not None:
-            print("written  " + " ".join(map(str, write(rows, options.out, problem.text))), flush=True)
-    return 130 if stopped else int(any(row.failed for row in rows))
+            row = one(run, out, options.out, shown=not options.quiet, warm=first, pictures=alone)
+            yield row
+            if _ended(row):
+                return
 
 
 def prepare_all(
@@ -126,37 +148,42 @@ def one(
     pictures : bool
         Whether the problem draws its own, too.
     """
-    comm = run.comm
-    error, history = "", History()
+    comm, files = run.comm, reports.Files()
 
-    def action() -> Result:
+    def action() -> tuple[Result, dict[str, Any]]:
         if out is not None and comm.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
         if warm:
             with run.builder.in_use():
-                minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), comm=comm)
-        return runs.execute(run, runs.Past(run.x), out=out, home=home, shown=shown)
+                minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), values=False, comm=comm)
+        result = runs.execute(run, runs.Past(run.x), out=out, home=home, shown=shown)
+        content = reports.report(run, result)
+        if comm.rank == 0 and out is not None:
+            reports.write_result(files, run, result, content, out)
+            reports.draw(files, run, result, content, out, of_problem=pictures)
+        return result, content
 
-    result, error = runs.attempt(comm, action)
-    if result is None:
+    made, error = runs.attempt(comm, action)
+    if made is None:
+        history = History()
         with contextlib.suppress(OSError, ValueError):
             history = History() if out is None else read_csv(out / "history.csv")
         history.norm = run.stop.norm
         return TableRow(run.names[1], run.seed, {}, history, error)
-    content = reports.report(run, result)
-    if comm.rank == 0:
-        reports.write_all(run, result, content, out, drawing=pictures)
-    return TableRow(run.names[1], run.seed, content, result.history)
+    result, content = made
+    return TableRow(run.names[1], run.seed, content, result.history, "; ".join(files.failed))
 
 
-def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
-    """Write the tables and the figure; return the files.
+def write(files: reports.Files, rows: Sequence[TableRow], out: Path, title: str) -> None:
+    """Write the tables and the figure.
 
     They are ``compare.csv`` (one row per solver and seed), ``quartiles.csv`` where there are several seeds (one row per
     solver and quantity), ``compare.pdf`` and ``compare.png``.
 
     Parameters
     ----------
+    files : Files
+        They are added here.
     rows : sequence of TableRow
         In the order of the runs.
     out : Path
@@ -171,11 +198,11 @@ def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
         numbers = {key: row.content.get(key, "") for key in keys}
         found = {name: row.content.get("metrics", {}).get(name, "") for name in metrics}
         numbered.append({"solver": row.solver, "seed": row.seed, **numbers, **found, "error": row.error})
-    write_table(out / "compare.csv", numbered)
-    written = [out / "compare.csv"]
+    tables = {"compare.csv": numbered}
     if len({row.seed for row in rows}) > 1:
-        write_table(out / "quartiles.csv", quartiles(rows))
-        written.append(out / "quartiles.csv")
+        tables["quartiles.csv"] = quartiles(rows)
+    for name, entries in tables.items():
+        files.add(lambda: _table(out / name, entries))  # noqa: B023 (at once)
     if any(row.history.records for row in rows):
 
         def draw() -> list[Path]:
@@ -184,8 +211,13 @@ def write(rows: Sequence[TableRow], out: Path, title: str) -> list[Path]:
             curves.comparison(_histories(rows), out / "compare", title)
             return figure_files(out / "compare")
 
-        written += reports.drawn("the figure compare", draw)
-    return written
+        files.written += reports.drawn("the figure compare", draw)
+
+
+def _table(path: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, rows)
+    return [path]
 
 
 def _histories(rows: Sequence[TableRow]) -> dict[str, list[History]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from mldd.algebra import did_you_mean
 from mldd.command.values import check_seed
+from mldd.loop import Interval, seconds_of
 
 _MOST_SEEDS = 10_000
 _EXAMPLES = """
@@ -22,6 +24,7 @@ separated by colons); PROBLEM may be a file .npz, .pt, .nc or .zarr. One-dash op
   mldd train cora --solver adam --validate-every 5 --patience 10 --keep best --out results
   mldd predict results my_graph.npz --out classes.csv
   mldd compare cora --solvers adam:lr=0.01,dd-adagrad --seeds 0,1,2 --steps 200 --out results
+  mldd supervise -- mpiexec -n 4 mldd train cora --solver adam --checkpoint cora.ckpt --resume auto --out results
   mldd partition cora --parts 16 --methods metis,kahypar-km1,best --out parts
 """
 
@@ -50,13 +53,15 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     ValueError
         One line that says what is wrong.
     """
-    parser = _parser()
+    parser, began = _parser(), time.time()
+    words, supervised = _until_dashes(words)
     own, petsc = _split(words)
     options = parser.parse_args(own)
     if options.command is None:
-        raise ValueError(
-            "a command is needed: list, info, train, compare, predict, plot, partition or data; see mldd --help"
-        )
+        raise ValueError(f"a command is needed: {', '.join(_commands(parser))}; see mldd --help")
+    options.began, options.supervised = began, supervised
+    if supervised and options.command != "supervise":
+        raise ValueError(f"{options.command} takes nothing behind --, got {supervised[0]!r}; leave it out")
     if petsc and options.command not in ("train", "compare"):
         raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
     for word in petsc:
@@ -64,6 +69,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise ValueError(f"{word} with one dash goes to PETSc; did you mean -{word.replace('_', '-')}?")
     options.petsc = petsc
     return options
+
+
+def _until_dashes(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """Split at the first word ``--``: behind it is the command that is supervised."""
+    end = list(words).index("--") if "--" in words else len(words)
+    return words[:end], list(words[end + 1 :])
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -79,9 +90,13 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, petsc
 
 
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return {name: command for a in below for name, command in a.choices.items()}
+
+
 def _long_options(parser: argparse.ArgumentParser) -> set[str]:
-    commands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    below = {option for a in commands for command in a.choices.values() for option in _long_options(command)}
+    below = {option for command in _commands(parser).values() for option in _long_options(command)}
     return below | {option for option in parser._option_string_actions if option.startswith("--")}
 
 
@@ -114,6 +129,50 @@ def _kept(text: str) -> str:
     return text
 
 
+def _read_by(read: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a type of argparse that leaves a text as it is once `read` can read it."""
+
+    def checked(text: str) -> str:
+        try:
+            read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return checked
+
+
+def evaluations(text: str) -> int | str | None:
+    """Return what `minimise` calls ``values``: the steps between two values of the objective.
+
+    Parameters
+    ----------
+    text : str
+        A whole number, auto or never: then the start and the end alone have values, which say whether a run has risen.
+
+    Raises
+    ------
+    ValueError
+        No such text.
+    """
+    if text in ("auto", "never"):
+        return "auto" if text == "auto" else None
+    if not re.fullmatch(r"\d+", text) or int(text) < 1:
+        raise ValueError(f"must be a whole number >= 1, auto or never, got {text!r}")
+    return int(text)
+
+
+def _limit(text: str) -> float | None:
+    return None if text == "auto" else seconds_of(text)
+
+
+def _positive(text: str) -> float:
+    number = _number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be > 0, got {text!r}")
+    return number
+
+
 def _words(text: str) -> list[str]:
     return list(dict.fromkeys(text.split(",")))
 
@@ -140,7 +199,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        dest="command", metavar="list | info | train | compare | predict | plot | partition | data"
+        dest="command", metavar="list | info | train | compare | supervise | predict | plot | partition | data"
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -157,14 +216,20 @@ def _parser() -> _Parser:
     start = train.add_mutually_exclusive_group()
     start.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0")
     start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
-    train.add_argument("--checkpoint", type=Path, metavar="FILE", help="write it at the end and every 30 s")
-    train.add_argument("--resume", type=Path, metavar="FILE", help="go on from a checkpoint")
+    train.add_argument("--checkpoint", type=Path, metavar="FILE", help="written at intervals and at the end")
+    every = "30s, 5m, 2h of wall time, 100steps, or auto: 5m, more where writing takes over 2 %% of the time"
+    train.add_argument("--checkpoint-every", type=_read_by(Interval.of), metavar="T", help=every)
+    resume = "go on from a checkpoint; auto: from that of --checkpoint if there is one"
+    train.add_argument("--resume", type=Path, metavar="FILE|auto", help=resume)
     compare = command("compare", "several solvers from the same starts")
     compare.add_argument("problem", metavar="PROBLEM")
     compare.add_argument("--solvers", required=True, metavar="A,B,C")
     compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
     for both in (train, compare):
         _add_options(both)
+    supervise = command("supervise", "run what is behind -- again from its last checkpoint until it has ended")
+    limit = "restarts in a row without a step forward after which it is given up; default 3"
+    supervise.add_argument("--restarts", type=_at_least(0), default=3, metavar="N", help=limit)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
     plot = command("plot", "compare the results in folders in a figure")
     plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
@@ -240,7 +305,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--atol", type=_number, default=0.0, metavar="A", help="stop at this measure; default 0")
     add("--rtol", type=_number, default=0.0, metavar="R", help="stop at this fraction of the first measure; default 0")
     add("--target", type=_number, default=-math.inf, metavar="LOSS", help="stop at this loss")
-    add("--max-seconds", type=_number, default=math.inf, metavar="S", help="stop after this time")
+    add("--max-seconds", type=_number, default=math.inf, metavar="S", help="stop after this wall time of the run")
+    limit = "end in good time before it, with checkpoint and result: D-HH:MM:SS, minutes, auto: that of the SLURM job"
+    add("--time-limit", type=_read_by(_limit), metavar="T", help=f"{limit}, which holds without this option, too")
+    values = "steps between two values of the loss; auto (default): in 10 %% of the time; never: only at the ends"
+    add("--evaluate-every", type=_read_by(evaluations), default="auto", metavar="K|auto|never", help=values)
+    dog = "a step that takes longer is the end of the run, which says where each rank is"
+    add("--watchdog", type=_positive, default=math.inf, metavar="S", help=dog)
     add("--norm", choices=("inf", "2"), default="inf", help="of the measure; default inf")
     add(
         "--prices",
@@ -256,6 +327,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
     add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
     add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
+    verify = "every K steps, evaluate the gradient again and against values; check iterate and state at every step"
+    add("--verify", type=_at_least(1), default=0, metavar="K", help=verify)
     loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
     add("--log", type=_words, default=[], metavar="A,B", help=loggers)
     add("--quiet", action="store_true", help="neither progress bar nor summary")

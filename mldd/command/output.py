@@ -1,4 +1,4 @@
-"""Standard output that cannot be written: its reader has left, or the disk is full."""
+"""Output that cannot be written: the reader of standard output has left, or the disk is full."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import io
 import os
 import select
 import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mldd.command.values import one_line
+
+if TYPE_CHECKING:
+    from mldd.loop import Record
 
 READER_IS_GONE = 128 + 13  # exit status, as a shell says it of a program that SIGPIPE has ended
 
@@ -33,3 +41,34 @@ def close() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@dataclass
+class Survivable:
+    """A monitor that writes a file: where that fails it costs a warning, and the file lacks what comes later.
+
+    Parameters
+    ----------
+    monitor : Monitor
+        It is called until it fails, and closed.
+    lost : bool
+        Whether it has failed.
+    """
+
+    monitor: Any
+    lost: bool = False
+
+    def __call__(self, record: Record) -> None:
+        """Write the record, unless one before could not be written."""
+        if self.lost:
+            return
+        try:
+            self.monitor(record)
+        except OSError as error:
+            self.lost = True
+            warnings.warn(f"{one_line(error)}; it is written again at the end", stacklevel=2)
+
+    def close(self) -> None:
+        """Close the file; what is left in the buffer of a full disk is lost."""
+        with contextlib.suppress(OSError):
+            self.monitor.close()

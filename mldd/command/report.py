@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,43 @@ import numpy as np
 from mldd.algebra import uncounted
 from mldd.command import info
 from mldd.command.names import PLACES, described
+from mldd.command.run import Run, attempt
 from mldd.command.values import aligned, one_line
-from mldd.loop import History, Result, Validation, has, replacing
+from mldd.loop import CsvWriter, History, Result, Validation, has, replacing
 from mldd.models import MODEL, SOLUTION, save
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mldd.command.run import Run
+
+@dataclass
+class Files:
+    """The files of a run: each is written on its own, so that one that cannot be costs no other.
+
+    Attributes
+    ----------
+    written : list of Path
+        Those that are there.
+    failed : list of str
+        Why others are not.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def add(self, write: Callable[[], Sequence[Path]]) -> None:
+        """Write files, or note why they could not be written.
+
+        Parameters
+        ----------
+        write : callable
+            Writes them and returns them.
+        """
+        try:
+            self.written += write()
+        except Exception as error:  # nothing after a run may end it
+            self.failed.append(one_line(error))
+
 
 _METRICS = 20  # in the summary
 
@@ -43,7 +72,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
     with uncounted():
         loss = float(run.objective.value(result.x))
-        metrics = {name: float(value) for name, value in run.problem.metrics(result.x).items()}
+        metrics = _metrics(run, result.x)
     return {
         "problem": run.names[0],
         "solver": run.names[1],
@@ -58,6 +87,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         **run.shape,
         "status": result.status.name,
         "notes": result.state.notes,
+        "rollbacks": result.rollbacks,
         "steps": result.record.step,
         "loss": loss,
         "measure": good.measure,
@@ -78,17 +108,25 @@ def _identity(run: Run) -> dict[str, str]:
     return {"problem": described(run.problem, name, dict.fromkeys(untold, "")), "data": data}
 
 
+def _metrics(run: Run, x: Tensor) -> dict[str, float]:
+    """Return the metrics of an iterate; a problem whose metrics fail has none, which is said."""
+    metrics, error = attempt(run.comm, lambda: {name: float(v) for name, v in run.problem.metrics(x).items()})
+    if metrics is None:
+        warnings.warn(f"the metrics could not be computed: {error}", stacklevel=2)
+    return metrics or {}
+
+
 def _of_validation(run: Run, validation: Validation) -> dict[str, Any]:
     """Return what ``result.json`` says of the validation, with the metrics of its best iterate."""
     with uncounted():
-        metrics = {} if validation.best is None else run.problem.metrics(validation.best)
+        metrics = {} if validation.best is None else _metrics(run, validation.best)
     return {
         "times": validation.times,
         "seconds": validation.seconds,
         "best_by": validation.chosen,
         "best": validation.value,
         "best_step": validation.step,
-        "metrics_of_best": {name: float(value) for name, value in metrics.items()},
+        "metrics_of_best": metrics,
     }
 
 
@@ -107,8 +145,8 @@ def _validation_line(found: dict[str, Any]) -> str:
     )
 
 
-def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence[Path]) -> str:
-    """Return the end of a run in a few lines for people.
+def summary(run: Run, result: Result, content: dict[str, Any]) -> tuple[str, str]:
+    """Return the end of a run in a few lines for people, and how the line begins that will name its files.
 
     Parameters
     ----------
@@ -118,8 +156,6 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         How it ended.
     content : dict
         Of ``result.json``.
-    written : sequence of Path
-        Files of the run.
     """
     norm = "infinity norm" if run.stop.norm == math.inf else "2-norm"
     lines = [
@@ -141,9 +177,8 @@ def summary(run: Run, result: Result, content: dict[str, Any], written: Sequence
         lines.append(("start", "was infeasible and has been projected to the bounds"))
     if content["bounds_violation"] > 0:
         lines.append(("bounds", f"violated by {content['bounds_violation']:.2e}"))
-    if written:
-        lines.append(("written", " ".join(map(str, written))))
-    return "\n".join(aligned(lines))
+    *said, of_files = aligned([*lines, ("written", "")])
+    return "\n".join(said), of_files
 
 
 def cost_line(content: dict[str, Any]) -> str:
@@ -163,29 +198,73 @@ def cost_line(content: dict[str, Any]) -> str:
     )
 
 
-def write_result(out: Path, content: dict[str, Any], history: History) -> list[Path]:
-    """Write ``result.json`` and ``convergence.png`` (rank 0); return the files of the run.
+def write_result(files: Files, run: Run, result: Result, content: dict[str, Any], out: Path) -> None:
+    """Write ``result.json``, the model, and what the history lacks (rank 0).
 
     Parameters
     ----------
-    out : Path
-        The folder.
+    files : Files
+        They are added here.
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
     content : dict
         Of ``result.json``.
-    history : History
-        What the figure shows.
+    out : Path
+        The folder, which is made again where it has vanished.
+    """
+
+    def write() -> list[Path]:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(out / "result.json") as new:
+            new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        return [out / "result.json"]
+
+    files.add(write)
+    files.add(lambda: keep(run, result, content, out))
+    files.add(lambda: _completed(result.history, out / "history.csv"))
+
+
+def _completed(history: History, path: Path) -> list[Path]:
+    """Write a history again that has vanished or lacks records: its disk was full for a while."""
+    if not path.is_file() or path.read_bytes().count(b"\n") != 1 + len(history.records):
+        with replacing(path) as new:
+            CsvWriter(new, history).close()
+    return [path]
+
+
+def draw(
+    files: Files, run: Run, result: Result, content: dict[str, Any], out: Path, *, of_problem: bool = True
+) -> None:
+    """Draw ``convergence.png``, and the pictures that a problem has of its own (rank 0).
+
+    Parameters
+    ----------
+    files : Files
+        They are added here.
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    content : dict
+        Of ``result.json``.
+    out : Path
+        The folder.
+    of_problem : bool
+        Whether the problem draws its own, too.
     """
     title = f"{content['problem']} by {content['solver']}, seed {content['seed']}"
-    with replacing(out / "result.json") as new:
-        new.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    def draw() -> list[Path]:
+    def convergence() -> list[Path]:
         from mldd.figures import curves as plot
 
-        plot.convergence(history, out / "convergence.png", title)
+        plot.convergence(result.history, out / "convergence.png", title)
         return [out / "convergence.png"]
 
-    return [out / "result.json", out / "history.csv", *drawn("convergence.png", draw)]
+    files.written += drawn("convergence.png", convergence)
+    if of_problem:
+        files.written += pictures(run, result, out)
 
 
 def drawn(name: str, draw: Callable[[], Sequence[Path]]) -> list[Path]:
@@ -262,30 +341,6 @@ def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[P
     with uncounted():
         save(out / MODEL, run.problem.module(x), _plain(of_run | of_x))
     return [out / MODEL]
-
-
-def write_all(
-    run: Run, result: Result, content: dict[str, Any], out: Path | None, *, drawing: bool = True
-) -> list[Path]:
-    """Write all files of a run (rank 0); return them.
-
-    Parameters
-    ----------
-    run : Run
-        What was run.
-    result : Result
-        How it ended.
-    content : dict
-        Of ``result.json``.
-    out : Path, optional
-        The folder; without it nothing is written.
-    drawing : bool
-        Whether the problem draws pictures of its own, too.
-    """
-    if out is None:
-        return []
-    written = [*write_result(out, content, result.history), *keep(run, result, content, out)]
-    return [*written, *pictures(run, result, out)] if drawing else written
 
 
 def pictures(run: Run, result: Result, out: Path) -> list[Path]:

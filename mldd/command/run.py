@@ -5,39 +5,48 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 import mldd
-from mldd.algebra import Objective, sampled, uncounted
+from mldd import checkpoints
+from mldd.algebra import Objective, memory_of, sampled, uncounted
 from mldd.command.builder import Builder
-from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_validation
+from mldd.command.checks import RESULTS, check_folder, check_free, check_log, check_times, check_validation, is_auto
 from mldd.command.names import PLACES, Spec, described
+from mldd.command.options import evaluations
+from mldd.command.output import Survivable
 from mldd.command.preparation import Preparation
 from mldd.command.values import one_line
 from mldd.loop import (
+    CheckpointError,
     CsvWriter,
+    Detection,
     History,
+    Interval,
     Logger,
     Problem,
     Progress,
     Result,
+    Schedule,
     Solver,
-    Status,
     Stop,
+    TimeLimit,
     Validation,
     check_replaceable,
     has,
+    is_resumable,
     minimise,
+    unwritten,
 )
-from mldd.loop import checkpoint as checkpoints
 from mldd.ranks import Communicator
 
-_CHECKPOINT_SECONDS = 30.0
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class Run:
         The method.
     stop : Stop
         When to end.
+    schedule : Schedule
+        Times of checkpoints, the time limit and the watchdog.
     shape : dict
         ``parts``, ``overlap`` and ``levels`` that are in use.
     options : dict
@@ -63,6 +74,7 @@ class Run:
     specs: tuple[Spec, Spec]
     solver: Solver
     stop: Stop
+    schedule: Schedule
     shape: dict[str, int]
     options: dict[str, Any]
     builder: Builder
@@ -164,11 +176,17 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
             "has no data for it; leave it out, or add it to the class"
         )
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
-    kept += " validate_every patience keep log"
+    kept += " validate_every patience keep log evaluate_every time_limit verify"
+    schedule = Schedule(
+        every=Interval.of(getattr(options, "checkpoint_every", None) or "auto"),
+        limit=TimeLimit.of(options.time_limit, options.began),
+        watchdog=float(options.watchdog),
+    )
     return Run(
         specs=specs,
         solver=builder.solver(specs[1]),
         stop=stop,
+        schedule=schedule,
         shape=builder.shape(specs[1]),
         options={name: getattr(options, name) for name in kept.split()},
         builder=builder,
@@ -200,8 +218,12 @@ def begin(
     """
     check_validation(options)
     check_log(options)
-    if options.out is not None and options.resume is None:
-        check_free(options.out, options.overwrite, comm)
+    check_times(options)
+    resume, auto = options.resume, is_auto(options.resume)
+    if auto:  # goes on from its own checkpoint; rank 0 looks whether there is one
+        resume = options.checkpoint if comm.gather_items(options.checkpoint.exists())[0] else None
+    if options.out is not None and resume is None:
+        check_free(options.out, options.overwrite, comm, History() if auto else None)
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
         if folder is not None:
             check_folder(folder, comm)
@@ -210,15 +232,16 @@ def begin(
     run = prepare(specs, options, Preparation(make(), options.seed, comm, options.prices == "measured"))
     if options.checkpoint is not None:
         fresh_state(run)
-    past = resumed(run, options.resume) if options.resume is not None else Past(run.x)
-    if options.out is not None and options.resume is not None:
+        checkpoints.check_replacing(options.checkpoint, run.meta, options.overwrite, comm)
+    past = resumed(run, resume) if resume is not None else Past(run.x)
+    if options.out is not None and resume is not None:
         check_free(options.out, options.overwrite, comm, past.history)
     return run, past
 
 
 @dataclass
 class Keeper:
-    """Writes a checkpoint when called after a step, at most every 30 seconds of the run.
+    """Writes a checkpoint when called; one that cannot be written costs a warning, and not the run.
 
     Parameters
     ----------
@@ -228,35 +251,25 @@ class Keeper:
         The run that it is of.
     validation : Validation or None
         That of the run.
-    last : float
-        Second of the last one.
+    failed : str
+        Why the last one could not be written, empty where it was.
     """
 
     path: Path
     run: Run
     validation: Validation | None = None
-    last: float = 0.0
+    failed: str = ""
 
     def __call__(self, x: Tensor, state: Any, history: History) -> None:
-        """Write one if it is time: by rank 0's clock, so that all ranks agree."""
-        if history.records[-1].cost.seconds - self.last >= _CHECKPOINT_SECONDS:
-            self.save(x, state, history)
-
-    def save(self, x: Tensor, state: Any, history: History) -> None:
-        """Write one.
-
-        Parameters
-        ----------
-        x : Tensor, shape (n,)
-            The iterate.
-        state : State
-            Of the solver.
-        history : History
-            All records so far.
-        """
-        self.last = history.records[-1].cost.seconds
+        """Write one: rank 0 does, after the last message between ranks."""
         of_run: dict[str, Any] = {"meta": self.run.meta, "comm": self.run.comm, "validation": self.validation}
-        checkpoints.save(self.path, x=x, state=state, history=history, **of_run)
+        memory, self.failed = memory_of(self.run.objective), ""
+        kept = None if memory is None else memory.state()
+        try:
+            checkpoints.save(self.path, x=x, state=state, history=history, memory=kept, **of_run)
+        except OSError as error:
+            self.failed = f"checkpoint after step {state.step}: {one_line(error)}"
+            warnings.warn(self.failed, stacklevel=2)
 
 
 def fresh_state(run: Run) -> Any:
@@ -274,8 +287,8 @@ def fresh_state(run: Run) -> Any:
     """
     with uncounted(), run.builder.in_use():
         state = run.solver.init(sampled(run.objective, 0), run.x)
-    if not checkpoints.is_resumable(state):
-        raise checkpoints.CheckpointError(
+    if not is_resumable(state):
+        raise CheckpointError(
             f"solver {run.names[1]} keeps memory that cannot be saved, got --checkpoint or --resume; leave them out"
         )
     return state
@@ -321,8 +334,13 @@ def resumed(run: Run, path: Path) -> Past:
         There is no such file.
     """
     saved = checkpoints.load(path)
+    if saved.note and run.comm.rank == 0:
+        warnings.warn(saved.note, stacklevel=2)
     saved.check(run.meta)
     state = saved.state(fresh_state(run), run.comm)
+    memory = memory_of(run.objective)
+    if memory is not None:
+        memory.restore(saved.memory(run.comm), run.x.device)
     saved.restore_random()
     best = saved.validation.get("best")
     validation = saved.validation | ({} if best is None else {"best": best.to(run.x.device)})
@@ -334,7 +352,7 @@ def execute(
     past: Past,
     *,
     out: Path | None = None,
-    checkpoint: Path | None = None,
+    keeper: Keeper | None = None,
     home: Path | None = None,
     shown: bool = True,
     first: Callable[[], None] = lambda: None,
@@ -349,8 +367,8 @@ def execute(
         Where it begins.
     out : Path, optional
         The folder that gets the history.
-    checkpoint : Path, optional
-        The file that is written from time to time.
+    keeper : Keeper, optional
+        Writes checkpoints from time to time and at the end.
     home : Path, optional
         The folder of all runs, where there are several.
     shown : bool
@@ -359,7 +377,8 @@ def execute(
         Called when the first record is made.
     """
     validation = run.validation(past.validation)
-    keeper = None if checkpoint is None else Keeper(checkpoint, run, validation)
+    if keeper is not None:
+        keeper.validation = validation
     with run.builder.in_use(), _monitors(run, past, out, home, shown) as monitors:
         result = minimise(
             run.objective,
@@ -369,17 +388,16 @@ def execute(
             monitors=[lambda record: first(), *monitors],
             state=past.state,
             comm=run.comm,
-            values=True,
+            values=evaluations(str(run.options["evaluate_every"])),
             setup=run.builder.setup(),
-            after_step=keeper,
             past=past.history if past.history.records else None,
             validation=validation,
+            detection=Detection(verify_every=run.options["verify"]),
+            schedule=replace(run.schedule, keep=keeper),
         )
         for monitor in monitors:
             if isinstance(monitor, Logger):
                 monitor.end(result.status)
-    if keeper is not None and result.status is not Status.diverged:
-        keeper.save(result.x, result.state, result.history)
     return result
 
 
@@ -390,7 +408,10 @@ def _monitors(run: Run, past: Past, out: Path | None, home: Path | None, shown: 
         if out is not None:
             for stale in RESULTS:  # of an older run: they would contradict the new history
                 (out / stale).unlink(missing_ok=True)
-            monitors.append(CsvWriter(out / "history.csv", past.history))
+            try:
+                monitors.append(Survivable(CsvWriter(out / "history.csv", past.history)))
+            except OSError as error:
+                raise unwritten(out / "history.csv", error) from error
             names, shape = dict(zip(("problem", "solver"), run.names, strict=True)), run.shape
             about = {**names, "seed": run.seed, "ranks": run.comm.ranks, **shape, **run.options}
             monitors += [Logger(kind, out, about, past.history, home) for kind in run.options["log"] if kind != "csv"]
@@ -402,7 +423,7 @@ def _monitors(run: Run, past: Past, out: Path | None, home: Path | None, shown: 
             monitor.close()
 
 
-def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | None, str]:
+def attempt(comm: Communicator, action: Callable[[], _Made]) -> tuple[_Made | None, str]:
     """Do `action`; if it fails in the same way on all ranks, return what went wrong instead of raising.
 
     Parameters
@@ -410,7 +431,7 @@ def attempt(comm: Communicator, action: Callable[[], Result]) -> tuple[Result | 
     comm : Communicator
         The ranks.
     action : callable
-        Returns the result of a run.
+        Returns what is wanted, which all ranks make together.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mldd.command import run as runs
 from mldd.command.builder import check_options
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.options import parse
-from mldd.loop import History, Problem, Result
+from mldd.loop import History, Problem, Result, deferred
 from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: what is no single graph are samples.
@@ -24,7 +25,7 @@ _ONE_GRAPH = "mldd.problems.modules.graph_samples:one_graph"
 _GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
-_NOT_HERE = ("command", "problem", "solver", "seed", "seeds", "device", "dtype", "data", "petsc", "debug")
+_NOT_HERE = "command problem solver seed seeds device dtype data petsc debug began supervised".split()
 _PATHS = ("out", "checkpoint", "resume")
 
 
@@ -187,7 +188,14 @@ def _trained(made: Problem, options: Namespace, comm: Communicator) -> Training:
     name = type(made).__name__
     specs = Spec(name, name, type(made)), solver_spec(options.solver)
     run, past = runs.begin(specs, options, lambda: made, comm)
-    result = runs.execute(run, past, out=options.out, checkpoint=options.checkpoint, shown=not options.quiet)
-    content = reports.report(run, result)
-    written = reports.write_all(run, result, content, options.out) if comm.rank == 0 else []
-    return Training(made, result, content["metrics"], content, tuple(written))
+    keeper = None if options.checkpoint is None else runs.Keeper(options.checkpoint, run)
+    with deferred():
+        result = runs.execute(run, past, out=options.out, keeper=keeper, shown=not options.quiet)
+        content = reports.report(run, result)
+        files = reports.Files()
+        if comm.rank == 0 and options.out is not None:
+            reports.write_result(files, run, result, content, options.out)
+            reports.draw(files, run, result, content, options.out)
+    for line in files.failed:
+        warnings.warn(line, stacklevel=3)
+    return Training(made, result, content["metrics"], content, tuple(files.written))

@@ -43,9 +43,11 @@ _ENDS = {
     "stalled": ("X", "stalled"),
     "diverged": ("^", "diverged"),
     "interrupted": ("D", "interrupted"),
+    "terminated": ("D", "terminated"),
+    "time_limit": ("s", "time limit near"),
     "stopped_early": ("P", "stopped early"),
 }
-_CUT_SHORT = (None, Status.max_steps, Status.max_seconds, Status.interrupted)
+_CUT_SHORT = (None, Status.max_steps, Status.max_seconds, *(status for status in Status if status.is_unfinished))
 
 
 class Curve(NamedTuple):

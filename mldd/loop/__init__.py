@@ -1,7 +1,7 @@
-"""The one loop that drives solvers, with stopping tests, records of every step, and checkpoints.
+"""The one loop that drives solvers, with stopping tests, and records of every step.
 
-Here stands what is the same for every solver: its protocol, `minimise`, `Status`, histories and checkpoints. A step of
-a particular method may not stand here.
+Here stands what is the same for every solver: its protocol, `minimise`, `Status`, histories, and states as plain data.
+A step of a particular method may not stand here.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The clock of a run, which stands still while something is done for the user's eyes."""
+"""The clock of a run: wall time, and wall time without what is done for the user's eyes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mldd.algebra import uncounted
 
 @dataclass
 class Clock:
-    """Wall time without what is done for the user's eyes."""
+    """Wall time of a run. Limits count all of it, the history that without what is done for the user's eyes."""
 
-    _started: float = field(default_factory=time.perf_counter)
+    _started: float = field(default_factory=lambda: time.perf_counter())
     _paused: float = 0.0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Yield nothing; the clock stands still inside the block."""
+        """Yield nothing; `seconds` stand still inside the block."""
         begin = time.perf_counter()
         try:
             yield
@@ -28,11 +28,16 @@ class Clock:
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Yield nothing; inside the block, for the user's eyes, the clock stands still and nothing is counted."""
+        """Yield nothing; inside the block, for the user's eyes, `seconds` stand still and nothing is counted."""
         with self.pause(), uncounted():
             yield
 
     @property
     def seconds(self) -> float:
-        """Seconds on the clock."""
-        return time.perf_counter() - self._started - self._paused
+        """Seconds without what was done for the user's eyes."""
+        return self.wall - self._paused
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started

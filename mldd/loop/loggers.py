@@ -143,7 +143,7 @@ class MLflow:
             The reason.
         """
         self._client.set_tag(self._run, "status", status.name)
-        self._status = "FAILED" if status.failed else "KILLED" if status is Status.interrupted else "FINISHED"
+        self._status = "FAILED" if status.failed else "KILLED" if status.is_unfinished else "FINISHED"
 
     def close(self) -> None:
         """Close the run, which has failed if no reason was given for its end."""

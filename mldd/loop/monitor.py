@@ -110,7 +110,7 @@ class Record:
         validation : dict of str to float, optional
             Numbers of the validation after this step.
         """
-        numbers: list[Any] = [kind(entry) for kind, entry in zip(_KINDS.values(), row, strict=True)]
+        numbers: list[Any] = [kind(entry) for kind, entry in zip(KINDS.values(), row, strict=True)]
         own = len(_OWN)
         step, level, measure, value, accepted, rejected = numbers[:own]
         return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]), validation or {})
@@ -122,8 +122,8 @@ class Record:
 
 Monitor = Callable[[Record], None]
 _OWN = fields(Record)[:-2]
-_KINDS = {f.name: float if f.type == "float" else int for f in (*_OWN, *fields(Cost))}
-FIELDS = tuple(_KINDS)
+KINDS = {f.name: float if f.type == "float" else int for f in (*_OWN, *fields(Cost))}
+FIELDS = tuple(KINDS)
 
 
 def check_replaceable(path: Path) -> None:
@@ -155,19 +155,23 @@ def unwritten(path: Path, error: OSError) -> OSError:
     error : OSError
         What the system said.
     """
+    while error.errno is None and isinstance(error.__cause__, OSError):  # said already, of a file that becomes this one
+        error = error.__cause__
     return OSError(
         f"{path} could not be written ({error.strerror or error}); free the way to it, or name another place"
     )
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Yield the name of a new file beside `path`, which it replaces once the block has written it whole.
 
     Parameters
     ----------
     path : Path
         Of the file to be.
+    previous : Path, optional
+        Name under which the file that is replaced is kept.
 
     Raises
     ------
@@ -180,11 +184,27 @@ def replacing(path: Path) -> Iterator[Path]:
         yield new
         with open(new, "rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(new, path)
+        if previous is not None and path.exists():
+            _swap(new, path, previous)
+        else:
+            os.replace(new, path)
     except OSError as error:
         raise unwritten(path, error) from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def _swap(new: Path, path: Path, previous: Path) -> None:
+    """Put a new file in the place of one that gets another name; whenever this is cut off, a whole one is there."""
+    aside = new.with_name(f"{new.name}.old")
+    try:
+        os.link(path, aside)
+    except OSError:  # a disk without hard links
+        os.replace(path, previous)
+        os.replace(new, path)
+        return
+    os.replace(new, path)
+    os.replace(aside, previous)
 
 
 @dataclass(repr=False)
@@ -206,7 +226,9 @@ class History:
     status: Status | None = None
 
     def __call__(self, record: Record) -> None:
-        """Keep `record`."""
+        """Keep `record` in the place of those of its step and behind: the run had gone back (`Detection`)."""
+        while self.records and self.records[-1].step >= record.step:
+            self.records.pop()
         self.records.append(record)
 
     def column(self, name: str) -> list[float]:
@@ -279,16 +301,15 @@ def read_csv(path: Path) -> History:
         names = []
     if tuple(names[: len(FIELDS)]) != FIELDS or len(set(names)) < len(names):
         raise ValueError(f"{path} must start with the header {','.join(FIELDS)}; is it a history.csv of mldd?")
-    records: list[Record] = []
+    history = History()
     try:
         for row in rows:
-            records.append(_read_row(row, names[len(FIELDS) :]))
+            history(_read_row(row, names[len(FIELDS) :]))
     except (ValueError, OverflowError, csv.Error) as error:
         reason = " ".join(str(error).split())[:120]
-        warnings.warn(
-            f"{path}: row {len(records) + 1} is no record ({reason}): the rows before it are read", stacklevel=2
-        )
-    return History(records)
+        number = len(history.records) + 1
+        warnings.warn(f"{path}: row {number} is no record ({reason}): the rows before it are read", stacklevel=2)
+    return history
 
 
 def _read_row(row: Sequence[str], names: Sequence[str]) -> Record:
@@ -299,6 +320,8 @@ def _read_row(row: Sequence[str], names: Sequence[str]) -> Record:
 
 class CsvWriter:
     """A monitor that appends each record to a CSV file, whole lines only, so that a killed run keeps its past.
+
+    Where a run goes back, its steps come once more: the last row of a step is the one that counts.
 
     Parameters
     ----------

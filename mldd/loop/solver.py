@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,10 +14,17 @@ from torch import Tensor
 from mldd.algebra import Ledger, Objective, Remembered, counting, sampled
 from mldd.loop import summary
 from mldd.loop.clock import Clock
+from mldd.loop.guards import Detection, Detector, Ending
 from mldd.loop.monitor import Cost, History, Monitor, Record
+from mldd.loop.packing import recognised
 from mldd.loop.rise import Rise
+from mldd.loop.schedule import Evaluations, Schedule
+from mldd.loop.signals import deferred
 from mldd.loop.status import Status
+from mldd.loop.stop import Stop
+from mldd.loop.totals import Spoken, Totals, summed
 from mldd.loop.validation import Validation
+from mldd.loop.watchdog import watched
 from mldd.ranks import SERIAL, Communicator
 
 
@@ -103,59 +107,6 @@ class Solver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Stop:
-    """When to stop: the first that holds.
-
-    Parameters
-    ----------
-    max_steps : int
-        Outer steps.
-    atol, rtol : float
-        Bounds on the measure, absolute and relative to the first one; 0 switches a test off.
-    target : float
-        Bound on the objective, which is then computed at every step, outside the clock.
-    max_seconds : float
-        Seconds on the clock of the run.
-    norm : float
-        Norm of the measure, infinity by default.
-    """
-
-    max_steps: int = 100
-    atol: float = 0.0
-    rtol: float = 0.0
-    target: float = -math.inf
-    max_seconds: float = math.inf
-    norm: float = math.inf
-
-    def __post_init__(self) -> None:
-        """Refuse values that can never be meant."""
-        for name in ("max_steps", "atol", "rtol", "max_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
-
-    def status(self, record: Record, first: float) -> Status | None:
-        """Return why to stop after `record`, or None.
-
-        Parameters
-        ----------
-        record : Record
-            The last one.
-        first : float
-            Measure at the start.
-        """
-        if not math.isfinite(record.measure) or record.value in (math.inf, -math.inf):
-            return Status.diverged
-        tests = (
-            (record.measure <= self.atol, Status.converged_atol),
-            (record.measure <= self.rtol * first and self.rtol > 0, Status.converged_rtol),
-            (record.value <= self.target, Status.target_reached),
-            (record.cost.seconds >= self.max_seconds, Status.max_seconds),
-            (record.step >= self.max_steps, Status.max_steps),
-        )
-        return next((status for holds, status in tests if holds), None)
-
-
 @dataclass(frozen=True, repr=False)
 class Result:
     """What `minimise` returns.
@@ -163,7 +114,8 @@ class Result:
     Attributes
     ----------
     x : Tensor, shape (n,)
-        The iterate; after `Status.diverged`, the last one with a finite gradient.
+        The iterate; after `Status.diverged`, the last one with a finite gradient, and after `Status.corrupted`, the
+        last one that had passed all checks, if it was kept.
     status : Status
         Why the run ended.
     state : State
@@ -174,6 +126,8 @@ class Result:
         The start was infeasible and was projected.
     validation : Validation, optional
         That of the run, with the best iterate.
+    rollbacks : int
+        Times that the run went back because a silent error was found.
     """
 
     x: Tensor
@@ -182,6 +136,7 @@ class Result:
     history: History
     projected: bool = False
     validation: Validation | None = None
+    rollbacks: int = 0
 
     @property
     def record(self) -> Record:
@@ -221,29 +176,6 @@ def check_start(objective: Objective, x: Tensor) -> None:
         raise ValueError(f"`x` must be finite, got {int((~torch.isfinite(x)).sum())} components that are not")
 
 
-@contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """Turn the first Ctrl-C into a flag that all ranks agree on at the end of a step; one a second later raises.
-
-    A terminal sends the signal to all its processes and mpiexec passes it on once more: such echoes are not meant.
-    """
-    flag, first = [False], [math.inf]
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def handler(number: int, frame: object) -> None:
-        if time.monotonic() - first[0] > 1.0:
-            raise KeyboardInterrupt
-        flag[0], first[0] = True, min(first[0], time.monotonic())
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def minimise(
     objective: Objective,
     x: Tensor,
@@ -253,16 +185,19 @@ def minimise(
     monitors: Sequence[Monitor] = (),
     state: Any = None,
     comm: Communicator = SERIAL,
-    values: bool | None = None,
+    values: int | str | None = None,
     setup: Cost = Cost(),  # noqa: B008 (frozen)
     after_step: Callable[[Tensor, Any, History], None] | None = None,
     past: History | None = None,
     validation: Validation | None = None,
+    detection: Detection = Detection(),  # noqa: B008 (frozen)
+    schedule: Schedule | None = None,
 ) -> Result:
     """Minimise `objective` over its bounds from `x` with `solver`: the only loop.
 
     Per step: gradient -> measure -> stop test (the same decision on all ranks) -> step of the solver. A stochastic
-    objective (one with ``sample(step)``) is sampled anew for every step, seeded by its number.
+    objective (one with ``sample(step)``) is sampled anew for every step, seeded by its number. The signals INT, TERM
+    and USR1 of any rank end the run after its step; a second one of the same kind raises at once.
 
     Parameters
     ----------
@@ -280,19 +215,25 @@ def minimise(
         To resume from; its `step` is the number of steps already done.
     comm : Communicator
         The ranks that run this together.
-    values : bool, optional
-        Whether the objective is computed for every record, outside the clock and uncounted; `Stop.target` implies it.
-        By default it is computed at the start and at the end alone, and with False never. A run that ends above its
-        start, converged or with its steps or seconds used up, has the status `diverged`, as has one that was above it
-        and rose ten times in a row.
+    values : int, "auto" or None
+        Whether the objective is computed for a record, outside the clock and uncounted: after every so many steps (True
+        is 1) and at both ends; by default at the start and at the end alone, with 0 or False never, with "auto" as
+        often as it takes a tenth of the wall time. `Stop.target` implies every step where no interval is given.
+        A run that ends above its start, converged or with its steps or seconds used up, has the status `diverged`, as
+        has one that was above it and rose ten times in a row.
     setup : Cost
         What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
-        Called with (x, state, history) after every step, outside the clock: checkpoints.
+        Called with (x, state, history) after every step, outside the clock.
     past : History, optional
         Records of the run that is resumed.
     validation : Validation, optional
         It sees the iterates at its interval, outside the clock and uncounted, and may end the run.
+    detection : Detection
+        How silent errors are looked for. Where one is found, the run goes back to the last iterate and state that have
+        passed all checks, and monitors get the records of the steps behind it anew.
+    schedule : Schedule, optional
+        Checkpoints by the wall clock, a time limit, and the watchdog; nothing by default.
 
     Returns
     -------
@@ -308,50 +249,78 @@ def minimise(
     x, projected = _project_start(objective, x)
     history = History(list(past.records) if past else [], stop.norm)
     before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
-    seen = bool(values) or stop.target > -math.inf
     rise = Rise.of(record.value for record in history.records)
-    good, clock, status = x.clone(), Clock(), None
-    needed = getattr(solver, "needs_gradient", True)
-    together = getattr(solver, "needs_value", False)
-    f = Remembered(objective, together)
-    with counting() as cost, _interrupts() as interrupt:
+    good, clock, status, risen = x.clone(), Clock(), None, False
+    needed, together = getattr(solver, "needs_gradient", True), getattr(solver, "needs_value", False)
+    f, again = Remembered(objective, together), before is not None
+    eyes = Evaluations(1 if stop.target > -math.inf and values in (None, 0, "auto") else values)
+    schedule = Schedule() if schedule is None else schedule
+    guard = Detector(detection, comm, objective, stop.max_steps, eyes.at_the_ends)
+    told = -1 if before is None else before.step
+    with counting() as cost, deferred() as signals, watched(schedule.watchdog, comm) as beat:
         while status is None:
             if hasattr(objective, "sample"):
                 f = Remembered(sampled(objective, 0 if state is None else state.step), together)
                 if isinstance(state, State):
                     state.forget()
-            with nullcontext() if needed else clock.unseen():
+            guard.seal(x, state)
+            # What a resumed run computes at its start has been counted in its last record.
+            with nullcontext() if needed and not again else clock.unseen():
                 measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
+            schedule.step_ends()
             if state is None:
                 state = solver.init(f, x)
-            asked = seen or (values is None and math.isnan(rise.start))
+            elif again:
+                recognised(state, f.gradient(x))
+            is_new = state.step > told
+            asked = is_new and (eyes.is_due(state.step) or (eyes.at_the_ends and math.isnan(rise.start)))
             with clock.unseen():
-                value = float(objective.value(x)) if asked else math.nan
-            totals = _totals(comm, cost, (clock.seconds, measure, value), interrupt[0], state.status)
-            record = _record(state, cost, totals, setup if before is None else setup.after(before.cost))
+                value = eyes.value(objective, x) if asked else math.nan
+            spoken = _spoken(clock, measure, value, eyes, schedule, state)
+            with clock.unseen() if again else nullcontext():
+                totals = summed(comm, cost, spoken, signals, state.status)
+            again = False
+            record = _record(state, totals, cost, setup if before is None else setup.after(before.cost))
             first = record.measure if math.isnan(first) else first
-            rise.see(totals[_VALUE])
-            lost = asked and math.isnan(totals[_VALUE])
-            status = Status.diverged if lost else stop.status(record, first) or _reported(totals)
-            if totals[_INTERRUPTED] and status is not Status.diverged:
-                status = Status.interrupted
+            beat(record.step)
+            eyes.hear(totals.spoken.evaluates)
+            lost = asked and math.isnan(record.value)
+            wall = totals.spoken.wall + (0.0 if before is None else before.cost.seconds)
+            status = Status.diverged if lost else stop.status(record, first, wall) or totals.reported
+            status = status if status is Status.diverged else totals.ended or status
             with clock.unseen():
-                if before is None or record.step > before.step:
+                if is_new:
                     record, status = _validated(validation, x, record, status, comm)
-                risen = _has_risen(rise, status, objective, None if seen or values is False else x, comm)
-                if before is None or record.step > before.step:
+                record, status = _valued(eyes, objective, x, record, status, comm)
+                rise.see(record.value)
+                risen = _has_risen(rise, status)
+            is_kept = _keeps(totals.spoken, Status.diverged if risen else status) and state.step >= told
+            found = guard.look(f, x, state, record, _ending(Status.diverged if risen else status, is_kept))
+            if found:
+                x, state, status = guard.go_back(found, x, state, history, validation)
+                rise, risen = Rise.of(record.value for record in history.records), False
+                told, again = history.records[-1].step if history.records else -1, True
+                if status is not None and not history.records:
+                    _tell(record, history, *monitors)
+                continue
+            with clock.unseen():
+                if is_new:
                     _tell(record, history, *monitors)
                 if after_step is not None and status is not Status.diverged:
                     after_step(x, state, history)
+                if is_kept:
+                    schedule.write(x, state, history, totals.spoken.wall)
             status = Status.diverged if risen else status
             if status is None:
                 good.copy_(x)
+                guard.keep(x, state, history, validation)
                 done = state.step
+                schedule.step_begins()
                 x, state = solver.step(f, x, state)
                 state.step = done + 1  # also where the solver has counted this step, or returns a new state
     history.status = status
     end = good if status is Status.diverged and not risen else x
-    return Result(end, status, state, history, projected, validation)
+    return Result(end, status, state, history, projected, validation, guard.rollbacks)
 
 
 _AS_ASKED = (
@@ -361,6 +330,12 @@ _AS_ASKED = (
     Status.max_seconds,
     Status.stopped_early,
 )
+
+
+def _ending(status: Status | None, is_written: bool) -> Ending:
+    """Return what is about to be done with an iterate."""
+    is_claim = status in (Status.converged_atol, Status.converged_rtol, Status.diverged)
+    return Ending(status is not None, is_claim, is_written, status is Status.diverged)
 
 
 def _validated(
@@ -373,22 +348,26 @@ def _validated(
     return record, Status.stopped_early if status is None and validation.is_exhausted else status
 
 
-def _has_risen(rise: Rise, status: Status | None, objective: Objective, x: Tensor | None, comm: Communicator) -> bool:
-    """Say whether a run rises for long, or ends above its start as if all were well; the same on all ranks.
+def _valued(
+    eyes: Evaluations, objective: Objective, x: Tensor, record: Record, status: Status | None, comm: Communicator
+) -> tuple[Record, Status | None]:
+    """Return the record with a value where the run has come to its end, and why to stop after it."""
+    is_end = status is not None and not status.is_unfinished and status is not Status.diverged
+    if not is_end or not eyes.at_the_ends or not math.isnan(record.value):
+        return record, status
+    value = eyes.value(objective, x)
+    value = comm.sum_scalars([value if comm.rank == 0 else 0.0])[0]
+    return replace(record, value=value), status if math.isfinite(value) else Status.diverged
 
-    Where values were not computed on the way, the last one is at `x`.
-    """
-    if status not in (None, *_AS_ASKED):
-        return False
-    if status is None:
-        return rise.goes_on
-    if x is not None:
-        last = float(objective.value(x))
-        last = comm.sum_scalars([last if comm.rank == 0 else 0.0])[0]
-        if not math.isfinite(last):
-            return True
-        rise.see(last)
-    return rise.is_above
+
+def _has_risen(rise: Rise, status: Status | None) -> bool:
+    """Say whether a run rises for long, or ends above its start as if all were well."""
+    return rise.goes_on if status is None else status in _AS_ASKED and rise.is_above
+
+
+def _keeps(spoken: Spoken, status: Status | None) -> bool:
+    """Say whether a checkpoint is written: when it is due, and at the end of a run that has not failed."""
+    return bool(spoken.keeps) if status is None else not status.failed
 
 
 def _project_start(objective: Objective, x: Tensor) -> tuple[Tensor, bool]:
@@ -401,45 +380,15 @@ def _tell(record: Record, *monitors: Monitor) -> None:
         monitor(record)
 
 
-_REASONS = tuple(Status)
-_VALUE = 5
-_INTERRUPTED = 6  # place in the totals: behind bytes, halo rows and bytes, seconds, measure and value
+def _spoken(clock: Clock, measure: float, value: float, eyes: Evaluations, schedule: Schedule, state: State) -> Spoken:
+    """Return what this rank would say for all."""
+    wall = clock.wall
+    decided = (eyes.may_go_on(wall), schedule.is_due(wall, state.step), schedule.is_late(eyes.longest))
+    return Spoken(clock.seconds, measure, value, wall, *map(float, decided))
 
 
-def _totals(
-    comm: Communicator, cost: Ledger, decisive: tuple[float, float, float], interrupted: bool, status: Status | None
-) -> list[float]:
-    """Sum over ranks; in what decides rank 0 speaks for all, so that ranks whose last digits differ stop together.
-
-    The work of every rank has a place of its own at the end.
-    """
-    spoken = decisive if comm.rank == 0 else (0.0, 0.0, 0.0)
-    reasons = [float(status is reason) for reason in _REASONS]
-    spent = [float(cost.bytes), float(cost.halo_rows), float(cost.halo_bytes)]
-    works = [cost.work if k == comm.rank else 0.0 for k in range(comm.ranks)]
-    return comm.sum_scalars([*spent, *spoken, float(interrupted), *reasons, *works])
-
-
-def _reported(totals: list[float]) -> Status | None:
-    """Return the first reason for which the solver of any rank cannot go on."""
-    counts = totals[_INTERRUPTED + 1 : _INTERRUPTED + 1 + len(_REASONS)]
-    return next((reason for reason, times in zip(_REASONS, counts, strict=True) if times), None)
-
-
-def _record(state: State, cost: Ledger, totals: list[float], before: Cost) -> Record:
+def _record(state: State, totals: Totals, ledger: Ledger, before: Cost) -> Record:
     """Make the record of this step; the run adds to what was spent `before`."""
-    sent, rows, row_bytes, seconds, measure, value = totals[:_INTERRUPTED]
-    works = totals[_INTERRUPTED + 1 + len(_REASONS) :]
-    spent = Cost(
-        seconds=seconds,
-        gradient_evaluations=cost.gradients,
-        work_units=max(works),
-        work_total=sum(works),
-        synchronisations=cost.synchronisations,
-        scalar_synchronisations=cost.scalar_synchronisations,
-        bytes_exchanged=int(sent),
-        halo_rows=int(rows),
-        halo_bytes=int(row_bytes),
-        exchanges=cost.exchanges,
-    )
-    return Record(state.step, state.level, measure, value, state.accepted, state.rejected, spent.after(before))
+    said = totals.spoken
+    cost = totals.cost(ledger).after(before)
+    return Record(state.step, state.level, said.measure, said.value, state.accepted, state.rejected, cost)

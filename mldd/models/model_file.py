@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mldd.algebra import loaded, registered
+from mldd.checkpoints import is_checkpoint
 from mldd.loop import UntrustedError, check_regular, check_torch_file, pack, replacing, unreadable
 from mldd.models.model import Model
 
@@ -143,6 +144,8 @@ def _no_network(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a file, refusing what is no model."""
+    if is_checkpoint(path):
+        raise ModelError(f"{path} must be a model, got a checkpoint; give the {MODEL} in the folder of --out")
     try:
         check_regular(path)
         check_torch_file(path, str(path))
@@ -157,8 +160,6 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     given = content.get("format") if isinstance(content, dict) else None
     if given != FORMAT:
-        if isinstance(given, str) and given.startswith("mldd checkpoint"):
-            raise ModelError(f"{path} must be a model, got a checkpoint; give the {MODEL} in the folder of --out")
         raise ModelError(
             f"{path} must be a model written by mldd ({FORMAT}), got another file; give the {MODEL} of a run"
         )

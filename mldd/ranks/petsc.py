@@ -80,7 +80,9 @@ def load_petsc() -> Any:
 
         with suppress(ValueError):  # not the main thread
             # PETSc aborts where a pipe breaks (`mldd info | head`); Python, which ignores the signal, raises an error.
-            signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
+            # It takes TERM, too, which ends a run at a safe point.
+            for number in (signal.SIGPIPE, signal.SIGTERM):
+                signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
     except ImportError as error:
         raise ImportError(
             f"PETSc is needed here, but petsc4py cannot be imported ({error}); "

@@ -196,6 +196,11 @@ class StaleHalo(_Around):
         """Add gradients of an earlier step."""
         return self.halo.add(self._old(pending), into)
 
+    def settle(self) -> None:
+        """Wait for the messages that are under way; the steps after it find what they would find without."""
+        for lane in self.memory.lanes.values():
+            lane.finish(self.halo.end, self.smoothing)
+
     def _post(self, lane: Lane, begin: Callable[[Tensor], Pending], rows: Tensor) -> Lane:
         lane.finish(self.halo.end, self.smoothing)
         old = [k for k, (step, _) in enumerate(lane.arrived) if step <= self.step - self.lag]

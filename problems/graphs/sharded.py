@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from mldd.problems.data import (
     unused_note,
 )
 from mldd.problems.graphs.graph_options import SHARE, Network, check_validated, settings_of
+from mldd.problems.graphs.halo_memory import HaloMemory
 from mldd.problems.graphs.halos import Halos
 from mldd.problems.graphs.inexact_halo import (
     HistoricalHalo,
@@ -235,7 +237,8 @@ class ShardedClassification(Problem):
         if self.halos.halo == "exact":
             return with_dropout(self._exact, samples, self.network.dropout, self.seed)
         halos = tuple(self._inexact(k, layer[-1]) for k, layer in enumerate(samples.operators))
-        return with_inexact_halos(self._exact, samples, halos, self.network.dropout, self.seed)
+        loss = with_inexact_halos(self._exact, samples, halos, self.network.dropout, self.seed)
+        return replace(loss, memory=HaloMemory(halos))
 
     def _inexact(self, layer: int, operator: Operator | None) -> Inexact | None:
         """Return what stands for the halo of a layer."""

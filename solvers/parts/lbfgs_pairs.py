@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Objective
+from mldd.loop import REPLICATED
 from mldd.solvers.parts.row_scaling import Rows, layout_of
 
 
@@ -35,8 +36,8 @@ class LbfgsPairs:
         Number of pairs in the ring, and the row of the newest.
     """
 
-    steps: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    differences: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    steps: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=REPLICATED)
+    differences: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, metadata=REPLICATED)
     curvatures: list[float] = field(default_factory=list)
     scale: float = 1.0
     scales: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
@@ -100,6 +101,18 @@ class LbfgsPairs:
             if self.rows is not None:
                 self.rows.scales(s, y, self.scales)
             self.count = min(self.count + 1, len(self.steps) - 1)
+
+    def fault(self) -> str:
+        """Return that a pair has another curvature than is kept, or none that is positive; empty if all is well."""
+        for row in ((self.newest - k) % len(self.steps) for k in range(self.count)):
+            s, y, kept = self.steps[row], self.differences[row], self.curvatures[row]
+            sy, yy, ss = float(torch.dot(s, y)), float(torch.dot(y, y)), float(torch.dot(s, s))
+            rounding = math.sqrt(torch.finfo(s.dtype).eps) * math.sqrt(ss * yy)
+            if not (kept > 0 and rounding < math.inf and abs(sy - kept) <= rounding):
+                return f"the curvature of a pair is {sy:.6g}, and was {kept:.6g}"
+            if row == self.newest and not abs(self.scale * yy - kept) <= rounding:
+                return f"the scale is {self.scale:.6g}, and was {kept / yy:.6g}"
+        return ""
 
     def direction(self, g: Tensor, out: Tensor) -> Tensor:
         """Return ``-H g``, in `out`, by the two-loop recursion.

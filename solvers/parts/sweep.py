@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Combine, Decomposition, Objective, Proximal, Remembered, Row, SharedDecomposition
-from mldd.loop import Solver, State, Status
+from mldd.loop import FINITE, PER_SUBDOMAIN, SCRATCH, Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 
 Order = Literal["additive", "multiplicative"]
@@ -106,7 +106,8 @@ class Sweep:
 
     def init(self, objective: Objective, x: Tensor) -> SweepState:
         """Return weights, and fresh states of the local solver where they are kept."""
-        state = SweepState(weights=self.decomposition.weights(self.kind, x.dtype))
+        d = self.decomposition
+        state = SweepState(subdomains=list(d.local), weights=d.weights(self.kind, x.dtype))
         if self.memory != "reset":
             g = objective.gradient(x) if self.decomposition.corrected else None
             state.local = [self.solver.init(*self._start(objective, x, g, d, state.proximal)) for d in self._groups]
@@ -311,6 +312,8 @@ class SweepState(State):
 
     Attributes
     ----------
+    subdomains : list of int
+        Numbers of the subdomains of this rank.
     weights : Tensor, shape (p, m)
         Weights of the local corrections.
     local : list
@@ -328,10 +331,11 @@ class SweepState(State):
         Weight mu of the term ``mu/2 |y - R_i x|^2`` of local models, set by the outer method; 0: no such term.
     """
 
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
-    local: list[Any] = field(default_factory=list)
+    subdomains: list[int] = field(default_factory=list)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0), metadata=PER_SUBDOMAIN | FINITE)
+    local: list[Any] = field(default_factory=list, metadata=PER_SUBDOMAIN)
     failed: int = 0
     failures: int = 0
     averaged: list[str] = field(default_factory=list)
-    quantum: Tensor = field(default_factory=lambda: torch.empty(0))
+    quantum: Tensor = field(default_factory=lambda: torch.empty(0), metadata=SCRATCH)
     proximal: float = 0.0

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.loop import checkpoint, minimise, read_csv
+from mldd import checkpoints
+from mldd.loop import minimise, read_csv
 from tests.helpers import Evil, result, user_arrays, user_tensors
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -170,12 +171,12 @@ def test_what_does_not_fit_into_memory(run):
     assert "does not fit into memory" in err and "make it smaller" in err
 
 
-def test_divergence_keeps_history_and_the_last_good_checkpoint(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mldd.command.run._CHECKPOINT_SECONDS", 0.0)
-    line = f"train quadratic:n=7 --solver sgd:lr=1e200 --quiet --out {tmp_path} --checkpoint {tmp_path / 'c.pt'}"
+def test_divergence_keeps_history_and_the_last_good_checkpoint(run, tmp_path):
+    line = f"train quadratic:n=7 --solver sgd:lr=1e200 --quiet --evaluate-every 1 --out {tmp_path}"
+    line += f" --checkpoint-every 1steps --checkpoint {tmp_path / 'c.pt'}"
     code, _, err = run(line)
     assert code == 1 and err.startswith("mldd: error: diverged: ") and err.count("\n") == 1
-    history, saved = read_csv(tmp_path / "history.csv").records, checkpoint.load(tmp_path / "c.pt")
+    history, saved = read_csv(tmp_path / "history.csv").records, checkpoints.load(tmp_path / "c.pt")
     assert not math.isfinite(history[-1].value) and math.isfinite(history[-2].value)
     assert saved.history.records[-1].step == history[-2].step and bool(torch.isfinite(saved.x).all())
     assert result(tmp_path)["loss"] == history[-2].value
@@ -226,5 +227,5 @@ def test_single_precision_throughout(run, tmp_path, monkeypatch, problem, solver
     saving = [] if solver[:3] == "tao" else ["--checkpoint", file]
     assert run(f"{line} {solver}", *saving) == (0, "", "")
     if saving:
-        given.update(floating(checkpoint.load(file).states))
+        given.update(floating(checkpoints.load(file).states))
     assert given == {torch.float32}

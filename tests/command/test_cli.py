@@ -131,7 +131,7 @@ def test_infeasible_start_is_said(run, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "a command is needed: list, info, train, compare, predict, plot or partition"),
+        ("", "a command is needed: list, info, train, compare, "),
         ("tain", "invalid choice: 'tain'"),
         ("train", "the following arguments are required: PROBLEM, --solver"),
         ("train obstacel --solver adagrad", "unknown problem 'obstacel' (did you mean obstacle?); there are "),
@@ -218,7 +218,7 @@ def _raise(error):
 )
 def test_resumed_run_is_the_uninterrupted_one(run, tmp_path, problem, solver):
     np.savez(tmp_path / "graph.npz", **user_arrays())  # its network has dropout
-    line = f"train {problem.replace('graph', str(tmp_path / 'graph.npz'))} --quiet --solver {solver}"
+    line = f"train {problem.replace('graph', str(tmp_path / 'graph.npz'))} --quiet --evaluate-every 1 --solver {solver}"
     file = tmp_path / "c.pt"
     assert run(f"{line} --steps 14 --out", tmp_path / "whole")[0] == 0
     assert run(f"{line} --steps 5 --checkpoint", file)[0] == 0
@@ -248,14 +248,15 @@ def test_checkpoint_of_another_run(run, tmp_path):
     assert code == 2 and "must be a whole checkpoint of mldd" in err and err.count("\n") == 1
 
 
-def test_checkpoint_every_30_seconds(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "steps"), [("2steps", [0, 2, 4, 5]), ("auto", [0, 5]), ("1h", [0, 5])])
+def test_checkpoints_come_at_the_start_at_intervals_and_at_the_end(run, tmp_path, monkeypatch, every, steps):
     from mldd.command import run as runs
 
     saved = []
-    monkeypatch.setattr(runs, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(runs.checkpoints, "save", lambda path, *, state, **more: saved.append(state.step))
-    assert run("train obstacle:n=7 --solver adagrad --steps 3 --checkpoint", tmp_path / "c.pt")[0] == 0
-    assert saved == [0, 1, 2, 3, 3]
+    line = f"train obstacle:n=7 --solver adagrad --steps 5 --checkpoint-every {every} --checkpoint"
+    assert run(line, tmp_path / "c.pt")[0] == 0
+    assert saved == steps
 
 
 # compare, list, info

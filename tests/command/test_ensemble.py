@@ -11,7 +11,7 @@ from mldd.loop import History, read_csv
 from tests.helpers import result
 
 pytestmark = pytest.mark.usefixtures("without_figures")
-LINE = "train sbm --solver adam:lr=0.01 --steps 4 --quiet"
+LINE = "train --evaluate-every 1 sbm --solver adam:lr=0.01 --steps 4 --quiet"
 
 
 def rows_of(path):

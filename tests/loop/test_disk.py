@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import torch
 
+from mldd.checkpoints import save
 from mldd.loop import History, State, replacing
-from mldd.loop.checkpoint import save
 
 
 @pytest.fixture

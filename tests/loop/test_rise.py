@@ -44,7 +44,11 @@ def test_a_run_that_used_its_steps_above_its_start_has_diverged(values: bool | N
     result = minimise(f, _start(f), CLIMBS, stop=Stop(8), values=values)
     assert float(f.value(result.x)) > float(f.value(_start(f)))
     assert result.status is Status.diverged and result.record.step == 8
-    assert [math.isnan(record.value) for record in result.history.records] == [False] + [values is None] * 8
+    assert [math.isnan(record.value) for record in result.history.records] == [
+        False,
+        *[values is None] * 7,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("values", [None, True])

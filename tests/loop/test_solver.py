@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from mldd.algebra import Bounds, Price, count
-from mldd.loop import Cost, History, Record, State, Status, Stop, minimise
+from mldd.loop import Cost, Detection, History, Record, State, Status, Stop, minimise
 from mldd.loop.solver import check_start
 from mldd.ranks import Communicator
+
+OFF = Detection(share=0.0)  # ranks that are made up do not agree
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def test_going_on_from_a_state_is_the_uninterrupted_run(beta):
     assert torch.equal(rest.x, whole.x)
     for name in ("step", "measure", "value"):
         assert rest.history.column(name) == whole.history.column(name)
-    assert rest.record.cost.gradient_evaluations == whole.record.cost.gradient_evaluations + 1, "of the point of return"
+    assert rest.record.cost.gradient_evaluations == whole.record.cost.gradient_evaluations
     seconds = rest.history.column("seconds")
     assert seconds == sorted(seconds)
 
@@ -276,8 +278,8 @@ def test_rank_zero_speaks_for_all():
             return values
 
     first, second = [], []
-    minimise(bowl(), ZERO, Momentum(), comm=Fake(0, first), stop=Stop(max_steps=0))
-    minimise(bowl(), ZERO, Momentum(), comm=Fake(1, second), stop=Stop(max_steps=0))
+    minimise(bowl(), ZERO, Momentum(), comm=Fake(0, first), stop=Stop(max_steps=0), detection=OFF)
+    minimise(bowl(), ZERO, Momentum(), comm=Fake(1, second), stop=Stop(max_steps=0), detection=OFF)
     assert first[0][4] == 4.0
     assert second[0][3:6] == [0.0, 0.0, 0.0]
 
@@ -290,7 +292,7 @@ def test_a_solver_that_cannot_go_on_on_one_rank_stops_all():
             stalled = list(Status).index(Status.stalled)
             return [v + (k - len(values) + 1 + len(Status) == stalled) for k, v in enumerate(values)]
 
-    result = minimise(bowl(), ZERO, Momentum(), comm=Other(), stop=Stop(max_steps=4))
+    result = minimise(bowl(), ZERO, Momentum(), comm=Other(), stop=Stop(max_steps=4), detection=OFF)
     assert result.status is Status.stalled
 
 
@@ -311,10 +313,9 @@ def test_the_record_has_all_columns_of_the_ledger():
 
     setup = Cost(setup_seconds=7.0, setup_work=8.0)
     record = minimise(bowl(), ZERO, Local(), stop=Stop(max_steps=2), setup=setup).record
-    nan = pytest.approx(math.nan, nan_ok=True)
     scalars = 2 * 3 + 3  # those of the steps, and one per record
     cost = Cost(3, 3.5, 3.5, 2, scalars, 48, 10, 80, 4, record.cost.seconds, 7.0, 8.0)
-    assert record == Record(2, 2, 1.0, nan, 2, 0, cost)
+    assert record == Record(2, 2, 1.0, 10.5 / 4**2, 2, 0, cost)
 
 
 def test_work_of_the_busiest_rank_and_of_all():
@@ -326,7 +327,7 @@ def test_work_of_the_busiest_rank_and_of_all():
         def sum_scalars(self, values):
             return [*values[:-2], 5.0, 2.0]
 
-    cost = minimise(bowl(), ZERO, Momentum(), comm=Three(), stop=Stop(max_steps=2)).record.cost
+    cost = minimise(bowl(), ZERO, Momentum(), comm=Three(), stop=Stop(max_steps=2), detection=OFF).record.cost
     assert (cost.work_units, cost.work_total) == (5.0, 10.0)
 
 

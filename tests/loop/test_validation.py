@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from mldd.checkpoints import load, save
 from mldd.loop import CsvWriter, History, Status, Stop, Validation, minimise, read_csv
-from mldd.loop.checkpoint import load, save
 from mldd.solvers import Adam, Sgd
 from tests.helpers import quadratic
 

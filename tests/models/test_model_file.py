@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import mldd
+from mldd import checkpoints
+from mldd.loop import History, State
 from mldd.models import Model, ModelError, load, save
 from mldd.problems.graphs import NodeModel
 from mldd.problems.nets import GraphNet
@@ -72,7 +74,6 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path):
     for given, words in (
         (Evil(proof), "it asks for"),
         ({"a": torch.ones(2)}, "must be a model written by mldd"),
-        ({"format": "mldd checkpoint 2"}, "must be a model, got a checkpoint; give the model.pt"),
         ({**content, "config": 3}, "with a broken config"),
         ({**content, "config": {}}, "must have the configuration of a nodes model"),
         ({**content, "kind": "trees"}, "the kind 'trees', which is not known here"),
@@ -80,6 +81,8 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path):
         torch.save(given, file)
         refused(words)
     assert not proof.exists()
+    checkpoints.save(file, x=torch.zeros(2), state=State(), history=History(), meta={})
+    refused("must be a model, got a checkpoint; give the model.pt")
     file.write_bytes(whole[:200])
     refused("must be a whole model of mldd, but it cannot be read")
     refused("must be a file or the folder of a run, got none", FileNotFoundError, tmp_path / "nowhere")

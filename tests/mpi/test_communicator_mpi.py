@@ -202,7 +202,7 @@ solvers = ("obstacle:n=15 --solver dd-adagrad --levels 2", "own.npz --solver dd-
 for k, solver in enumerate(solvers):
     for more in ("--steps 6 --out whole", "--steps 3 --checkpoint c.pt", "--steps 6 --resume c.pt --out rest"):
         more = more.replace("whole", f"whole{k}").replace("rest", f"rest{k}")
-        assert main(f"train {solver} --quiet {more}".split()) == 0
+        assert main(f"train {solver} --quiet --evaluate-every 1 {more}".split()) == 0
         world().agree(False)
 """
 

@@ -14,7 +14,7 @@ from mldd.problems.data.datasets import sbm
 from mldd.ranks import communicator, launchers
 from tests.helpers import MLDD, MPIEXEC, needs_mpi, result, torchrun
 
-TRAIN = [sys.executable, "-c", MLDD, "train"]
+TRAIN = [sys.executable, "-c", MLDD, "train", "--evaluate-every", "1"]
 
 
 def history(folder):

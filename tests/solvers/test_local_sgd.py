@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import Bounds, SharedDecomposition, contiguous, index_decomposition, sampled
+from mldd.checkpoints import load, save
 from mldd.loop import Status, Stop, minimise
-from mldd.loop.checkpoint import load, save
 from mldd.problems.images import Digits
 from mldd.solvers import LBFGS, Adam, DiLoCo, LocalSgd, Sgd
 from tests.helpers import Quadratic, WithoutValue, quadratic

@@ -1,8 +1,8 @@
-"""Checkpoints: iterate, full state of the solver, history and random state, in a file that holds data only.
+"""States of solvers as plain data, and back.
 
-A solver's state is a tree of dataclasses. Written is a tree of dicts and lists with tensors, numbers and strings as
-leaves, so that reading never runs code of the file (``torch.load(weights_only=True)``). Classes come from a *template*:
-the state that ``solver.init`` of the same solver makes, into which `restore` fills what was saved.
+A state is a tree of dataclasses. What is kept of it is a tree of dicts and lists with tensors, numbers and strings as
+leaves. Classes come from a *template*: the state that ``solver.init`` of the same solver makes, into which `restore`
+fills what was saved. The metadata of a field may say more about it: `SCRATCH`, `FINITE`, `PER_SUBDOMAIN`.
 """
 
 from __future__ import annotations
@@ -11,199 +11,28 @@ import copy
 import pickle
 import re
 import typing
-import warnings
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.loop.monitor import FIELDS, History, Record, replacing
 from mldd.loop.status import Status
-from mldd.loop.validation import Validation
-from mldd.ranks import SERIAL, Communicator
 
-FORMAT = "mldd checkpoint 3"
-_STATUS, _GENERATOR, _STATE_DICT = "!status", "!generator", "!state_dict"
+# Metadata of fields of states, to be joined by ``|``.
+SCRATCH = {"scratch": True}  # a buffer that is written before it is read: its shape is kept, its numbers are not
+FINITE = {"finite": True}  # never NaN or infinite while a run is in order
+PER_SUBDOMAIN = {"per subdomain": True}  # of the subdomains that the record lists in its field `subdomains`
+
+_STATUS, _GENERATOR, _STATE_DICT, _SCRATCH = "!status", "!generator", "!state_dict", "!scratch"
+_COUNTERS = ("step", "level", "accepted", "rejected")
+_LARGEST = 2**53  # no counter of a run gets there
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read, or used for this run."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint holds.
-
-    Attributes
-    ----------
-    x : Tensor, shape (n,)
-        The iterate.
-    states : list of dict
-        The solver's state: one for all ranks, or one per rank where ranks hold different ones.
-    history : History
-        Records up to there.
-    meta : dict
-        Problem, solver, options, seed, version: what has to be the same for the run to go on.
-    random : dict
-        State of torch's and NumPy's global generators.
-    validation : dict
-        What `Validation.state` has returned; empty where the run had none.
-    """
-
-    x: Tensor
-    states: list[dict[str, Any]]
-    history: History
-    meta: dict[str, Any]
-    random: dict[str, Any]
-    validation: dict[str, Any]
-
-    def check(self, meta: dict[str, Any]) -> None:
-        """Refuse to go on with another run than the one described by `meta` (its version may differ).
-
-        Parameters
-        ----------
-        meta : dict
-            What has to be the same, of the run that is to go on.
-
-        Raises
-        ------
-        CheckpointError
-            First entry that differs.
-        """
-        for key, expected in pack(meta, "meta").items():
-            if key != "mldd" and not _same(self.meta.get(key), expected):
-                raise CheckpointError(
-                    f"the checkpoint must be one of the same run, with {key} {expected}, got one with "
-                    f"{self.meta.get(key)}; give the same {key}, or start anew without --resume"
-                )
-
-    def state(self, template: Any, comm: Communicator = SERIAL) -> Any:
-        """Return this rank's state, filled into `template`.
-
-        Parameters
-        ----------
-        template : State
-            A fresh one of the same solver.
-        comm : Communicator
-            The ranks, each of which gets its own.
-
-        Raises
-        ------
-        CheckpointError
-            Ranks held different states and there are more or fewer ranks now, or a field does not fit.
-        """
-        if len(self.states) not in (1, comm.ranks):
-            raise CheckpointError(
-                f"the checkpoint holds the subdomains of {len(self.states)} ranks, got {comm.ranks}; "
-                f"resume with mpiexec -n {len(self.states)}"
-            )
-        return restore(template, self.states[comm.rank if len(self.states) > 1 else 0])
-
-    def restore_random(self) -> None:
-        """Set torch's and NumPy's global generators to what they were."""
-        if "torch" in self.random:
-            torch.set_rng_state(self.random["torch"])
-        if "numpy" in self.random:
-            name, keys, *rest = self.random["numpy"]
-            np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-
-
-def save(
-    path: Path | str,
-    *,
-    x: Tensor,
-    state: Any,
-    history: History,
-    meta: dict[str, Any],
-    comm: Communicator = SERIAL,
-    validation: Validation | None = None,
-) -> None:
-    """Write a checkpoint whole or not at all. Called by all ranks; rank 0 writes.
-
-    Parameters
-    ----------
-    path : Path or str
-        Of the file.
-    x : Tensor, shape (n,)
-        The iterate.
-    state : State
-        Of the solver, on this rank.
-    history : History
-        All records so far.
-    meta : dict
-        What has to be the same for the checkpoint to be of a run.
-    comm : Communicator
-        The ranks.
-    validation : Validation, optional
-        That of the run.
-
-    Raises
-    ------
-    CheckpointError
-        The state says ``resumable = False``, or holds something else than data.
-    OSError
-        The file cannot be written; an older one of this name is kept.
-    """
-    states = comm.gather_items(pack(state, "state"))
-    if comm.rank != 0:
-        return
-    if all(_same(states[0], other) for other in states[1:]):
-        states = states[:1]
-    content = {
-        "format": FORMAT,
-        "x": pack(x, "x"),
-        "states": states,
-        "history": {name: _column(history.column(name)) for name in FIELDS},
-        "validated": {k: dict(record.validation) for k, record in enumerate(history.records) if record.validation},
-        "validation": {} if validation is None else pack(validation.state(), "validation"),
-        "meta": pack(meta, "meta"),
-        "random": _random_state(),
-    }
-    with replacing(Path(path)) as new, open(new, "wb") as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides that the disk is full behind its own complaint
-                raise error.__context__ from None
-            raise
-
-
-def load(path: Path | str) -> Checkpoint:
-    """Return the checkpoint in a file, on the CPU. Nothing in the file is run.
-
-    Parameters
-    ----------
-    path : Path or str
-        Of the file.
-
-    Raises
-    ------
-    CheckpointError
-        Not a checkpoint of mldd: truncated, foreign or malicious.
-    FileNotFoundError
-        No such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"the checkpoint {path} must be a file, got none; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of others
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file may raise anything
-        raise CheckpointError(
-            f"{path} must be a whole checkpoint of mldd, but it cannot be read ({unreadable(error)}); "
-            "give another one, or start anew without --resume"
-        ) from error
-    try:
-        return _unpack(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} must be a checkpoint written by mldd, got another file ({error})") from error
 
 
 def unreadable(error: BaseException) -> str:
@@ -236,7 +65,7 @@ def restore(template: Any, saved: Any) -> Any:
     template : dataclass
         What ``solver.init(objective, x)`` returns. Records that are None there take their class from the annotation.
     saved : dict
-        From `Checkpoint.states`.
+        What `pack` has returned.
 
     Raises
     ------
@@ -244,6 +73,23 @@ def restore(template: Any, saved: Any) -> Any:
         A field is missing, unknown, or of another kind, shape or dtype.
     """
     return _restore(template, saved, "state", type(template))
+
+
+def recognised(state: Any, g: Tensor) -> None:
+    """Put `g` in the place of equal gradients of a state that was read: solvers know their point by the object.
+
+    Parameters
+    ----------
+    state : State
+        Of a solver.
+    g : Tensor, shape (n,)
+        The gradient at the iterate.
+    """
+    for record in _records(state):
+        mine = getattr(record, "gradient", None)
+        if isinstance(mine, Tensor) and mine.shape == g.shape and mine.dtype == g.dtype and mine.device == g.device:
+            if torch.equal(mine, g):
+                record.gradient = g
 
 
 def is_resumable(state: Any) -> bool:
@@ -267,19 +113,6 @@ def _records(value: Any) -> Iterator[Any]:
             yield from _records(item)
 
 
-def _random_state() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state(legacy=True)
-    numbers = [v.item() if isinstance(v, np.generic) else v for v in rest]
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *numbers],
-    }
-
-
-def _column(values: list[Any]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
-
-
 def pack(value: Any, where: str) -> Any:
     """Return `value` as dicts, lists, tensors, numbers and strings; `where` names it in errors.
 
@@ -300,7 +133,10 @@ def pack(value: Any, where: str) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tensor):
-        return value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a view would drag its storage along
+        mine = value.detach().cpu()
+        if mine.is_contiguous() and mine.numel() * mine.element_size() == mine.untyped_storage().nbytes():
+            return mine
+        return mine.clone(memory_format=torch.contiguous_format)  # a view would drag its storage along
     if isinstance(value, torch.Generator):
         return {_GENERATOR: value.get_state()}
     if is_dataclass(value) and not isinstance(value, type):
@@ -309,7 +145,7 @@ def pack(value: Any, where: str) -> Any:
                 f"`{where}` of type {type(value).__name__} cannot be resumed (its memory lives outside of Python); "
                 "run without --checkpoint"
             )
-        return {f.name: pack(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
+        return {f.name: _packed_field(f, getattr(value, f.name), f"{where}.{f.name}") for f in fields(value)}
     if isinstance(value, list | tuple | deque):
         return [pack(item, f"{where}[{k}]") for k, item in enumerate(value)]
     if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
@@ -321,18 +157,10 @@ def pack(value: Any, where: str) -> Any:
     )
 
 
-def _unpack(content: Any) -> Checkpoint:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"it does not say {FORMAT!r}")
-    x, states, meta, random, last = (content[key] for key in ("x", "states", "meta", "random", "validation"))
-    if not (isinstance(x, Tensor) and all(isinstance(part, dict) for part in (meta, random, last))):
-        raise TypeError("a part has the wrong type")
-    if not states or not all(isinstance(state, dict) for state in states):
-        raise TypeError("it has no state of a solver")
-    columns = [content["history"][name].tolist() for name in FIELDS]
-    rows, validated = zip(*columns, strict=True), content["validated"]
-    history = History([Record.of(row, validated.get(k)) for k, row in enumerate(rows)])
-    return Checkpoint(x, list(states), history, meta, random, last)
+def _packed_field(f: Field[Any], value: Any, where: str) -> Any:
+    if f.metadata.get("scratch") and isinstance(value, Tensor):
+        return {_SCRATCH: [_dtype(value), list(value.shape)]}
+    return pack(value, where)
 
 
 def _restore(template: Any, saved: Any, where: str, hint: Any) -> Any:
@@ -372,19 +200,68 @@ def _restore_record(template: Any, saved: Any, where: str) -> Any:
         _misfit(where, f"the fields {sorted(names)} of {type(template).__name__}", got)
     hints = _hints(type(template))
     out = copy.copy(template)
-    for name in names:
-        value = _restore(getattr(template, name), saved[name], f"{where}.{name}", hints.get(name))
-        object.__setattr__(out, name, value)
+    for f in fields(template):
+        place = f"{where}.{f.name}"
+        value = _restore(getattr(template, f.name), saved[f.name], place, hints.get(f.name))
+        if f.metadata.get("finite") and isinstance(value, Tensor):
+            check_finite(value, place)
+        if f.name in _COUNTERS and type(value) is int and not 0 <= value < _LARGEST:
+            _misfit(place, f"a count in 0..2^{_LARGEST.bit_length() - 1}", value)
+        object.__setattr__(out, f.name, value)
     return out
 
 
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Refuse a tensor with an entry that is not finite.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Numbers of any type.
+    where : str
+        Its name in the message.
+
+    Raises
+    ------
+    CheckpointError
+        The first such entry.
+    """
+    if bool(torch.isfinite(tensor.sum())):  # which a single entry that is not finite would spoil
+        return
+    bad = (~torch.isfinite(tensor.flatten())).nonzero()
+    if len(bad):
+        entry = int(bad[0])
+        raise CheckpointError(
+            f"`{where}` must be finite, got {float(tensor.flatten()[entry].real)} at entry {entry}; go on from an "
+            "older checkpoint, or start anew without --resume"
+        )
+
+
 def _restore_tensor(template: Tensor, saved: Any, where: str) -> Tensor:
+    if isinstance(saved, dict) and set(saved) == {_SCRATCH}:
+        return _restore_scratch(saved[_SCRATCH], where, template)
     if not isinstance(saved, Tensor):
         _misfit(where, "a tensor", _kind(saved))
     # An empty tensor is one that the solver allocates when it first needs it.
     if template.numel() > 0 and (saved.dtype != template.dtype or saved.shape != template.shape):
         _misfit(where, _kind(template), _kind(saved))
     return saved.to(template.device, copy=True).requires_grad_(template.requires_grad)
+
+
+def _restore_scratch(saved: Any, where: str, like: Tensor | None) -> Tensor:
+    """Return a buffer like that of the template, or zeros of the kind that was saved where there is none."""
+    fits = isinstance(saved, list) and len(saved) == 2 and isinstance(saved[1], list)
+    dtype = getattr(torch, str(saved[0]), None) if fits else None
+    if not isinstance(dtype, torch.dtype) or not all(type(k) is int and k >= 0 for k in saved[1]):
+        _misfit(where, "a buffer", str(saved)[:60])
+    if like is None:
+        try:
+            return torch.zeros(saved[1], dtype=dtype)
+        except RuntimeError:  # no memory for it
+            _misfit(where, "a buffer that fits into memory", f"shape {tuple(saved[1])}")
+    if like.numel() > 0 and (_dtype(like), list(like.shape)) != (saved[0], saved[1]):
+        _misfit(where, _kind(like), f"{saved[0]} of shape {tuple(saved[1])}")
+    return torch.zeros_like(like)
 
 
 def _restore_items(template: Any, saved: Any, where: str, hint: Any) -> Any:
@@ -403,6 +280,8 @@ def _restore_blank(saved: Any, where: str, hint: Any) -> Any:
         return [_restore_blank(item, f"{where}[{k}]", inner) for k, item in enumerate(saved)]
     if not isinstance(saved, dict):
         return saved.clone() if isinstance(saved, Tensor) else saved
+    if set(saved) == {_SCRATCH}:
+        return _restore_scratch(saved[_SCRATCH], where, None)
     if typing.get_origin(hint) is dict:
         return {key: _restore_blank(item, f"{where}[{key!r}]", None) for key, item in saved.items()}
     kind = next((a for a in (hint, *typing.get_args(hint)) if isinstance(a, type) and is_dataclass(a)), None)
@@ -421,19 +300,30 @@ def _hints(kind: type) -> dict[str, Any]:
         return {}
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Return whether two trees of plain data are equal, NaN being equal to itself.
+
+    Parameters
+    ----------
+    a, b : object
+        As `pack` returns them.
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same, a, b))
     return bool(type(a) is type(b) and (a == b or a != a))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}".removeprefix("torch.")
+        return f"{_dtype(value)} of shape {tuple(value.shape)}"
     return "a record" if isinstance(value, dict) else type(value).__name__
 
 
