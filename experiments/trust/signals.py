@@ -84,15 +84,7 @@ def started(words: list[str], ranks: int, launcher: str = "mpiexec", **environme
 
 
 class Child:
-    """``mldd`` in a child of this process, in which everything is loaded, so that it begins at once.
-
-    Parameters
-    ----------
-    words : list of str
-        The command line.
-    **environment : str
-        Variables of the child.
-    """
+    """``mldd`` in a child of this process, in which everything is loaded, so that it begins at once."""
 
     def __init__(self, words: list[str], **environment: str) -> None:
         self.code: int | None = None
@@ -117,18 +109,7 @@ class Child:
         return self.code
 
     def wait(self, timeout: float) -> int:
-        """Return the exit status, once there is one.
-
-        Parameters
-        ----------
-        timeout : float
-            Seconds.
-
-        Raises
-        ------
-        TimeoutExpired
-            There is none by then.
-        """
+        """Return the exit status, once there is one, as Popen does."""
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
@@ -437,7 +418,7 @@ def write(rows: list[Row], out: Path) -> None:
     """Write the table as JSON and as text; rows of other parts stay."""
     ran = {row["part"] for row in rows}
     file = out / "signals.json"
-    old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    old: list[Row] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     rows = [row for part in PARTS for row in [*(r for r in old if r["part"] not in ran), *rows] if row["part"] == part]
     file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [f"{'part':<8} {'what':<58} {'times':>5} {'faults':>6}  more"]
