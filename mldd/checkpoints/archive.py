@@ -259,7 +259,8 @@ def raw(tensor: Tensor) -> memoryview:
     tensor : Tensor, contiguous
         Of any type.
     """
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(bytearray())
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else bytearray()
+    return memoryview(flat)
 
 
 def _once(content: Content) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -180,6 +180,7 @@ def _parsed(raw: bytes) -> tuple[list[Record], str]:
         body = stream.read(8 * n * len(_COLUMNS))
         columns = [np.frombuffer(body, kind, n, 8 * n * k).tolist() for k, (_, kind) in enumerate(_COLUMNS.values())]
         for k, row in enumerate(zip(*columns, strict=True)):
-            records.append(Record(*row[:own], Cost(*row[own:]), validated.get(k, {})))
+            numbers: list[Any] = [*row[:own], Cost(*row[own:]), validated.get(k, {})]
+            records.append(Record(*numbers))
         sha256 = _next(sha256, line + body)
     return records, sha256

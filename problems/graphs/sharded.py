@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
