@@ -98,7 +98,7 @@ CASES = {
     "apts": Case(LAYERS, "apts", parts=3),
     "apts that keeps pairs": Case(LAYERS, "apts:keep_pairs=true", parts=3),
     "apts, data": Case(DATA, "apts", parts=4),
-    "mofftr": Case(GRAPH + ":dropout=0", "mofftr", levels=2),
+    "mofftr": Case(GRAPH + ":dropout=0", "mofftr:smoother=adagrad(varsigma=1,rate=0.1,curvature=none)", levels=2),
     "localsgd": Case(DATA, "localsgd", parts=4),
     "localsgd that keeps momenta": Case(DATA, "localsgd:memory=keep,local=adam", parts=4),
     "localsgd that averages momenta": Case(DATA, "localsgd:memory=average,local=sgd(momentum=0.9)", parts=4),
