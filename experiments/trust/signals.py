@@ -181,7 +181,7 @@ def kills(options: argparse.Namespace) -> Iterator[Row]:
     """Yield what came of SIGKILL at random moments."""
     draw, words = random.Random(options.seed), line(0.005, 60, KEPT, "--checkpoint-every 1steps --evaluate-every 1")
     begin = time.monotonic()
-    assert waited(Child(line(0.005, 60, "--out whole --checkpoint w.ckpt --checkpoint-every 1steps"))) == 0
+    assert waited(Child(line(0.005, 60, "--out whole --overwrite --checkpoint w.ckpt --checkpoint-every 1steps"))) == 0
     lasts = time.monotonic() - begin
     done, runs, faults, equal, codes = 0, 0, [], 0, Counter[int]()
     while done < options.kills:
