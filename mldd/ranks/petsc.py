@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -74,7 +74,8 @@ def load_petsc() -> Any:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         import petsc4py
 
-        with _printed() if _arguments else nullcontext([]) as printed:
+        printing: AbstractContextManager[list[str]] = _printed() if _arguments else nullcontext([])
+        with printing as printed:
             petsc4py.init(["mldd", *_arguments])
             from petsc4py import PETSc
 
