@@ -47,6 +47,7 @@ from mldd.problems.data.shard_files import read as read_shards
 
 SEED = 20261127
 OUT = Path(__file__).parents[2] / "paper" / "results" / "trust"
+_BATCH = 200  # files of a process
 SECONDS, BYTES = 20.0, 6 * 2**30  # per file
 FAULTS = ("traceback", "hang", "crash", "memory", "execution")
 PROOF = "proof"  # a file that hostile pickles would make
@@ -211,21 +212,22 @@ def worker(
 
 
 def run(
-    tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path
+    tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path, seconds: float = np.inf
 ) -> list[dict[str, Any]]:
     """Judge all files; a process that hangs or crashes costs the file it was at, and another one goes on."""
     found: list[dict[str, Any]] = []
-    while len(found) < len(tasks):
+    until = time.monotonic() + seconds
+    while len(found) < len(tasks) and time.monotonic() < until:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 2)
-            worker(tasks[len(found) :][:500], files, digests, work, writing)
+            worker(tasks[len(found) :][:_BATCH], files, digests, work, writing)
             os._exit(0)
         os.close(writing)
-        fault = watch(reading, found, min(len(found) + 500, len(tasks)))
+        fault = watch(reading, found, min(len(found) + _BATCH, len(tasks)))
         os.close(reading)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -272,7 +274,7 @@ def tables(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def fuzz(count: int, formats: Sequence[str], first: int, work: Path) -> list[dict[str, Any]]:
+def fuzz(count: int, formats: Sequence[str], first: int, work: Path, seconds: float = np.inf) -> list[dict[str, Any]]:
     """Judge `count` files of some formats, numbered from `first`."""
     (work / "whole").mkdir()
     files = mutations.write_whole(work / "whole")
@@ -285,7 +287,8 @@ def fuzz(count: int, formats: Sequence[str], first: int, work: Path) -> list[dic
     shares = {name: 1 / RARE.get(name, 1) for name in formats}
     total = sum(shares.values())
     tasks = [(name, first + k) for name in formats for k in range(round(count * shares[name] / total))]
-    return run(tasks, files, digests, work)
+    np.random.default_rng(SEED).shuffle(tasks)  # where the time is up before the end, all formats have had their share
+    return run(tasks, files, digests, work, seconds)
 
 
 def main() -> None:
@@ -294,11 +297,12 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=20000)
     parser.add_argument("--formats", default=",".join(READERS))
     parser.add_argument("--first", type=int, default=0, help="number of the first change")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="then no other batch is begun")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        found = fuzz(options.files, options.formats.split(","), options.first, Path(work))
+        found = fuzz(options.files, options.formats.split(","), options.first, Path(work), options.seconds)
     made = tables(found) | {"seed": SEED, "seconds": round(time.perf_counter() - begin)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "files.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What becomes of command lines that make no sense: they run, are refused in one line, or show a fault.
 
-    OMP_NUM_THREADS=1 python experiments/trust/lines.py [--lines 2000] [--first 0] [--out DIR]
+    OMP_NUM_THREADS=1 python experiments/trust/lines.py [--lines 2000] [--first 0] [--seconds S] [--out DIR]
 
 Words are drawn at random: commands, problems and solvers with any of their keys, options, options of PETSc, each with
 values that fit or do not (negative, huge, no number, nests of parentheses, letters of other alphabets, bytes that are
@@ -54,7 +54,7 @@ ODD += ("18446744073709551616", "-9223372036854775809", "9" * 400, "", " ")
 ODD += ("true", "none", "None", "cuda:99", "cpu:3", "x")
 ODD += ("adam", "adagrad", "lbfgs(memory=2)", "dd-adagrad(local=adam)", "((")
 ODD += ("))", "(" * 50 + ")" * 50, "a=b", "=", ",", ":")
-ODD += ("\u00e9\u4e2d\u6587", "\u0661\u0662", "\udcff", "\x00", "../..", "/dev/zero")
+ODD += ("\u00e9\u4e2d\u6587", "\u0661\u0662", "\udcff", "\x00", "no/../..", "/dev/zero")
 ODD += ("/dev/null", "1:2:3", "1:x", "~", "*", "%s", "{0}")
 COMMANDS = ("train",) * 12 + ("compare", "compare", "partition", "list", "predict", "plot", "data", "info", "nonsense")
 OPTIONS = ("--parts", "--overlap", "--levels", "--combine", "--local-steps")
@@ -210,13 +210,16 @@ def kind_of(code: int, text: str) -> str:
     return "refused" if len(errors) == 1 and code in (1, 2) and len(errors[0]) < 3000 else "silent"
 
 
-def fuzz(count: int, first: int, work: Path) -> list[dict[str, Any]]:
-    """Run `count` lines in a folder with files of all formats."""
+def fuzz(count: int, first: int, work: Path, seconds: float = np.inf) -> list[dict[str, Any]]:
+    """Run `count` lines in a folder with files of all formats, fewer where the time is up before."""
     mutations.write_whole(work)
     os.chdir(work)
     known = kinds()
-    found = []
+    found: list[dict[str, Any]] = []
+    until = time.monotonic() + seconds
     for k in range(first, first + count):
+        if time.monotonic() > until:
+            break
         found.append(judged(words_of(np.random.default_rng([SEED, k]), known)))
         if found[-1]["outcome"] in FAULTS:
             print(k, json.dumps(found[-1]), file=sys.stderr, flush=True)
@@ -228,12 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="number of the first line")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="then no other line is begun")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     out = options.out.absolute()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        found = fuzz(options.lines, options.first, Path(work))
+        found = fuzz(options.lines, options.first, Path(work), options.seconds)
         os.chdir("/")
     made = {
         "lines": len(found),

@@ -74,8 +74,8 @@ def load_petsc() -> Any:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         import petsc4py
 
-        reading: AbstractContextManager[list[str]] = _printed() if _arguments else nullcontext([])
-        with reading as printed:
+        printing: AbstractContextManager[list[str]] = _printed() if _arguments else nullcontext([])
+        with printing as printed:
             petsc4py.init(["mldd", *_arguments])
             from petsc4py import PETSc
 
