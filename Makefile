@@ -1,10 +1,11 @@
 # make demo | test | test-portable | lint | setup | clean. Every target does the set-up that is missing, in .venv.
-.PHONY: help demo test test-portable lint setup ready clean
+.PHONY: help demo test test-portable trust lint setup ready clean
 
 help:
 	@echo 'make demo           train a graph network by two-level domain decomposition on two MPI ranks, next to Adam'
 	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them)'
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
+	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
 	@echo 'make lint           check style and types'
 	@echo 'make setup          the set-up alone; tries again what could not be built'
 	@echo 'make clean          remove the environment and what was built'
@@ -35,6 +36,16 @@ test-portable: ready
 	do \
 		echo "== $$variant"; \
 		env $$variant .venv/bin/pytest $(ARGS) || { echo "== failed: $$variant"; failed=1; }; \
+	done; \
+	exit $$failed
+
+# Every script says what is a fault and ends with status 1 where there is one; all run, also after one that failed.
+trust: ready
+	@failed=0; \
+	for script in experiments/trust/*.py; do \
+		case $$script in */mutations.py) continue;; esac; \
+		echo "== $$script"; \
+		OMP_NUM_THREADS=1 .venv/bin/python $$script $(ARGS) || { echo "== failed: $$script"; failed=1; }; \
 	done; \
 	exit $$failed
 

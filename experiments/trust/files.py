@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python experiments/trust/files.py [--files 20000] [--formats npz,pt] [--first 0] [--out DIR]
 
-Every file is one that mldd has written or reads, with one change: cut, flipped, overwritten, spliced, with huge numbers,
-other text, the suffix of another format, or contents that make no sense (see experiments/trust/mutations.py). It is read
-in a forked process with a limit of memory and one of time per file. What may come of it:
+Every file is one that mldd has written or reads, with one change: cut, flipped, overwritten, spliced, with huge
+numbers, other text, another suffix, or contents that make no sense (experiments/trust/mutations.py). It is read in
+a forked process with a limit of memory and one of time per file. What may come of it:
 
     refused     one line of an error that the command line answers with exit status 2
     equal       read, and the arrays are those of the whole file
@@ -17,6 +17,7 @@ Of every changed file that is read with other numbers, the checksum beside it (`
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import resource
@@ -46,9 +47,11 @@ from mldd.problems.data.shard_files import read as read_shards
 
 SEED = 20261127
 OUT = Path(__file__).parents[2] / "paper" / "results" / "trust"
+_BATCH = 200  # files of a process
 SECONDS, BYTES = 20.0, 6 * 2**30  # per file
 FAULTS = ("traceback", "hang", "crash", "memory", "execution")
 PROOF = "proof"  # a file that hostile pickles would make
+VERIFIED = ("npz", "plain npz", "series npz", "pt", "shards", "model")  # formats with checksums, which are compared
 SUFFIXES = (".npz", ".pt", ".nc", ".nc4", ".zarr", ".grib", ".txt")
 
 
@@ -96,6 +99,7 @@ READERS: dict[str, Callable[[Path], str]] = {
     "pt": of_graph,
     "netcdf 3": of_series,
     "netcdf 4": of_series,
+    "grib": of_series,
     "zarr 2": of_series,
     "zarr 3": of_series,
     "shards": of_shards,
@@ -104,7 +108,7 @@ READERS: dict[str, Callable[[Path], str]] = {
     "history": of_history,
 }
 # How often a format comes, as far as it costs: one in so many.
-RARE = {"netcdf 4": 4, "zarr 2": 4, "zarr 3": 4, "model": 4}
+RARE = {"grib": 4, "netcdf 4": 4, "zarr 2": 4, "zarr 3": 4, "model": 4}
 
 
 # ------------------------------------------------------------------------------------------------ one file
@@ -199,6 +203,7 @@ def worker(
 ) -> None:
     """Judge files, one line of JSON each; the parent watches the time."""
     apart._PATIENCE = 5.0
+    faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name, number in tasks:
@@ -207,21 +212,22 @@ def worker(
 
 
 def run(
-    tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path
+    tasks: list[tuple[str, int]], files: dict[str, Path], digests: dict[str, str], work: Path, seconds: float = np.inf
 ) -> list[dict[str, Any]]:
     """Judge all files; a process that hangs or crashes costs the file it was at, and another one goes on."""
     found: list[dict[str, Any]] = []
-    while len(found) < len(tasks):
+    until = time.monotonic() + seconds
+    while len(found) < len(tasks) and time.monotonic() < until:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             silent = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silent, 2)
-            worker(tasks[len(found) :][:500], files, digests, work, writing)
+            worker(tasks[len(found) :][:_BATCH], files, digests, work, writing)
             os._exit(0)
         os.close(writing)
-        fault = watch(reading, found, min(len(found) + 500, len(tasks)))
+        fault = watch(reading, found, min(len(found) + _BATCH, len(tasks)))
         os.close(reading)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -268,10 +274,11 @@ def tables(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def fuzz(count: int, formats: Sequence[str], first: int, work: Path) -> list[dict[str, Any]]:
+def fuzz(count: int, formats: Sequence[str], first: int, work: Path, seconds: float = np.inf) -> list[dict[str, Any]]:
     """Judge `count` files of some formats, numbered from `first`."""
     (work / "whole").mkdir()
     files = mutations.write_whole(work / "whole")
+    formats = [name for name in formats if files[name].exists()]  # a GRIB file is there where its set is
     digests = {}
     for name in formats:
         write_checksum(files[name])
@@ -280,7 +287,8 @@ def fuzz(count: int, formats: Sequence[str], first: int, work: Path) -> list[dic
     shares = {name: 1 / RARE.get(name, 1) for name in formats}
     total = sum(shares.values())
     tasks = [(name, first + k) for name in formats for k in range(round(count * shares[name] / total))]
-    return run(tasks, files, digests, work)
+    np.random.default_rng(SEED).shuffle(tasks)  # where the time is up before the end, all formats have had their share
+    return run(tasks, files, digests, work, seconds)
 
 
 def main() -> None:
@@ -289,11 +297,12 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=20000)
     parser.add_argument("--formats", default=",".join(READERS))
     parser.add_argument("--first", type=int, default=0, help="number of the first change")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="then no other batch is begun")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        found = fuzz(options.files, options.formats.split(","), options.first, Path(work))
+        found = fuzz(options.files, options.formats.split(","), options.first, Path(work), options.seconds)
     made = tables(found) | {"seed": SEED, "seconds": round(time.perf_counter() - begin)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "files.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
 """What becomes of command lines that make no sense: they run, are refused in one line, or show a fault.
 
-    OMP_NUM_THREADS=1 python experiments/trust/lines.py [--lines 2000] [--first 0] [--out DIR]
+    OMP_NUM_THREADS=1 python experiments/trust/lines.py [--lines 2000] [--first 0] [--seconds S] [--out DIR]
 
-Words are drawn at random: commands, problems and solvers with any of their keys, options, options of PETSc, each with values
-that fit or do not (negative, huge, no number, nests of parentheses, letters of other alphabets, bytes that are no text), and
-some lines are changed letter by letter. Each line is run in a forked process of its own with a limit of memory and of time.
+Words are drawn at random: commands, problems and solvers with any of their keys, options, options of PETSc, each with
+values that fit or do not (negative, huge, no number, nests of parentheses, letters of other alphabets, bytes that are
+no text), and some lines are changed letter by letter. Each line is run in a forked process of its own with a limit of
+memory and of time.
 
     ran         exit status 0
     refused     exit status 2 (or 1: a run that failed) and one line that begins with "mldd: error: "
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from experiments.trust import mutations
 from mldd.command import names
 from mldd.command.cli import main as mldd
-from mldd.command.keys import SOLVERS, keys_of
+from mldd.command.keys import SOLVERS, default_of, keys_of
 
 SEED = 20261128
 OUT = Path(__file__).parents[2] / "paper" / "results" / "trust"
@@ -43,19 +45,30 @@ Random = np.random.Generator
 
 # Small problems, with keys that keep them small; others are made at once in any size.
 PROBLEMS = ("quadratic:n=7", "obstacle:n=7", "membrane:n=7", "minimal-surface:n=7", "bratu:n=7", "morebv:n=7")
-PROBLEMS += ("digits:hidden=2", "sbm:hidden=2", "plain-npz.npz:hidden=2", "whole.pt:hidden=2", "whole.nc", "shards", "texas")
-PROBLEMS += ("poisson1d", "forchheimer", "ignition:n=7", "sbm-own:hidden=2", "synthetic")
-ODD = ("-1", "0", "1", "2", "3", "0.5", "-0.5", "nan", "inf", "-inf", "1e400", "1e-400", "2147483648", "9223372036854775808")
-ODD += ("18446744073709551616", "-9223372036854775809", "9" * 400, "", " ", "true", "none", "None", "cuda:99", "cpu:3", "x")
-ODD += ("adam", "adagrad", "lbfgs(memory=2)", "dd-adagrad(local=adam)", "((", "))", "(" * 50 + ")" * 50, "a=b", "=", ",", ":")
-ODD += ("\u00e9\u4e2d\u6587", "\u0661\u0662", "\udcff", "\x00", "../..", "/dev/zero", "/dev/null", "1:2:3", "1:x", "~", "*", "%s", "{0}")
-OPTIONS = ("--parts", "--overlap", "--levels", "--combine", "--local-steps", "--atol", "--rtol", "--target", "--norm", "--prices")
-OPTIONS += ("--data", "--device", "--dtype", "--seed", "--seeds", "--validate-every", "--patience", "--keep", "--log", "--resume")
+PROBLEMS += ("digits:hidden=2", "sbm:hidden=2", "plain-npz.npz:hidden=2")
+PROBLEMS += ("whole.pt:hidden=2", "whole.nc", "shards", "texas")
+PROBLEMS += ("poisson1d", "forchheimer", "ignition:n=7", "sbm-own:hidden=2")
+ODD = ("-1", "0", "1", "2", "3", "0.5", "-0.5")
+ODD += ("nan", "inf", "-inf", "1e400", "1e-400", "2147483648", "9223372036854775808")
+ODD += ("18446744073709551616", "-9223372036854775809", "9" * 400, "", " ")
+ODD += ("true", "none", "None", "cuda:99", "cpu:3", "x")
+ODD += ("adam", "adagrad", "lbfgs(memory=2)", "dd-adagrad(local=adam)", "((")
+ODD += ("))", "(" * 50 + ")" * 50, "a=b", "=", ",", ":")
+ODD += ("\u00e9\u4e2d\u6587", "\u0661\u0662", "\udcff", "\x00", "no/../..", "/dev/zero")
+ODD += ("/dev/null", "1:2:3", "1:x", "~", "*", "%s", "{0}")
+COMMANDS = ("train",) * 12 + ("compare", "compare", "partition", "list", "predict", "plot", "data", "info", "nonsense")
+OPTIONS = ("--parts", "--overlap", "--levels", "--combine", "--local-steps")
+OPTIONS += ("--atol", "--rtol", "--target", "--norm", "--prices")
+OPTIONS += ("--data", "--device", "--dtype", "--seed", "--seeds")
+OPTIONS += ("--validate-every", "--patience", "--keep", "--log", "--resume")
 OPTIONS += ("--checkpoint", "--nonsense", "--max-second")
-USUAL = {"--combine": ("asm", "ras", "wasm"), "--norm": ("2", "inf"), "--dtype": ("float32", "float64"), "--device": ("cpu", "auto")}
-PETSC = ("-tao_type", "-snes_type", "-ksp_type", "-pc_type", "-tao_max_it", "-tao_monitor", "-log_view", "-options_left", "-help")
+USUAL = {"--combine": ("asm", "ras", "wasm"), "--norm": ("2", "inf"), "--dtype": ("float32", "float64")}
+USUAL |= {"--device": ("cpu", "auto")}
+PETSC = ("-tao_type", "-snes_type", "-ksp_type", "-pc_type")
+PETSC += ("-tao_max_it", "-tao_monitor", "-log_view", "-options_left", "-help")
 PETSC += ("-tao_ls_type", "-malloc_debug", "-tao_gatol", "-info", "-vec_type", "-mat_type", "-nonsense")
-PETSC_VALUES = ("pounders", "brgn", "almm", "blmvm", "python", "shell", "nonsense", "newtonls", "fas", "gmres", "cuda", "-1", "")
+PETSC_VALUES = ("pounders", "brgn", "almm", "blmvm", "python", "shell")
+PETSC_VALUES += ("nonsense", "newtonls", "fas", "gmres", "cuda", "-1", "")
 
 
 def pick(random: Random, of: Any) -> Any:
@@ -66,8 +79,14 @@ def pick(random: Random, of: Any) -> Any:
 def spec(random: Random, text: str, kind: type | None) -> str:
     """Return a name with up to three keys, which have odd values or those of another."""
     keys = list(keys_of(kind)) if kind is not None else []
-    count = int(random.integers(4)) if random.random() < 0.7 else 0
-    given = [f"{pick(random, keys) if keys and random.random() < 0.95 else pick(random, ODD)}={pick(random, ODD)}" for _ in range(count)]
+    count = int(random.integers(4)) if random.random() < 0.6 else 0
+    given = []
+    for _ in range(count):
+        key = pick(random, keys) if keys and random.random() < 0.95 else pick(random, ODD)
+        usual = default_of(kind, key) if kind is not None and key in keys and random.random() < 0.7 else MISSING
+        text = ":".join(map(str, usual)) if isinstance(usual, tuple) else usual
+        value = pick(random, ODD) if usual is MISSING else text
+        given.append(f"{key}={value}")
     if not given:
         return text
     return text + ("," if ":" in text else ":") + ",".join(given)
@@ -81,19 +100,20 @@ def kinds() -> dict[str, Any]:
 
 def words_of(random: Random, known: dict[str, Any]) -> list[str]:
     """Return the words of a command line."""
-    command = pick(random, ("train",) * 12 + ("compare", "compare", "partition", "list", "predict", "plot", "data", "info", "nonsense"))
+    command = pick(random, COMMANDS)
     problem = pick(random, PROBLEMS)
     solver = pick(random, list(SOLVERS))
     one, other = spec(random, problem, known[problem]), spec(random, solver, known[solver])
     if random.random() < 0.1:
         other = f"{pick(random, list(SOLVERS))}:local={other.replace(':', '(', 1)}" + ")" * (":" in other)
+    new = pick(random, ("p.csv", "fig.png", *ODD))
     words = {
         "train": ["train", one, "--solver", other],
         "compare": ["compare", one, "--solvers", f"{other},{pick(random, list(SOLVERS))}"],
         "partition": ["partition", one, "--parts", pick(random, ODD), "--quiet"],
         "list": ["list", pick(random, (problem, solver, *ODD))],
-        "predict": ["predict", pick(random, ("run", "whole.model", *ODD)), pick(random, (one, *ODD)), "--out", pick(random, ("p.csv", *ODD))],
-        "plot": ["plot", pick(random, ("run", *ODD)), "--against", pick(random, ODD), "--out", pick(random, ("fig.png", *ODD))],
+        "predict": ["predict", pick(random, ("run", "whole.model", *ODD)), pick(random, (one, *ODD)), "--out", new],
+        "plot": ["plot", pick(random, ("run", *ODD)), "--against", pick(random, ODD), "--out", new],
         "data": ["data", pick(random, ("checksum", "x")), pick(random, ("whole.pt", *ODD))],
         "info": ["info"],
         "nonsense": [pick(random, ODD)],
@@ -102,11 +122,11 @@ def words_of(random: Random, known: dict[str, Any]) -> list[str]:
         for _ in range(int(random.integers(3))):
             option = pick(random, OPTIONS)
             usual = USUAL.get(option, ("1", "2"))
-            words += [option, pick(random, usual if random.random() < 0.5 else ODD)]
+            words += [option, pick(random, usual if random.random() < 0.7 else ODD)]
         if random.random() < 0.15:
             words += [pick(random, PETSC), pick(random, PETSC_VALUES)]
         words += ["--steps", "2", "--max-seconds", "3"] + ["--quiet"] * int(random.integers(2))
-    if random.random() < 0.15:
+    if random.random() < 0.1:
         words = garbled(random, words)
     return words
 
@@ -159,7 +179,8 @@ def judged(words: list[str]) -> dict[str, Any]:
     code = os.waitstatus_to_exitcode(status)
     came = "hang" if hung else kind_of(code, text)
     seconds = round(time.monotonic() - begin, 2)
-    return {"words": words, "outcome": came, "status": code, "seconds": seconds, "said": text[-600:] if came in FAULTS else ""}
+    said = text[-600:] if came in FAULTS else ""
+    return {"words": words, "outcome": came, "status": code, "seconds": seconds, "said": said}
 
 
 def heard(pipe: int) -> tuple[str, bool]:
@@ -176,25 +197,33 @@ def heard(pipe: int) -> tuple[str, bool]:
 def kind_of(code: int, text: str) -> str:
     """Say what came of a line that has ended."""
     errors = [line for line in text.splitlines() if line.startswith("mldd: error: ")]
-    if code < 0 or code == 99 or "PETSC ERROR" in text:
-        return "abort" if code != 99 else "traceback"
     if "Traceback" in text:
         return "traceback"
+    if code < 0 or "PETSC ERROR" in text:
+        return "abort"
     if code == 0:
         return "ran"
     if "--debug shows where" in text and "does not fit into memory" not in text:
         return "unexpected"
-    if code == 1 and "failed: " in text:  # a row of a comparison
+    if code == 1 and ("failed: " in text or "diverged" in text):  # a row of a comparison
         return "refused"
     return "refused" if len(errors) == 1 and code in (1, 2) and len(errors[0]) < 3000 else "silent"
 
 
-def fuzz(count: int, first: int, work: Path) -> list[dict[str, Any]]:
-    """Run `count` lines in a folder with files of all formats."""
+def fuzz(count: int, first: int, work: Path, seconds: float = np.inf) -> list[dict[str, Any]]:
+    """Run `count` lines in a folder with files of all formats, fewer where the time is up before."""
     mutations.write_whole(work)
     os.chdir(work)
     known = kinds()
-    return [judged(words_of(np.random.default_rng([SEED, first + k]), known)) for k in range(count)]
+    found: list[dict[str, Any]] = []
+    until = time.monotonic() + seconds
+    for k in range(first, first + count):
+        if time.monotonic() > until:
+            break
+        found.append(judged(words_of(np.random.default_rng([SEED, k]), known)))
+        if found[-1]["outcome"] in FAULTS:
+            print(k, json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
@@ -202,12 +231,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="number of the first line")
+    parser.add_argument("--seconds", type=float, default=np.inf, help="then no other line is begun")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     out = options.out.absolute()
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        found = fuzz(options.lines, options.first, Path(work))
+        found = fuzz(options.lines, options.first, Path(work), options.seconds)
         os.chdir("/")
     made = {
         "lines": len(found),

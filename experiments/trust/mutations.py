@@ -1,6 +1,6 @@
 """Whole files of every format that is read, and how they are damaged, for experiments/trust/files.py.
 
-    python experiments/trust/mutations.py DIR    # writes the whole files there
+python experiments/trust/mutations.py DIR    # writes the whole files there
 
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -98,11 +99,27 @@ def write_whole(folder: Path) -> dict[str, Path]:
     made["shards"] = folder / "shards"
     write(data, torch.arange(NODES) * 3 // NODES, made["shards"])
     made["graphdata"].write_bytes(graphdata())
+    known = Path(os.environ.get("MLDD_DATA", ".")) / GRIB
+    if known.is_file():
+        made["grib"].write_bytes(messages(known.read_bytes(), 6))
     write_run(made["model"].parent, made["model"], made["history"])
     return made
 
 
-_SUFFIXES = {"pt": "pt", "netcdf 3": "nc", "netcdf 4": "nc4", "graphdata": "graphdata", "model": "model", "history": "csv"}
+GRIB = "weather/era5_t2m_uk_201903/era5-2mt-2019-03-uk.grib"
+
+
+def messages(content: bytes, count: int) -> bytes:
+    """Return the first messages of a GRIB file of edition 1, each of which says its length."""
+    end = 0
+    for _ in range(count):
+        begin = content.index(b"GRIB", end)  # padding may stand between them
+        end = begin + int.from_bytes(content[begin + 4 : begin + 7], "big")
+    return content[:end]
+
+
+_SUFFIXES = {"grib": "grib", "pt": "pt", "netcdf 3": "nc", "netcdf 4": "nc4"}
+_SUFFIXES |= {"graphdata": "graphdata", "model": "model", "history": "csv"}
 
 
 def graphdata() -> bytes:
@@ -162,7 +179,9 @@ def overwritten(content: bytes, random: Random) -> bytes:
     """Write noise, zeros or ones over a span."""
     start, end = _span(content, random)
     noise = random.bytes(end - start)
-    return content[:start] + (noise, bytes(end - start), b"\xff" * (end - start))[int(random.integers(3))] + content[end:]
+    return (
+        content[:start] + (noise, bytes(end - start), b"\xff" * (end - start))[int(random.integers(3))] + content[end:]
+    )
 
 
 def spliced(content: bytes, random: Random) -> bytes:
@@ -186,7 +205,20 @@ def worded(content: bytes, random: Random) -> bytes:
     if not text:
         return flipped(content, random)
     place = text[int(random.integers(len(text)))]
-    words = (b"9", b"-1", b"999999999999", b"nan", b"null", b"1e400", b"[" * 2000, b"\x00", b"\xff\xfe", b'"', b"{}", b"")
+    words = (
+        b"9",
+        b"-1",
+        b"999999999999",
+        b"nan",
+        b"null",
+        b"1e400",
+        b"[" * 2000,
+        b"\x00",
+        b"\xff\xfe",
+        b'"',
+        b"{}",
+        b"",
+    )
     return content[:place] + words[int(random.integers(len(words)))] + content[place + 1 :]
 
 
@@ -285,14 +317,19 @@ def odd_archive(content: bytes, random: Random, proof: Path) -> bytes:
     return made.getvalue()
 
 
-def bomb(path: Path, gigabytes: int) -> None:
-    """Write an archive of arrays whose members are a few megabytes of zeros, and many gigabytes once they are expanded."""
-    size = gigabytes * 2**30
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("labels.npy", "w", force_zip64=True) as out:
-        out.write(header(f"({size // 8},)")[:-64])
-        piece = bytes(2**24)
-        for _ in range(size // len(piece)):
-            out.write(piece)
+def bomb(path: Path, content: bytes, size: int) -> None:
+    """Write an archive of arrays with one more: few bytes that are `size` bytes of zeros once they are expanded."""
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        with new.open("bomb.npy", "w", force_zip64=True) as out:
+            out.write(header(f"({size // 8},)")[:-64])
+            piece = bytes(2**24)
+            for _ in range(size // len(piece)):
+                out.write(piece)
 
 
 def odd_tensors(random: Random, proof: Path) -> bytes:
@@ -329,7 +366,7 @@ def odd_tensors(random: Random, proof: Path) -> bytes:
     return stream.getvalue()
 
 
-ODD = (-1, 0, 2**31, 2**62, 2**64, float("nan"), float("inf"), "", "text", "../../x", None, True, [], {}, [[[]]], (1, 2))
+ODD = (-1, 0, 2**31, 2**62, 2**64, float("nan"), float("inf"), "", "text", None, True, [], {}, [[[]]], (1, 2))
 
 
 def leaves(tree: Any) -> list[tuple[Any, Any]]:
@@ -357,8 +394,16 @@ def odd_tree(content: bytes, random: Random, proof: Path) -> bytes:
     return stream.getvalue()
 
 
-_ATTRIBUTES = ("units", "calendar", "scale_factor", "add_offset", "_FillValue", "missing_value", "valid_range", "valid_min")
-_TEXTS = ("hours since 9999999-01-01", "parsecs", "months since 2020-01-31", "days since nowhere", "julian", "\u00e9\u4e2d", "")
+_ATTRIBUTES = "units calendar scale_factor add_offset _FillValue missing_value valid_range valid_min".split()
+_TEXTS = (
+    "hours since 9999999-01-01",
+    "parsecs",
+    "months since 2020-01-31",
+    "days since nowhere",
+    "julian",
+    "\u00e9",
+    "",
+)
 
 
 def odd_dataset(path: Path, random: Random, **options: Any) -> None:

@@ -383,6 +383,8 @@ def _read(text: str, name: str, rest: str, kind: type, fixed: dict[str, Any], fi
         if not equals:
             raise ValueError(f"{name} takes key=value, got {item!r}; its keys are {_listed(hints)}")
         which = known(hints, key, name)
+        if which in keys:
+            raise ValueError(f"{name}: every key may be given once, got {key} twice; leave one out")
         read = _nested if holds_solver(hints[which]) else convert
         keys[which] = read(value, hints[which], f"{name}:{key}")
     return Spec(text, name, kind, keys, fixed)

@@ -54,7 +54,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     own, petsc = _split(words)
     options = parser.parse_args(own)
     if options.command is None:
-        raise ValueError("a command is needed: list, info, train, compare, predict, plot, partition or data; see mldd --help")
+        raise ValueError(
+            "a command is needed: list, info, train, compare, predict, plot, partition or data; see mldd --help"
+        )
     if petsc and options.command not in ("train", "compare"):
         raise ValueError(f"{options.command} takes no PETSc options, got {petsc[0]}; leave it out")
     for word in petsc:

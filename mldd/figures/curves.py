@@ -31,6 +31,7 @@ COSTS = {
 QUANTITIES = {"value": "objective $f$", "gap": "$f - f_{best}$", "measure": "measure"}
 _NO_LABELS: Mapping[str, str] = {}
 _DASHES = ("-", "--", "-.", ":")
+_LARGEST = 1e100  # what is larger is drawn like infinity, not at all: matplotlib overflows at it
 _PANEL = 1.2  # inches, height of a panel
 # How a run ended: a sign and its meaning; a run that was cut short by its budget could have gone on.
 _ENDS = {
@@ -350,4 +351,5 @@ def _note(runs: Runs) -> str:
 
 
 def _column(history: History, name: str) -> Floats:
-    return np.asarray(history.column(name), dtype=np.float64)
+    found = np.asarray(history.column(name), dtype=np.float64)
+    return np.where(np.abs(found) < _LARGEST, found, np.nan)

@@ -130,6 +130,7 @@ def wrapped(text: str, inches: float, points: float = TEXT) -> str:
     points : float
         Size of the letters.
     """
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # half of a pair, line breaks, bells
     lines = []
     while text:
         fit = len(text)

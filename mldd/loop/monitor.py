@@ -285,7 +285,9 @@ def read_csv(path: Path) -> History:
             records.append(_read_row(row, names[len(FIELDS) :]))
     except (ValueError, OverflowError, csv.Error) as error:
         reason = " ".join(str(error).split())[:120]
-        warnings.warn(f"{path}: row {len(records) + 1} is no record ({reason}): the rows before it are read", stacklevel=2)
+        warnings.warn(
+            f"{path}: row {len(records) + 1} is no record ({reason}): the rows before it are read", stacklevel=2
+        )
     return History(records)
 
 

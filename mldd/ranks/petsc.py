@@ -10,8 +10,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,6 +65,8 @@ def load_petsc() -> Any:
     ------
     ImportError
         petsc4py is missing or broken.
+    ValueError
+        PETSc cannot begin with the options.
     """
     try:
         # PETSc calls BLAS on vectors: several threads of OpenBLAS only get into each other's way (three times slower at
@@ -71,8 +74,10 @@ def load_petsc() -> Any:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         import petsc4py
 
-        petsc4py.init(["mldd", *_arguments])
-        from petsc4py import PETSc
+        printing: AbstractContextManager[list[str]] = _printed() if _arguments else nullcontext([])
+        with printing as printed:
+            petsc4py.init(["mldd", *_arguments])
+            from petsc4py import PETSc
 
         with suppress(ValueError):  # not the main thread
             # PETSc aborts where a pipe breaks (`mldd info | head`); Python, which ignores the signal, raises an error.
@@ -82,7 +87,34 @@ def load_petsc() -> Any:
             f"PETSc is needed here, but petsc4py cannot be imported ({error}); install it with "
             "`pip install petsc petsc4py`, or choose a solver that needs none (adagrad, lbfgs)"
         ) from error
+    except RuntimeError as error:  # of PETSc, which prints the reason on several lines
+        found = [line.partition("ERROR: ")[2] for line in printed if "ERROR: " in line]
+        reason = ", ".join([text for text in found if text and text[0] not in "-#"][:2]) or str(error)
+        given = " ".join(_arguments)
+        raise ValueError(f"PETSc cannot begin with the options {given!r}: {reason}; correct them") from error
     return PETSc
+
+
+@contextmanager
+def _printed() -> Iterator[list[str]]:
+    """Collect the lines that C code prints on standard error; where nothing fails, they are printed afterwards."""
+    lines: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        old = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        failed = True
+        try:
+            yield lines
+            failed = False
+        finally:
+            os.dup2(old, 2)
+            os.close(old)
+            file.seek(0)
+            content = file.read()
+            lines += content.decode(errors="replace").splitlines()
+            if not failed:
+                os.write(2, content)
 
 
 def insert_options(options: Sequence[str]) -> None:

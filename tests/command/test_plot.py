@@ -120,7 +120,9 @@ def test_the_same_run_given_twice_counts_once(folders, tmp_path, run, seen):
     assert {name: len(row) for name, row in seen[0][0][0].items()} == {"adagrad": 2, "adam": 2}
 
 
-def test_runs_are_of_the_same_problem_whose_data_and_keys_are_the_same(run, seen, tmp_path, monkeypatch, without_figures):
+def test_runs_are_of_the_same_problem_whose_data_and_keys_are_the_same(
+    run, seen, tmp_path, monkeypatch, without_figures
+):
     monkeypatch.chdir(tmp_path)
     np.savez("own.npz", **user_arrays())
     np.savez("other.npz", **user_arrays(seed=1))

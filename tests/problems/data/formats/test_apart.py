@@ -1,4 +1,4 @@
-"""Files that are read in a process apart: the same arrays as here, and a library that hangs or crashes costs the file."""
+"""Files that are read in a process apart: the same arrays, and a library that hangs or crashes costs the file."""
 
 import os
 import signal
@@ -55,7 +55,9 @@ def test_a_library_that_hangs_costs_the_file(file, monkeypatch):
     load_series(file)
     monkeypatch.setattr(apart, "_PATIENCE", 0.2)
     os.kill(apart._SERVER.process.pid, signal.SIGSTOP)
-    with pytest.raises(DataError, match=r"f.nc: expected a file that can be read in 0 s, got one .* library hangs; get"):
+    with pytest.raises(
+        DataError, match=r"f.nc: expected a file that can be read in 0 s, got one .* library hangs; get"
+    ):
         load_series(file)
     monkeypatch.undo()
     load_series(file)  # by a new process

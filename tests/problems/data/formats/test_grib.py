@@ -55,6 +55,18 @@ def test_messages_are_unpacked(tmp_path, bits, decimal):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_is_cut_off_is_refused_wherever_it_ends(tmp_path):
+    """ecCodes reads the messages before the cut, and says nothing."""
+    path, messages = tmp_path / "file.grib", [message(v, hour=h) for h, v in enumerate(VALUES)]
+    content, ends = b"".join(messages), np.cumsum([len(m) for m in messages])
+    for length in range(int(ends[1]) + 4, len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=f"got one at byte {ends[1]} that is cut off or damaged"):
+            load_series(path)
+    path.write_bytes(bytes(5) + messages[0] + bytes(18) + messages[1] + b"padding")
+    assert load_series(path).times == 2
+
+
 @pytest.mark.parametrize("content", [b"nothing", message(VALUES[0])[:60], message(VALUES[0])])
 def test_what_is_no_series_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "file.grb"

@@ -41,7 +41,9 @@ def test_chunks_that_are_missing_are_said(store):
     chunk(store, "t2m", 1).unlink()
     series = load_series(store)
     assert series.notes == ("1 of 4 chunks of t2m are not in the store: every value there is the fill value nan",)
-    assert np.isnan(series.values[24:48]).all() and np.array_equal(np.delete(series.values, range(24, 48), 0)[:24], whole[:24])
+    assert np.isnan(series.values[24:48]).all() and np.array_equal(
+        np.delete(series.values, range(24, 48), 0)[:24], whole[:24]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Failed to open Zarr store")
@@ -49,7 +51,9 @@ def test_no_chunk_at_all_or_none_of_a_coordinate_is_refused(store):
     content = chunk(store, "latitude", 0).read_bytes()
     place = chunk(store, "latitude", 0)
     place.unlink()
-    with pytest.raises(DataError, match="expected all chunks of the coordinate latitude, got 1 of 1 that are not there"):
+    with pytest.raises(
+        DataError, match="expected all chunks of the coordinate latitude, got 1 of 1 that are not there"
+    ):
         load_series(store)
     place.write_bytes(content)
     for _ in range(4):
