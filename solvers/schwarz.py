@@ -83,11 +83,12 @@ class NonlinearSchwarz:
 
     With exact local and coarse solves its fixed points are the critical points of f.
 
-    Local models of subdomains that update the same unknowns (parts of a graph or of the data) and models of coarse levels
-    are corrected to first order, and a linear term added to a cross-entropy has no lower bound. Where the subdomains
-    are such, both get a proximal term ``mu_k/2 |y - y_0|^2``, with ``y_0 = R_i x`` of subdomains, by default. Its weight starts at ``|g| / |x|`` and is divided by four after a step that
-    decreased f, multiplied by four after one that did not or that the line search shortened. A stochastic f judges a
-    step by the sample of the next one, as steps that fit their own sample too well are to be told from good ones.
+    Local models of subdomains that update the same unknowns (parts of a graph or of the data) are corrected to first
+    order, as those of coarse levels are, and a linear term added to a cross-entropy has no lower bound. On such
+    subdomains both get a proximal term ``mu_k/2 |y - y_0|^2`` by default, with y_0 where their steps begin. Its weight
+    starts at ``|g| / |x|`` and is divided by four after a step that decreased f, multiplied by four after one that did
+    not or that the line search shortened. A stochastic f judges a step by the sample of the next one, as steps that fit
+    their own sample too well are to be told from good ones.
 
     Parameters
     ----------
@@ -113,9 +114,9 @@ class NonlinearSchwarz:
         What local solvers keep from one outer step to the next, see `Sweep`.
     globalisation : {"auto", "line-search", "proximal", "both", "none"}
         "line-search": halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run
-        as stalled. "proximal": add the proximal term to local and coarse models. Without a line search no function value is used
-        to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the subdomains
-        update the same unknowns, a line search where they are layers of a network, and none otherwise.
+        as stalled. "proximal": add the proximal term to local and coarse models. Without a line search no function
+        value is used to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the
+        subdomains update the same unknowns, a line search where they are layers of a network, and none otherwise.
     comm : Communicator
         Its ranks divide the subdomains.
 
