@@ -16,6 +16,7 @@ from mldd.algebra import (
     Decomposition,
     Hierarchy,
     Objective,
+    Proximal,
     Remembered,
     Rule,
     SharedDecomposition,
@@ -83,10 +84,11 @@ class NonlinearSchwarz:
     With exact local and coarse solves its fixed points are the critical points of f.
 
     Local models of subdomains that update the same unknowns (parts of a graph or of the data) are corrected to first
-    order, and a linear term added to a cross-entropy has no lower bound. They get a proximal term
-    ``mu_k/2 |y - R_i x|^2`` by default. Its weight starts at ``|g| / |x|`` and is divided by four after a step that
-    decreased f, multiplied by four after one that did not or that the line search shortened. A stochastic f judges a
-    step by the sample of the next one, as steps that fit their own sample too well are to be told from good ones.
+    order, as those of coarse levels are, and a linear term added to a cross-entropy has no lower bound. On such
+    subdomains both get a proximal term ``mu_k/2 |y - y_0|^2`` by default, with y_0 where their steps begin. Its weight
+    starts at ``|g| / |x|`` and is divided by four after a step that decreased f, multiplied by four after one that did
+    not or that the line search shortened. A stochastic f judges a step by the sample of the next one, as steps that fit
+    their own sample too well are to be told from good ones.
 
     Parameters
     ----------
@@ -112,9 +114,9 @@ class NonlinearSchwarz:
         What local solvers keep from one outer step to the next, see `Sweep`.
     globalisation : {"auto", "line-search", "proximal", "both", "none"}
         "line-search": halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run
-        as stalled. "proximal": add the proximal term to local models. Without a line search no function value is used
-        to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the subdomains
-        update the same unknowns, a line search where they are layers of a network, and none otherwise.
+        as stalled. "proximal": add the proximal term to local and coarse models. Without a line search no function
+        value is used to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the
+        subdomains update the same unknowns, a line search where they are layers of a network, and none otherwise.
     comm : Communicator
         Its ranks divide the subdomains.
 
@@ -198,6 +200,8 @@ class NonlinearSchwarz:
     ) -> tuple[Tensor, NonlinearSchwarzState]:
         """Do one outer step, in place."""
         accepted, moving = state.accepted, False
+        if self._is_proximal:
+            self._weigh(objective, x, state)
         if self.hierarchy is not None and len(self.hierarchy) > 1 and self.coarse.steps:
             s = self.coarse_correction(objective, x, state, 0)
             state.level = len(self.hierarchy) - 1
@@ -212,8 +216,6 @@ class NonlinearSchwarz:
     def _sweep_once(self, objective: Objective, x: Tensor, state: NonlinearSchwarzState) -> bool:
         """Do the sweep and move by its correction, with proximal terms of the weight that fits; return as `_move`."""
         sweep, accepted = self._sweep(objective), state.accepted
-        if self._is_proximal:
-            self._weigh(objective, x, state)
         moving = self._move(objective, x, sweep.correction(objective, x, state.sweep), state)
         if self._is_proximal and (state.shortened or state.accepted == accepted):
             state.sweep.proximal *= _FACTOR
@@ -231,7 +233,7 @@ class NonlinearSchwarz:
             sweep.proximal *= _FACTOR if worse else 1.0 / _FACTOR
         state.before = x.clone()
 
-    def coarse_correction(self, f: Objective, x: Tensor, state: State, k: int) -> Tensor:
+    def coarse_correction(self, f: Objective, x: Tensor, state: NonlinearSchwarzState, k: int) -> Tensor:
         """Return the FAS correction ``P (y - y_0)`` of level `k` from the coarser ones, shape of x.
 
         Parameters
@@ -240,8 +242,8 @@ class NonlinearSchwarz:
             The objective or model of level `k`.
         x : Tensor, shape (n,)
             The iterate.
-        state : State
-            It has the number of the step.
+        state : NonlinearSchwarzState
+            It has the number of the step, and the weight of the proximal term.
         k : int
             Number of the level.
         """
@@ -253,7 +255,8 @@ class NonlinearSchwarz:
         room = transfer.restrict_bounds(f.bounds.shifted(x), self.coarse.bounds)
         box = room if room.is_free else Bounds(y0 + room.lower, y0 + room.upper, False)
         plain = sampled(level.objective, state.step)
-        model = Remembered(Corrected(plain, g - plain.gradient(y0), y0, box))
+        tilted, mu = Corrected(plain, g - plain.gradient(y0), y0, box), state.sweep.proximal
+        model = Remembered(Proximal(tilted, mu, y0) if mu else tilted)
         y = y0.clone()
         model.keep(y, g)
         if k + 2 < len(self.hierarchy):

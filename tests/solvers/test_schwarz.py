@@ -170,12 +170,16 @@ def test_ras_of_parts_of_the_graph_is_refused(sbm: NodeClassification, solver: A
         run(f, x, solver(sbm.decomposition(4), combine="ras"), 1)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_nonlinear_schwarz_on_parts_of_a_graph_lowers_the_loss(sbm: NodeClassification, dropout: float) -> None:
-    # local cross-entropies plus a linear term have no lower bound: without the proximal term the loss reaches 1e16
+@pytest.mark.parametrize(("dropout", "levels"), [(0.0, 1), (0.5, 1), (0.0, 2), (0.5, 2)])
+def test_nonlinear_schwarz_on_parts_of_a_graph_lowers_the_loss(
+    sbm: NodeClassification, dropout: float, levels: int
+) -> None:
+    # cross-entropies plus a linear term have no lower bound: without the proximal terms the loss reaches 1e16 by local
+    # models, and with dropout it ends above its start by the coarse model
     problem = replace(sbm, network=replace(sbm.network, dropout=dropout))
     f, x = problem.objective(), problem.initial(0)
-    result = minimise(f, x, NonlinearSchwarz(problem.decomposition(4)), stop=Stop(8), values=True)
+    solver = NonlinearSchwarz(problem.decomposition(4), problem.hierarchy(levels))
+    result = minimise(f, x, solver, stop=Stop(8), values=True)
     values = result.history.column("value")
     assert values[-1] < 0.3 * values[0]
     if dropout == 0.0:
