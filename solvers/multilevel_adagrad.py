@@ -8,9 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, carried, difference, sampled
+from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, difference, sampled
 from mldd.loop import State
 from mldd.solvers.adagrad import AdaGrad, AdaGradState, curvature_of, dot, taylor_step
+
+UNSOLVED = "levels of the nested iteration that 100 iterations did not solve to `coarse.nested`"
+_MOST = 100
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Recursion:
         Scale the recursive step by ``theta = min(1, -g^T s / s^T B s)``. B s is a Hessian product for "truncated"
         bounds, and the difference of gradients where no curvature is used (one gradient more). The plain rules with
         curvature need no scaling.
-    nested : int
-        The first outer step is a nested iteration: this many iterations on every level from the coarsest up, each
-        level starting from the interpolated result of the one below; 0 for none. Not for starts that are good already.
+    nested : float
+        The first outer step is a nested iteration: every level but the finest, from the coarsest up, is solved until
+        its criticality has fallen by this factor (in at most 100 iterations; a note says where that was not enough),
+        and starts from the interpolated result of the one below; 0 for none. Not for starts that are good already.
 
     Raises
     ------
@@ -56,7 +60,7 @@ class Recursion:
     threshold: float = 0.5
     cap: float = 30.0
     safeguard: bool = True
-    nested: int = 0
+    nested: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values outside of their ranges."""
@@ -70,6 +74,8 @@ class Recursion:
         for name in ("rtol", "threshold", "cap", "nested"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`coarse.{name}` must be >= 0, got {getattr(self, name)}")
+        if self.nested >= 1:
+            raise ValueError(f"`coarse.nested` must be in [0, 1), a factor of the criticality, got {self.nested}")
 
 
 @dataclass(frozen=True)
@@ -125,17 +131,20 @@ class MultilevelAdaGrad:
         if self.coarse.nested and state.step == 0 and len(self.hierarchy) > 1:
             self.nest(objective, x, state)
             return x, state
-        g, bounds = objective.gradient(x), objective.bounds
         state.level = 0
-        if state.smoothing_left == 0 and self.recurse(0, objective, x, g, bounds, state):
-            state.smoothing_left = self.coarse.smoothing
-        else:
-            taylor_step(self.smoother, objective, x, g, bounds, state.levels[0])
-            state.smoothing_left = max(0, state.smoothing_left - 1)
+        self._iterate(0, objective, x, objective.gradient(x), state)
         return x, state
 
+    def _iterate(self, k: int, f: Objective, x: Tensor, g: Tensor, state: MultilevelState) -> None:
+        """Do one iteration of level `k` on `x` in place: a recursive one where it is its turn."""
+        if state.smoothing_left == 0 and self.recurse(k, f, x, g, f.bounds, state):
+            state.smoothing_left = self.coarse.smoothing
+        else:
+            taylor_step(self.smoother, f, x, g, f.bounds, state.levels[k])
+            state.smoothing_left = max(0, state.smoothing_left - 1)
+
     def nest(self, objective: Objective, x: Tensor, state: MultilevelState) -> None:
-        """Replace `x` by the result of a nested iteration, ``x_k = y_k + P (x_{k+1} - y_{k+1})``, y being the start.
+        """Replace `x` by the result of a nested iteration, a grid sequence: see `Hierarchy.refined` for the way up.
 
         Parameters
         ----------
@@ -144,25 +153,37 @@ class MultilevelAdaGrad:
         x : Tensor, shape (n,)
             The start, written to.
         state : MultilevelState
-            Its weights are not touched.
+            Its weights are not touched; it notes levels that were not solved.
         """
-        # Fresh weights: those of a rough start would only shorten all later steps of the coarse levels.
-        fresh = self.init(objective, x)
-        fresh.step = state.step
-        starts, levels = [x.clone()], self.hierarchy.levels
-        for level in levels[1:]:
-            starts.append(level.transfer.inject(starts[-1]))  # type: ignore[union-attr]
-        y = starts[-1].clone()
-        for k in range(len(levels) - 1, 0, -1):
-            f = sampled(levels[k].objective, state.step)
-            f.bounds.project(y, out=y)
-            for i in range(self.coarse.nested):
-                g = f.gradient(y)
-                if i % 2 == 0 or not self.recurse(k, f, y, g, f.bounds, fresh):
-                    taylor_step(self.smoother, f, y, g, f.bounds, fresh.levels[k])
-            y = carried(levels[k].transfer, y, starts[k], starts[k - 1])  # type: ignore[arg-type]
+        starts = self.hierarchy.injected(x.clone())
+        y, coarsest = starts[-1].clone(), len(self.hierarchy) - 1
+        for k in range(coarsest, 0, -1):
+            # Fresh weights: those of a rough start would only shorten all later steps.
+            fresh = self.init(objective, x)
+            fresh.step = state.step
+            if not self._solve(k, sampled(self.hierarchy[k].objective, state.step), y, fresh):
+                state.note(UNSOLVED)
+            y = self.hierarchy.refined(k, y, starts)
         objective.bounds.project(y, out=x)
-        state.level = len(levels) - 1
+        state.level = coarsest
+
+    def _solve(self, k: int, f: Objective, y: Tensor, state: MultilevelState) -> bool:
+        """Iterate on level `k` until the criticality has fallen by `coarse.nested`; return whether it has.
+
+        Where it ends above that of the start, `y` is the start again.
+        """
+        f.bounds.project(y, out=y)
+        g, start = f.gradient(y), y.clone()
+        first = last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
+        for _ in range(_MOST):
+            if last <= self.coarse.nested * first:
+                return True
+            self._iterate(k, f, y, g, state)
+            g = f.gradient(y)
+            last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
+        if not last <= first:
+            y.copy_(start)
+        return False
 
     def recurse(self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> bool:
         """Do a recursive iteration at level `k` on `x` in place; return whether `x` was moved.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Hierarchy, Identity, Objective, Remembered, carried, remember, sampled, value_and_gradient
+from mldd.algebra import Hierarchy, Identity, Objective, Remembered, remember, sampled, value_and_gradient
 from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS, LbfgsState
@@ -133,17 +133,12 @@ class MultilevelLBFGS:
     def _nested(self, x: Tensor, number: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return where the levels lead from `x`, and their newest secant pair if it is of the finest space."""
         levels = self.hierarchy.levels
-        starts = [x]
-        for level in levels[1:]:
-            assert level.transfer is not None  # noqa: S101 (checked by Hierarchy)
-            starts.append(level.transfer.inject(starts[-1]))
+        starts = self.hierarchy.injected(x)
         y, pair = starts[-1].clone(), None
         for k in range(len(levels) - 1, 0, -1):
-            transfer = levels[k].transfer
-            assert transfer is not None  # noqa: S101
             y, pair = self._solve(sampled(levels[k].objective, number), y, pair)
-            y = carried(transfer, y, starts[k], starts[k - 1])
-            if not isinstance(transfer, Identity):
+            y = self.hierarchy.refined(k, y, starts)
+            if not isinstance(levels[k].transfer, Identity):
                 pair = None
         return y, pair
 

@@ -311,7 +311,8 @@ def agree(ranks: int, program: str) -> None:
 
 def pinn(name: str, model: Any = "network", **options: Any) -> Any:
     """Return a physics-informed problem; options of its nested records are given flat."""
-    from mldd.problems.pinns.pinn import Architecture, PhysicsInformed, Poisson, Windows
+    from mldd.problems.pinns import PhysicsInformed
+    from mldd.problems.pinns.pinn_options import Architecture, Poisson, Windows
 
     for key, kind in (("network", Architecture), ("windows", Windows), ("poisson", Poisson)):
         own = [f.name for f in fields(kind)]

@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gelman-mandel": {"coarse": Recursion(bounds="gelman-mandel")},
     "W-cycle": {"coarse": Recursion(cycle="W")},
     "W, truncated": {"coarse": Recursion(cycle="W", bounds="truncated")},
-    "nested=7": {"coarse": Recursion(nested=7)},
+    "nested=0.01": {"coarse": Recursion(nested=0.01)},
     "first order": {"smoother": AdaGrad(curvature="none")},
     "first order, W": {"smoother": AdaGrad(curvature="none"), "coarse": Recursion(cycle="W")},
 }
@@ -113,10 +113,15 @@ def sizes(numbers: list[int], max_seconds: float, repeats: int) -> list[Row]:
         tests = {"absolute": ATOL, "mesh": ATOL * (64 / (n + 1)) ** 2}
         solvers: list[tuple[str, Any, int, float]] = [
             ("ml-adagrad", MultilevelAdaGrad(levels), repeats, tests["mesh"]),
-            ("ml-adagrad nested=7", MultilevelAdaGrad(levels, coarse=Recursion(nested=7)), repeats, tests["mesh"]),
             (
-                "ml-adagrad W nested=7",
-                MultilevelAdaGrad(levels, coarse=Recursion(cycle="W", nested=7)),
+                "ml-adagrad nested=0.01",
+                MultilevelAdaGrad(levels, coarse=Recursion(nested=0.01)),
+                repeats,
+                tests["mesh"],
+            ),
+            (
+                "ml-adagrad W nested=0.01",
+                MultilevelAdaGrad(levels, coarse=Recursion(cycle="W", nested=0.01)),
                 1,
                 tests["mesh"],
             ),

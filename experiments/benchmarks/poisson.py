@@ -31,7 +31,7 @@ from mldd.algebra import uncounted
 from mldd.figures import comparison
 from mldd.loop import History, Record, Status, Stop, minimise, write_table
 from mldd.problems.pinns import PhysicsInformed
-from mldd.problems.pinns.pinn import Poisson
+from mldd.problems.pinns.pinn_options import Poisson
 from mldd.ranks import Communicator, prepare, world
 from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS

@@ -25,7 +25,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.loop import History
 from mldd.problems.pinns import PhysicsInformed
-from mldd.problems.pinns.pinn import Poisson, Windows
+from mldd.problems.pinns.pinn_options import Poisson, Windows
 from mldd.ranks import SERIAL, prepare
 from mldd.solvers import LBFGS, Adam, NonlinearSchwarz, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS

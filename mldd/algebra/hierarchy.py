@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from mldd.algebra.objective import Objective
-from mldd.algebra.transfer import Transfer
+from mldd.algebra.transfer import Transfer, carried
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,15 @@ class Level:
         From the next finer level to this one, None on level 0 (the finest).
     work : float
         Cost of one gradient in units of a fine one (for the table).
+    lifting : Tensor, shape (n,), optional
+        A smooth function with the boundary values, on this level: a coarse solution z is the fine function
+        ``lifting + P (z - coarse lifting)``. Without one, it is told by what has changed since the start.
     """
 
     objective: Objective
     transfer: Transfer | None = None
     work: float = 1.0
+    lifting: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,38 @@ class Hierarchy:
 
     def __getitem__(self, k: int) -> Level:
         return self.levels[k]
+
+    def injected(self, x: Tensor) -> list[Tensor]:
+        """Return the iterate on all levels, each injected from the finer one, the finest first.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            On the finest level; it is the first of them, not a copy.
+        """
+        found = [x]
+        for level in self.levels[1:]:
+            assert level.transfer is not None  # noqa: S101 (checked above)
+            found.append(level.transfer.inject(found[-1]))
+        return found
+
+    def refined(self, k: int, z: Tensor, starts: list[Tensor]) -> Tensor:
+        """Return the iterate of level ``k - 1`` that stands for `z` of level `k`, which may leave the bounds.
+
+        Parameters
+        ----------
+        k : int
+            Number of the level, at least 1.
+        z : Tensor, shape (m,)
+            Its iterate.
+        starts : list of Tensor
+            What `injected` has returned for the start.
+        """
+        fine, coarse = self.levels[k - 1], self.levels[k]
+        assert coarse.transfer is not None  # noqa: S101 (checked above)
+        if coarse.lifting is None or fine.lifting is None:
+            return carried(coarse.transfer, z, starts[k], starts[k - 1])
+        return carried(coarse.transfer, z, coarse.lifting, fine.lifting)
 
     def __str__(self) -> str:
         """Return a table: level, unknowns, cost of a gradient, operator complexity below."""

@@ -12,10 +12,10 @@ from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from mldd.algebra import Bounds, Hierarchy, Level, MatrixTransfer, Price, Restricted, uncounted
-from mldd.problems.grids.energies import local_price
 from mldd.problems.grids.grid import Grid
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.pde import GridProblem
+from mldd.problems.grids.stencils import local_price
 
 LENGTH = 1.5
 ENDS = (0.0, 1.0)

@@ -280,7 +280,9 @@ class GridTransfer:
         return F.max_pool1d(half.neg_(), 3, 2).neg_().view(-1)
 
 
-def grid_hierarchy(grid: Grid, discretise: Discretise, levels: int, coarsen: int = 2) -> Hierarchy:
+def grid_hierarchy(
+    grid: Grid, discretise: Discretise, levels: int, coarsen: int = 2, lifting: Callable[[Grid], Tensor] | None = None
+) -> Hierarchy:
     """Return the hierarchy of rediscretised objectives on `levels` grids, the finest first.
 
     Parameters
@@ -293,6 +295,8 @@ def grid_hierarchy(grid: Grid, discretise: Discretise, levels: int, coarsen: int
         How many grids, the finest included.
     coarsen : int
         Ratio of mesh widths of neighbours: 2, 4, 8, ...
+    lifting : callable, optional
+        ``lifting(grid)`` returns a smooth function with the boundary values on a grid, see `mldd.algebra.Level`.
 
     Raises
     ------
@@ -304,7 +308,8 @@ def grid_hierarchy(grid: Grid, discretise: Discretise, levels: int, coarsen: int
     halvings = coarsen.bit_length() - 1
     _check_levels(grid.n, levels, halvings)
     finest = grid.size
-    built = [Level(discretise(grid, Price(product=1.0, value=1.0)))]
+    lift = (lambda grid: None) if lifting is None else lifting
+    built = [Level(discretise(grid, Price(product=1.0, value=1.0)), lifting=lift(grid))]
     for _ in range(levels - 1):
         transfer: Transfer | None = None
         for _ in range(halvings):
@@ -312,7 +317,8 @@ def grid_hierarchy(grid: Grid, discretise: Discretise, levels: int, coarsen: int
             transfer = step if transfer is None else Compose(transfer, step)
             grid = step.coarse
         work = grid.size / finest
-        built.append(Level(discretise(grid, Price(work, False, value=1.0, product=1.0)), transfer, work))
+        f = discretise(grid, Price(work, False, value=1.0, product=1.0))
+        built.append(Level(f, transfer, work, lift(grid)))
     return Hierarchy(tuple(built))
 
 

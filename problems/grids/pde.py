@@ -14,13 +14,13 @@ from mldd.loop import Problem
 from mldd.problems.grids.energies import (
     BoundaryValueEnergy,
     BratuReaction,
-    EdgeWeights,
     IgnitionReaction,
     StencilEnergy,
 )
 from mldd.problems.grids.grid import Grid, grid_hierarchy
 from mldd.problems.grids.grid_windows import grid_decomposition
-from mldd.problems.grids.surface import SurfaceEnergy, enneper
+from mldd.problems.grids.stencils import EdgeWeights
+from mldd.problems.grids.surface import SurfaceEnergy, enneper, transfinite
 from mldd.ranks import SERIAL, Communicator
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -117,7 +117,17 @@ class GridProblem(Problem):
         ValueError
             More levels than the grid has.
         """
-        return grid_hierarchy(self.grid(), self.energy, levels, coarsen)
+        return grid_hierarchy(self.grid(), self.energy, levels, coarsen, self.lifting)
+
+    def lifting(self, grid: Grid) -> Tensor:
+        """Return a smooth function with the boundary values on a grid, shape (size,): zero.
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        """
+        return torch.zeros(grid.size, dtype=self.torch_dtype, device=self.torch_device)
 
     def coarse_hierarchy(self, levels: int, parts: int) -> Hierarchy:
         """Return levels for a Schwarz method of `parts` subdomains: about two coarsest cells per subdomain side.
@@ -134,14 +144,16 @@ class GridProblem(Problem):
         return self.hierarchy(levels, 2**halvings)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters that suit this problem: the solvers' own defaults are made for energies on grids.
+        """Return hyper-parameters that suit this problem: ML-ADAGB2 begins with a sequence of grids.
+
+        The solvers' other defaults are made for energies on grids.
 
         Parameters
         ----------
         solver : str
             Name of a solver on the command line.
         """
-        return {}
+        return {"coarse.nested": 0.01} if solver == "ml-adagrad" else {}
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:
         """Return the decomposition of the finest grid into rectangles.
@@ -312,6 +324,16 @@ class MinimalSurface(GridProblem):
         bounds = free if self.height == -torch.inf else self._box(lower, torch.inf, grid)
         return SurfaceEnergy(frame, bounds, grid.h, price)
 
+    def lifting(self, grid: Grid) -> Tensor:
+        """Return the transfinite interpolant (Coons patch) of the boundary curve, shape (size,).
+
+        Parameters
+        ----------
+        grid : Grid
+            Nodes and their spacing.
+        """
+        return transfinite(enneper(grid.n, self.torch_dtype, self.torch_device)).reshape(-1)
+
 
 @dataclass(frozen=True)
 class Bratu(GridProblem):
@@ -402,7 +424,8 @@ class MoreBV(GridProblem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit a fourth-order energy: longer and better steps on all levels."""
-        return {"smoother.kappa": 10.0, "smoother.model_steps": 20} if solver == "ml-adagrad" else {}
+        better = {"smoother.kappa": 10.0, "smoother.model_steps": 20} if solver == "ml-adagrad" else {}
+        return super().settings(solver) | better
 
     def energy(self, grid: Grid, price: Price) -> BoundaryValueEnergy:
         """Return the energy on `grid`.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
-from mldd.problems.grids.energies import PIECE, local_price, members
 from mldd.problems.grids.grid_windows import GridDecomposition
+from mldd.problems.grids.stencils import PIECE, local_price, members
 
 
 @dataclass(frozen=True)
@@ -246,3 +246,18 @@ def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.devic
             u, v = u - (f1 * j22 - f2 * j12) / determinant, v - (f2 * j11 - f1 * j21) / determinant
         frame[place] = u**2 - v**2
     return frame.to(device, dtype)
+
+
+def transfinite(frame: Tensor) -> Tensor:
+    """Return the function that is linear between opposite sides of a square, shape (n, n): Coons' patch without sides.
+
+    Parameters
+    ----------
+    frame : Tensor, shape (n + 2, n + 2)
+        Values on the ring; its inner values are not read.
+    """
+    t = torch.linspace(0.0, 1.0, len(frame), dtype=frame.dtype, device=frame.device)
+    down, across = torch.stack([1.0 - t, t], 1), torch.stack([1.0 - t, t])
+    sides = down @ frame[[0, -1]] + frame[:, [0, -1]] @ across
+    corners = frame[[0, -1]][:, [0, -1]]
+    return (sides - down @ corners @ across)[1:-1, 1:-1]

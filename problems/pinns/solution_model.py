@@ -67,7 +67,8 @@ class SolutionModel(NetworkModel):
         config : dict
             What `config` has returned.
         """
-        from mldd.problems.pinns.pinn import Architecture, PhysicsInformed, Poisson, Windows
+        from mldd.problems.pinns.pinn import PhysicsInformed
+        from mldd.problems.pinns.pinn_options import Architecture, Poisson, Windows
 
         records = {"network": Architecture, "windows": Windows, "poisson": Poisson}
         made = {key: records[key](**value) if key in records else value for key, value in config.items()}

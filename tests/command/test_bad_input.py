@@ -201,7 +201,7 @@ def floating(item):
 
 
 CONSTRAINED = ["adagrad", "adagrad:curvature=lbfgs", "ml-adagrad --levels 2", "dd-adagrad --levels 2", "adam", "sgd"]
-FREE = ["lbfgs", "torch-adagrad", "dd-adagrad:subspace_steps=2 --levels 2", "dd-adagrad:coarse.nested=2 --levels 2"]
+FREE = ["lbfgs", "torch-adagrad", "dd-adagrad:subspace_steps=2 --levels 2", "dd-adagrad:coarse.nested=0.5 --levels 2"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ SCRIPT = """
         f, x = problem.objective(), problem.initial(0)
         return minimise(f, x, solver, stop=Stop(10), comm=comm, values=True).history.column("value")
     # TAO's line search in the small coarse space amplifies rounding
-    for settings, most in (({}, 1e-10), ({"coarse": Recursion(nested=5)}, 1e-10), ({"subspace_steps": 4}, 1e-7)):
+    for settings, most in (({}, 1e-10), ({"coarse": Recursion(nested=0.5)}, 1e-10), ({"subspace_steps": 4}, 1e-7)):
         alone = losses(SERIAL, **settings)
         for comm in communicators:
             difference = max(abs(a - b) for a, b in zip(losses(comm, **settings), alone))

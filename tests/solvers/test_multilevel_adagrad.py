@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mldd import Stop, minimise
 from mldd.algebra import Corrected, Hierarchy, Level, Noisy, counting
-from mldd.problems.grids import Obstacle, Quadratic
+from mldd.problems.grids import MinimalSurface, Obstacle, Quadratic
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 from mldd.solvers.parts import Secant
 
@@ -207,3 +207,42 @@ def test_steps_uphill_are_refused_and_counted() -> None:
 def test_bad_parameters_are_refused(settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Recursion(**settings)
+
+
+def nested_steps(problem: Any, tolerance: float, atol: float) -> int:
+    """Return the steps after the nested iteration that a whole hierarchy of grids needs."""
+    hierarchy = problem.hierarchy(problem.n.bit_length() - 1)
+    solver = MultilevelAdaGrad(hierarchy, coarse=Recursion(nested=tolerance))
+    result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(200, atol=atol))
+    assert result.status.name == "converged_atol"
+    assert result.record.step > 1  # the tolerance of the levels is not that of the run
+    return result.record.step
+
+
+@pytest.mark.parametrize(("problem", "most"), [(MinimalSurface, 70), (Obstacle, 40)])
+def test_a_nested_iteration_needs_no_more_steps_on_finer_grids(problem: Any, most: int) -> None:
+    # without: 76, 112 and 170 steps of minimal-surface for n = 63, 127, 255
+    assert max(nested_steps(problem(n=n), 1e-2, 1e-8) for n in (15, 31)) <= most
+
+
+def test_the_first_step_of_a_nested_iteration_is_as_close_as_the_grid_allows() -> None:
+    """The distance of the interpolated coarse solution to the fine one falls with the mesh width."""
+    distances = []
+    for n in (7, 15, 31):
+        problem = MinimalSurface(n=n, height=-math.inf)
+        f, levels = problem.objective(), problem.hierarchy(n.bit_length() - 1)
+        fine = minimise(f, problem.initial(0), MultilevelAdaGrad(levels), stop=Stop(500, atol=1e-10)).x
+        solver = MultilevelAdaGrad(levels, coarse=Recursion(nested=1e-4))
+        x, state = solver.step(f, problem.initial(0), solver.init(f, problem.initial(0)))
+        assert not state.notes
+        distances.append(float((x - fine).abs().max()))
+    assert distances[0] > 1.5 * distances[1] > 1.5 * 1.5 * distances[2]
+
+
+def test_a_level_that_is_not_solved_is_noted_and_does_no_harm(obstacle: Obstacle) -> None:
+    hierarchy = obstacle.hierarchy(2)
+    solver = MultilevelAdaGrad(hierarchy, PLAIN, Recursion(nested=1e-8))
+    f, start = obstacle.objective(), obstacle.initial(0)
+    x, state = solver.step(f, start.clone(), solver.init(f, start))
+    assert list(state.notes.values()) == [1] and "not solve" in next(iter(state.notes))
+    assert float(f.value(x)) <= float(f.value(start))

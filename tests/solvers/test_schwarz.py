@@ -142,7 +142,7 @@ def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) ->
     assert result.record.cost.synchronisations == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"levels": 2}, {"levels": 3, "coarse": Recursion(nested=10)}])
+@pytest.mark.parametrize("settings", [{}, {"levels": 2}, {"levels": 3, "coarse": Recursion(nested=0.5)}])
 def test_graph_subdomains_lower_the_loss(sbm: NodeClassification, settings: dict) -> None:
     settings = {**SETTINGS, **settings}
     levels = settings.pop("levels", 1)

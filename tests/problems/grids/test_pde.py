@@ -14,6 +14,7 @@ from torch import Tensor
 from mldd.algebra import counting
 from mldd.problems.grids import Bratu, Ignition, Membrane, MinimalSurface, MoreBV, Obstacle, Quadratic
 from mldd.problems.grids.pde import GridProblem
+from mldd.problems.grids.surface import transfinite
 
 PROBLEMS = [
     Quadratic(n=9, dim=1),
@@ -309,3 +310,10 @@ def test_every_vector_of_a_batch_is_counted() -> None:
         f.gradient(x)
         f.hessian_product(x, x)
     assert (cost.gradients, cost.work) == (3, 6.0)
+
+
+def test_the_lifting_of_a_surface_is_exact_for_what_is_linear_between_opposite_sides() -> None:
+    t = torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+    down, across = t[:, None], t[None, :]
+    whole = (1.0 + down.square()) * (2.0 - across) + across.sin() * (1.0 - down)
+    assert torch.allclose(transfinite(whole), whole[1:-1, 1:-1], atol=1e-14)

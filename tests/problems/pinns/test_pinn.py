@@ -11,7 +11,7 @@ from mldd.loop import Stop, minimise
 from mldd.problems.pinns import Jets
 from mldd.problems.pinns.equations import equation, hammersley, jets_of
 from mldd.problems.pinns.layer_models import LayerModels
-from mldd.problems.pinns.pinn import PRESETS
+from mldd.problems.pinns.pinn_options import PRESETS
 from mldd.solvers import LBFGS, Adam
 from tests.helpers import pinn
 
