@@ -263,6 +263,16 @@ def row(name: str, net: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def keep(one: dict[str, Any], out: Path) -> None:
+    """Write a row into a file, in the place of an older one of the same graph, network and number of ranks."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    old = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    key = ("graph", "net", "ranks")
+    new = {tuple(r[k] for k in key): r for r in [*old, one]}
+    with replacing(out) as to:
+        to.write_text(json.dumps(list(new.values()), indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Print a row per graph and network, and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,7 +283,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[], help="as in 'ml-lbfgs levels=2 steps=20'")
     parser.add_argument("--out", type=Path, default=Path("paper/results/user_networks.json"))
     options = parser.parse_args()
-    comm, rows = world(), []
+    comm = world()
     prepare(comm)
     if comm.rank == 0:
         print(
@@ -282,8 +292,8 @@ def main() -> None:
     for name in options.graphs:
         for net in options.nets:
             one = row(name, net, options)
-            rows.append(one)
             if comm.rank == 0:
+                keep(one, options.out)
                 tests = [f"{one[f'{k}_test']:.4f} ± {one[f'{k}_deviation']:.4f}" for k in ("loop", "mldd")]
                 times = [1e3 * one[f"{k}_epoch"] for k in ("loop", "mldd")]
                 print(
@@ -292,13 +302,6 @@ def main() -> None:
                     *(f"\n  {m}: {cost}" for m, cost in one.get("to_the_best_validation_of_adam", {}).items()),
                     flush=True,
                 )
-    if comm.rank == 0:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        old = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
-        key = ("graph", "net", "ranks")
-        new = {tuple(r[k] for k in key): r for r in [*old, *rows]}
-        with replacing(options.out) as to:
-            to.write_text(json.dumps(list(new.values()), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
