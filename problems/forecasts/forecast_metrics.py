@@ -80,7 +80,7 @@ def persistence(data: ForecastData) -> Forecast:
 def climatology(data: ForecastData) -> Forecast:
     """Return the forecast by the mean of every node at the hour of the target, over all before the test part.
 
-    Where no value of an hour was observed, and where steps are longer than a day, it is the mean of the node.
+    Where no value of an hour was observed, and for steps of a day or longer, it is the mean of the node.
 
     Parameters
     ----------
@@ -88,21 +88,21 @@ def climatology(data: ForecastData) -> Forecast:
         Samples of the series.
     """
     series, end = data.series, data.cuts[1]
-    past, slots = series.values[:end], _hours(series, np.arange(end))
+    past, slots = series.values[:end], _second_of_day(series, np.arange(end))
     usual = np.nan_to_num(_mean(past, data.mean[None]))
     means = {int(slot): _mean(past[slots == slot], usual) for slot in np.unique(slots)}
 
     def forecast(origins: Ints) -> Floats:
         leads = []
         for lead in data.plan.reached:
-            leads.append(np.stack([means.get(int(slot), usual) for slot in _hours(series, origins + lead)]))
+            leads.append(np.stack([means.get(int(slot), usual) for slot in _second_of_day(series, origins + lead)]))
         return np.stack(leads, axis=2)
 
     return forecast
 
 
-def _hours(series: Series, times: Ints) -> Ints:
-    """Return the second of the day of times, shape (S,); zeros where steps are no shorter than a day."""
+def _second_of_day(series: Series, times: Ints) -> Ints:
+    """Return the second of the day of times, shape (S,); zeros for steps of a day or longer."""
     if series.step >= 86400:
         return np.zeros(len(times), dtype=np.int64)
     return np.asarray(np.rint(3600.0 * hour(series.moments(times)))).astype(np.int64)
