@@ -14,7 +14,7 @@ from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
 from mldd.command.ensemble import TableRow, metrics_of, quartiles, table
-from mldd.command.names import Spec
+from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
 from mldd.loop import Cost, History, Result, Stop, minimise, read_csv, write_table
 from mldd.ranks import Communicator
@@ -51,7 +51,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     Raises
     ------
     ValueError
-        A solver was given twice.
+        A solver was given twice, in the same words or in others.
     """
     comm = stage.comm
     assert comm is not None
@@ -59,6 +59,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     if len(set(texts)) < len(texts):
         raise ValueError(f"--solvers must differ from each other, got {','.join(texts)}")
     prepared = prepare_all(problem, solvers, options, options.seeds[0], comm)
+    check_differ(prepared)
     stage.agree()
     stage.start()
     rows: list[TableRow] = []
@@ -81,6 +82,27 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
         if options.out is not None:
             print("written  " + " ".join(map(str, write(rows, options.out, problem.text))), flush=True)
     return 130 if stopped else int(any(row.failed for row in rows))
+
+
+def check_differ(prepared: Sequence[runs.Run]) -> None:
+    """Refuse solvers that are the same once all their keys are known, however they were written.
+
+    Parameters
+    ----------
+    prepared : sequence of Run
+        One per solver.
+
+    Raises
+    ------
+    ValueError
+        Two are the same.
+    """
+    seen: dict[str, str] = {}
+    for run in prepared:
+        text, solver = run.names[1], described(run.solver)
+        if solver in seen:
+            raise ValueError(f"--solvers must differ from each other, got {seen[solver]} and {text}; leave one out")
+        seen[solver] = text
 
 
 def prepare_all(

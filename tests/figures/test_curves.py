@@ -232,3 +232,16 @@ def test_band_thins_long_histories_and_keeps_their_ends():
 
 def test_band_of_nothing():
     assert all(len(part) == 0 for part in band([]))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("numbers", [[math.nan, math.inf, -math.inf], [1e308, -1e308, 1.0], [5e-324, 0.0, 5e-324]])
+def test_numbers_of_any_size_are_drawn(numbers):
+    records = [Record(k, 0, v, v, 0, 0, Cost(k, float(k), float(k), seconds=abs(v))) for k, v in enumerate(numbers)]
+    figure = comparison({"a": [history(3)], "b": [History(records)]}, show=("value", "measure"))
+    assert all(len(lines(ax)) >= 1 for ax in figure.axes)
+
+
+def test_a_title_may_hold_anything(tmp_path):
+    convergence(history(3), tmp_path / "a.png", "half a pair \udcff, a bell \x07, a zero \x00\n, $\\frac{")
+    assert size(tmp_path / "a.png")[0] > 100
