@@ -84,8 +84,8 @@ def spec(random: Random, text: str, kind: type | None) -> str:
     for _ in range(count):
         key = pick(random, keys) if keys and random.random() < 0.95 else pick(random, ODD)
         usual = default_of(kind, key) if kind is not None and key in keys and random.random() < 0.7 else MISSING
-        text = ":".join(map(str, usual)) if isinstance(usual, tuple) else usual
-        value = pick(random, ODD) if usual is MISSING else text
+        written = ":".join(map(str, usual)) if isinstance(usual, tuple) else usual
+        value = pick(random, ODD) if usual is MISSING else written
         given.append(f"{key}={value}")
     if not given:
         return text

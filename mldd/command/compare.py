@@ -15,7 +15,7 @@ from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.builder import build_problem
 from mldd.command.ensemble import TableRow, metrics_of, quartiles, table
-from mldd.command.names import Spec
+from mldd.command.names import Spec, described
 from mldd.command.preparation import Preparation
 from mldd.loop import Cost, History, Result, Status, Stop, deferred, minimise, read_csv, write_table
 from mldd.ranks import Communicator
@@ -52,7 +52,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     Raises
     ------
     ValueError
-        A solver was given twice.
+        A solver was given twice, in the same words or in others.
     """
     comm = stage.comm
     assert comm is not None
@@ -60,6 +60,7 @@ def compare(problem: Spec, solvers: Sequence[Spec], options: argparse.Namespace,
     if len(set(texts)) < len(texts):
         raise ValueError(f"--solvers must differ from each other, got {','.join(texts)}")
     prepared = prepare_all(problem, solvers, options, options.seeds[0], comm)
+    check_differ(prepared)
     stage.agree()
     stage.start()
     with deferred():  # a signal between two runs is one for the next
@@ -103,6 +104,27 @@ def _rows(
             yield row
             if _ended(row):
                 return
+
+
+def check_differ(prepared: Sequence[runs.Run]) -> None:
+    """Refuse solvers that are the same once all their keys are known, however they were written.
+
+    Parameters
+    ----------
+    prepared : sequence of Run
+        One per solver.
+
+    Raises
+    ------
+    ValueError
+        Two are the same.
+    """
+    seen: dict[str, str] = {}
+    for run in prepared:
+        text, solver = run.names[1], described(run.solver)
+        if solver in seen:
+            raise ValueError(f"--solvers must differ from each other, got {seen[solver]} and {text}; leave one out")
+        seen[solver] = text
 
 
 def prepare_all(

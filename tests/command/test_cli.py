@@ -162,6 +162,7 @@ def test_infeasible_start_is_said(run, monkeypatch):
         ("train nofile.npz --solver adam", "the problem nofile.npz must be a file, got none"),
         ("train obstacle:n=7 --solver lbfgs", "lbfgs needs an objective without bounds"),
         ("compare obstacle --solvers adagrad,adagrad", "--solvers must differ from each other"),
+        ("compare obstacle:n=7 --solvers adam:lr=0.01,adam:lr=1e-2", "got adam:lr=0.01 and adam:lr=1e-2; leave one"),
         ("compare obstacle --solvers adagrad --seeds 0,0", "argument --seeds: must differ"),
         ("compare obstacle --solvers adagrad,foo", "unknown solver 'foo'"),
         ("plot nowhere", "nowhere must hold results of mldd, got no history.csv"),

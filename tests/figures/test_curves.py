@@ -259,3 +259,16 @@ def test_records_without_a_number_hide_none_at_the_same_cost():
     records[2] = replace(records[2], cost=records[1].cost)  # a step that cost nothing, and was not validated
     (ax,) = comparison({"a": [History(records)]}, against=("work_units",), show=("loss",)).axes
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1.0]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("numbers", [[math.nan, math.inf, -math.inf], [1e308, -1e308, 1.0], [5e-324, 0.0, 5e-324]])
+def test_numbers_of_any_size_are_drawn(numbers):
+    records = [Record(k, 0, v, v, 0, 0, Cost(k, float(k), float(k), seconds=abs(v))) for k, v in enumerate(numbers)]
+    figure = comparison({"a": [history(3)], "b": [History(records)]}, show=("value", "measure"))
+    assert all(len(lines(ax)) >= 1 for ax in figure.axes)
+
+
+def test_a_title_may_hold_anything(tmp_path):
+    convergence(history(3), tmp_path / "a.png", "half a pair \udcff, a bell \x07, a zero \x00\n, $\\frac{")
+    assert size(tmp_path / "a.png")[0] > 100
