@@ -162,9 +162,7 @@ def test_levels(data, part):
     assert sizes[0] <= 32 and sizes[1] <= 8
     assert [level.work < 1 for level in hierarchy.levels] == [False, True, True]
     for levels in (0, 7):
-        with pytest.raises(
-            ValueError, match=rf"`levels` must be in 1..3 for 32 clusters .* got {levels}"
-        ):
+        with pytest.raises(ValueError, match=rf"`levels` must be in 1..3 for 32 clusters .* got {levels}"):
             one.hierarchy(levels)
 
 
