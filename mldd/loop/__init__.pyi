@@ -1,4 +1,5 @@
 from . import checkpoint as checkpoint
+from . import summary as summary
 from .checkpoint import pack as pack
 from .checkpoint import restore as restore
 from .checkpoint import unreadable as unreadable
