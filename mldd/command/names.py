@@ -359,6 +359,8 @@ def exists(target: str) -> bool:
 
 
 def _look_up(name: str, table: dict[str, str], what: str) -> str:
+    if name.endswith(".py"):
+        raise ValueError(f"{what} {name} must say which class of the file it is, got none; write {name}:Class")
     if name not in table or not exists(table[name]):
         there = [n for n, target in table.items() if exists(target)]
         file = f", or a file .{' .'.join(FORMATS)}, or a folder with {MANIFEST}" if what == "problem" else ""

@@ -17,7 +17,7 @@ from mldd.command import run as runs
 from mldd.command.builder import check_options
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.options import parse
-from mldd.loop import History, Problem, Result, deferred
+from mldd.loop import History, Problem, Result, deferred, summary
 from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: what is no single graph are samples.
@@ -53,11 +53,17 @@ class Training:
     content: Mapping[str, Any]
     written: tuple[Path, ...] = ()
 
-    def __repr__(self) -> str:
-        """Return the summary of the result, with metrics and files."""
+    def _lines(self) -> list[tuple[str, str]]:
         numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items())
-        lines = [("metrics", numbers), ("written", " ".join(map(str, self.written)))]
-        return "\n".join([repr(self.result), *(f"  {name:<9} {text}" for name, text in lines if text)])
+        more = [("metrics", numbers), ("written", " ".join(map(str, self.written)))]
+        return [*summary.of_result(self.result), *((name, text) for name, text in more if text)]
+
+    def __repr__(self) -> str:
+        """Return a screen at most: what the result says, metrics and files."""
+        return summary.as_text("Training", self._lines())
+
+    def _repr_html_(self) -> str:
+        return summary.as_html("Training", self._lines())
 
     @property
     def x(self) -> Tensor:

@@ -1,3 +1,4 @@
+from . import summary as summary
 from .guards import Detection as Detection
 from .invariants import REPLICATED as REPLICATED
 from .invariants import RISING as RISING

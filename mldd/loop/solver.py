@@ -53,6 +53,15 @@ class State:
     status: Status | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what is no field: a checkpoint would not have it, and a resumed run would go on without it."""
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(
+                f"a state must have its memory in fields, got {type(self).__name__}.{name}; declare it in a dataclass "
+                f"of its own, `class MyState(State)` with `{name}: ...`"
+            )
+        object.__setattr__(self, name, value)
+
     def forget(self) -> None:
         """Make no pair of gradients of two functions: called where the next one is of another sample or local model."""
 

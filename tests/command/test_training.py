@@ -77,6 +77,10 @@ def test_a_folder_gets_what_the_command_line_writes_and_the_best_is_kept(tmp_pat
     assert all(map(torch.equal, again.state_dict().values(), run.model.state_dict().values()))
     with pytest.raises((ValueError, OSError), match="overwrite"):
         mldd.train(net(), data(), steps=1, out=tmp_path / "run")
+    shown = repr(run)
+    assert shown.startswith("Training\n  status ") and len(shown.splitlines()) < 25
+    assert f"train loss {run.metrics['train_loss']:.4g}" in shown and "model.pt" in shown
+    assert "<table" in run._repr_html_()
 
 
 def test_a_training_is_checkpointed_and_goes_on(tmp_path):

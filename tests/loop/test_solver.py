@@ -358,3 +358,13 @@ def test_a_solver_that_counts_its_steps_loses_none():
 
     result = minimise(Bowl(), torch.ones(2, dtype=torch.float64), Counting(), stop=Stop(5))
     assert [record.step for record in result.history.records] == [0, 1, 2, 3, 4, 5]
+
+
+def test_memory_of_a_solver_is_in_fields():
+    state = State()
+    with pytest.raises(
+        AttributeError, match="a state must have its memory in fields, got State.v; declare it in a data"
+    ):
+        state.v = 1.0
+    state.level = 2
+    assert state == State(level=2)
