@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from mldd.checkpoints import previous
 from mldd.command import cli, names
 from mldd.command.report import _metric_lines
 from mldd.command.values import convert
@@ -244,6 +245,12 @@ def test_checkpoint_of_another_run(run, tmp_path):
         code, out, err = run(line.format(problem, solver), file)
         assert code == 2 and f"with {word} " in err and err.count("\n") == 1
     assert run(line.format("obstacle:n=7,lower=-0.25", "adagrad:kappa=1"), file)[0] == 0, "the same in other words"
+    fresh = "train obstacle:n=7 --solver adam --quiet --steps 1 --checkpoint"
+    code, out, err = run(fresh, file)
+    assert code == 2 and "must be free or of the same run, got one of another run (solver" in err
+    assert run(f"{fresh} {file} --overwrite")[0] == 0
+    assert run(f"{fresh} {file}")[0] == 0, "the same run once more"
+    previous(file).unlink()
     file.write_bytes(file.read_bytes()[:300])
     code, out, err = run(line.format("obstacle:n=7", "adagrad"), file)
     assert code == 2 and "must be a whole checkpoint of mldd" in err and err.count("\n") == 1

@@ -14,11 +14,9 @@ SHORT = (
     "dd-adagrad, graph",
     "schwarz that keeps memory",
     "aspin",
-    "apts that keeps pairs",
     "localsgd that averages momenta",
     "tao",
     "shards, smoothed stale halos",
-    "shards, historical halos",
 )
 
 
@@ -35,7 +33,7 @@ def restart(monkeypatch):
 @pytest.mark.mpi
 def test_runs_go_on_as_if_they_had_not_been_cut(restart):
     rows = restart.matrix(SHORT)
-    assert len(rows) == 6 * 4 + 2
+    assert len(rows) == 5 * 4 + 1
     assert all(row["as_it_should_be"] for row in rows), restart.table(rows)
 
 
