@@ -26,7 +26,8 @@ from mldd.loop import Terminated, terminable
 from mldd.ranks import launched, launched_rank
 
 if TYPE_CHECKING:
-    from mldd.command.run import Keeper, Run
+    from mldd.command.report import Files
+    from mldd.command.run import Run
     from mldd.loop import Result
     from mldd.ranks import Communicator
 
@@ -206,24 +207,20 @@ def _train(options: argparse.Namespace, stage: Stage) -> int:
     with deferred():  # a signal at the end does not take the result away
         result = runs.execute(run, past, out=options.out, keeper=keeper, shown=not options.quiet, first=stage.start)
         stage.running = True
-        content = reports.report(run, result)
-        failed = comm.rank == 0 and _leave_behind(run, result, content, keeper, options)
+        files = reports.Files()
+        if keeper is not None and not result.status.failed:
+            files.failed += [keeper.failed] if keeper.failed else []
+            files.written += [] if keeper.failed else [keeper.path]
+        content = reports.reported(files, run, result, options.out)
+        failed = comm.rank == 0 and _say(files, run, result, content, options)
         failed = comm.gather_items(failed)[0]
     return result.status.exit_code or int(failed)
 
 
-def _leave_behind(
-    run: Run, result: Result, content: dict[str, Any], keeper: Keeper | None, options: argparse.Namespace
-) -> bool:
-    """Write the result, say how the run ended, then draw (rank 0); return whether a file could not be written."""
+def _say(files: Files, run: Run, result: Result, content: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Say how a run ended, then draw (rank 0); return whether a file could not be written."""
     from mldd.command import report as reports
 
-    files = reports.Files()
-    if keeper is not None and not result.status.failed:
-        files.failed += [keeper.failed] if keeper.failed else []
-        files.written += [] if keeper.failed else [keeper.path]
-    if options.out is not None:
-        reports.write_result(files, run, result, content, options.out)
     said, of_files = reports.summary(run, result, content)
     if not options.quiet:
         print(said, flush=True)

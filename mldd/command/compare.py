@@ -179,9 +179,8 @@ def one(
             with run.builder.in_use():
                 minimise(run.objective, run.x, run.solver, stop=Stop(max_steps=1), values=False, comm=comm)
         result = runs.execute(run, runs.Past(run.x), out=out, home=home, shown=shown)
-        content = reports.report(run, result)
+        content = reports.reported(files, run, result, out)
         if comm.rank == 0 and out is not None:
-            reports.write_result(files, run, result, content, out)
             reports.draw(files, run, result, content, out, of_problem=pictures)
         return result, content
 

@@ -57,7 +57,35 @@ class Files:
 _METRICS = 20  # in the summary
 
 
-def report(run: Run, result: Result) -> dict[str, Any]:
+def reported(files: Files, run: Run, result: Result, out: Path | None) -> dict[str, Any]:
+    """Return the content of ``result.json``, which is written with the model (rank 0); called by all ranks.
+
+    A run that was ended from outside may have little time left: its files are there before loss and metrics are
+    evaluated, and are then written again.
+
+    Parameters
+    ----------
+    files : Files
+        They are added here.
+    run : Run
+        What was run.
+    result : Result
+        How it ended.
+    out : Path, optional
+        The folder; without it nothing is written.
+    """
+    mine = out if run.comm.rank == 0 else None
+    if result.status.is_unfinished:
+        brief = report(run, result, brief=True)
+        if mine is not None:
+            write_result(Files(), run, result, brief, mine)
+    content = report(run, result)
+    if mine is not None:
+        write_result(files, run, result, content, mine)
+    return content
+
+
+def report(run: Run, result: Result, *, brief: bool = False) -> dict[str, Any]:
     """Return the content of ``result.json``; called by all ranks, as metrics may need them.
 
     A problem may have ``details()``: what else is to be known of the run, how it was distributed say.
@@ -68,13 +96,15 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         What was run.
     result : Result
         How it ended.
+    brief : bool
+        Without what has to be evaluated first.
     """
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
     loss = math.nan if result.status.failed else result.record.value  # of a run that failed `x` is an earlier point
     with uncounted():
-        if math.isnan(loss):
+        if math.isnan(loss) and not brief:
             loss = float(run.objective.value(result.x))
-        metrics = _metrics(run, result.x)
+        metrics = {} if brief else _metrics(run, result.x)
     return {
         "problem": run.names[0],
         "solver": run.names[1],
@@ -97,7 +127,7 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         **asdict(result.record.cost),
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
-        **({"validation": _of_validation(run, result.validation)} if result.validation is not None else {}),
+        **({"validation": _of_validation(run, result.validation, brief)} if result.validation is not None else {}),
         **({"details": details} if (details := run.problem.details()) else {}),
     }
 
@@ -118,10 +148,10 @@ def _metrics(run: Run, x: Tensor) -> dict[str, float]:
     return metrics or {}
 
 
-def _of_validation(run: Run, validation: Validation) -> dict[str, Any]:
+def _of_validation(run: Run, validation: Validation, brief: bool) -> dict[str, Any]:
     """Return what ``result.json`` says of the validation, with the metrics of its best iterate."""
     with uncounted():
-        metrics = {} if validation.best is None else _metrics(run, validation.best)
+        metrics = {} if validation.best is None or brief else _metrics(run, validation.best)
     return {
         "times": validation.times,
         "seconds": validation.seconds,

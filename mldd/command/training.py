@@ -197,10 +197,9 @@ def _trained(made: Problem, options: Namespace, comm: Communicator) -> Training:
     keeper = None if options.checkpoint is None else runs.Keeper(options.checkpoint, run)
     with deferred():
         result = runs.execute(run, past, out=options.out, keeper=keeper, shown=not options.quiet)
-        content = reports.report(run, result)
         files = reports.Files()
+        content = reports.reported(files, run, result, options.out)
         if comm.rank == 0 and options.out is not None:
-            reports.write_result(files, run, result, content, options.out)
             reports.draw(files, run, result, content, options.out)
     for line in files.failed:
         warnings.warn(line, stacklevel=3)

@@ -157,6 +157,24 @@ def test_metrics_that_fail_cost_the_metrics(run, folder, monkeypatch):
     assert result(folder / "out")["metrics"] == {}
 
 
+def test_a_run_that_was_ended_has_its_result_before_its_metrics(run, folder, monkeypatch):
+    from mldd.problems.grids import Obstacle
+
+    found = []
+
+    def metrics(self, x):
+        found.append(result(folder / "out"))
+        assert np.array_equal(solution("out/solution.npz"), x.numpy())
+        return {"energy": 1.0}
+
+    monkeypatch.setattr(Obstacle, "metrics", metrics)
+    (folder / "at-5-SIGTERM").touch()
+    assert run(f"{TRAIN} --out out --evaluate-every never")[0] == 143
+    (brief,), full = found, result(folder / "out")
+    assert (brief["status"], brief["steps"], brief["loss"], brief["metrics"]) == ("terminated", 6, None, {})
+    assert full["loss"] is not None and full["metrics"] == {"energy": 1.0}
+
+
 def test_a_seed_that_fails_or_cannot_be_prepared_is_a_row(run, folder, monkeypatch):
     from mldd.problems.grids import Obstacle
 
