@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -91,13 +92,13 @@ CASES = {
     "schwarz, multiplicative": Case(QUADRATIC, "schwarz:order=multiplicative", parts=4, levels=2),
     "schwarz that keeps memory": Case(OBSTACLE, "schwarz:memory=keep", parts=5),
     "aspin": Case(QUADRATIC, "aspin", parts=4, steps=2),
-    "raspen": Case("poisson1d:points=40,network.depth=3,network.width=8", "raspen", parts=2, steps=4),
-    "aspqn": Case("poisson1d:points=40,network.depth=3,network.width=8", "aspqn", parts=2),
-    "mspqn": Case("poisson1d:points=40,network.depth=3,network.width=8", "mspqn", parts=2),
+    "raspen": Case(QUADRATIC, "raspen", parts=4, steps=2),
+    "aspqn": Case("poisson1d:points=20,network.depth=3,network.width=6", "aspqn", parts=2),
+    "mspqn": Case("poisson1d:points=20,network.depth=3,network.width=6", "mspqn", parts=2),
     "apts": Case(LAYERS, "apts", parts=3),
     "apts that keeps pairs": Case(LAYERS, "apts:keep_pairs=true", parts=3),
     "apts, data": Case(DATA, "apts", parts=4),
-    "mofftr": Case(OBSTACLE, "mofftr", levels=2),
+    "mofftr": Case(GRAPH + ":dropout=0", "mofftr:smoother=adagrad(varsigma=1,rate=0.1,curvature=none)", levels=2),
     "localsgd": Case(DATA, "localsgd", parts=4),
     "localsgd that keeps momenta": Case(DATA, "localsgd:memory=keep,local=adam", parts=4),
     "localsgd that averages momenta": Case(DATA, "localsgd:memory=average,local=sgd(momentum=0.9)", parts=4),
@@ -298,7 +299,8 @@ def _start(here: Path, ranks: int, stage: str, cases: Sequence[str]) -> None:
     own = Path(sys.executable).with_name("mpiexec")  # that of the MPI library beside this Python
     launcher = [str(own) if own.exists() else "mpiexec", "-n", str(ranks), sys.executable, "-m", "mpi4py"]
     words = [str(Path(__file__).resolve()), "--stage", stage, "--cases", *cases]
-    subprocess.run([*(launcher if ranks > 1 else [sys.executable]), *words], cwd=here, check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums depend on the threads that share them
+    subprocess.run([*(launcher if ranks > 1 else [sys.executable]), *words], cwd=here, check=True, env=environment)
 
 
 if __name__ == "__main__":

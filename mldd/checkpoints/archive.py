@@ -13,6 +13,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +37,7 @@ _STORED = {
 # The format has no complex numbers of double precision: both kinds are stored as pairs of real ones.
 _PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_STORED, *_PARTS)}
+_HASHING = 4  # threads
 _LONGEST = 2**28  # bytes of a header: the tree has no long lists
 
 
@@ -121,6 +123,8 @@ class Content:
         """
         made = Content()
         made.tree = made._encoded(value, where)
+        with ThreadPoolExecutor(_HASHING) as pool:  # hashing holds no lock of Python
+            made.entries = dict(zip(made.tensors, pool.map(Entry.of, made.tensors.values()), strict=True))
         return made
 
     def under(self, prefix: str) -> Content:
@@ -143,7 +147,6 @@ class Content:
             if str(value.dtype).removeprefix("torch.") not in _DTYPES:
                 raise TypeError(f"`{where}` must be of a type in {', '.join(_DTYPES)}, got {value.dtype}; convert it")
             self.tensors[where] = value
-            self.entries[where] = Entry.of(value)
             return {_TENSOR: where}
         if isinstance(value, list):
             return [self._encoded(item, f"{where}[{k}]") for k, item in enumerate(value)]
@@ -259,7 +262,8 @@ def raw(tensor: Tensor) -> memoryview:
     tensor : Tensor, contiguous
         Of any type.
     """
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(bytearray())
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else bytearray()
+    return memoryview(flat)
 
 
 def _once(content: Content) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -138,7 +138,7 @@ def previous(path: Path | str) -> Path:
     path : Path or str
         Of the newest.
     """
-    return Path(path).with_name(f"{Path(path).name}.previous")
+    return Path(f"{path}.previous")
 
 
 def save(

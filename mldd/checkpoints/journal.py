@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from glob import escape
 from io import BytesIO
 from operator import attrgetter
 from pathlib import Path
@@ -66,6 +69,17 @@ class Kept:
             return False
         return repr(self.last) == repr(_numbers(records[self.rows - 1]))
 
+    def is_there(self, path: Path) -> bool:
+        """Return whether the file has not been lost or cut off.
+
+        Parameters
+        ----------
+        path : Path
+            Of the checkpoint.
+        """
+        file = path.parent / self.file
+        return file.is_file() and file.stat().st_size >= self.bytes
+
     def as_tree(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
@@ -88,7 +102,7 @@ def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
     OSError
         They cannot be written.
     """
-    if kept is None or not kept.is_of(records) or not (path.parent / kept.file).is_file():
+    if kept is None or not kept.is_of(records) or not kept.is_there(path):
         kept = Kept(f"{path.name}.history-{secrets.token_hex(4)}", columns=list(KINDS))
     if kept.rows == len(records):
         return kept
@@ -98,6 +112,8 @@ def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
             stream.truncate(kept.bytes)  # what a run that was killed had begun to append
             stream.seek(kept.bytes)
             stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())  # before the checkpoint that refers to it
     except OSError as error:
         raise unwritten(file, error) from error
     last, length = _numbers(records[-1]), kept.bytes + len(chunk)
@@ -121,7 +137,7 @@ def read(path: Path, kept: Kept) -> list[Record]:
     """
     if kept.columns != list(KINDS):
         raise ArchiveError("its records have other columns: it was written by another version of mldd")
-    if not kept.file.startswith(f"{path.name.removesuffix('.previous')}.history-") or "/" in kept.file:
+    if not re.fullmatch(r"[^/\\]+\.history-[0-9a-f]{8}", kept.file):
         raise ArchiveError("the name of its history is damaged")
     if kept.rows == 0:
         return []
@@ -149,7 +165,7 @@ def clean(path: Path, used: set[str]) -> None:
     used : set of str
         Names of those that are referred to.
     """
-    for file in path.parent.glob(f"{path.name}.history-????????"):
+    for file in path.parent.glob(f"{escape(path.name)}.history-????????"):
         if file.name not in used:
             file.unlink(missing_ok=True)
 
@@ -180,6 +196,7 @@ def _parsed(raw: bytes) -> tuple[list[Record], str]:
         body = stream.read(8 * n * len(_COLUMNS))
         columns = [np.frombuffer(body, kind, n, 8 * n * k).tolist() for k, (_, kind) in enumerate(_COLUMNS.values())]
         for k, row in enumerate(zip(*columns, strict=True)):
-            records.append(Record(*row[:own], Cost(*row[own:]), validated.get(k, {})))
+            numbers: list[Any] = [*row[:own], Cost(*row[own:]), validated.get(k, {})]
+            records.append(Record(*numbers))
         sha256 = _next(sha256, line + body)
     return records, sha256

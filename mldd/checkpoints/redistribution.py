@@ -72,7 +72,7 @@ def _moved(template: Any, parts: list[Any], where: str) -> dict[str, Any]:
             f"`{where}.subdomains` must have the subdomains {here} once, got {there}; resume with the same parts"
         )
     batches = [_Batch(part["subdomains"], _width(part.get("weights"))) for part in parts]
-    now = _Batch(here, template.weights.shape[-1] if template.weights.dim() == 2 else 0)
+    now = _Batch(here, _width(getattr(template, "weights", None)))
     found: dict[str, Any] = {"subdomains": list(here)}
     for f in fields(template):
         if f.metadata.get("per subdomain"):

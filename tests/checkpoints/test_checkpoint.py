@@ -113,7 +113,8 @@ def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, solver):
     state = saved.state(solver.init(f, x))
     rest = minimise(f, saved.x, solver, state=state, past=saved.history, stop=Stop(max_steps=15), values=True)
     assert torch.equal(rest.x, whole.x)
-    for name in ("step", "measure", "value", "accepted"):
+    counted = ("gradient_evaluations", "work_units", "work_total", "synchronisations", "scalar_synchronisations")
+    for name in ("step", "measure", "value", "accepted", *counted):
         assert rest.history.column(name) == whole.history.column(name), name
 
 

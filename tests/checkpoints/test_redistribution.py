@@ -79,11 +79,6 @@ SOLVERS = {
     "rows": BatchLBFGS(),
     "items": LBFGS(memory=2),
 }
-    "batch": AdaGrad(curvature="none"),
-    "with pairs": AdaGrad(curvature="lbfgs"),
-    "rows": BatchLBFGS(),
-    "items": LBFGS(memory=2),
-}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

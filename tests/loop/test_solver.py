@@ -210,7 +210,7 @@ def test_going_on_from_a_state_is_the_uninterrupted_run(beta):
     assert torch.equal(rest.x, whole.x)
     for name in ("step", "measure", "value"):
         assert rest.history.column(name) == whole.history.column(name)
-    assert rest.record.cost.gradient_evaluations == whole.record.cost.gradient_evaluations
+    assert rest.record.cost.gradient_evaluations == whole.record.cost.gradient_evaluations, "none is counted twice"
     seconds = rest.history.column("seconds")
     assert seconds == sorted(seconds)
 

@@ -201,7 +201,7 @@ mldd.figures.curves.convergence = lambda history, path, title: path.touch()  # w
 solvers = ("obstacle:n=15 --solver dd-adagrad --levels 2", "own.npz --solver dd-adagrad --levels 2")
 for k, solver in enumerate(solvers):
     for more in ("--steps 6 --out whole", "--steps 3 --checkpoint c.pt", "--steps 6 --resume c.pt --out rest"):
-        more = more.replace("whole", f"whole{k}").replace("rest", f"rest{k}")
+        more = more.replace("whole", f"whole{k}").replace("rest", f"rest{k}").replace("c.pt", f"c{k}.pt")
         assert main(f"train {solver} --quiet --evaluate-every 1 {more}".split()) == 0
         world().agree(False)
 """
