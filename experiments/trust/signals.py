@@ -70,7 +70,7 @@ def line(pause: float, steps: int, *more: str) -> list[str]:
     return ["train", "obstacle:n=15", "--solver", method, "--steps", str(steps), "--quiet", *" ".join(more).split()]
 
 
-def started(words: list[str], ranks: int = 1, launcher: str = "mpiexec", **environment: str) -> subprocess.Popen[bytes]:
+def started(words: list[str], ranks: int, launcher: str = "mpiexec", **environment: str) -> subprocess.Popen[bytes]:
     """Start ``mldd`` on some ranks."""
     python = [sys.executable, "-c", MLDD]
     if ranks > 1 and launcher == "mpiexec":
@@ -83,34 +83,52 @@ def started(words: list[str], ranks: int = 1, launcher: str = "mpiexec", **envir
     return subprocess.Popen([*python, *words], env=given, start_new_session=True, **quiet)
 
 
-def forked(words: list[str]) -> int:
-    """Start ``mldd`` in a child of this process, in which everything is loaded; return its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
+class Child:
+    """``mldd`` in a child of this process, in which everything is loaded, so that it begins at once."""
+
+    def __init__(self, words: list[str], **environment: str) -> None:
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                os.environ.update(environment)
+                for stream in (1, 2):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+                from mldd.command.cli import main
+
+                code = main(words)
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the exit status, as Popen does, None while it runs."""
+        if self.code is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self.code = os.waitstatus_to_exitcode(ended[1])
+        return self.code
+
+    def wait(self, timeout: float) -> int:
+        """Return the exit status, once there is one, as Popen does."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("mldd", timeout)
+            time.sleep(0.002)
+        return int(self.code or 0)
+
+
+Job = subprocess.Popen[bytes] | Child
+
+
+def waited(process: Job) -> int:
+    """Return the exit status as a shell says it, and end what hangs."""
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        from mldd.command.cli import main
-
-        code = main(words)
-    finally:
-        os._exit(code)
-
-
-def ended(child: int, seconds: float = WAIT) -> int:
-    """Return the exit status of a child, as a shell says it; one that hangs is an error."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    raise TimeoutError(f"process {child} hangs")
+        code = process.wait(WAIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return -1
+    return code if code >= 0 else 128 - code
 
 
 def load_all() -> None:
@@ -163,18 +181,18 @@ def kills(options: argparse.Namespace) -> Iterator[Row]:
     """Yield what came of SIGKILL at random moments."""
     draw, words = random.Random(options.seed), line(0.005, 60, KEPT, "--checkpoint-every 1steps --evaluate-every 1")
     begin = time.monotonic()
-    assert ended(forked(line(0.005, 60, "--out whole --checkpoint w.ckpt --checkpoint-every 1steps"))) == 0
+    assert waited(Child(line(0.005, 60, "--out whole --overwrite --checkpoint w.ckpt --checkpoint-every 1steps"))) == 0
     lasts = time.monotonic() - begin
     done, runs, faults, equal, codes = 0, 0, [], 0, Counter[int]()
     while done < options.kills:
         clean()
         code = -1
         while code != 0:
-            child = forked(words)
+            child = Child(words)
             if done < options.kills:
                 time.sleep(draw.uniform(0.0, 1.1 * lasts))
-                os.kill(child, signal.SIGKILL)
-            code = ended(child)
+                os.kill(child.pid, signal.SIGKILL)
+            code = waited(child)
             codes[code] += 1
             done += code == 137
             faults += faults_of_files()
@@ -218,16 +236,6 @@ def rows_are_there(rows: int = 5) -> None:
         time.sleep(0.02)
 
 
-def waited(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit status as a shell says it, and end what hangs."""
-    try:
-        code = process.wait(WAIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return -1
-    return code if code >= 0 else 128 - code
-
-
 def signals(options: argparse.Namespace) -> Iterator[Row]:
     """Yield what came of signals at ranks and launchers; torchrun itself does not hand USR1 on, and ends with 1."""
     from mldd.loop import checkpoint, read_csv
@@ -268,40 +276,51 @@ def signals(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
+def job(words: list[str], ranks: int, **environment: str) -> Job:
+    """Start ``mldd``: on one rank in a child of this process."""
+    return Child(words, **environment) if ranks == 1 else started(words, ranks, **environment)
+
+
 def slurm(options: argparse.Namespace) -> Iterator[Row]:
     """Yield what came of a batch system that ends jobs after their time and starts them again."""
-    steps, lasts, warning = 260, 9.0, 4.0  # a run of 8 s and its start, in jobs of 9 s
-    assert ended(forked(line(0.0, steps, "--out whole")), WAIT) == 0
-    for ranks in (1, 2):
-        for how in ("its end is told", "USR1 comes before", "TERM comes before"):
-            clean()
-            codes, killed = [], 0
-            while not codes or codes[-1] == 143:
-                end = time.time() + lasts
-                told = {"SLURM_JOB_END_TIME": str(int(end))} if how == "its end is told" else {}
-                process = started(line(0.03, steps, KEPT), ranks, **told)
-                warned = told != {}
-                while process.poll() is None and time.time() < end + 5.0:
-                    if not warned and time.time() > end - warning:
-                        os.killpg(process.pid, signal.SIGUSR1 if how.startswith("USR1") else signal.SIGTERM)
-                        warned = True
-                    time.sleep(0.05)
-                if process.poll() is None:  # SLURM's KillWait is over
-                    os.killpg(process.pid, signal.SIGKILL)
-                    killed += 1
-                codes.append(waited(process))
-                if len(codes) > 40:
-                    break
-            faults = faults_of_files() + ([f"killed {killed} times"] if killed else [])
-            faults += [] if codes[-1] == 0 else [f"exit status {codes[-1]}"]
-            yield {
-                "part": "slurm",
-                "what": f"jobs of {lasts:g} s, {how}, ranks {ranks}",
-                "times": len(codes) - 1,
-                "faults": faults,
-                "exit status": codes,
-                "difference": difference(),
-            }
+    cases = [(1, "its end is told"), (1, "USR1 comes before"), (1, "TERM comes before"), (2, "USR1 comes before")]
+    for ranks, how in cases:
+        begin = time.monotonic()
+        assert waited(job(line(0.0, 300, "--out whole --overwrite"), ranks)) == 0
+        lasts = 6.0 + 3.0 * (time.monotonic() - begin)  # a job; the run needs about two and a half of them
+        clean()
+        codes, killed = [], 0
+        while (not codes or codes[-1] == 143) and len(codes) < 40:
+            code, late = in_time(line(2.0 * lasts / 300, 300, KEPT), ranks, how, lasts)
+            codes.append(code)
+            killed += late
+        faults = faults_of_files() + ([f"killed {killed} times"] if killed else [])
+        faults += [] if codes[-1] == 0 else [f"exit status {codes[-1]}"]
+        faults += [] if difference() == 0.0 else [f"difference {difference()}"]
+        yield {
+            "part": "slurm",
+            "what": f"jobs of {lasts:.2g} s, {how}, ranks {ranks}",
+            "times": len(codes) - 1,
+            "faults": faults,
+            "exit status": codes,
+            "difference": difference(),
+        }
+
+
+def in_time(words: list[str], ranks: int, how: str, lasts: float) -> tuple[int, bool]:
+    """Return the exit status of a job that has so many seconds, and whether it had to be killed some seconds later."""
+    end = time.time() + lasts
+    told = {"SLURM_JOB_END_TIME": str(int(end))} if how == "its end is told" else {}
+    process, warned, killed = job(words, ranks, **told), bool(told), False
+    while process.poll() is None:
+        if not warned and time.time() > end - 0.4 * lasts:
+            os.killpg(process.pid, signal.SIGUSR1 if how.startswith("USR1") else signal.SIGTERM)
+            warned = True
+        if not killed and time.time() > end + 10.0:  # KillWait of SLURM is 30 s
+            os.killpg(process.pid, signal.SIGKILL)
+            killed = True
+        time.sleep(0.02)
+    return waited(process), killed
 
 
 def difference() -> float | None:
@@ -317,12 +336,12 @@ def ten(options: argparse.Namespace) -> Iterator[Row]:
     for turns in ([1], [2], [1, 2]):
         steps = 400
         shutil.rmtree("whole", ignore_errors=True)
-        assert waited(started(line(0.0, steps, "--out whole"), turns[0])) == 0
+        assert waited(job(line(0.0, steps, "--out whole"), turns[0])) == 0
         clean()
         codes: list[int] = []
         while not codes or codes[-1] == 143:
             before = json.loads(Path("out/result.json").read_text())["steps"] if codes else 0
-            process = started(line(0.02, steps, KEPT), turns[len(codes) % len(turns)])
+            process = job(line(0.02, steps, KEPT), turns[len(codes) % len(turns)])
             if len(codes) < 10:
                 rows_are_there(before + draw.randrange(4, 24))
                 os.kill(process.pid, signal.SIGTERM)
@@ -399,7 +418,7 @@ def write(rows: list[Row], out: Path) -> None:
     """Write the table as JSON and as text; rows of other parts stay."""
     ran = {row["part"] for row in rows}
     file = out / "signals.json"
-    old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    old: list[Row] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     rows = [row for part in PARTS for row in [*(r for r in old if r["part"] not in ran), *rows] if row["part"] == part]
     file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [f"{'part':<8} {'what':<58} {'times':>5} {'faults':>6}  more"]

@@ -66,8 +66,10 @@ def report(run: Run, result: Result) -> dict[str, Any]:
         How it ended.
     """
     good = next((r for r in reversed(result.history.records) if math.isfinite(r.measure)), result.record)
+    loss = math.nan if result.status.failed else result.record.value  # of a run that failed `x` is an earlier point
     with uncounted():
-        loss = float(run.objective.value(result.x))
+        if math.isnan(loss):
+            loss = float(run.objective.value(result.x))
         metrics = _metrics(run, result.x)
     return {
         "problem": run.names[0],

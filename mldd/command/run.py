@@ -177,8 +177,8 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
     kept += " validate_every patience keep log evaluate_every time_limit verify"
     schedule = Schedule(
-        every=Interval.of(getattr(options, "checkpoint_every", None) or "auto"),
-        limit=TimeLimit.of(options.time_limit, options.began),
+        every=Interval.of(str(getattr(options, "checkpoint_every", None) or "auto")),
+        limit=TimeLimit.of(None if options.time_limit is None else str(options.time_limit), options.began),
         watchdog=float(options.watchdog),
     )
     return Run(

@@ -47,7 +47,8 @@ def supervise(command: Sequence[str], restarts: int) -> int:
     try:
         reached, vain = _step_of(checkpoint), 0
         while True:
-            process[:] = [subprocess.Popen(list(command))]
+            # Ctrl-C reaches it through this process alone: mpiexec takes a second one for an order to kill its ranks.
+            process[:] = [subprocess.Popen(list(command), start_new_session=True)]
             code = _waited(process[0], signalled)
             if code in _FINAL or signalled:
                 return code

@@ -137,6 +137,11 @@ class Schedule:
     _last: tuple[float, int] = field(init=False, default=(-math.inf, -1))
     _began: float = field(init=False, default=math.nan)
 
+    def __post_init__(self) -> None:
+        """Refuse a watchdog that would bark at once."""
+        if not self.watchdog > 0:
+            raise ValueError(f"`watchdog` must be > 0 seconds, got {self.watchdog}")
+
     def is_due(self, wall: float, step: int) -> bool:
         """Return whether a checkpoint is due: asked on rank 0, whose answer holds.
 

@@ -224,7 +224,7 @@ def minimise(
     setup : Cost
         What was spent before, on subdomains and levels; nothing by default.
     after_step : callable, optional
-        Called with (x, state, history) after every step, outside the clock.
+        Called with (x, state, history) after every step, outside the clock: to look at iterates.
     past : History, optional
         Records of the run that is resumed.
     validation : Validation, optional

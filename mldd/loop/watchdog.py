@@ -72,18 +72,15 @@ def operation(frame: FrameType | None) -> str:
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
-    waits = [k for k, found in enumerate(frames) if _module(found).startswith("mldd.ranks")]
-    if waits and all(_module(found).split(".")[0] not in ("mldd",) for found in frames[: waits[0]]):
-        last = waits[0]
-        while last + 1 in waits:
-            last += 1
-        return f"it waits for other ranks in `{frames[last].f_code.co_name}`, called by {_place(frames[last + 1])}"
-    inner = next((found for found in frames if _module(found).split(".")[0] == "mldd"), frames[0])
-    return f"it computes in {_place(inner)}" + (f", in {_place(frames[0])}" if inner is not frames[0] else "")
+    ours = next((k for k, found in enumerate(frames) if _is_of("mldd", found)), 0)
+    if _is_of("mldd.ranks", frames[ours]):
+        outer = next((k for k in range(ours, len(frames)) if not _is_of("mldd.ranks", frames[k])), len(frames) - 1)
+        return f"it waits for other ranks in `{frames[outer - 1].f_code.co_name}`, called by {_place(frames[outer])}"
+    return f"it computes in {_place(frames[ours])}" + (f", in {_place(frames[0])}" if ours else "")
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
+def _is_of(room: str, frame: FrameType) -> bool:
+    return f"{frame.f_globals.get('__name__', '')}.".startswith(f"{room}.")
 
 
 def _place(frame: FrameType) -> str:

@@ -103,7 +103,9 @@ def test_options_from_python_are_read_alike(folder):
 
     with pytest.raises(ValueError, match="must be like 30s"):
         mldd.train("obstacle", solver="adagrad", n=7, options={"checkpoint": "c", "checkpoint_every": "5"})
-    made = mldd.train("obstacle", solver="adagrad", n=7, steps=4, options={"evaluate_every": 2, "time_limit": "60"})
+    with pytest.raises(ValueError, match="`watchdog` must be > 0 seconds, got -1"):
+        mldd.train("obstacle", solver="adagrad", n=7, options={"watchdog": -1})
+    made = mldd.train("obstacle", solver="adagrad", n=7, steps=4, options={"evaluate_every": 2, "time_limit": 60})
     assert [value == value for value in made.history.column("value")] == [True, False, True, False, True]
 
 
