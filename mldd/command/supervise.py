@@ -103,9 +103,9 @@ def _value(command: Sequence[str], option: str) -> str | None:
 
 def _step_of(path: Path) -> int:
     """Return the step of a checkpoint, -1 where there is none that can be read."""
-    from mldd.loop import checkpoint
+    from mldd import checkpoints
 
     try:
-        return checkpoint.load(path).history.records[-1].step
+        return checkpoints.load(path).history.records[-1].step
     except (OSError, ValueError, IndexError):
         return -1
