@@ -47,7 +47,7 @@ Random = np.random.Generator
 PROBLEMS = ("quadratic:n=7", "obstacle:n=7", "membrane:n=7", "minimal-surface:n=7", "bratu:n=7", "morebv:n=7")
 PROBLEMS += ("digits:hidden=2", "sbm:hidden=2", "plain-npz.npz:hidden=2")
 PROBLEMS += ("whole.pt:hidden=2", "whole.nc", "shards", "texas")
-PROBLEMS += ("poisson1d", "forchheimer", "ignition:n=7", "sbm-own:hidden=2")
+PROBLEMS += ("poisson1d:points=20,depth=1,width=4", "forchheimer", "ignition:n=7", "sbm-own:hidden=2")
 ODD = ("-1", "0", "1", "2", "3", "0.5", "-0.5")
 ODD += ("nan", "inf", "-inf", "1e400", "1e-400", "2147483648", "9223372036854775808")
 ODD += ("18446744073709551616", "-9223372036854775809", "9" * 400, "", " ")
