@@ -37,8 +37,8 @@ class AdaGrad:
 
     A rate that suits energies throws a network to where its units are saturated, by a first step as long as its start
     or longer. Where "auto" finds no curvature, a rate that is left at 1 is therefore taken as a quarter of the root
-    mean square of the start (1 for a start at zero; `SchwarzAdaGrad` gives its subdomains that of all unknowns), and the
-    gradient after the first step decides on any rate: if its norm has grown four times and the step was longer than
+    mean square of the start (1 for a start at zero; `SchwarzAdaGrad` gives its subdomains that of all unknowns), and
+    the gradient after the first step decides on any rate: if its norm has grown four times and the step was longer than
     half of the start, the iterate goes back along nine tenths of the step, and the rate is a tenth from then on. Notes
     say so.
 
