@@ -37,9 +37,10 @@ class AdaGrad:
 
     A rate that suits energies throws a network to where its units are saturated, by a first step as long as its start
     or longer. Where "auto" finds no curvature, a rate that is left at 1 is therefore taken as a quarter of the root
-    mean square of the start (1 for a start at zero), and the gradient after the first step decides on any rate: if its
-    norm has grown four times and the step was longer than half of the start, the iterate goes back along nine tenths
-    of the step, and the rate is a tenth from then on. Notes say so.
+    mean square of the start (1 for a start at zero; `SchwarzAdaGrad` gives its subdomains that of all unknowns), and
+    the gradient after the first step decides on any rate: if its norm has grown four times and the step was longer than
+    half of the start, the iterate goes back along nine tenths of the step, and the rate is a tenth from then on. Notes
+    say so.
 
     Parameters
     ----------
@@ -106,8 +107,8 @@ class AdaGrad:
         """
         curvature = curvature_of(self, objective)
         state = AdaGradState(squares=torch.full_like(x, self.varsigma**2), scratch=torch.empty_like(x))
-        if self.curvature == "auto" and curvature == "none":
-            state.watched = len(x) if x.dim() == 1 else 0
+        if self.curvature == "auto" and curvature == "none" and x.dim() == 1:  # rows of a batch differ by rank
+            state.watched = len(x)
             size = float(torch.linalg.vector_norm(x)) / max(x.numel(), 1) ** 0.5
             if self.rate == 1.0 and 0 < _SHARE * size < 1:
                 state.scale = _SHARE * size

@@ -128,6 +128,8 @@ class SchwarzAdaGrad:
             previous=torch.zeros_like(x) if self.subspace_steps else torch.empty(0),
         )
         made.notes.update(made.levels.levels[0].notes)
+        for local in made.sweep.local:
+            local.scale = made.levels.levels[0].scale  # of all unknowns, the same on all ranks
         return made
 
     def step(self, objective: Objective, x: Tensor, state: SchwarzState) -> tuple[Tensor, SchwarzState]:
