@@ -240,11 +240,13 @@ def row(name: str, net: str, options: argparse.Namespace) -> dict[str, Any]:
     seeds = range(options.seeds)
     validated = bool(options.methods)
 
-    def runs(solver: str, steps: int, **more: Any) -> list[dict[str, Any]]:
-        return [ours(made(net, data, seed), data, solver, steps, seed, validated=validated, **more) for seed in seeds]
+    def run(solver: str, steps: int, seed: int, **more: Any) -> dict[str, Any]:
+        return ours(made(net, data, seed), data, solver, steps, seed, validated=validated, **more)
 
-    adam = runs(f"adam:lr={RATE}", options.epochs)
-    loops = [plain(made(net, data, seed), data, options.epochs) for seed in seeds] if comm.rank == 0 else []
+    adam, loops = [], []
+    for seed in seeds:  # in turns, so that other load meets both alike
+        adam.append(run(f"adam:lr={RATE}", options.epochs, seed))
+        loops += [plain(made(net, data, seed), data, options.epochs)] if comm.rank == 0 else []
     found: dict[str, Any] = {"graph": Path(name).stem, "net": net, "ranks": comm.ranks, "epochs": options.epochs}
     for key, rows in (("mldd", adam), ("loop", loops)):
         tests = [one["test"] for one in rows] or [0.0]
@@ -258,7 +260,8 @@ def row(name: str, net: str, options: argparse.Namespace) -> dict[str, Any]:
         for method in options.methods:
             solver, *words = method.split()
             more = {key: int(value) for key, value in (word.split("=") for word in words)}
-            given = runs(solver, more.pop("steps", 20), **more)
+            steps = more.pop("steps", 20)
+            given = [run(solver, steps, seed, **more) for seed in seeds]
             found["to_the_best_validation_of_adam"][method] = reached(given, targets)
     return found
 
