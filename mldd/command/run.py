@@ -221,7 +221,8 @@ def begin(
     check_times(options)
     resume, auto = options.resume, is_auto(options.resume)
     if auto:  # goes on from its own checkpoint; rank 0 looks whether there is one
-        resume = options.checkpoint if comm.gather_items(options.checkpoint.exists())[0] else None
+        kept = (options.checkpoint, checkpoints.previous(options.checkpoint))
+        resume = options.checkpoint if comm.gather_items(any(path.exists() for path in kept))[0] else None
     if options.out is not None and resume is None:
         check_free(options.out, options.overwrite, comm, History() if auto else None)
     for folder in (options.out, options.checkpoint and options.checkpoint.absolute().parent):
