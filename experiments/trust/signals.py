@@ -298,7 +298,6 @@ def slurm(options: argparse.Namespace) -> Iterator[Row]:
             "times": len(codes) - 1,
             "faults": faults,
             "exit status": codes,
-            "difference": difference(),
         }
 
 
