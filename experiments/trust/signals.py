@@ -11,8 +11,7 @@
 - ten: a run that is ended ten times by TERM at random moments and goes on by ``--resume auto``, on one rank, on two,
   and on one and two in turn.
 - disk: no file may be larger than some bytes; and a disk that is full, where this may be mounted.
-
-``signals.json`` and ``signals.txt`` in the folder hold what came of it; the rows of parts that are not run are kept.
+The tables ``signals.json`` and ``signals.txt`` in the folder keep the rows of parts that are not run.
 """
 
 from __future__ import annotations
@@ -42,19 +41,15 @@ import time
 from dataclasses import dataclass
 import torch
 from mldd.loop import State
-
 @dataclass
 class Memory(State):
     momentum: torch.Tensor = None
-
 @dataclass(frozen=True)
 class Slow:
     rate: float = 0.01
     pause: float = 0.02
-
     def init(self, objective, x):
         return Memory(momentum=torch.zeros_like(x))
-
     def step(self, objective, x, state):
         time.sleep(self.pause)
         state.momentum.mul_(0.9).add_(objective.gradient(x))
@@ -303,7 +298,6 @@ def slurm(options: argparse.Namespace) -> Iterator[Row]:
             "times": len(codes) - 1,
             "faults": faults,
             "exit status": codes,
-            "difference": difference(),
         }
 
 
