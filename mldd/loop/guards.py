@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mldd.algebra import Objective, Remembered, memory_of, uncounted
 from mldd.loop.evaluations import is_another, is_slope
-from mldd.loop.invariants import REPLICATED, Checked, Leaf, checksum, fallen, is_finite, leaves, sums_of_bits
+from mldd.loop.invariants import REPLICATED, checksum, fallen, is_finite, parts_of, sums_of_bits, tensors_of
 from mldd.loop.monitor import History, Record
 from mldd.loop.packing import FINITE, is_resumable
 from mldd.loop.status import Status
@@ -57,8 +57,8 @@ class Detection:
     solvers declare of their states (`FINITE`, `REPLICATED`, `RISING`, and records with ``fault()``). Checks are made as
     often as `share` allows, before each checkpoint and at the end. A gradient by which a run claims to have converged,
     that is not finite or ten times that of the step before, is evaluated once more; where it stays ten times as large,
-    the steps since the last copy are done again without a word, at most three times in a run, and a measure that is
-    another one then was an error.
+    the steps since the last copy are done again without a word if the share of the time allows it, at most three times
+    in a run, and a measure that is another one then was an error.
 
     Parameters
     ----------
@@ -145,6 +145,8 @@ class _Course:
         Alarms in a row, and the step that has to be passed to forget them.
     first, last : float
         Measure at the start and at the step before, NaN where there was none.
+    kept : int
+        Step of the last copy.
     doubts, doubted : int, (int, float) or None
         Jumps so far whose steps were done again, and step and measure of the one to which they are done now.
     """
@@ -162,6 +164,7 @@ class _Course:
     until: int = -1
     first: float = math.nan
     last: float = math.nan
+    kept: int = 0
     doubts: int = 0
     doubted: tuple[int, float] | None = None
 
@@ -211,7 +214,8 @@ class Detector:
         self.rollbacks = 0
         self._course = _Course()
         self._kept: _Kept | None = None
-        self._began: float | None = None  # seconds of the first record
+        self._began: float | None = None  # seconds of the first record, whose step is next
+        self._start = 0
         self._passed: int | None = None  # checksum of what has been looked at in this step, for `keep`
         self._notes: dict[str, int] = {}
 
@@ -242,7 +246,7 @@ class Detector:
         course.seal, course.mark = None, course.spent
         if state is not None and course.is_due and not self.how.is_off:
             with self._paid():
-                course.seal = checksum(sums_of_bits(_tensors(x, state)))
+                course.seal = checksum(sums_of_bits(tensors_of(x, state)))
 
     def look(self, f: Remembered, x: Tensor, state: Any, record: Record, ending: Ending) -> str:
         """Return what is found by the checks of a step, the same on all ranks, or an empty text.
@@ -294,10 +298,17 @@ class Detector:
         if doubted is not None and record.step >= doubted[0]:
             course.doubted = None
             return _ELSEWHERE if record.measure * _BACK < doubted[1] else ""
-        if is_odd and doubted is None and math.isfinite(record.measure) and course.doubts < _DOUBTS and course.has_copy:
+        may = is_odd and doubted is None and math.isfinite(record.measure) and course.doubts < _DOUBTS
+        if may and course.has_copy and self._can_afford(record, record.step - course.kept):
             course.doubts, course.doubted = course.doubts + 1, (record.step, record.measure)
             return _AGAIN
         return ""
+
+    def _can_afford(self, record: Record, steps: int) -> bool:
+        """Return whether steps may be done again: within the share of the time, or one where all are verified."""
+        done = max(1, record.step - self._start)
+        elapsed = record.cost.seconds - (self._began or 0.0)
+        return self.how.verify_every > 0 or steps * elapsed / done <= self.how.share * elapsed - self._course.paid
 
     def _plan(self, record: Record, is_whole: bool) -> None:
         """Decide whether a copy is made in this step, and a check after the next one, the same on all ranks.
@@ -306,7 +317,8 @@ class Detector:
         the last step of a run is checked in any case, and every one while something is wrong.
         """
         course = self._course
-        self._began = record.cost.seconds if self._began is None else self._began
+        if self._began is None:
+            self._began, self._start = record.cost.seconds, record.step
         left = self.how.share * (record.cost.seconds - self._began) - course.paid
         always = self.how.verify_every > 0 or course.strikes > 0
         course.is_kept = is_whole and (always or not course.has_copy or course.copy <= left)
@@ -331,11 +343,12 @@ class Detector:
         course, seal, self._passed = self._course, self._passed, None
         if seal is None or not course.is_kept:
             return
+        course.kept = state.step
         before = course.spent
         with self._paid():
             self._kept = None  # first: its memory is used again
             memory = None if self._memory is None else self._memory.state()
-            size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(x, state))
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(x, state))
             if size <= self.how.most_bytes and is_resumable(state):
                 said = {} if validation is None else validation.state()
                 known = len(history.records), said, _random(), memory
@@ -363,7 +376,7 @@ class Detector:
             That of the run.
         """
         kept, step = self._kept, state.step
-        is_lost = kept is None or checksum(sums_of_bits(_tensors(kept.x, kept.state))) != kept.seal
+        is_lost = kept is None or checksum(sums_of_bits(tensors_of(kept.x, kept.state))) != kept.seal
         self._course.is_due, self._course.last = True, math.nan
         if self.comm.sum_scalars([float(is_lost)])[0] or kept is None:
             if found == _AGAIN:
@@ -395,7 +408,7 @@ class Detector:
 
         What a run that diverges does to its state is not laid to the memory: then `is_sane` is false.
         """
-        found, records = _parts(state)
+        found, records = parts_of(state)
         sums = sums_of_bits([x, *(leaf.tensor for leaf in found)])
         shared = [s for s, leaf in zip(sums[1:], found, strict=True) if leaf.says(REPLICATED)]
         told = [0.0] * self._places
@@ -404,7 +417,7 @@ class Detector:
         told[_CHANGED] = float(self._course.seal not in (None, self._passed))
         if is_sane:
             finite = [x, *(leaf.tensor for leaf in found if leaf.says(FINITE))]
-            before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in _parts(self._kept.state)[0]}
+            before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in parts_of(self._kept.state)[0]}
             told[_INFINITE] = float(not all(map(is_finite, finite)))
             allowed = _ROUNDING * torch.finfo(x.dtype).eps
             if not self._bounds.is_free:
@@ -425,16 +438,6 @@ class Detector:
         elif step > course.until:
             course.strikes = 0
         return " and ".join(found)
-
-
-def _parts(state: Any) -> tuple[list[Leaf], list[Checked]]:
-    """Return the tensors of a state, and its records that can be asked."""
-    parts = list(leaves(state))
-    return [p for p in parts if isinstance(p, Leaf)], [p for p in parts if not isinstance(p, Leaf)]
-
-
-def _tensors(x: Tensor, state: Any) -> list[Tensor]:
-    return [x, *(leaf.tensor for leaf in _parts(state)[0])]
 
 
 def _random() -> tuple[Tensor, Any]:

@@ -107,6 +107,31 @@ def leaves(value: Any, where: str = "state", said: Mapping[str, bool] = _NOTHING
         yield from leaves(value.state_dict(), where, said)
 
 
+def parts_of(state: Any) -> tuple[list[Leaf], list[Checked]]:
+    """Return the tensors of a state, and its records that can be asked.
+
+    Parameters
+    ----------
+    state : State
+        Of a solver.
+    """
+    parts = list(leaves(state))
+    return [p for p in parts if isinstance(p, Leaf)], [p for p in parts if not isinstance(p, Leaf)]
+
+
+def tensors_of(x: Tensor, state: Any) -> list[Tensor]:
+    """Return the iterate and the tensors of a state.
+
+    Parameters
+    ----------
+    x : Tensor, shape (n,)
+        The iterate.
+    state : State
+        Of a solver.
+    """
+    return [x, *(leaf.tensor for leaf in parts_of(state)[0])]
+
+
 def _sum_of_bits(tensor: Tensor) -> Tensor:
     """Return the sum of the bit patterns as integers that wrap around: one pass, and any single bit changes it."""
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous().view(-1)

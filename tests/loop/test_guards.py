@@ -167,7 +167,7 @@ def test_steps_that_lead_to_a_jump_are_done_again():
             return x, state
 
     with pytest.warns(UserWarning, match="steps have led elsewhere when they were done again"):
-        result = run(f, Hit(Sgd(lr=0.003)), Detection(share=1e-9))
+        result = run(f, Hit(Sgd(lr=0.003)), CHECKS)
     assert same(result, clean) and result.rollbacks == 1
 
 
@@ -187,7 +187,7 @@ def test_a_jump_that_comes_again_is_the_method_s_own():
     clean = run(f, Jumping(), OFF)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = run(f, Jumping(), Detection(share=1e-9), monitors=[told.append])
+        result = run(f, Jumping(), CHECKS, monitors=[told.append])
     assert same(result, clean) and result.rollbacks == 0 and not result.state.notes
     assert [record.step for record in told] == list(range(31))
 
