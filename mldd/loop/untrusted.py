@@ -112,7 +112,7 @@ def check_archive(source: bytes | Path, where: str, *, whole: bool = False) -> N
         for member in archive.infolist():
             archive.open(
                 member
-            ).close()  # compares its name with that of the directory: none may get lost under another
+            ).close()  # compares its name with that in the directory: none gets lost
         if whole and (damaged := archive.testzip()) is not None:
             raise UntrustedError(f"{where}: expected a whole file, got a damaged {damaged} in it; get it anew")
 
