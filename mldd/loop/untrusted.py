@@ -109,6 +109,8 @@ def check_archive(source: bytes | Path, where: str, *, whole: bool = False) -> N
     """
     with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
         check_fits(sum(member.file_size for member in archive.infolist()), where, "contents")
+        for member in archive.infolist():
+            archive.open(member).close()  # compares its name with that in the directory: none gets lost
         if whole and (damaged := archive.testzip()) is not None:
             raise UntrustedError(f"{where}: expected a whole file, got a damaged {damaged} in it; get it anew")
 

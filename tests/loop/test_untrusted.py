@@ -59,6 +59,15 @@ def test_an_archive_is_judged_by_what_it_expands_to(monkeypatch):
         check_archive(content, "here")
 
 
+def test_a_member_whose_name_is_damaged_is_not_lost():
+    content = archive({"edges": b"1", "weights": b"2"})
+    place = content.rindex(b"weights")  # in the directory
+    damaged = content[:place] + b"xeights" + content[place + 7 :]
+    assert zipfile.ZipFile(io.BytesIO(damaged)).namelist() == ["edges", "xeights"]
+    with pytest.raises(zipfile.BadZipFile, match="File name in directory"):
+        check_archive(damaged, "here")
+
+
 def test_every_bit_of_a_file_of_torch_counts(tmp_path):
     """torch itself reads a tensor with a flipped bit without a word."""
     stream = io.BytesIO()
