@@ -74,8 +74,9 @@ def write_checksum(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     """
     place = Path(os.path.normpath(os.path.expanduser(path)))
     check_regular(place)
-    if not place.exists():
-        raise DataError(f"{place}: expected a file or a folder, got none; correct the path")
+    if not place.exists() or place.name in ("", ".."):
+        got = "a folder above" if place.exists() else "none"
+        raise DataError(f"{path}: expected a file or a folder by its name, got {got}; correct the path")
     target = beside(place)
     if target.exists() and not overwrite:
         verify(place)

@@ -91,6 +91,7 @@ def test_a_file_of_checksums_that_is_none_is_refused(file, content):
 
 def test_nothing_and_devices_have_no_checksum(tmp_path, run):
     (tmp_path / "zero").symlink_to("/dev/zero")
-    for name, message in (("zero", "got a device, pipe or socket"), ("none", "expected a file or a folder, got none")):
+    none, above = "expected a file or a folder by its name, got none", "by its name, got a folder above; correct"
+    for name, message in (("zero", "got a device, pipe or socket"), ("none", none), ("/", above)):
         code, _, err = run("data checksum", tmp_path / name)
         assert code == 2 and message in err and err.count("\n") == 1
