@@ -56,9 +56,10 @@ class Detection:
     A check compares the bits of iterate and state with those after the step before, the ranks with each other, and what
     solvers declare of their states (`FINITE`, `REPLICATED`, `RISING`, and records with ``fault()``). Checks are made as
     often as `share` allows, before each checkpoint and at the end. A gradient by which a run claims to have converged,
-    that is not finite or ten times that of the step before, is evaluated once more; where it stays ten times as large,
-    the steps since the last copy are done again without a word if the share of the time allows it, at most three times
-    in a run, and a measure that is another one then was an error.
+    that is not finite or ten times that of the step before, is evaluated once more; where it stays ten times as large
+    in a run that is verified, the steps since the last copy are done again without a word, at most three times in a
+    run, and a measure that is another one then was an error. Other runs do no step twice, so that what they cost does
+    not depend on when there was time for a copy.
 
     Parameters
     ----------
@@ -145,8 +146,6 @@ class _Course:
         Alarms in a row, and the step that has to be passed to forget them.
     first, last : float
         Measure at the start and at the step before, NaN where there was none.
-    kept : int
-        Step of the last copy.
     doubts, doubted : int, (int, float) or None
         Jumps so far whose steps were done again, and step and measure of the one to which they are done now.
     """
@@ -164,7 +163,6 @@ class _Course:
     until: int = -1
     first: float = math.nan
     last: float = math.nan
-    kept: int = 0
     doubts: int = 0
     doubted: tuple[int, float] | None = None
 
@@ -215,7 +213,6 @@ class Detector:
         self._course = _Course()
         self._kept: _Kept | None = None
         self._began: float | None = None  # seconds of the first record, whose step is next
-        self._start = 0
         self._passed: int | None = None  # checksum of what has been looked at in this step, for `keep`
         self._notes: dict[str, int] = {}
 
@@ -298,17 +295,11 @@ class Detector:
         if doubted is not None and record.step >= doubted[0]:
             course.doubted = None
             return _ELSEWHERE if record.measure * _BACK < doubted[1] else ""
-        may = is_odd and doubted is None and math.isfinite(record.measure) and course.doubts < _DOUBTS
-        if may and course.has_copy and self._can_afford(record, record.step - course.kept):
+        may = self.how.verify_every > 0 and is_odd and doubted is None and course.doubts < _DOUBTS
+        if may and course.has_copy and math.isfinite(record.measure):
             course.doubts, course.doubted = course.doubts + 1, (record.step, record.measure)
             return _AGAIN
         return ""
-
-    def _can_afford(self, record: Record, steps: int) -> bool:
-        """Return whether steps may be done again: within the share of the time, or one where all are verified."""
-        done = max(1, record.step - self._start)
-        elapsed = record.cost.seconds - (self._began or 0.0)
-        return self.how.verify_every > 0 or steps * elapsed / done <= self.how.share * elapsed - self._course.paid
 
     def _plan(self, record: Record, is_whole: bool) -> None:
         """Decide whether a copy is made in this step, and a check after the next one, the same on all ranks.
@@ -318,7 +309,7 @@ class Detector:
         """
         course = self._course
         if self._began is None:
-            self._began, self._start = record.cost.seconds, record.step
+            self._began = record.cost.seconds
         left = self.how.share * (record.cost.seconds - self._began) - course.paid
         always = self.how.verify_every > 0 or course.strikes > 0
         course.is_kept = is_whole and (always or not course.has_copy or course.copy <= left)
@@ -343,7 +334,6 @@ class Detector:
         course, seal, self._passed = self._course, self._passed, None
         if seal is None or not course.is_kept:
             return
-        course.kept = state.step
         before = course.spent
         with self._paid():
             self._kept = None  # first: its memory is used again
