@@ -90,7 +90,7 @@ def leaves(value: Any, where: str = "state", said: Mapping[str, bool] = _NOTHING
             yield Leaf(where, value.detach(), said)
     elif is_dataclass(value) and not isinstance(value, type):
         is_checked, entries = _fields(type(value))
-        if is_checked:
+        if is_checked and isinstance(value, Checked):
             yield value
         inherited = PER_SUBDOMAIN if PER_SUBDOMAIN.keys() <= said.keys() else _NOTHING
         for name, own in entries:
