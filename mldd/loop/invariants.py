@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,8 +90,8 @@ def leaves(value: Any, where: str = "state", said: Mapping[str, bool] = _NOTHING
             yield Leaf(where, value.detach(), said)
     elif is_dataclass(value) and not isinstance(value, type):
         is_checked, entries = _fields(type(value))
-        if is_checked:
-            yield cast(Checked, value)
+        if is_checked and isinstance(value, Checked):
+            yield value
         inherited = PER_SUBDOMAIN if PER_SUBDOMAIN.keys() <= said.keys() else _NOTHING
         for name, own in entries:
             below = getattr(value, name)
