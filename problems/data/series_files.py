@@ -146,7 +146,7 @@ def _molene(stations: int, data: str | os.PathLike[str] | None) -> SeriesArrays:
 
 def _known_npz(path: Any) -> SeriesArrays:
     """Read a known archive, whose times are whole hours since 1970."""
-    arrays = dict(Archive(path, str(path)))
+    arrays: dict[str, Any] = dict(Archive(path, str(path)))
     time = arrays.pop("time").astype("datetime64[h]")
     latitude, longitude, altitude = (arrays.pop(name, None) for name in ("latitude", "longitude", "altitude"))
     fields = {name: a for name, a in arrays.items() if a.ndim >= 2 and len(a) == len(time) and a.dtype.kind in "fiu"}

@@ -148,7 +148,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _is(value: Any, kind: type) -> bool:
     """Say whether a value of a manifest is text, or a number of things that a machine can count."""
-    return type(value) is kind and (kind is not int or 0 <= value < 2**62)
+    return type(value) is kind and (not isinstance(value, int) or 0 <= value < 2**62)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
@@ -268,7 +268,8 @@ def _edge_arrays(found: dict[str, Array]) -> dict[str, Array]:
 def _features(found: dict[str, Array], where: str) -> Any:
     if "features_dense" in found:
         return checked_features(found["features_dense"], where)
-    return csr(*(found[f"features_{key}"] for key in _CSR), f"{where} (features)")
+    data, indices, indptr, shape = (found[f"features_{key}"] for key in _CSR)
+    return csr(data, indices, indptr, shape, f"{where} (features)")
 
 
 def _counts(shard: Shard, m: int, manifest: dict[str, Any]) -> bool:
