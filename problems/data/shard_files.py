@@ -162,9 +162,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _is(value: Any, kind: type) -> bool:
     """Say whether a value of a manifest is text, or a number of things that a machine can count."""
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-    return isinstance(value, kind)
+    return type(value) is kind and (not isinstance(value, int) or 0 <= value < 2**62)
 
 
 def identity(folder: str | os.PathLike[str]) -> str:
