@@ -59,7 +59,7 @@ class Leaf:
         what : mapping of str to bool
             FINITE, REPLICATED, RISING.
         """
-        is_own = PER_SUBDOMAIN.keys() <= self.said.keys() and what in (REPLICATED, RISING)
+        is_own = PER_SUBDOMAIN.keys() <= self.said.keys()  # a part may diverge, whose correction is then rejected
         return what.keys() <= self.said.keys() and not is_own
 
 

@@ -101,6 +101,10 @@ class SyntheticClassification(ShardedClassification):
     network: Network = Network(hidden=64, dropout=0.0, decay=0.0)
     dtype: Literal["float64", "float32"] = "float32"
 
+    def identity(self) -> str:
+        """Return nothing: the data are made from the options."""
+        return ""
+
     @cached_property
     def shard(self) -> Shard:
         """The strips of this rank."""

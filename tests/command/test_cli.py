@@ -17,9 +17,9 @@ from mldd.loop import read_csv
 from mldd.loop.monitor import FIELDS
 from tests.helpers import MLDD, result, user_arrays
 
-KEYS = """problem solver options seed ranks parts overlap levels status notes steps loss measure metrics
-gradient_evaluations work_units work_total synchronisations scalar_synchronisations bytes_exchanged halo_rows halo_bytes
-exchanges seconds setup_seconds setup_work bounds_violation versions""".split()
+KEYS = """problem solver options identity seed ranks parts overlap levels status notes rollbacks steps loss measure
+metrics gradient_evaluations work_units work_total synchronisations scalar_synchronisations bytes_exchanged halo_rows
+halo_bytes exchanges seconds setup_seconds setup_work bounds_violation versions""".split()
 
 
 DRAWS = {"test_train_writes_what_the_contract_says", "test_compare"}

@@ -25,7 +25,7 @@ from mldd.ranks import as_tensor, as_vec, insert_options, load_petsc
 from mldd.ranks import petsc as bridge  # noqa: E402
 from mldd.ranks.petsc import matrix, shares  # noqa: E402
 from mldd.solvers.petsc import tao_minimise  # noqa: E402
-from tests.helpers import Failing, Rosenbrock, WithoutValue, quadratic  # noqa: E402
+from tests.helpers import Failing, Rosenbrock, quadratic  # noqa: E402
 
 
 def _bounded_solution(f):
@@ -207,7 +207,6 @@ def test_options_win_over_arguments():
     [
         (quadratic(4), "simplex", "must be a TAO type of this PETSc, one of .*got 'simplex'"),
         (quadratic(4, bounded=True), "lmvm", "'lmvm' ignores bounds, got .*use blmvm"),
-        (WithoutValue(quadratic(4, bounded=True)), "bntr", "hessian_product.*use bqnktr"),
     ],
 )
 def test_types_that_do_not_fit_are_refused(f, type, message):

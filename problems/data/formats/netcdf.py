@@ -55,7 +55,11 @@ def read(file: File) -> SeriesArrays:
                 "pip install netCDF4, or convert it by nccopy -k nc4 IN.nc OUT.nc"
             )
         return read_apart(file, {"engine": "netcdf4"})
-    return by_xarray(file, engine="scipy") if head[:3] == b"CDF" else read_apart(file, {"engine": "h5netcdf"})
+    if head[:3] == b"CDF":
+        return by_xarray(file, engine="scipy")
+    if find_spec("h5netcdf") is None:
+        raise DataError(f"{file.name}: NetCDF-4 needs h5netcdf, which is not installed: {way_to_install('h5netcdf')}")
+    return read_apart(file, {"engine": "h5netcdf"})
 
 
 def by_xarray(file: File, **options: Any) -> SeriesArrays:

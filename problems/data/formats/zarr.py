@@ -18,7 +18,7 @@ _METADATA = (".zarray", "zarr.json", ".zmetadata")
 
 
 def read(file: File) -> SeriesArrays:
-    """Return the series in a store; chunks that are not there are said, as they stand for a fill value.
+    """Return the series in a store; it is said where chunks are missing.
 
     Parameters
     ----------
