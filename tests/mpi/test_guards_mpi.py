@@ -57,6 +57,23 @@ PROGRAM = """
         assert len({tuple(item) for item in comm.gather_items(unseen.x.tolist())}) == 2  # apart, and nobody knows
     apart = run(f, x + 1e-9 * comm.rank, Adam(0.01), Detection())
     assert apart.status is Status.corrupted and len(apart.history.records) == 1
+
+    @dataclass(frozen=True)
+    class Rounded:
+        solver: object
+        size: float
+
+        def init(self, objective, x):
+            return self.solver.init(objective, x)
+
+        def step(self, objective, x, state):
+            x, state = self.solver.step(objective, x, state)
+            return x * (1.0 + self.size * comm.rank), state
+
+    # Last digits that differ again are those of another processor; more than these are not.
+    for size, status, times in ((1e-15, Status.max_steps, 1), (1e-4, Status.corrupted, 3)):
+        found = run(f, x, Rounded(Adam(0.01), size), Detection(verify_every=10**9))
+        assert (found.status, found.rollbacks) == (status, times), (size, found.status, found.rollbacks)
     print("all the same")
 """
 

@@ -32,6 +32,7 @@ from mldd.solvers import (  # noqa: E402
     AdaGrad,  # noqa: E402
     Adam,
     MultilevelAdaGrad,  # noqa: E402
+    Recursion,  # noqa: E402
     SchwarzAdaGrad,  # noqa: E402
     Sgd,
 )
@@ -370,7 +371,7 @@ def test_options_name_solvers(name):
     problem = Obstacle(n=15)
     f, x = problem.objective(), problem.initial()
     solver = {
-        "ml_adagrad": MultilevelAdaGrad(problem.hierarchy(3)),
+        "ml_adagrad": MultilevelAdaGrad(problem.hierarchy(3), coarse=Recursion(nested=0.01)),  # as the problem asks for
         "dd_adagrad": SchwarzAdaGrad(problem.decomposition(4, 1), problem.coarse_hierarchy(3, 4)),
         "adagrad": AdaGrad(),
     }[name]
