@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from mldd.loop import Status, Stop, Terminated, deferred, minimise, terminable
+from mldd.loop import Detection, Status, Stop, Terminated, deferred, minimise, terminable
 from mldd.ranks import Communicator
 from mldd.solvers import Sgd
 from tests.helpers import quadratic
@@ -70,7 +70,7 @@ def test_a_signal_of_another_rank_ends_this_one():
             Two.calls += 1
             return [v + (k == 11 and Two.calls == 3) for k, v in enumerate(values)]
 
-    result = minimise(quadratic(6), X, Sgd(0.001), stop=Stop(9), comm=Two())
+    result = minimise(quadratic(6), X, Sgd(0.001), stop=Stop(9), comm=Two(), detection=Detection(share=0.0))
     assert (result.status, result.record.step) == (Status.terminated, 2)
 
 
