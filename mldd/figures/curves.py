@@ -42,6 +42,7 @@ _ENDS = {
     "max_seconds": ("s", "seconds used up"),
     "stalled": ("X", "stalled"),
     "diverged": ("^", "diverged"),
+    "corrupted": ("v", "corrupted"),
     "interrupted": ("D", "interrupted"),
     "terminated": ("D", "terminated"),
     "time_limit": ("s", "time limit near"),
