@@ -58,6 +58,11 @@ class Rise:
         self.last = value
 
     @property
+    def is_blank(self) -> bool:
+        """Whether there was no value yet."""
+        return math.isnan(self.start)
+
+    @property
     def is_above(self) -> bool:
         """Whether the latest value is above the start by more than rounding."""
         return self.last - self.start > _NOISE * max(abs(self.start), abs(self.last))

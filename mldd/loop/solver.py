@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -255,81 +255,147 @@ def minimise(
         A start that does not fit the objective.
     """
     check_start(objective, x)
-    x, projected = _project_start(objective, x)
+    start, projected = _project_start(objective, x)
     history = History(list(past.records) if past else [], stop.norm)
-    before, first = (history.records[-1], history.records[0].measure) if history.records else (None, math.nan)
-    rise = Rise.of(record.value for record in history.records)
-    good, clock, status, risen = x.clone(), Clock(), None, False
-    needed, together = getattr(solver, "needs_gradient", True), getattr(solver, "needs_value", False)
-    f, again = Remembered(objective, together), before is not None
     eyes = Evaluations(1 if stop.target > -math.inf and values in (None, 0, "auto") else values)
     schedule = Schedule() if schedule is None else schedule
     guard = Detector(detection, comm, objective, stop.max_steps, eyes.at_the_ends)
-    told = -1 if before is None else before.step
-    with counting() as cost, deferred() as signals, watched(schedule.watchdog, comm) as beat:
-        while status is None:
-            if hasattr(objective, "sample"):
-                f = Remembered(sampled(objective, 0 if state is None else state.step), together)
-                if isinstance(state, State):
-                    state.forget()
-            guard.seal(x, state)
-            # What a resumed run computes at its start has been counted in its last record.
-            with nullcontext() if needed and not again else clock.unseen():
-                measure = objective.bounds.measure(x, f.gradient(x), stop.norm)
+    run = _Course(objective, solver, start, state, history, setup)
+    with counting() as ledger, deferred() as signals, watched(schedule.watchdog, comm) as beat:
+        while run.status is None:
+            run.sample()
+            guard.seal(run.x, run.state)
+            measure = run.measure(stop.norm)
             schedule.step_ends()
-            if state is None:
-                state = solver.init(f, x)
-            elif again:
-                recognised(state, f.gradient(x))
-            is_new = state.step > told
-            asked = is_new and (eyes.is_due(state.step) or (eyes.at_the_ends and math.isnan(rise.start)))
-            with clock.unseen():
-                value = eyes.value(objective, x) if asked else math.nan
-            spoken = _spoken(clock, measure, value, eyes, schedule, state)
-            with clock.unseen() if again else nullcontext():
-                totals = summed(comm, cost, spoken, signals, state.status)
-            again = False
-            record = _record(state, totals, cost, setup if before is None else setup.after(before.cost))
-            first = record.measure if math.isnan(first) else first
+            run.begin()
+            is_asked = run.is_new and (eyes.is_due(run.state.step) or (eyes.at_the_ends and run.rise.is_blank))
+            with run.clock.unseen():
+                value = eyes.value(objective, run.x) if is_asked else math.nan
+            spoken = _spoken(run.clock, measure, value, eyes, schedule, run.state)
+            with run.counted():
+                totals = summed(comm, ledger, spoken, signals, run.state.status)
+            record = run.record(totals, ledger)
             beat(record.step)
             eyes.hear(totals.spoken.evaluates)
-            lost = asked and math.isnan(record.value)
-            wall = totals.spoken.wall + (0.0 if before is None else before.cost.seconds)
-            status = Status.diverged if lost else stop.status(record, first, wall) or totals.reported
-            status = status if status is Status.diverged else totals.ended or status
-            with clock.unseen():
-                if is_new:
-                    record, status = _validated(validation, x, record, status, comm)
-                record, status = _valued(eyes, objective, x, record, status, comm)
-                rise.see(record.value)
-                risen = _has_risen(rise, status)
-            is_kept = _keeps(totals.spoken, Status.diverged if risen else status) and state.step >= told
-            found = guard.look(f, x, state, record, _ending(Status.diverged if risen else status, is_kept))
+            status = run.reason(record, totals, stop, is_asked)
+            with run.clock.unseen():
+                if run.is_new:
+                    record, status = _validated(validation, run.x, record, status, comm)
+                record, status = _valued(eyes, objective, run.x, record, status, comm)
+            status = run.watched(record, status)
+            is_kept = _keeps(totals.spoken, status) and run.state.step >= run.told
+            found = guard.look(run.f, run.x, run.state, record, _ending(status, is_kept))
             if found:
-                x, state, status = guard.go_back(found, x, state, history, validation)
-                rise, risen = Rise.of(record.value for record in history.records), False
-                told, again = history.records[-1].step if history.records else -1, True
-                if status is not None and not history.records:
+                run.take(*guard.go_back(found, run.x, run.state, history, validation))
+                if run.status is not None and not history.records:
                     _tell(record, history, *monitors)
                 continue
-            with clock.unseen():
-                if is_new:
+            with run.clock.unseen():
+                if run.is_new:
                     _tell(record, history, *monitors)
-                if after_step is not None and status is not Status.diverged:
-                    after_step(x, state, history)
+                if after_step is not None and (status is not Status.diverged or run.risen):
+                    after_step(run.x, run.state, history)
                 if is_kept:
-                    schedule.write(x, state, history, totals.spoken.wall)
-            status = Status.diverged if risen else status
+                    schedule.write(run.x, run.state, history, totals.spoken.wall)
+            run.status = status
             if status is None:
-                good.copy_(x)
-                guard.keep(x, state, history, validation)
-                done = state.step
+                guard.keep(run.x, run.state, history, validation)
                 schedule.step_begins()
-                x, state = solver.step(f, x, state)
-                state.step = done + 1  # also where the solver has counted this step, or returns a new state
-    history.status = status
-    end = good if status is Status.diverged and not risen else x
-    return Result(end, status, state, history, projected, validation, guard.rollbacks)
+                run.step()
+    history.status = run.status
+    return Result(run.end, run.status, run.state, history, projected, validation, guard.rollbacks)
+
+
+class _Course:
+    """Where a run is: iterate, state and objective of this step, what it has cost before, and why it ends."""
+
+    def __init__(
+        self, objective: Objective, solver: Solver, x: Tensor, state: Any, history: History, setup: Cost
+    ) -> None:
+        self.objective, self.solver, self.x, self.state, self.history = objective, solver, x, state, history
+        self.needs_gradient = getattr(solver, "needs_gradient", True)
+        self.together = getattr(solver, "needs_value", False)
+        self.f, self.clock, self.good = Remembered(objective, self.together), Clock(), x.clone()
+        self.status: Status | None = None
+        self.risen = False
+        records = history.records
+        self.first = records[0].measure if records else math.nan
+        self.seconds = records[-1].cost.seconds if records else 0.0
+        self.before = setup.after(records[-1].cost) if records else setup
+        # What is computed at the iterate of a checkpoint, or of a copy, has been counted in its record.
+        self.again = bool(records)
+        self._read()
+
+    def _read(self) -> None:
+        """Take from the records what depends on them."""
+        self.rise = Rise.of(record.value for record in self.history.records)
+        self.told = self.history.records[-1].step if self.history.records else -1
+
+    @property
+    def is_new(self) -> bool:
+        """Whether monitors have not had the record of this step."""
+        return bool(self.state.step > self.told)
+
+    @property
+    def end(self) -> Tensor:
+        """The iterate that is returned: the last one whose gradient was finite."""
+        return self.good if self.status is Status.diverged and not self.risen else self.x
+
+    def counted(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing is counted if all has been before."""
+        return self.clock.unseen() if self.again else nullcontext()
+
+    def sample(self) -> None:
+        """Draw the objective of this step, where it is one of many."""
+        if hasattr(self.objective, "sample"):
+            number = 0 if self.state is None else self.state.step
+            self.f = Remembered(sampled(self.objective, number), self.together)
+            if isinstance(self.state, State):
+                self.state.forget()
+
+    def measure(self, norm: float) -> float:
+        """Return the measure of this rank."""
+        with self.counted() if self.needs_gradient else self.clock.unseen():
+            return self.objective.bounds.measure(self.x, self.f.gradient(self.x), norm)
+
+    def begin(self) -> None:
+        """Make a state, or give one from a checkpoint the gradient at its iterate."""
+        if self.state is None:
+            self.state = self.solver.init(self.f, self.x)
+        elif self.again:
+            recognised(self.state, self.f.gradient(self.x))
+
+    def record(self, totals: Totals, ledger: Ledger) -> Record:
+        """Return the record of this step, which adds to what was spent before."""
+        self.again, said, state = False, totals.spoken, self.state
+        cost = totals.cost(ledger).after(self.before)
+        self.first = said.measure if math.isnan(self.first) else self.first
+        return Record(state.step, state.level, said.measure, said.value, state.accepted, state.rejected, cost)
+
+    def reason(self, record: Record, totals: Totals, stop: Stop, is_asked: bool) -> Status | None:
+        """Return why the run ends at this step; `is_asked` says that the record should have a value."""
+        if is_asked and math.isnan(record.value):
+            return Status.diverged
+        status = stop.status(record, self.first, totals.spoken.wall + self.seconds) or totals.reported
+        return status if status is Status.diverged else totals.ended or status
+
+    def watched(self, record: Record, status: Status | None) -> Status | None:
+        """Return `diverged` for a run that rises for long, or ends above its start as if all were well."""
+        self.rise.see(record.value)
+        self.risen = self.rise.goes_on if status is None else status in _AS_ASKED and self.rise.is_above
+        return Status.diverged if self.risen else status
+
+    def take(self, x: Tensor, state: Any, status: Status | None) -> None:
+        """Go on from a copy, or end with it; records behind it are gone from the history."""
+        self.x, self.state, self.status, self.risen, self.again = x, state, status, False, True
+        self._read()
+
+    def step(self) -> None:
+        """Do one step of the solver."""
+        self.good.copy_(self.x)
+        done = self.state.step
+        self.x, self.state = self.solver.step(self.f, self.x, self.state)
+        self.state.step = done + 1  # also where the solver has counted this step, or returns a new state
 
 
 _AS_ASKED = (
@@ -369,11 +435,6 @@ def _valued(
     return replace(record, value=value), status if math.isfinite(value) else Status.diverged
 
 
-def _has_risen(rise: Rise, status: Status | None) -> bool:
-    """Say whether a run rises for long, or ends above its start as if all were well."""
-    return rise.goes_on if status is None else status in _AS_ASKED and rise.is_above
-
-
 def _keeps(spoken: Spoken, status: Status | None) -> bool:
     """Say whether a checkpoint is written: when it is due, and at the end of a run that has not failed."""
     return bool(spoken.keeps) if status is None else not status.failed
@@ -394,10 +455,3 @@ def _spoken(clock: Clock, measure: float, value: float, eyes: Evaluations, sched
     wall = clock.wall
     decided = (eyes.may_go_on(wall), schedule.is_due(wall, state.step), schedule.is_late(eyes.longest))
     return Spoken(clock.seconds, measure, value, wall, *map(float, decided))
-
-
-def _record(state: State, totals: Totals, ledger: Ledger, before: Cost) -> Record:
-    """Make the record of this step; the run adds to what was spent `before`."""
-    said = totals.spoken
-    cost = totals.cost(ledger).after(before)
-    return Record(state.step, state.level, said.measure, said.value, state.accepted, state.rejected, cost)
