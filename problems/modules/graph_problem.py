@@ -420,6 +420,8 @@ class GraphProblem(Problem):
             Layers of nodes that are added to every part.
         """
         own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
+        if self.fast is None:
+            vars(self)["_looped"] = len(own)  # for `details`
         pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
         price = Price(sum(map(self.pieces.work, pieces)), fine=False)
         return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True, fast=self.fast)
@@ -507,6 +509,8 @@ class GraphProblem(Problem):
         notes = [f"not used: {', '.join(lost)}"] if lost else []
         if self.comm.ranks > 1 and "shares" in vars(self):
             notes.append(f"halos of ranks are {self.shares.told}")
+        if vars(self).get("_looped", 1) > 1:
+            notes.append("subdomains are evaluated one after the other: parts of a graph have different sizes")
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops

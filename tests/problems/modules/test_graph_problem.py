@@ -371,6 +371,14 @@ def test_what_is_not_used_is_said():
     assert notes == ["not used: edge_attr"] or "edge_attr" in notes[0]
 
 
+def test_that_parts_are_a_loop_is_said():
+    said = "subdomains are evaluated one after the other"
+    p = problem("gatv2")
+    assert not any(said in note for note in p.details()["notes"])
+    p.decomposition(3)
+    assert any(said in note for note in p.details()["notes"])
+
+
 def test_the_module_that_is_handed_out_predicts_what_was_measured():
     p = problem("gatv2")
     result = minimise(p.objective(), p.initial(0), Adam(0.02), stop=Stop(40))
