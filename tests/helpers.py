@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
+from mldd.ranks import Communicator
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,12 @@ def torchrun(ranks: int, *words: str, cwd: Path | None = None) -> subprocess.Com
     return subprocess.run(
         [*begin, "--no-python", *words], timeout=100, cwd=cwd, env=environment, capture_output=True, text=True
     )
+
+
+class OneOfFour(Communicator):
+    """The first of four ranks, which sends nothing: what it holds is that of one rank among several."""
+
+    ranks = 4
 
 
 def launch(

@@ -76,6 +76,12 @@ class Sweep:
             raise ValueError(f"`order` must be one of additive, multiplicative, got {self.order!r}")
         if self.memory not in ("reset", "keep", "average"):
             raise ValueError(f"`memory` must be one of reset, keep, average, got {self.memory!r}")
+        held, parts = len(self.decomposition.local), self.decomposition.parts
+        if (held < parts) != (self.comm.ranks > 1):  # corrections would be left out, or be counted once per rank
+            raise ValueError(
+                f"decomposition and solver must be made with the same `comm`, got {self.comm.ranks} ranks of the solver"
+                f" and {held} of {parts} subdomains on this one; give both the same"
+            )
         if self.memory == "average" and not isinstance(self.decomposition, SharedDecomposition):
             raise ValueError("`memory` average needs subdomains that update the same unknowns; use keep or reset")
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from mldd.algebra import Decomposition, Subdomain
 from mldd.checkpoints.redistribution import redistributed
 from mldd.loop import PER_SUBDOMAIN, SCRATCH, CheckpointError, State, pack, restore
+from mldd.ranks import SERIAL
 from mldd.solvers import LBFGS, AdaGrad
 from mldd.solvers.parts import BatchLBFGS, Sweep
-from tests.helpers import quadratic
+from tests.helpers import OneOfFour, quadratic
 
 N = 12
 SPANS = ((0, 4), (3, 7), (6, 8), (7, 12), (11, 12))  # of different lengths: rows are padded
@@ -53,7 +54,9 @@ class _Rows:
 
 
 def sweep(local, solver):
-    return Sweep(decomposition(local), solver, steps=2, memory="keep")
+    made = decomposition(local)
+    comm = OneOfFour() if len(made.local) < made.parts else SERIAL
+    return Sweep(made, solver, steps=2, memory="keep", comm=comm)
 
 
 def ranges(ranks):

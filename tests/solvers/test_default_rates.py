@@ -7,8 +7,10 @@ import torch
 
 from mldd.loop import Stop, minimise
 from mldd.problems.images import Digits
+from mldd.ranks import SERIAL
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, SchwarzAdaGrad
 from mldd.solvers.adagrad import SCALED
+from tests.helpers import OneOfFour
 
 SOLVERS = {
     "adagrad": lambda p: AdaGrad(),
@@ -47,8 +49,8 @@ def test_the_rate_is_that_of_all_unknowns_on_every_level_and_part():
     f, x = problem.objective(), problem.initial(0)
     decomposition = problem.decomposition(2, 0)
     one = replace(decomposition, local=range(1, 2))  # as a rank has it that holds the second part alone
-    for held in (decomposition, one):
-        state = SchwarzAdaGrad(held, problem.hierarchy(2)).init(f, x)
+    for held, comm in ((decomposition, SERIAL), (one, OneOfFour())):
+        state = SchwarzAdaGrad(held, problem.hierarchy(2), comm=comm).init(f, x)
         states = [*state.levels.levels, *state.sweep.local]
         assert len(states) == 3
         assert [s.scale for s in states] == pytest.approx([0.25 * float(x.square().mean().sqrt())] * 3)

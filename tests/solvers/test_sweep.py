@@ -29,7 +29,7 @@ from mldd.problems.grids import MinimalSurface, Obstacle
 from mldd.solvers import LBFGS, AdaGrad, Adam, CoarseSolve, NonlinearSchwarz, Sgd
 from mldd.solvers.parts import BatchLBFGS, Secant, Sweep
 from mldd.solvers.parts.sweep import _quanta
-from tests.helpers import Quadratic, Rosenbrock, quadratic
+from tests.helpers import OneOfFour, Quadratic, Rosenbrock, quadratic
 
 N = 24
 LBFGS_EXACT = LBFGS(memory=20)
@@ -417,3 +417,11 @@ def test_subdomains_that_overlap_everywhere_are_the_plain_solver(combine: Any) -
     sweep = Sweep(d, Sgd(lr=0.01), 5, combine=combine)
     moved = x + sweep.correction(f, x, sweep.init(f, x))
     torch.testing.assert_close(moved, minimise(f, x, Sgd(lr=0.01), stop=Stop(5)).x)
+
+
+def test_a_decomposition_of_other_ranks_is_refused():
+    problem = Obstacle(n=15)
+    with pytest.raises(ValueError, match="must be made with the same `comm`, got 1 ranks of the solver and 1 of 4"):
+        Sweep(problem.decomposition(4, 1, OneOfFour()), AdaGrad())
+    with pytest.raises(ValueError, match="got 4 ranks of the solver and 4 of 4 subdomains on this one"):
+        Sweep(problem.decomposition(4, 1), AdaGrad(), comm=OneOfFour())
