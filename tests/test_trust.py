@@ -95,7 +95,7 @@ LINES = {
     f"train quadratic --solver schwarz:local={'schwarz(local=' * 30}adam{')' * 30}": "may be nested 16 deep, got more",
     f"train quadratic --solver adam:{'(' * 5000}": "parentheses may be nested 16 deep",
     f"train {'a' * 50_000} --solver adam": "unknown problem",
-    f"train quadratic --solver {'a:' * 20_000}": "a must be a module that can be imported, got none",
+    f"train quadratic --solver nowhere:{'a:' * 20_000}": "nowhere must be a module that can be imported, got none",
 }
 
 
