@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class Cost:
         past : Cost
             Of the last record before.
         """
-        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(past), strict=True)))
+        # not `astuple`, which copies deeply: this is done in every step
+        return Cost(*map(add, vars(self).values(), vars(past).values()))
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Record:
 
     def row(self) -> dict[str, Any]:
         """Return the record as a row of a table: its numbers, those of its cost and of the validation, by name."""
-        return {f.name: getattr(self, f.name) for f in _OWN} | asdict(self.cost) | dict(self.validation)
+        return {f.name: getattr(self, f.name) for f in _OWN} | vars(self.cost) | dict(self.validation)
 
 
 Monitor = Callable[[Record], None]
