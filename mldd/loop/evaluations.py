@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,12 +78,8 @@ def is_slope(f: Objective, x: Tensor, g: Tensor) -> bool:
         d = torch.where(inside, d, 0.0)
     slope, agrees = float(torch.dot(g, d)), False
     for length in (longest, longest / 8):
-        above, below = (_number(f.value(x + t * d)) for t in (length, -length))
+        above, below = (float(f.value(x + t * d)) for t in (length, -length))
         error = abs((above - below) / (2 * length) - slope)
         noise = _ROUNDING * eps * (abs(above) + abs(below)) / length
         agrees |= not error < math.inf or error <= _SLOPE * abs(slope) + noise  # values that overflow say nothing
     return agrees
-
-
-def _number(value: Any) -> float:
-    return float(value)

@@ -127,7 +127,7 @@ class _Kept:
 
 
 @dataclass
-class _Course:
+class _Watch:
     """Where a watch is: what was measured, sealed and found.
 
     Attributes
@@ -213,7 +213,7 @@ class Detector:
         self.how, self.comm, self._has_values, self._last = how, comm, has_values, last
         self._memory, self._bounds = memory_of(objective), objective.bounds
         self.rollbacks = 0
-        self._course = _Course()
+        self._watch = _Watch()
         self._kept: _Kept | None = None
         self._began: float | None = None  # seconds of the first record, whose step is next
         self._passed: int | None = None  # checksum of what has been looked at in this step, for `keep`
@@ -230,7 +230,7 @@ class Detector:
         begin = time.perf_counter()
         with uncounted():
             yield
-        self._course.spent += time.perf_counter() - begin
+        self._watch.spent += time.perf_counter() - begin
 
     def seal(self, x: Tensor, state: Any) -> None:
         """Take the bits of iterate and state after a step, if they are looked at in this one.
@@ -242,11 +242,11 @@ class Detector:
         state : State
             Of the solver; None before the first step.
         """
-        course = self._course
-        course.seal, course.mark = None, course.spent
-        if state is not None and course.is_due and not self.how.is_off:
+        watch = self._watch
+        watch.seal, watch.mark = None, watch.spent
+        if state is not None and watch.is_due and not self.how.is_off:
             with self._paid():
-                course.seal = checksum(sums_of_bits(tensors_of(x, state)))
+                watch.seal = checksum(sums_of_bits(tensors_of(x, state)))
 
     def look(self, f: Remembered, x: Tensor, state: Any, record: Record, ending: Ending) -> str:
         """Return what is found by the checks of a step, the same on all ranks, or an empty text.
@@ -269,11 +269,11 @@ class Detector:
         """
         if self.how.is_off:
             return ""
-        course, measure, every = self._course, record.measure, self.how.verify_every
-        course.first = measure if math.isnan(course.first) else course.first
-        is_odd = not (measure <= _JUMP * course.last or math.isnan(course.last))
-        course.last, self._passed = measure, None
-        is_whole = course.is_due or ending.is_last or ending.is_written
+        watch, measure, every = self._watch, record.measure, self.how.verify_every
+        watch.first = measure if math.isnan(watch.first) else watch.first
+        is_odd = not (measure <= _JUMP * watch.last or math.isnan(watch.last))
+        watch.last, self._passed = measure, None
+        is_whole = watch.is_due or ending.is_last or ending.is_written
         is_verified = every > 0 and record.step % every == 0 and math.isfinite(measure)
         found = ""
         if is_whole or is_odd:
@@ -281,26 +281,26 @@ class Detector:
                 is_sane = math.isfinite(measure) and not ending.is_diverged
                 told = self._told(x, state, is_sane) if is_whole else [0.0] * self._places
                 if is_odd or ending.is_claim or is_verified:
-                    told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), course.first, self.comm))
+                    told[_ANOTHER] = float(is_another(f.f, x, f.gradient(x), watch.first, self.comm))
                 if is_verified and self._has_values:
                     told[_NO_SLOPE] = float(not is_slope(f.f, x, f.gradient(x)))
-                costs = (course.spent - course.mark, course.copy, course.spent)
+                costs = (watch.spent - watch.mark, watch.copy, watch.spent)
                 told += costs if self.comm.rank == 0 else (0.0, 0.0, 0.0)
-                *told, check, course.copy, course.paid = self.comm.sum_scalars(told)
-            course.check = check if is_whole else course.check
+                *told, check, watch.copy, watch.paid = self.comm.sum_scalars(told)
+            watch.check = check if is_whole else watch.check
             found = self._verdict(told, x, state)
         self._plan(record, is_whole)
         return found or self._doubt(record, is_odd)
 
     def _doubt(self, record: Record, is_odd: bool) -> str:
         """Return that steps are to be done again, or that they have led elsewhere than before."""
-        course, doubted = self._course, self._course.doubted
+        watch, doubted = self._watch, self._watch.doubted
         if doubted is not None and record.step >= doubted[0]:
-            course.doubted = None
+            watch.doubted = None
             return _ELSEWHERE if record.measure * _BACK < doubted[1] else ""
-        may = self.how.verify_every > 0 and is_odd and doubted is None and course.doubts < _DOUBTS
-        if may and course.has_copy and math.isfinite(record.measure):
-            course.doubts, course.doubted = course.doubts + 1, (record.step, record.measure)
+        may = self.how.verify_every > 0 and is_odd and doubted is None and watch.doubts < _DOUBTS
+        if may and watch.has_copy and math.isfinite(record.measure):
+            watch.doubts, watch.doubted = watch.doubts + 1, (record.step, record.measure)
             return _AGAIN
         return ""
 
@@ -310,15 +310,15 @@ class Detector:
         All that is spent stays within its share of the time, by the numbers that rank 0 has told at the last check;
         the last step of a run is checked in any case, and every one while something is wrong.
         """
-        course = self._course
+        watch = self._watch
         if self._began is None:
             self._began = record.cost.seconds
-        left = self.how.share * (record.cost.seconds - self._began) - course.paid
-        always = self.how.verify_every > 0 or course.strikes > 0
-        course.is_kept = is_whole and (always or not course.has_copy or course.copy <= left)
-        course.has_copy |= course.is_kept
-        due = course.check + (course.copy if course.is_kept else 0.0) <= left
-        course.is_due = always or due or record.step + 1 >= self._last
+        left = self.how.share * (record.cost.seconds - self._began) - watch.paid
+        always = self.how.verify_every > 0 or watch.strikes > 0
+        watch.is_kept = is_whole and (always or not watch.has_copy or watch.copy <= left)
+        watch.has_copy |= watch.is_kept
+        due = watch.check + (watch.copy if watch.is_kept else 0.0) <= left
+        watch.is_due = always or due or record.step + 1 >= self._last
 
     def keep(self, x: Tensor, state: Any, history: History, validation: Validation | None) -> None:
         """Copy iterate and state if they have been looked at in this step.
@@ -334,10 +334,10 @@ class Detector:
         validation : Validation or None
             That of the run.
         """
-        course, seal, self._passed = self._course, self._passed, None
-        if seal is None or not course.is_kept:
+        watch, seal, self._passed = self._watch, self._passed, None
+        if seal is None or not watch.is_kept:
             return
-        before = course.spent
+        before = watch.spent
         with self._paid():
             self._kept = None  # first: its memory is used again
             memory = None if self._memory is None else self._memory.state()
@@ -346,7 +346,7 @@ class Detector:
                 said = {} if validation is None else validation.state()
                 known = len(history.records), said, _random(), memory
                 self._kept = _Kept(x.clone(), copy.deepcopy(state), seal, *known)
-        course.copy = course.spent - before
+        watch.copy = watch.spent - before
 
     def go_back(
         self, found: str, x: Tensor, state: Any, history: History, validation: Validation | None
@@ -370,10 +370,10 @@ class Detector:
         """
         kept, step = self._kept, state.step
         is_lost = kept is None or checksum(sums_of_bits(tensors_of(kept.x, kept.state))) != kept.seal
-        self._course.is_due, self._course.last = True, math.nan
+        self._watch.is_due, self._watch.last = True, math.nan
         if self.comm.sum_scalars([float(is_lost)])[0] or kept is None:
             if found == _AGAIN:
-                self._course.doubted = None
+                self._watch.doubted = None
                 return x, state, None
             self._say(f"step {step}: {found}; there is nothing to go back to")
             return x, state, Status.corrupted
@@ -382,8 +382,8 @@ class Detector:
             self._memory.restore(kept.memory, x.device)
         if found == _AGAIN:
             return kept.x.clone(), copy.deepcopy(kept.state), None
-        self.rollbacks, self._course.doubted = self.rollbacks + 1, None
-        is_over = self._course.strikes > _STRIKES
+        self.rollbacks, self._watch.doubted = self.rollbacks + 1, None
+        is_over = self._watch.strikes > _STRIKES
         self._say(f"step {step}: {found}; the run {'ends with' if is_over else 'goes back to'} step {kept.state.step}")
         del history.records[kept.records :]
         if validation is not None:
@@ -407,7 +407,7 @@ class Detector:
         told = [0.0] * self._places
         told[len(FAULTS) + self.comm.rank] = float(checksum([sums[0], *shared]))
         self._passed = checksum(sums)
-        told[_CHANGED] = float(self._course.seal not in (None, self._passed))
+        told[_CHANGED] = float(self._watch.seal not in (None, self._passed))
         if is_sane:
             finite = [x, *(leaf.tensor for leaf in found if leaf.says(FINITE))]
             before = {} if self._kept is None else {leaf.where: leaf.tensor for leaf in parts_of(self._kept.state)[0]}
@@ -421,15 +421,15 @@ class Detector:
 
     def _verdict(self, told: Sequence[float], x: Tensor, state: Any) -> str:
         """Return what was found on any rank; where something was, the step gets a strike."""
-        course, slots, step = self._course, told[len(FAULTS) :], state.step
+        watch, slots, step = self._watch, told[len(FAULTS) :], state.step
         found = [text for text, times in zip(FAULTS, told, strict=False) if times]
         if any(slot != slots[0] for slot in slots) and not self._differ_by_rounding(x, state):
             found.append(FAULTS[_APART])
         if found:
-            course.strikes, course.until = course.strikes + 1, max(course.until, step)
+            watch.strikes, watch.until = watch.strikes + 1, max(watch.until, step)
             self._passed = None
-        elif step > course.until:
-            course.strikes = 0
+        elif step > watch.until:
+            watch.strikes = 0
         return " and ".join(found)
 
     def _differ_by_rounding(self, x: Tensor, state: Any) -> bool:
@@ -437,8 +437,8 @@ class Detector:
 
         Processors of different kinds, and devices that add up in any order, differ again; a flipped bit does not.
         """
-        course = self._course
-        if course.strikes == 0 and not course.is_rounded:
+        watch = self._watch
+        if watch.strikes == 0 and not watch.is_rounded:
             return False
         with self._paid():
             shared = [x, *(leaf.tensor for leaf in parts_of(state)[0] if leaf.says(REPLICATED))]
@@ -450,12 +450,12 @@ class Detector:
                 far += float(not float((part - mean).abs().max()) <= allowed * float(mean.abs().max()))
             if self.comm.sum_scalars([far])[0]:
                 return False
-        if not course.is_rounded:
+        if not watch.is_rounded:
             self._say(
                 f"step {state.step}: ranks differ in last digits, and again when the steps were done again, as "
                 "processors of different kinds do; such differences are no errors in this run"
             )
-        course.is_rounded = True
+        watch.is_rounded = True
         return True
 
 

@@ -282,7 +282,7 @@ def minimise(
                 if run.is_new:
                     record, status = _validated(validation, run.x, record, status, comm)
                 record, status = _valued(eyes, objective, run.x, record, status, comm)
-            status = run.watched(record, status)
+            status = run.judged(record, status)
             is_kept = _keeps(totals.spoken, status) and run.state.step >= run.told
             found = guard.look(run.f, run.x, run.state, record, _ending(status, is_kept))
             if found:
@@ -379,7 +379,7 @@ class _Course:
         status = stop.status(record, self.first, totals.spoken.wall + self.seconds) or totals.reported
         return status if status is Status.diverged else totals.ended or status
 
-    def watched(self, record: Record, status: Status | None) -> Status | None:
+    def judged(self, record: Record, status: Status | None) -> Status | None:
         """Return `diverged` for a run that rises for long, or ends above its start as if all were well."""
         self.rise.see(record.value)
         self.risen = self.rise.goes_on if status is None else status in _AS_ASKED and self.rise.is_above
