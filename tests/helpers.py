@@ -163,11 +163,10 @@ class WithoutValue:
 
 
 @dataclass
-class WithoutProducts:
-    """`f` with value and gradient alone, which counts its gradients."""
+class Wrapped:
+    """`f` with its size, bounds and values alone."""
 
     f: Any
-    gradients: int = 0
 
     @property
     def size(self) -> int:
@@ -179,6 +178,13 @@ class WithoutProducts:
 
     def value(self, x: Tensor) -> Tensor:
         return self.f.value(x)
+
+
+@dataclass
+class WithoutProducts(Wrapped):
+    """`f` with value and gradient alone, which counts its gradients."""
+
+    gradients: int = 0
 
     def gradient(self, x: Tensor) -> Tensor:
         self.gradients += 1
@@ -186,24 +192,12 @@ class WithoutProducts:
 
 
 @dataclass
-class Failing:
+class Failing(Wrapped):
     """`f`, calling `fail` in place of evaluation number `at` (a gradient with or without value), counted from 0."""
 
-    f: Quadratic | Rosenbrock
     at: int
     fail: Callable[[], Tensor]
     calls: int = 0
-
-    @property
-    def size(self) -> int:
-        return self.f.size
-
-    @property
-    def bounds(self) -> Bounds:
-        return self.f.bounds
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.f.value(x)
 
     def gradient(self, x: Tensor) -> Tensor:
         return self.value_and_gradient(x)[1]
