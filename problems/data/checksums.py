@@ -20,6 +20,7 @@ from mldd.loop import check_regular, replacing
 from mldd.problems.data.contents import DataError, File
 
 _SUFFIX = ".sha256"
+_MARKS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata", "manifest.json")  # in a folder that is one data set
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _PIECE = 2**20  # bytes
 
@@ -68,7 +69,8 @@ def write_checksum(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     Raises
     ------
     DataError
-        There is no such file, it is a device or a pipe, or its checksums are there and are others.
+        There is no such file, it is a device, a pipe or a folder that is no data set, or its checksums are there and
+        are others.
     OSError
         It cannot be read, or the checksums cannot be written.
     """
@@ -77,6 +79,8 @@ def write_checksum(path: str | os.PathLike[str], overwrite: bool = False) -> Pat
     if not place.exists() or place.name in ("", ".."):
         got = "a folder above" if place.exists() else "none"
         raise DataError(f"{path}: expected a file or a folder by its name, got {got}; correct the path")
+    if place.is_dir() and not any((place / name).exists() for name in _MARKS):
+        raise DataError(f"{path}: expected a file, a Zarr store or a folder of shards, got another folder; name a file")
     target = beside(place)
     if target.exists() and not overwrite:
         verify(place)

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mldd.graph import Graph
+from mldd.problems.modules.user_modules import explained, first_parameter
 
 Of = Literal["edges", "nodes", "index", "all"]  # what an argument has a row for
 Ints = NDArray[np.int64]
 _WEIGHTS = "edge_weight"
+_GRAPHS = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the graph
+_NO_INPUT = frozenset("y train_mask val_mask test_mask train_idx val_idx test_idx num_nodes".split())
 
 
 def fields_of_data(data: Any) -> dict[str, Any]:
@@ -72,6 +75,23 @@ def nodes_of(fields: Mapping[str, Any]) -> int:
     return nodes
 
 
+def takes_graph(net: nn.Module) -> bool:
+    """Return whether a network is called with the graph itself, as in ``forward(self, data)``.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    """
+    return [p.name for p in _needed(net)] in [[name] for name in _GRAPHS]
+
+
+def _needed(net: nn.Module) -> list[inspect.Parameter]:
+    """Return the parameters of ``forward`` that have no default."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    return [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 def names_of_arguments(net: nn.Module, fields: Mapping[str, Any], given: Sequence[str] = ()) -> tuple[str, ...]:
     """Return which fields of a graph a network is called with: the names of the parameters of its ``forward``.
 
@@ -87,10 +107,15 @@ def names_of_arguments(net: nn.Module, fields: Mapping[str, Any], given: Sequenc
     Raises
     ------
     ValueError
-        A field that the network needs and the graph does not have.
+        A field that the network needs and the graph does not have, or parameters without names.
     """
     parameters = list(inspect.signature(net.forward).parameters.values())
-    needed = given or [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD,)]
+    if not given and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise ValueError(
+            f"`forward` of {type(net).__name__} must name its parameters, got {inspect.signature(net.forward)}; say "
+            "inputs=(names of fields in the order of forward), and give a network before it is compiled"
+        )
+    needed = given or [p.name for p in _needed(net)]
     lacking = [name for name in needed if name not in fields]
     if lacking:
         raise ValueError(
@@ -112,13 +137,14 @@ class Arguments:
         Of the fields, in the order of the parameters of ``forward``.
     fields : dict
         Of the graph, by name.
-    positional : bool
-        Whether they are passed by position, not by name.
+    by : {"name", "position", "graph"}
+        How the network takes them: by the names of its parameters, in their order, or as fields of a
+        ``torch_geometric.data.Data``.
     """
 
     names: tuple[str, ...]
     fields: Mapping[str, Any]
-    positional: bool = False
+    by: Literal["name", "position", "graph"] = "name"
 
     @property
     def edge_index(self) -> Tensor:
@@ -168,12 +194,23 @@ class Arguments:
         Raises
         ------
         ValueError
-            It does not return one tensor.
+            It cannot be called with them, or does not return one tensor.
         """
-        made = net(*(values[name] for name in self.names)) if self.positional else net(**values)
+        with explained(net, values):
+            made = self._called(net, values)
         if not isinstance(made, Tensor):
             raise ValueError(f"{type(net).__name__} must return one tensor, got {type(made).__name__}; wrap it")
         return made
+
+    def _called(self, net: nn.Module, values: Mapping[str, Any]) -> Any:
+        if self.by == "position":
+            return net(*(values[name] for name in self.names))
+        if self.by == "name":
+            return net(**values)
+        from torch_geometric.data import Data  # for networks that ask for it
+
+        counted = next((len(values[name]) for name in self.names if self.of(name) == "nodes"), self.nodes)
+        return net(Data(**values, num_nodes=counted))
 
     @cached_property
     def whole(self) -> dict[str, Any]:
@@ -338,13 +375,20 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
     """
     fields = fields_of_data(data)
     nodes_of(fields)
-    dtype = next(net.parameters()).dtype
+    dtype = first_parameter(net).dtype
     moved = {key: _to(value, device, dtype) for key, value in fields.items()}
+    if any(isinstance(value, Tensor) and value.layout is not torch.strided for value in moved.values()):
+        raise ValueError(
+            "`data` must have edges as edge_index of shape (2, E), got a sparse matrix (adj_t); leave it out, and call "
+            "layers with edge_index"
+        )
     x = moved.get("x")
     if isinstance(x, Tensor) and not bool(x.isfinite().all()):
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
-    return Arguments(names_of_arguments(net, moved, given), moved, bool(given))
+    if not given and takes_graph(net):
+        return Arguments(tuple(sorted(moved.keys() - _NO_INPUT)), moved, "graph")
+    return Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -136,7 +136,7 @@ def fast_path(net: nn.Module, arguments: Arguments) -> FastPath | str:
     arguments : Arguments
         What it is called with.
     """
-    if arguments.positional and arguments.names != ("x", "edge_index"):
+    if arguments.by == "position" and arguments.names != ("x", "edge_index"):
         return "it is called by position"
     found = built_in(net, arguments.whole)
     return found if isinstance(found, str) else FastPath(found, arguments.whole["x"])

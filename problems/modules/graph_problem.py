@@ -30,13 +30,19 @@ from mldd.loop import Problem
 from mldd.problems.modules.graph_arguments import Arguments, arguments_of
 from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, fast_path, modes
 from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.graph_task import READ, Task, is_mean, measured, task_of
+from mldd.problems.modules.graph_task import READ, Task, check_outputs, is_mean, measured, task_of
 from mldd.problems.modules.halo_choice import HALOS, Shares
 from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
-from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
+from mldd.problems.modules.user_modules import (
+    first_parameter,
+    has_statistics,
+    initialise,
+    is_loss_of_network,
+    restarted,
+)
 from mldd.problems.nets import MiniBatches, composite_labels, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
@@ -137,7 +143,7 @@ class GraphProblem(Problem):
     @cached_property
     def _device(self) -> torch.device:
         if not self.device:
-            return next(self.net.parameters()).device
+            return first_parameter(self.net).device
         return pick_device(self.device, self.comm)
 
     @cached_property
@@ -154,7 +160,9 @@ class GraphProblem(Problem):
     @cached_property
     def model(self) -> FlatModule:
         """The network as a function of one vector."""
-        return FlatModule(self.net.to(self._device))
+        net = self.net.to(self._device)
+        initialise(net, lambda: self.arguments.call(net, self.arguments.whole))
+        return FlatModule(net)
 
     @cached_property
     def _start(self) -> Tensor:
@@ -246,7 +254,7 @@ class GraphProblem(Problem):
     def _plain(self) -> Objective:
         if self._whole_loss:
             return self._of_network()
-        self._check_mean()
+        self._check_loss()
         return self._loss_of(self.shares.piece(self.task.fitted))
 
     def _loss_of(self, piece: Piece) -> GraphLoss:
@@ -262,12 +270,14 @@ class GraphProblem(Problem):
         assert loss is not None
         return ModuleObjective(self.net, lambda net: loss(net, data))
 
-    def _check_mean(self) -> None:
-        """Refuse to share out a loss that is no mean over rows."""
+    def _check_loss(self) -> None:
+        """Refuse outputs that the loss would misread, and to share out a loss that is no mean over rows."""
+        items = self.task.items[..., self.task.fitted]
+        outputs = self.task.outputs(self.outputs(self._tried), items)
+        check_outputs(self.task, outputs)
         if self.loss is None or (self.comm.ranks == 1 and self.batch == 0):
             return
-        items = self.task.items[..., self.task.fitted]
-        if not is_mean(self.task, self.task.outputs(self.outputs(self._start), items)):
+        if not is_mean(self.task, outputs):
             raise ValueError(
                 "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
                 "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
@@ -360,6 +370,8 @@ class GraphProblem(Problem):
             How many nodes it has.
         """
         piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
+        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
+            self.arguments.call(self.net, piece.values)  # a network for this graph alone is refused here
         price = Price(self.pieces.work(piece), fine=False)
         return GraphLoss(self.model, self.arguments, self.task, (piece,), price, fast=self.fast)
 
@@ -393,6 +405,8 @@ class GraphProblem(Problem):
                 )
             return ModuleLayers.of(self.net, self.groups).decomposition(parts, overlap, comm)
         self._refuse_whole("graph parts")
+        if self.fast is None:
+            _ = self.hops  # a network that looks at all nodes is refused on one rank as on several
         for name, least, given in (("parts", comm.ranks, parts), ("overlap", 0, overlap)):
             if given < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {given}")

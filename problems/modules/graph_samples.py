@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +13,12 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mldd.problems.modules.graph_arguments import names_of_arguments
+from mldd.problems.modules.graph_arguments import names_of_arguments, takes_graph
 from mldd.problems.modules.graph_task import Task, task_of
 from mldd.problems.modules.samples import is_plain
+from mldd.problems.modules.user_modules import explained
 
 _AT_ONCE = 1024  # graphs that a network is called with together
-_WHOLE = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the batch
 
 
 def one_graph(data: Any) -> Any:
@@ -29,9 +28,18 @@ def one_graph(data: Any) -> Any:
     ----------
     data : object
         Of any kind.
+
+    Raises
+    ------
+    ValueError
+        A graph with several kinds of nodes.
     """
     if _is_dataset(data) and hasattr(data, "edge_index") and len(data) == 1:  # as of torch_geometric: Planetoid
         return data[0]
+    if hasattr(data, "node_types") and not _is_dataset(data):
+        raise ValueError(
+            f"`data` must have one kind of nodes and edges, got {type(data).__name__}; take data.to_homogeneous()"
+        )
     return data if _is_graph(data) else None
 
 
@@ -122,7 +130,7 @@ class GraphSamples:
         graphs = tuple(_data(data[k]) for k in range(len(data)))
         _check(graphs)
         made = GraphSamples(graphs, (), bool(inputs), size)
-        if net is None or (not inputs and _takes_whole(net)):
+        if net is None or (not inputs and takes_graph(net)):
             return made
         return replace(made, names=names_of_arguments(net, _fields(made.take(torch.arange(1))), tuple(inputs)))
 
@@ -189,12 +197,12 @@ class GraphSamples:
             It returns something else than a tensor with a row per graph, or per node where these have the labels.
         """
         fields = _fields(batch)
-        if not self.names:
-            made = net(batch)
-        elif self.positional:
-            made = net(*(fields[name] for name in self.names))
-        else:
-            made = net(**{name: fields[name] for name in self.names})
+        given = {name: fields[name] for name in self.names}
+        with explained(net, given or (batch,)):
+            if not self.names:
+                made = net(batch)
+            else:
+                made = net(*given.values()) if self.positional else net(**given)
         rows = batch.num_nodes if self.of_nodes else batch.num_graphs
         fitting = {rows} if self.labelled else {rows, batch.num_nodes}
         if not isinstance(made, Tensor) or made.dim() == 0 or len(made) not in fitting:
@@ -409,12 +417,6 @@ def _rows(graph: Any) -> int:
     """Return how many labels a graph has."""
     y = graph.y
     return len(y) if isinstance(y, Tensor) and y.dim() else 1
-
-
-def _takes_whole(net: nn.Module) -> bool:
-    parameters = inspect.signature(net.forward).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    return len(needed) == 1 and needed[0] in _WHOLE
 
 
 def _fields(batch: Any) -> dict[str, Any]:

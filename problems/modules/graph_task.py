@@ -11,17 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from mldd.algebra import check_choices
+from mldd.problems.data import SPLITS
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["classification", "labels", "regression", "links"]
-SPLITS = {"train": "train_mask", "validation": "val_mask", "test": "test_mask"}
+# Fields with the nodes of a part of the data: a mask, or numbers.
+_PLACES = {
+    "train": ("train_mask", "train_idx"),
+    "validation": ("val_mask", "val_idx", "valid_idx"),
+    "test": ("test_mask", "test_idx"),
+}
 READ = (
-    "y",
-    "edge_index",
-    "num_nodes",
-    "edge_label",
-    "edge_label_index",
-    *SPLITS.values(),
+    *("y", "edge_index", "num_nodes", "edge_label", "edge_label_index"),
+    *(name for names in _PLACES.values() for name in names),
 )  # of a graph, besides arguments
 
 
@@ -151,15 +153,40 @@ def task_of(fields: Mapping[str, Any], nodes: int, loss: Loss | None = None, lab
         y = y if y.dtype.is_floating_point else y.double()
         there = ~y.isnan().flatten(1).any(1) if y.dim() > 1 else ~y.isnan()
     items = there.nonzero().flatten()
-    masks = {name: fields[key].bool()[items] for name, key in SPLITS.items() if isinstance(fields.get(key), Tensor)}
-    if any(mask.dim() > 1 for mask in masks.values()):
-        raise ValueError("masks must have shape (n,), got several splits; choose one: data.train_mask[:, 0]")
+    masks = {name: mask[items] for name, mask in _masks(fields, nodes).items()}
     if "train" not in masks:
         held = [masks[name] for name in ("validation", "test") if name in masks]
         masks["train"] = ~torch.stack(held).any(0) if held else torch.ones(len(items), dtype=torch.bool)
     if labels == "all":
         masks["train"] = ~masks["test"] if "test" in masks else torch.ones_like(masks["train"])
     return Task(kind, items, y[items], masks, loss)
+
+
+def _masks(fields: Mapping[str, Any], nodes: int) -> dict[str, Tensor]:
+    """Return the nodes of every part of the data, shape (n,), bool: as masks have them, or numbers of nodes."""
+    found: dict[str, Tensor] = {}
+    for part, names in _PLACES.items():
+        for name in (name for name in names if isinstance(fields.get(name), Tensor) and part not in found):
+            found[part] = (_mask if name.endswith("mask") else _numbered)(name, fields[name], nodes)
+    return found
+
+
+def _mask(name: str, given: Tensor, nodes: int) -> Tensor:
+    if given.dim() > 1:
+        raise ValueError(f"masks must have shape (n,), got several splits; choose one: data.{name}[:, 0]")
+    if len(given) != nodes or not bool(((given == 0) | (given == 1)).all()):
+        raise ValueError(
+            f"`{name}` must say of each of {nodes} nodes whether it is in, got {len(given)} values of {given.dtype}; "
+            f"numbers of nodes are {name.removesuffix('mask')}idx"
+        )
+    return given.bool()
+
+
+def _numbered(name: str, given: Tensor, nodes: int) -> Tensor:
+    whole = not given.dtype.is_floating_point and given.dtype != torch.bool
+    if given.dim() != 1 or not whole or (len(given) and not 0 <= int(given.min()) <= int(given.max()) < nodes):
+        raise ValueError(f"`{name}` must have numbers of nodes in 0..{nodes - 1}, got others; correct it or use a mask")
+    return torch.zeros(nodes, dtype=torch.bool, device=given.device).index_fill_(0, given.long(), True)
 
 
 def _links(fields: Mapping[str, Any], loss: Loss | None) -> Task:
@@ -170,6 +197,39 @@ def _links(fields: Mapping[str, Any], loss: Loss | None) -> Task:
             "them, or give loss(net, data)"
         )
     return Task("links", pairs, targets, {"train": torch.ones(pairs.shape[1], dtype=torch.bool)}, loss)
+
+
+def check_outputs(task: Task, outputs: Tensor) -> None:
+    """Refuse outputs that the default loss would misread: too few for the classes, or probabilities in place of logits.
+
+    Parameters
+    ----------
+    task : Task
+        With the targets.
+    outputs : Tensor, shape (m, ...)
+        At the training items, with any parameters.
+
+    Raises
+    ------
+    ValueError
+        They do not fit the default loss.
+    """
+    if task.loss is not None or task.kind in ("regression", "links"):
+        return
+    targets = task.targets[task.fitted]
+    if task.kind == "classification":
+        classes = outputs.shape[-1] if outputs.dim() > 1 else 1
+        if outputs.dim() != 2 or int(targets.max()) >= classes:
+            raise ValueError(
+                f"labels y must be in 0..{classes - 1} for the {classes} outputs of the network, got "
+                f"{int(targets.min())}..{int(targets.max())}; make it as many outputs, or number the classes from 0"
+            )
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all()) and not bool((outputs == 0).all())
+    if inside and (task.kind == "labels" or bool(((outputs.sum(-1) - 1).abs() < 1e-3).all())):
+        raise ValueError(
+            "the default loss takes logits, got outputs that look like probabilities; leave out the last softmax or "
+            "sigmoid, or give loss=(outputs, targets) -> mean"
+        )
 
 
 def is_mean(task: Task, outputs: Tensor) -> bool:
@@ -192,7 +252,7 @@ def is_mean(task: Task, outputs: Tensor) -> bool:
     return bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7)
 
 
-def measured(task: Task, states: Tensor, parts: Sequence[str] = tuple(SPLITS)) -> dict[str, float]:
+def measured(task: Task, states: Tensor, parts: Sequence[str] = SPLITS) -> dict[str, float]:
     """Return loss and accuracy, or the root mean square of errors, on the items of some parts that have any.
 
     Parameters

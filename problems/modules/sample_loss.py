@@ -359,8 +359,10 @@ def check_evaluates(model: SampleModel, comm: Communicator) -> None:
         The module does not take the samples, or the loss does not take what it returns.
     """
     try:
-        kind = model.kind
-    except (RuntimeError, TypeError, IndexError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size", UserWarning)  # it would pair every output with all
+            kind = model.kind
+    except (RuntimeError, UserWarning, TypeError, IndexError) as error:
         like, shown = model.flat.flat, model.samples.take(torch.zeros(1, dtype=torch.int64))
         tensors = [t for t in pytree.tree_leaves(shown) if isinstance(t, Tensor)]
         kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or type(shown).__name__

@@ -20,6 +20,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from mldd.problems.modules.user_modules import explained
+
 _AT_ONCE = 1024  # samples that a module is called with together
 _KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
 
@@ -132,7 +134,9 @@ class Samples:
         ValueError
             A batch without targets.
         """
-        return net(*_pair(batch)[:-1])
+        given = _pair(batch)[:-1]
+        with explained(net, given):
+            return net(*given)
 
     def predicted(self, net: nn.Module) -> Tensor:
         """Return what a module returns for all samples, one after the other.

@@ -4,16 +4,62 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import UninitializedTensorMixin
 
 from mldd.algebra import FlatModule
 
 _NETWORK = ("net", "network", "model", "module")  # first argument of a loss that is given the network itself
+
+# What a network raises when its arguments are not those it was written for.
+_UNFIT = (RuntimeError, IndexError, TypeError, AttributeError, KeyError, AssertionError)
+
+
+@contextmanager
+def explained(net: nn.Module, given: Mapping[str, Any] | Sequence[Any]) -> Iterator[None]:
+    """Return a context that says in one line what a network was called with, where it raises inside.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    given : dict or sequence
+        Its arguments.
+
+    Raises
+    ------
+    ValueError
+        It cannot be called with them.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _UNFIT as error:
+        listed = given.items() if isinstance(given, Mapping) else (("", value) for value in given)
+        own = next((f" with {_kind(p)} parameters" for p in net.parameters()), "")
+        raise ValueError(
+            f"{type(net).__name__}{own} must take "
+            f"{', '.join(f'{name} {_shape(value)}'.strip() for name, value in listed)}, "
+            f"got {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{_kind(value)} {tuple(value.shape)}"
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def is_loss_of_network(loss: Any) -> bool:
@@ -31,6 +77,39 @@ def is_loss_of_network(loss: Any) -> bool:
     except (TypeError, ValueError):  # a function written in C has no signature
         return False
     return bool(names) and names[0] in _NETWORK
+
+
+def first_parameter(net: nn.Module) -> Tensor:
+    """Return a parameter of a network, which has the device and the precision of the others.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+
+    Raises
+    ------
+    ValueError
+        It has none.
+    """
+    for p in net.parameters():
+        return p
+    raise ValueError(f"the network must have a trainable parameter, got none in {type(net).__name__}")
+
+
+def initialise(net: nn.Module, call: Callable[[], Any]) -> None:
+    """Make the parameters of lazy modules inside by one call, which draws them from torch's generator.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    call : callable
+        Evaluates it.
+    """
+    if any(isinstance(p, UninitializedTensorMixin) for p in (*net.parameters(), *net.buffers())):
+        with torch.no_grad():
+            call()
 
 
 def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBase]:

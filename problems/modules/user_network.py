@@ -23,6 +23,7 @@ from mldd.problems.modules.graph_problem import GraphProblem
 from mldd.problems.modules.graph_samples import GraphSamples
 from mldd.problems.modules.graph_task import task_of
 from mldd.problems.modules.supervised_problem import SupervisedProblem
+from mldd.problems.modules.user_modules import first_parameter
 from mldd.ranks import SERIAL, Communicator
 
 # Parameters of a constructor that the data say, by their usual names.
@@ -218,11 +219,11 @@ class UserNetwork(Problem):
         load(model, net)
         with torch.no_grad():
             if self._graphs is None:
-                arguments = arguments_of(net, self._fields, self.inputs, next(net.parameters()).device)
+                arguments = arguments_of(net, self._fields, self.inputs, first_parameter(net).device)
                 return _predicted(arguments.call(net, arguments.whole), "node", self.name, ())
             parts = tuple(self._graphs) if isinstance(self._graphs, Mapping) else ()
             samples = GraphSamples.of(_all(self._graphs), net, self.inputs)
-            made = samples.to(next(net.parameters())).predicted(net)
+            made = samples.to(first_parameter(net)).predicted(net)
         notes = (f"graphs for {', '.join(parts)}, one after the other",) if len(parts) > 1 else ()
         return _predicted(made, "graph" if len(made) == len(samples) else "node", self.name, notes)
 

@@ -21,7 +21,7 @@ def file(tmp_path):
 
 def folder(path):
     (path / "below").mkdir(parents=True)
-    (path / "one").write_bytes(b"1")
+    (path / "zarr.json").write_bytes(b"1")
     (path / "below" / "two").write_bytes(b"22")
     return path
 
@@ -95,3 +95,9 @@ def test_nothing_and_devices_have_no_checksum(tmp_path, run):
     for name, message in (("zero", "got a device, pipe or socket"), ("none", none), ("/", above)):
         code, _, err = run("data checksum", tmp_path / name)
         assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "home").mkdir()
+    with pytest.raises(DataError, match="expected a file, a Zarr store or a folder of shards"):
+        write_checksum(tmp_path / "home")
