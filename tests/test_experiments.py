@@ -1,5 +1,7 @@
 """Every experiment can be imported, and says in its first lines how it is run."""
 
+import ast
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -18,3 +20,12 @@ def test_imports_and_names_its_command(path, monkeypatch):
     spec.loader.exec_module(module)
     assert callable(module.main)
     assert f"{path.as_posix()}" in module.__doc__
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_names_that_functions_import_are_there(path):
+    """Imports inside of functions, that only run with them."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "mldd":
+            room = importlib.import_module(str(node.module))
+            assert [name.name for name in node.names if not hasattr(room, name.name)] == []

@@ -1,10 +1,11 @@
 """Do runs survive what clusters do to them? Kills, signals, time limits with requeues, ten interruptions, full disks.
 
-    python experiments/trust/signals.py [--kills 200] [--rounds 1] [--only kills signals slurm ten disk] [--out FOLDER]
+    python experiments/trust/signals.py [--kills 200] [--rounds 1] [--only ranks slurm ...] [--out FOLDER]
 
 - kills: a run that writes a checkpoint at every step is ended by SIGKILL at random moments, from before its first file
   to behind its last one, and started again with ``--resume auto`` until it has ended; after every kill its files are
   whole, and the solution is that of a run that nobody has ended, to the last bit.
+- ranks: the same of two ranks of mpiexec, of which one is killed: the other ends with it.
 - signals: TERM, USR1 and INT at every rank and at the launcher (two ranks of mpiexec, of torchrun).
 - slurm: a script in the place of the batch system tells the end of the job, or sends USR1, or TERM, then KILL, and
   starts the job again while its exit status is 143.
@@ -147,11 +148,12 @@ def solution(folder: str) -> np.ndarray[Any, Any]:
 
 def faults_of_files() -> list[str]:
     """Say what is not whole of the files that a run has left: none of them may be damaged."""
-    from mldd.loop import checkpoint, read_csv
+    from mldd.checkpoints import load
+    from mldd.loop import read_csv
 
     found = []
     looks: dict[str, Callable[[Path], Any]] = {
-        "c.ckpt": checkpoint.load,
+        "c.ckpt": load,
         "out/history.csv": lambda path: path.read_bytes().count(b"\n") and read_csv(path),
         "out/result.json": lambda path: json.loads(path.read_text()),
         "out/solution.npz": lambda path: solution("out"),
@@ -207,6 +209,44 @@ def kills(options: argparse.Namespace) -> Iterator[Row]:
     }
 
 
+def kills_of_ranks(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield what came of SIGKILL of one of two ranks at random moments, from before its first file to its end."""
+    draw, kept = random.Random(options.seed), "--checkpoint-every 1steps --evaluate-every 1"
+    begin = time.monotonic()
+    assert waited(started(line(0.005, 60, "--out whole --overwrite --checkpoint w.ckpt", kept), 2)) == 0
+    lasts = time.monotonic() - begin
+    done, runs, faults, equal, slowest = 0, 0, [], 0, 0.0
+    while done < options.kills:
+        clean()
+        code = -1
+        while code != 0:
+            process = started(line(0.005, 60, KEPT, kept), 2)
+            time.sleep(draw.uniform(0.3 * lasts, lasts))
+            of_rank = rank_of(draw.randrange(2)) if done < options.kills else []
+            for one in of_rank:
+                os.kill(one, signal.SIGKILL)
+            begin = time.monotonic()
+            code = waited(process)
+            if of_rank and code != 0:
+                done, slowest = done + 1, max(slowest, time.monotonic() - begin)
+            elif code != 0:
+                faults.append(f"exit status {code} without a kill")
+                break
+            left = rank_of(0) + rank_of(1)
+            faults += faults_of_files() + ([f"{len(left)} ranks left"] if left else [])
+        runs += 1
+        equal += code == 0 and bool(np.array_equal(solution("out"), solution("whole")))
+    yield {
+        "part": "ranks",
+        "what": f"SIGKILL of one of two ranks at random moments, {lasts:.2g} s a run",
+        "times": done,
+        "faults": faults,
+        "runs that ended": runs,
+        "bit-identical": equal,
+        "seconds until all ranks had ended, at most": round(slowest, 2),
+    }
+
+
 def rank_of(number: int) -> list[int]:
     """Return the processes of a rank among the children of this one."""
     found = []
@@ -233,7 +273,8 @@ def rows_are_there(rows: int = 5) -> None:
 
 def signals(options: argparse.Namespace) -> Iterator[Row]:
     """Yield what came of signals at ranks and launchers; torchrun itself does not hand USR1 on, and ends with 1."""
-    from mldd.loop import checkpoint, read_csv
+    from mldd.checkpoints import load
+    from mldd.loop import read_csv
 
     cases = [("mpiexec", target, name) for target in ("0", "1", "launcher") for name in ("TERM", "USR1", "INT")]
     cases += [("torchrun", target, "TERM") for target in ("0", "1", "launcher")] + [("torchrun", "launcher", "INT")]
@@ -252,7 +293,7 @@ def signals(options: argparse.Namespace) -> Iterator[Row]:
         status = ""
         if Path("out/result.json").exists() and Path("c.ckpt").exists():
             content = json.loads(Path("out/result.json").read_text())
-            status, step = content["status"], checkpoint.load("c.ckpt").history.records[-1].step
+            status, step = content["status"], load("c.ckpt").history.records[-1].step
             same = content["steps"] == step == read_csv(Path("out/history.csv")).records[-1].step
             faults += [] if same else [f"result of step {content['steps']}, checkpoint of step {step}"]
         else:
@@ -401,6 +442,7 @@ def full(what: str, run: subprocess.CompletedProcess[str], where: str = "") -> R
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "kills": kills,
+    "ranks": kills_of_ranks,
     "signals": signals,
     "slurm": slurm,
     "ten": ten,
