@@ -21,7 +21,9 @@ ARROWS = {
     "mldd": {"mldd/command"},  # python -m mldd
     "mldd/algebra": set(),
     "mldd/ranks": {"mldd/algebra"},
-    "mldd/loop": {"mldd/algebra", "mldd/ranks"},
+    # a room below another one is part of it: the watch reads records and states of the loop
+    "mldd/loop": {"mldd/algebra", "mldd/ranks", "mldd/loop/guards"},
+    "mldd/loop/guards": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     "mldd/checkpoints": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     "mldd/models": {"mldd/algebra", "mldd/loop", "mldd/checkpoints"},
     "mldd/graph": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
