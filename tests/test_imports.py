@@ -52,7 +52,8 @@ ARROWS = {
     "problems/nets/layers": {"problems/nets"},
     "problems/pinns": {"problems/data", "problems/nets"},
     "problems/images": {"problems/data", "problems/nets"},
-    "problems/modules": {"problems/data", "problems/nets"},
+    "problems/modules": {"problems/data", "problems/nets", "problems/modules/one_graph"},
+    "problems/modules/one_graph": {"problems/data", "problems/nets", "problems/modules"},
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
 }

@@ -1,7 +1,15 @@
-from .graph_problem import GraphProblem as GraphProblem
 from .module_layers import Group as Group
 from .module_layers import ModuleLayers as ModuleLayers
+from .module_scores import settled as settled
+from .one_graph import Division as Division
+from .one_graph import GraphProblem as GraphProblem
+from .part_functions import Draws as Draws
+from .part_functions import Noise as Noise
+from .part_functions import PartFunctions as PartFunctions
 from .physics_problem import PhysicsProblem as PhysicsProblem
 from .sample_loss import SampleLoss as SampleLoss
 from .samples import Samples as Samples
 from .supervised_problem import SupervisedProblem as SupervisedProblem
+from .user_modules import has_statistics as has_statistics
+from .user_modules import is_loss_of_network as is_loss_of_network
+from .user_modules import restarted as restarted

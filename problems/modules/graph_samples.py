@@ -14,8 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mldd.problems.modules.graph_arguments import names_of_arguments
-from mldd.problems.modules.graph_task import Task, task_of
+from mldd.problems.modules.one_graph import Task, names_of_arguments, task_of
 from mldd.problems.modules.samples import is_plain
 
 _AT_ONCE = 1024  # graphs that a network is called with together

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mldd.graph import Graph
+from mldd.problems.data import checksum
 
 Of = Literal["edges", "nodes", "index", "all"]  # what an argument has a row for
 Ints = NDArray[np.int64]
@@ -49,6 +50,20 @@ def fields_of_data(data: Any) -> dict[str, Any]:
         what = f"{edges.dtype} of shape {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
         raise ValueError(f"`edge_index` must be int64 of shape (2, E), got {what}")
     return found
+
+
+def checksum_of(data: Any) -> str:
+    """Return the checksum of all tensors of a graph, and of their names.
+
+    Parameters
+    ----------
+    data : torch_geometric.data.Data, or mapping
+        The graph.
+    """
+    fields = {key: value for key, value in sorted(fields_of_data(data).items()) if isinstance(value, Tensor)}
+    dense = (value.detach().to_dense().cpu() for value in fields.values())
+    arrays = (value.float() if value.dtype is torch.bfloat16 else value for value in dense)
+    return checksum(np.array(list(fields)), *(value.numpy() for value in arrays))
 
 
 def nodes_of(fields: Mapping[str, Any]) -> int:
