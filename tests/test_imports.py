@@ -158,6 +158,26 @@ def test_a_room_holds_about_twenty_files():
         assert len(files) <= 20, f"{room} has {len(files)} files: a room of its own is due"
 
 
+def test_no_two_classes_share_a_name():
+    places = {}
+    for path in FILES:
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
+def test_files_and_records_are_short():
+    for path in FILES:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert text.count("\n") <= 450, f"{path} has {text.count(chr(10))} lines: a file of its own is due"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+                count = sum("ClassVar" not in ast.unparse(item) for item in fields)
+                assert count <= 12, f"{path}: {node.name} has {count} fields, some of them make a record together"
+
+
 def module_name(path):
     below = path.with_suffix("") if path.suffix else path
     words = [word for word in below.parts if word != "__init__"]
