@@ -12,7 +12,8 @@ from .grids.pde import MoreBV as MoreBV
 from .grids.pde import Obstacle as Obstacle
 from .grids.quadratic import Quadratic as Quadratic
 from .images.supervised import Digits as Digits
-from .modules.graph_problem import GraphProblem as GraphProblem
+from .modules.one_graph import Division as Division
+from .modules.one_graph import GraphProblem as GraphProblem
 from .modules.physics_problem import PhysicsProblem as PhysicsProblem
 from .modules.supervised_problem import SupervisedProblem as SupervisedProblem
 from .pinns.pinn import PhysicsInformed as PhysicsInformed

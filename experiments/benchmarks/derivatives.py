@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mldd.problems.pinns import Jets, Network
+from mldd.problems.pinns import Jets, TaylorNetwork
 from mldd.ranks import SERIAL, prepare
 
 NU = 0.01 / torch.pi
@@ -40,7 +40,7 @@ def poisson(u: Jets) -> Tensor:
 class Case:
     """A network, points, and a loss of values and derivatives."""
 
-    net: Network
+    net: TaylorNetwork
     x: Tensor
     points: Tensor
     orders: tuple[int, ...]
@@ -51,10 +51,10 @@ class Case:
         """Return a case by its name."""
         generator = torch.Generator().manual_seed(0)
         if name == "windows":
-            net = Network((1, 32, 32, 1))
+            net = TaylorNetwork((1, 32, 32, 1))
             x = torch.stack([net.initial(k) for k in range(4)]).to(dtype)
             return Case(net, x, torch.rand(4, 100, 1, generator=generator).to(dtype), (2,), poisson)
-        net = Network((2, *[20] * 8, 1))
+        net = TaylorNetwork((2, *[20] * 8, 1))
         points = torch.rand(10_000, 2, generator=generator).to(dtype)
         return Case(net, net.initial(0).to(dtype), points, (1, 2), burgers)
 

@@ -71,6 +71,9 @@ def survey() -> None:
     print(f"lines shipped            {sum(lines.values())}, longest file {max(lines.values())}")
     wide = sorted(((n, name) for tree in trees.values() for name, n in fields(tree) if n > 12), reverse=True)
     print(f"dataclasses beyond 12    {len(wide)}: {', '.join(f'{name} {n}' for n, name in wide)}")
+    names = Counter(node.name for tree in trees.values() for node in tree.body if isinstance(node, ast.ClassDef))
+    twins = sorted(name for name, count in names.items() if count > 1)
+    print(f"classes of one name      {len(twins)}: {', '.join(twins)}")
     public = [ast.get_docstring(node) or "" for tree in trees.values() for node in functions(tree)]
     sections = sum("Parameters\n" in doc for doc in public)
     inherited = sum(

@@ -44,7 +44,7 @@ from mldd.command.preparation import Preparation
 from mldd.command.run import prepare
 from mldd.graph import partition
 from mldd.loop import Detection, Status, Stop, minimise, pack
-from mldd.loop.invariants import Leaf, leaves
+from mldd.loop.guards.invariants import Leaf, leaves
 from mldd.problems.data import load_graph, write
 from mldd.problems.graphs import ShardedClassification
 from mldd.ranks import SERIAL, Communicator, Halo, world

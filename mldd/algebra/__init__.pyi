@@ -39,10 +39,10 @@ from .module_objective import FlatModule as FlatModule
 from .module_objective import Modes as Modes
 from .module_objective import ModuleObjective as ModuleObjective
 from .objective import Around as Around
-from .objective import Memory as Memory
 from .objective import Noisy as Noisy
 from .objective import Objective as Objective
 from .objective import Remembered as Remembered
+from .objective import SampleMemory as SampleMemory
 from .objective import Stochastic as Stochastic
 from .objective import innermost as innermost
 from .objective import layers_of as layers_of

@@ -26,7 +26,7 @@ _LONG = 1.0  # seconds of the first one, which then is the only one
 
 
 @dataclass(frozen=True)
-class Factors:
+class CostFactors:
     """Measured over estimated cost of the evaluations of an objective.
 
     Parameters
@@ -49,11 +49,11 @@ class Calibrated(Around):
     ----------
     f : Objective
         A coarse level, or a batch of local models.
-    factors : Factors
+    factors : CostFactors
         On the work that `f` counts.
     """
 
-    factors: Factors
+    factors: CostFactors
 
     @property
     def batched(self) -> bool:
@@ -92,14 +92,14 @@ class StochasticCalibrated(Calibrated):
         return calibrated(sampled(self.f, step), self.factors)
 
 
-def calibrated(f: Objective, factors: Factors) -> Calibrated:
+def calibrated(f: Objective, factors: CostFactors) -> Calibrated:
     """Return `f` with other prices.
 
     Parameters
     ----------
     f : Objective
         Whose work is estimated.
-    factors : Factors
+    factors : CostFactors
         Measured over estimated work.
     """
     return (StochasticCalibrated if hasattr(f, "sample") else Calibrated)(f, factors)
@@ -150,7 +150,7 @@ def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Cal
     return total(seconds) / max(total(work), 1e-9)
 
 
-def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], float]) -> Factors:
+def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], float]) -> CostFactors:
     """Measure the evaluations of an objective and return the factors on its work.
 
     Parameters
@@ -171,7 +171,7 @@ def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], fl
 
     f = sampled(f, 0)
     product: Any = getattr(f, "hessian_product", None)
-    return Factors(
+    return CostFactors(
         gradient=factor(lambda: f.gradient(x)),
         both=factor(lambda: value_and_gradient(f, x)),
         value=factor(lambda: f.value(x)),

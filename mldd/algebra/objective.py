@@ -139,7 +139,7 @@ class Around:
         return self.f.hessian_diagonal(x)  # type: ignore[attr-defined, no-any-return]
 
 
-class Memory(Protocol):
+class SampleMemory(Protocol):
     """What the samples of a stochastic objective remember from step to step: part of what a run goes on from."""
 
     def state(self) -> Any:
@@ -171,12 +171,12 @@ class Stochastic(Around):
         What is asked for values, measures and pictures.
     draw : callable
         ``draw(step)`` returns the objective of outer step `step`; it depends on nothing else but the `memory`.
-    memory : Memory, optional
+    memory : SampleMemory, optional
         What the samples remember from step to step; None for nothing.
     """
 
     draw: Callable[[int], Objective]
-    memory: Memory | None = None
+    memory: SampleMemory | None = None
 
     @property
     def batched(self) -> bool:
@@ -227,7 +227,7 @@ def layers_of(f: Any) -> Iterator[Any]:
         f = getattr(f, "f", None)
 
 
-def memory_of(f: Any) -> Memory | None:
+def memory_of(f: Any) -> SampleMemory | None:
     """Return what the samples of `f`, or of a layer of it, remember from step to step; None for nothing.
 
     Parameters

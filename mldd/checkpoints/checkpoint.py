@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mldd.checkpoints import archive, journal
 from mldd.checkpoints.archive import ArchiveError, Content
-from mldd.checkpoints.journal import Kept
+from mldd.checkpoints.journal import WrittenRecords
 from mldd.checkpoints.redistribution import redistributed
 from mldd.loop import CheckpointError, History, Validation, check_finite, pack, replacing, restore, same
 from mldd.ranks import SERIAL, Communicator
@@ -298,15 +298,15 @@ def _tree(path: Path) -> dict[str, Any] | None:
     """Return the tree of a checkpoint without its tensors, None where there is no whole one."""
     try:
         tree = archive.read_tree(path, FORMAT)
-        Kept(**tree["history"])
+        WrittenRecords(**tree["history"])
         return tree if isinstance(tree["meta"], dict) else None
     except (OSError, ArchiveError, KeyError, TypeError):
         return None
 
 
-def _kept(path: Path, meta: dict[str, Any]) -> Kept | None:
+def _kept(path: Path, meta: dict[str, Any]) -> WrittenRecords | None:
     tree = _tree(path)
-    return None if tree is None or not same(tree["meta"], pack(meta, "meta")) else Kept(**tree["history"])
+    return None if tree is None or not same(tree["meta"], pack(meta, "meta")) else WrittenRecords(**tree["history"])
 
 
 def _step(found: Checkpoint) -> int:
@@ -363,7 +363,7 @@ def _loaded(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"the checkpoint {path} must be a file, got none; check the path")
     try:
         content = archive.read(path, FORMAT)
-        records = journal.read(path, Kept(**content["history"]))
+        records = journal.read(path, WrittenRecords(**content["history"]))
         return _checked(content, History(records))
     except ArchiveError as error:
         raise CheckpointError(

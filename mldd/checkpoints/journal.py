@@ -33,7 +33,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class WrittenRecords:
     """What a checkpoint knows of its records.
 
     Attributes
@@ -85,7 +85,7 @@ class Kept:
         return asdict(self)
 
 
-def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
+def append(path: Path, records: Sequence[Record], kept: WrittenRecords | None) -> WrittenRecords:
     """Write the records that are not kept yet, and return what the next checkpoint has to know.
 
     Parameters
@@ -94,7 +94,7 @@ def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
         Of the checkpoint.
     records : list of Record
         All of the run.
-    kept : Kept or None
+    kept : WrittenRecords or None
         Of the last checkpoint. Where it is of another run its file is left alone, and a new one is begun.
 
     Raises
@@ -103,7 +103,7 @@ def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
         They cannot be written.
     """
     if kept is None or not kept.is_of(records) or not kept.is_there(path):
-        kept = Kept(f"{path.name}.history-{secrets.token_hex(4)}", columns=list(KINDS))
+        kept = WrittenRecords(f"{path.name}.history-{secrets.token_hex(4)}", columns=list(KINDS))
     if kept.rows == len(records):
         return kept
     chunk, file = _chunk(records[kept.rows :]), path.parent / kept.file
@@ -117,17 +117,17 @@ def append(path: Path, records: Sequence[Record], kept: Kept | None) -> Kept:
     except OSError as error:
         raise unwritten(file, error) from error
     last, length = _numbers(records[-1]), kept.bytes + len(chunk)
-    return Kept(kept.file, len(records), length, _next(kept.sha256, chunk), last, kept.columns)
+    return WrittenRecords(kept.file, len(records), length, _next(kept.sha256, chunk), last, kept.columns)
 
 
-def read(path: Path, kept: Kept) -> list[Record]:
+def read(path: Path, kept: WrittenRecords) -> list[Record]:
     """Return the records of a checkpoint.
 
     Parameters
     ----------
     path : Path
         Of the checkpoint.
-    kept : Kept
+    kept : WrittenRecords
         What it knows of them.
 
     Raises

@@ -19,7 +19,7 @@ _KINDS = {"problem": str, "solver": str, "seed": int, "status": str, "options": 
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRun:
     """A run in a folder.
 
     Attributes
@@ -80,7 +80,7 @@ def plot(options: argparse.Namespace) -> list[Path]:
     return files
 
 
-def _search(folders: Sequence[Path]) -> Iterator[Found]:
+def _search(folders: Sequence[Path]) -> Iterator[FoundRun]:
     """Yield the runs with records below folders, each one once."""
     seen: set[Path] = set()
     for given in folders:
@@ -94,14 +94,14 @@ def _search(folders: Sequence[Path]) -> Iterator[Found]:
             seen.add(path.resolve())
 
 
-def _described(given: Path, folder: Path, history: History) -> Found:
+def _described(given: Path, folder: Path, history: History) -> FoundRun:
     """Return a run with what its ``result.json`` says; one that was killed has none."""
     content, place = _result(folder / "result.json"), folder.absolute()
     of_seed = place.name.isdecimal()  # compare has folders SOLVER/SEED
     norm, status = str(content.get("options", {}).get("norm")), str(content.get("status"))
     history.norm = {"inf": math.inf, "2": 2.0}.get(norm)
     history.status = Status.__members__.get(status)
-    return Found(
+    return FoundRun(
         given,
         folder,
         content.get("problem", ""),
@@ -125,7 +125,7 @@ def _result(path: Path) -> dict[str, Any]:
     return {key: value for key, value in entries if key not in _KINDS or type(value) is _KINDS[key]}
 
 
-def aligned(found: Sequence[Found]) -> dict[str, list[History]]:
+def aligned(found: Sequence[FoundRun]) -> dict[str, list[History]]:
     """Return the histories by solver, such that the same place in the lists is the same problem and seed.
 
     Problems are the same whose data and keys are, however they were written. Solvers are named with the problem where
@@ -134,12 +134,12 @@ def aligned(found: Sequence[Found]) -> dict[str, list[History]]:
 
     Parameters
     ----------
-    found : sequence of Found
+    found : sequence of FoundRun
         Runs.
     """
     problems = {run.identity for run in found}
     several, alike = len(problems) > 1, len({run.problem for run in found}) < len(problems)
-    namings: list[Callable[[Found], str]] = [
+    namings: list[Callable[[FoundRun], str]] = [
         lambda run: run.solver,
         lambda run: f"{run.solver} in {run.given}",
         lambda run: f"{run.solver} in {run.folder}",

@@ -22,7 +22,7 @@ from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: what is no single graph are samples.
 _ONE_GRAPH = "mldd.problems.modules.graph_samples:one_graph"
-_GRAPH = "mldd.problems.modules.graph_problem:GraphProblem"
+_GRAPH = "mldd.problems.modules.one_graph.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
 _NOT_HERE = "command problem solver seed seeds device dtype data petsc debug began supervised".split()

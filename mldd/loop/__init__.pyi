@@ -1,7 +1,7 @@
 from . import summary as summary
+from .guards import REPLICATED as REPLICATED
+from .guards import RISING as RISING
 from .guards import Detection as Detection
-from .invariants import REPLICATED as REPLICATED
-from .invariants import RISING as RISING
 from .loggers import Logger as Logger
 from .loggers import MLflow as MLflow
 from .loggers import TensorBoard as TensorBoard
@@ -18,6 +18,8 @@ from .monitor import read_csv as read_csv
 from .monitor import replacing as replacing
 from .monitor import unwritten as unwritten
 from .monitor import write_table as write_table
+from .outer_loop import Result as Result
+from .outer_loop import minimise as minimise
 from .packing import FINITE as FINITE
 from .packing import PER_SUBDOMAIN as PER_SUBDOMAIN
 from .packing import SCRATCH as SCRATCH
@@ -35,10 +37,8 @@ from .schedule import Schedule as Schedule
 from .signals import Terminated as Terminated
 from .signals import deferred as deferred
 from .signals import terminable as terminable
-from .solver import Result as Result
 from .solver import Solver as Solver
 from .solver import State as State
-from .solver import minimise as minimise
 from .status import Status as Status
 from .stop import Stop as Stop
 from .times import Interval as Interval

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mldd.loop.monitor import Cost, History
-    from mldd.loop.solver import Result
+    from mldd.loop.outer_loop import Result
 
 Line = tuple[str, str]
 _WIDTH = 100

@@ -22,11 +22,11 @@ from mldd.algebra import count
 from mldd.ranks.communicator import SERIAL, Communicator
 from mldd.ranks.halo_timing import clock
 from mldd.ranks.messages import (
-    Kept,
     Messages,
     Messenger,
     Nothing,
     Pending,
+    RowBuffers,
     Slices,
     as_matrix,
     between,
@@ -162,7 +162,7 @@ class Halo:
     messages: Messages = "auto"
     staged: bool | None = None
     _plan: _Plan = field(default=None, repr=False)  # type: ignore[assignment]
-    _kept: dict[Any, Kept] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[Any, RowBuffers] = field(default_factory=dict, init=False, repr=False)
     _places: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -306,17 +306,17 @@ class Halo:
         kept.packed.copy_(as_matrix(packed))
         return self._post(kept, packed, back=way == "back")
 
-    def _buffers(self, way: str, rows: Tensor, sent: int, received: int) -> Kept:
+    def _buffers(self, way: str, rows: Tensor, sent: int, received: int) -> RowBuffers:
         width = math.prod(rows.shape[1:])
         key = way, width, rows.dtype, rows.device
         if key not in self._kept:
             through = self.staged
             if through is None:
                 through = self.comm.ranks > 1 and rows.device.type != "cpu" and not reads_devices()
-            self._kept[key] = Kept.of(rows, width, sent, received, self._sent_on(rows.device), through)
+            self._kept[key] = RowBuffers.of(rows, width, sent, received, self._sent_on(rows.device), through)
         return self._kept[key]
 
-    def _post(self, kept: Kept, rows: Tensor, *, back: bool) -> Pending:
+    def _post(self, kept: RowBuffers, rows: Tensor, *, back: bool) -> Pending:
         if kept.busy:
             raise RuntimeError("an exchange must end before the next one of such rows begins, got two at once")
         kept.busy = True
@@ -371,7 +371,7 @@ def _agreed(halo: Halo, problem: str) -> _Plan:
 # ------------------------------------------------------------------------------------------------ differentiation
 
 
-class _Linear(torch.autograd.Function):
+class _LinearExchange(torch.autograd.Function):
     """A linear map whose derivative is its adjoint."""
 
     @staticmethod
@@ -398,7 +398,7 @@ def linear(apply: Map, adjoint: Map, x: Tensor) -> Tensor:
     x : Tensor
         Where it is applied.
     """
-    out: Tensor = _Linear.apply(apply, adjoint, x)  # type: ignore[no-untyped-call]
+    out: Tensor = _LinearExchange.apply(apply, adjoint, x)  # type: ignore[no-untyped-call]
     return out
 
 

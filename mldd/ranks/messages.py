@@ -58,7 +58,7 @@ def sent_to_owners(comm: Communicator, counts: Tensor, rows: Tensor) -> tuple[Te
 
 
 @dataclass(eq=False)
-class Kept:
+class RowBuffers:
     """Buffers of one kind of rows, kept from step to step: the packed rows, what arrives, and their twins on the host.
 
     Attributes
@@ -80,7 +80,7 @@ class Kept:
     busy: bool = False
 
     @staticmethod
-    def of(like: Tensor, width: int, sent: int, received: int, index: Tensor, staged: bool) -> Kept:
+    def of(like: Tensor, width: int, sent: int, received: int, index: Tensor, staged: bool) -> RowBuffers:
         """Return newly allocated buffers.
 
         Parameters
@@ -99,7 +99,7 @@ class Kept:
         pair = like.new_empty((sent, width)), like.new_empty((received, width))
         pinned = like.device.type == "cuda"
         host = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in pair) if staged else None
-        return Kept(*pair, index, host)  # type: ignore[arg-type]
+        return RowBuffers(*pair, index, host)  # type: ignore[arg-type]
 
     def sides(self) -> tuple[Tensor, Tensor]:
         """Return what MPI sends and receives, once the packed rows are there."""
@@ -116,7 +116,7 @@ class Pending:
 
     Attributes
     ----------
-    kept : Kept
+    kept : RowBuffers
         The buffers.
     messages : callable
         Waits for the messages.
@@ -124,7 +124,7 @@ class Pending:
         Shape of a row.
     """
 
-    kept: Kept
+    kept: RowBuffers
     messages: Any
     trailing: tuple[int, ...]
 

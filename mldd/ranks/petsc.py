@@ -239,7 +239,7 @@ def write(tensor: Tensor, vec: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Shell:
+class _ShellMatrix:
     """The methods of a PETSc matrix of type python that stands for a Transfer."""
 
     transfer: Transfer
@@ -278,7 +278,7 @@ def matrix(transfer: Transfer, like: Tensor | None = None) -> Any:
         sparse = (transfer.matrix if transfer.matrix.is_sparse else transfer.matrix.to_sparse()).coalesce()
         rows, columns = sparse.indices().cpu().numpy()
         return _assembled(rows, columns, sparse.values().cpu().numpy(), transfer.shape)
-    shell = _Shell(transfer, torch.empty(0, dtype=torch.float64) if like is None else like)
+    shell = _ShellMatrix(transfer, torch.empty(0, dtype=torch.float64) if like is None else like)
     mat = load_petsc().Mat().createPython(transfer.shape, shell, comm=load_petsc().COMM_SELF)
     mat.setUp()
     return mat

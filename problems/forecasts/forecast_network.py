@@ -106,7 +106,7 @@ def start(net: Any, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class LocalGraphs:
+class SampledGraphs:
     """A graph whose nodes have S samples of inputs and targets, as source of local graphs.
 
     Parameters

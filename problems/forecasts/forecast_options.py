@@ -78,6 +78,32 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class ForecastSpaces:
+    """What the subdomains and coarse levels of a forecasting problem are made of.
+
+    Parameters
+    ----------
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
+    local : {"composite", "own"}
+        Local models of subdomains: composite graphs, or the loss of the own nodes with exact halo.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    clusters: int = 0
+    local: Literal["composite", "own"] = "composite"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_choices(self, {"local": ("composite", "own")})
+        check_least(self, {"clusters": 0})
+
+
+@dataclass(frozen=True)
 class Batches:
     """Samples that are evaluated together.
 

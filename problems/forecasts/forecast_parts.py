@@ -70,7 +70,7 @@ def local_batch(problem: Forecasting, part: Tensor, chosen: Sequence[int], overl
         Layers of nodes that are added to every part.
     """
     own = [grow(problem.graph, part == k, overlap).numpy() for k in chosen]
-    pieces = _composites(problem, part, own) if problem.local == "composite" else _halos(problem, own)
+    pieces = _composites(problem, part, own) if problem.spaces.local == "composite" else _halos(problem, own)
     batch = problem.local_graphs.stack(pieces, **problem.kind)
     return problem.loss(batch, Price(problem.share(batch), fine=False), stochastic=False)
 

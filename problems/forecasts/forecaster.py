@@ -16,7 +16,7 @@ from mldd.graph import Graph
 from mldd.problems.data import HiddenMesh
 from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_loss import Rollout, outputs_of
-from mldd.problems.forecasts.forecast_network import LocalGraphs
+from mldd.problems.forecasts.forecast_network import SampledGraphs
 from mldd.problems.nets import Ints
 
 Floats = NDArray[np.float64]
@@ -72,7 +72,7 @@ class Forecaster:
             return data.features(origins)
         return np.concatenate([data.window(origins), *(data.known(origins, k) for k in range(turns))], axis=2)
 
-    def graphs(self, inputs: Floats, targets: Floats) -> LocalGraphs:
+    def graphs(self, inputs: Floats, targets: Floats) -> SampledGraphs:
         """Return the whole graph with inputs and targets of samples.
 
         Parameters
@@ -84,7 +84,7 @@ class Forecaster:
         """
         n, samples = inputs.shape[:2]
         flat = inputs.reshape(n, -1), targets.reshape(n, -1)
-        return LocalGraphs(self.net, self.graph, *flat, samples, self.data.plan.rollout, self.mesh, self.weighted)
+        return SampledGraphs(self.net, self.graph, *flat, samples, self.data.plan.rollout, self.mesh, self.weighted)
 
     def __call__(self, parameters: Sequence[Tensor], origins: Ints) -> Floats:
         """Return the forecasts, shape (S, n, L, V), in units of the series.

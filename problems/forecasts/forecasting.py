@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, check_least, sampled
+from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, sampled
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
@@ -22,8 +22,8 @@ from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import Moments, moments, references, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
-from mldd.problems.forecasts.forecast_network import ForecastNetwork, LocalGraphs, start
-from mldd.problems.forecasts.forecast_options import Batches, Links, Reading
+from mldd.problems.forecasts.forecast_network import ForecastNetwork, SampledGraphs, start
+from mldd.problems.forecasts.forecast_options import Batches, ForecastSpaces, Links, Reading
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.forecasts.forecast_plan import Plan
 from mldd.problems.forecasts.forecaster import Forecaster
@@ -67,10 +67,8 @@ class Forecasting(Problem):
         What is taken of a file, and how.
     batches : Batches
         Samples per gradient, and at once.
-    clusters : int
-        Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs, or the loss of the own nodes with exact halo.
+    spaces : ForecastSpaces
+        Subdomains and coarse levels.
     seed : int
         Of mini-batches and partitions.
     data : str, optional
@@ -94,8 +92,7 @@ class Forecasting(Problem):
     links: Links = Links()
     reading: Reading = Reading()
     batches: Batches = Batches()
-    clusters: int = 0
-    local: Literal["composite", "own"] = "composite"
+    spaces: ForecastSpaces = ForecastSpaces()
     seed: int = 0
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
@@ -104,8 +101,7 @@ class Forecasting(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        check_choices(self, {"local": ("composite", "own"), "dtype": ("float64", "float32")})
-        check_least(self, {"clusters": 0})
+        check_choices(self, {"dtype": ("float64", "float32")})
         model = self.network.model
         if self.plan.rollout > 1 and model == "epd":
             raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
@@ -205,7 +201,7 @@ class Forecasting(Problem):
         return values, weights / np.maximum(weights.sum((0, 1)), 1e-300) / weights.shape[2]
 
     @cached_property
-    def local_graphs(self) -> LocalGraphs:
+    def local_graphs(self) -> SampledGraphs:
         """The whole graph with inputs and targets of the samples of the training part."""
         values, weights = self.weights
         targets = np.concatenate([values * weights, weights], axis=2)
@@ -332,7 +328,7 @@ class Forecasting(Problem):
     def first_clusters(self) -> int:
         """Nodes of the first coarse graph."""
         n = self.graph.nodes
-        return min(n, self.clusters or max(4, round(_SHARE * n)))
+        return min(n, self.spaces.clusters or max(4, round(_SHARE * n)))
 
     def parts(self, parts: int) -> Tensor:
         """Return the part of every node, shape (n,): METIS, which cuts long edges first.

@@ -15,7 +15,7 @@ from mldd.ranks import Communicator
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class NetworkGroup:
     """Networks of one shape, evaluated in one batch, and what they add to the blended outputs.
 
     Parameters
@@ -88,7 +88,7 @@ class BlendedLoss:
 
     Parameters
     ----------
-    groups : sequence of Group
+    groups : sequence of NetworkGroup
         Networks of this rank.
     frozen : Tensor, shape (M, C)
         What other networks add, where these are fixed.
@@ -108,7 +108,7 @@ class BlendedLoss:
         Whether to keep the last blended outputs, for `known`.
     """
 
-    groups: Sequence[Group]
+    groups: Sequence[NetworkGroup]
     frozen: Tensor
     targets: Tensor
     shape: tuple[int, ...]

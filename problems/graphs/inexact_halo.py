@@ -112,7 +112,7 @@ class Lane:
 
 
 @dataclass
-class Memory:
+class HaloLanes:
     """What a halo remembers from step to step, by direction and kind of rows.
 
     Parameters
@@ -156,7 +156,7 @@ class StaleHalo(_Around):
         0 is exact.
     smoothing : float
         What arrives is averaged, ``s old + (1 - s) new``, in [0, 1).
-    memory : Memory
+    memory : HaloLanes
         What is kept from step to step.
     step : int
         Number of the outer step.
@@ -168,7 +168,7 @@ class StaleHalo(_Around):
 
     lag: int = 1
     smoothing: float = 0.0
-    memory: Memory = field(default_factory=Memory)
+    memory: HaloLanes = field(default_factory=HaloLanes)
     step: int = 0
 
     def __post_init__(self) -> None:

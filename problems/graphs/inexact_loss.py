@@ -37,13 +37,13 @@ def with_inexact_halos(
         dropout = Dropout(probability, seed, step) if probability else None
         exact = replace(loss, batch=samples, dropout=dropout)
         batch = replaced(samples, [None if h is None else h.at(step) for h in halos])
-        return _Sampled(loss.net, batch, loss.decay, loss.price, loss.comm, dropout, exact=exact)
+        return _SampledLoss(loss.net, batch, loss.decay, loss.price, loss.comm, dropout, exact=exact)
 
     return Stochastic(loss, draw)
 
 
 @dataclass(frozen=True)
-class _Sampled(NodeLoss):
+class _SampledLoss(NodeLoss):
     """A sample; its Hessian products are those of the exact loss, as inexact derivatives have none.
 
     Parameters

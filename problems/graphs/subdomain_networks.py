@@ -34,7 +34,7 @@ from mldd.algebra import (
 )
 from mldd.graph import Graph, grow
 from mldd.loop import Problem
-from mldd.problems.graphs.blended_loss import BlendedLoss, Group, LocalBlends, blended_with_dropout
+from mldd.problems.graphs.blended_loss import BlendedLoss, LocalBlends, NetworkGroup, blended_with_dropout
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.node_classification import NodeClassification
 from mldd.problems.nets import GraphNet, Ints, Piece, Sparse
@@ -218,7 +218,7 @@ class SubdomainNetworks(NodeClassification):
         length: int,
         unknowns: slice | Tensor,
         propagated: bool | None = None,
-    ) -> Group:
+    ) -> NetworkGroup:
         """Return networks of one shape.
 
         Parameters
@@ -245,9 +245,9 @@ class SubdomainNetworks(NodeClassification):
         if members[0][1] == self.own.networks and self.coarse_net:
             net = replace(net, widths=self.coarse_net.widths)
         model = torch.tensor([k for k, _ in members], device=device)
-        return Group(net, batch, Sparse.of(blend, self._low, device), unknowns, model)
+        return NetworkGroup(net, batch, Sparse.of(blend, self._low, device), unknowns, model)
 
-    def _groups(self, networks: Sequence[int], nodes: Ints, propagated: bool | None = None) -> list[Group]:
+    def _groups(self, networks: Sequence[int], nodes: Ints, propagated: bool | None = None) -> list[NetworkGroup]:
         """Return some of the networks as functions of all unknowns, with outputs for `nodes`."""
         fine = [k for k in networks if k < self.own.networks]
         made = []
@@ -430,5 +430,5 @@ class SubdomainNetworks(NodeClassification):
         return LocalBlends(local, flat, keep)
 
 
-def _work(groups: Sequence[Group]) -> float:
+def _work(groups: Sequence[NetworkGroup]) -> float:
     return sum(group.batch.work(group.net.widths) for group in groups)

@@ -13,8 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mldd.problems.modules.graph_arguments import names_of_arguments, takes_graph
-from mldd.problems.modules.graph_task import Task, task_of
+from mldd.problems.modules.one_graph import Task, names_of_arguments, takes_graph, task_of
 from mldd.problems.modules.samples import is_plain
 from mldd.problems.modules.user_modules import explained
 

@@ -19,7 +19,7 @@ _LEAST = 6  # subdomains for which vmap saves more on a CPU than it costs: an ev
 _MOST = 2**28  # bytes of samples that are copied to stand side by side
 
 
-class Group(NamedTuple):
+class PartGroup(NamedTuple):
     """Subdomains whose samples have the same shapes.
 
     Parameters
@@ -66,7 +66,7 @@ class PartLosses:
         return Bounds.free(len(self.losses), self.size, dtype=self.like.dtype, device=self.like.device)
 
     @cached_property
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[PartGroup]:
         """Subdomains that are evaluated together; samples of several evaluations, or with dropout, are not."""
         by_shape: dict[Any, list[int]] = {}
         for k, f in enumerate(self.losses):
@@ -76,18 +76,18 @@ class PartLosses:
             by_shape.setdefault(("alone", k) if why else shapes, []).append(k)
         return [self._group(rows) for rows in by_shape.values()]
 
-    def _group(self, rows: list[int]) -> Group:
+    def _group(self, rows: list[int]) -> PartGroup:
         units = [unit for k in rows for unit in self.losses[k].units]
         if len(rows) < (_LEAST if self.like.device.type == "cpu" else 2):
-            return Group(rows, None, self.like.new_ones(len(rows)), False)
+            return PartGroup(rows, None, self.like.new_ones(len(rows)), False)
         weights = self.like.new_tensor([unit.weight for unit in units])
         shared = all(unit.batch is units[0].batch for unit in units)
         if not shared and len(units) * sum(t.nbytes for t in pytree.tree_leaves(units[0].batch)) > _MOST:
-            return Group(rows, None, weights, False)
+            return PartGroup(rows, None, weights, False)
         batch = units[0].batch if shared else pytree.tree_map(lambda *t: torch.stack(t), *(u.batch for u in units))
-        return Group(rows, batch, weights, shared)
+        return PartGroup(rows, batch, weights, shared)
 
-    def _together(self, group: Group, count: str, evaluate: Callable[[Any], Any]) -> Any:
+    def _together(self, group: PartGroup, count: str, evaluate: Callable[[Any], Any]) -> Any:
         """Return what an evaluation of a group gives, None where its members are evaluated alone."""
         if group.batch is None:
             return None

@@ -53,7 +53,7 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
-class SampleModel:
+class SampledModule:
     """A module with its loss and samples, and how the loss over some samples follows from that over fewer.
 
     Parameters
@@ -82,7 +82,7 @@ class SampleModel:
     at_once: int = _AT_ONCE
     without_noise: bool = False
 
-    def quiet(self) -> SampleModel:
+    def quiet(self) -> SampledModule:
         """Return the same without dropout: what is in training mode, but batch normalisation, is in the mode eval."""
         if not self.noisy:
             return self
@@ -237,7 +237,7 @@ class SampleLoss:
 
     Parameters
     ----------
-    model : SampleModel
+    model : SampledModule
         Module, loss and samples.
     rows : Tensor, shape (m,), int64
         Numbers of the samples.
@@ -253,7 +253,7 @@ class SampleLoss:
         Number of samples that these ones stand for, 0 for their own.
     """
 
-    model: SampleModel
+    model: SampledModule
     rows: Tensor
     price: Price = Price()  # noqa: RUF009 (frozen)
     comm: Communicator | None = None
@@ -343,12 +343,12 @@ class SampleLoss:
         return total if self.comm is None else self.comm.sum(total)
 
 
-def check_evaluates(model: SampleModel, comm: Communicator) -> None:
+def check_evaluates(model: SampledModule, comm: Communicator) -> None:
     """Evaluate a loss once: say in words where that is impossible, and warn where ranks cannot share its samples.
 
     Parameters
     ----------
-    model : SampleModel
+    model : SampledModule
         Module, loss and samples.
     comm : Communicator
         Ranks that are to share the samples.

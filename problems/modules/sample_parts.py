@@ -19,7 +19,7 @@ from mldd.algebra import (
 )
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.part_losses import PartLosses
-from mldd.problems.modules.sample_loss import SampleLoss, SampleModel
+from mldd.problems.modules.sample_loss import SampledModule, SampleLoss
 from mldd.problems.nets import Draw, draw_of, pieces
 from mldd.ranks import Communicator
 
@@ -30,7 +30,7 @@ class SampleParts:
 
     Parameters
     ----------
-    model : SampleModel
+    model : SampledModule
         Module, loss and samples, without dropout.
     drawn : callable
         ``drawn(rows, step, comm, fine=..., of=...)`` returns the loss over some samples of an outer step.
@@ -38,7 +38,7 @@ class SampleParts:
         Of the module.
     """
 
-    model: SampleModel
+    model: SampledModule
     drawn: Callable[..., SampleLoss]
     layers: ModuleLayers
 

@@ -27,7 +27,7 @@ from mldd.loop import Problem
 from mldd.problems.data import checksum
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import SampleLoss, SampleModel, check_evaluates
+from mldd.problems.modules.sample_loss import SampledModule, SampleLoss, check_evaluates
 from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.sample_sets import divided, hold_graphs, is_divided, reader_of, same_on_all_ranks, weights_in
 from mldd.problems.modules.user_modules import is_loss_of_network, restarted
@@ -209,13 +209,13 @@ class SupervisedProblem(Problem):
         return is_loss_of_network(self.loss)
 
     @cached_property
-    def model(self) -> SampleModel:
+    def model(self) -> SampledModule:
         """Module, loss and samples, with dropout where the module has it."""
-        model = SampleModel(self.flat, self._of_batch, self.samples, self._modes, self._weights(self.samples))
+        model = SampledModule(self.flat, self._of_batch, self.samples, self._modes, self._weights(self.samples))
         return replace(model, at_once=max(model.at_once, self._batch))
 
     @cached_property
-    def _quiet(self) -> SampleModel:
+    def _quiet(self) -> SampledModule:
         """The same without dropout."""
         return self.model.quiet()
 

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from mldd.algebra import Hierarchy
 from mldd.loop import Problem
 from mldd.models import Field, Prediction, load
-from mldd.problems.data import checksum, graph_fields, many_graphs
-from mldd.problems.modules.graph_arguments import arguments_of, nodes_of
-from mldd.problems.modules.graph_problem import GraphProblem
+from mldd.problems.data import graph_fields, many_graphs
 from mldd.problems.modules.graph_samples import GraphSamples
-from mldd.problems.modules.graph_task import task_of
+from mldd.problems.modules.one_graph import Division, GraphProblem, arguments_of, nodes_of, task_of
 from mldd.problems.modules.supervised_problem import SupervisedProblem
 from mldd.problems.modules.user_modules import first_parameter
 from mldd.ranks import SERIAL, Communicator
@@ -31,7 +29,6 @@ _INPUTS = ("inputs", "in_channels", "in_features", "in_dim", "input_dim", "num_f
 _OUTPUTS = ("classes", "outputs", "out_channels", "out_features", "out_dim", "output_dim", "num_classes", "nclass")
 _OF_EDGES = ("edge_dim", "edge_features", "num_edge_features", "edge_channels")
 _SAID = (*_INPUTS, *_OUTPUTS, *_OF_EDGES)
-_OF_ONE = {"local": "composite", "clusters": 0, "halo": "auto", "labels": "train"}  # keys for a single graph
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,9 @@ class UserNetwork(Problem):
         Fields that ``forward`` takes, in its order; by default those that its parameters are named after.
     groups : tuple of str
         Names of modules that are one layer together; by default every module is a layer.
-    subdomains : {"graph", "layers", "both"}
-        What is decomposed; of many graphs, "graph" means parts of them, and "both" a subdomain per part and layer.
-    local : {"composite", "own"}
-        Local models of graph parts.
-    clusters : int
-        Nodes of the first coarse graph; 0: 3.7 % of the nodes.
-    halo : {"auto", "deep", "exchange"}
-        On several ranks: halos as deep as outputs reach, or of one layer that are exchanged.
+    division : Division
+        Subdomains, coarse graphs and the shares of ranks. Of many graphs, which are divided into subdomains alone,
+        "graph" means parts of them, and "both" a subdomain per part and layer.
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
@@ -83,10 +75,7 @@ class UserNetwork(Problem):
     model: str = ""
     inputs: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    subdomains: Literal["graph", "layers", "both"] = "graph"
-    local: Literal["composite", "own"] = "composite"
-    clusters: int = 0
-    halo: Literal["auto", "deep", "exchange"] = "auto"
+    division: Division = Division()
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
@@ -122,13 +111,14 @@ class UserNetwork(Problem):
         net = self._network()
         own = {key: getattr(self, key) for key in ("inputs", "groups", "batch", "seed", "device", "comm")}
         if self._graphs is None:
-            more = {key: getattr(self, key) for key in ("subdomains", *_OF_ONE)}
-            return GraphProblem(net, self._fields, **own, **more)
-        for key, default in _OF_ONE.items():
-            if getattr(self, key) != default:
-                raise ValueError(f"`{key}` is for one graph, got {getattr(self, key)!r} with several; leave it out")
-        kind: Any = {"graph": "data"}.get(self.subdomains, self.subdomains)
-        return SupervisedProblem(net, self._graphs, subdomains=kind, **own)
+            return GraphProblem(net, self._fields, division=self.division, labels=self.labels, **own)
+        chosen = self.division.subdomains
+        of_one = {"labels": self.labels, **vars(self.division)}
+        defaults = {"labels": "train", **vars(Division(subdomains=chosen))}
+        for key, value in of_one.items():
+            if value != defaults[key]:
+                raise ValueError(f"`{key}` is for one graph, got {value!r} with several; leave it out")
+        return SupervisedProblem(net, self._graphs, subdomains="data" if chosen == "graph" else chosen, **own)
 
     def _network(self, labels: bool = True) -> nn.Module:
         with torch.random.fork_rng([]):
@@ -197,10 +187,7 @@ class UserNetwork(Problem):
 
     def identity(self) -> str:
         """Return the checksum of the data."""
-        if self._graphs is not None:
-            return self.problem.identity()
-        tensors = (v for _, v in sorted(self._fields.items()) if isinstance(v, Tensor))
-        return checksum(*(v.detach().cpu().contiguous().numpy() for v in tensors))
+        return self.problem.identity()
 
     def prediction(self, model: Path) -> Prediction:
         """Return what a trained network returns for the data, in evaluation mode; labels are not looked at.

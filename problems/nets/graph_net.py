@@ -238,7 +238,7 @@ class GraphNet:
             raise ValueError(f"`edge_attributes` must be {least}, got {self.edge_attributes}")
 
     @cached_property
-    def spare(self) -> dict[Any, list[sweeps.Buffers]]:
+    def spare(self) -> dict[Any, list[sweeps.SweepBuffers]]:
         """Buffers that no evaluation uses."""
         return {}
 

@@ -93,7 +93,7 @@ class _Swept(torch.autograd.Function):
         return None, None, None, *found
 
 
-class Buffers:
+class SweepBuffers:
     """The large arrays of an evaluation, made when they are first asked for."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class Evaluation:
         self.weights = [[p.detach() for p in parameters[k * count : (k + 1) * count]] for k in range(net.layers)]
         self.key = (batch.rows, batch.samples, parameters[0].dtype)
         spare = net.spare.setdefault(self.key, [])
-        self.buffers = spare.pop() if spare else Buffers()
+        self.buffers = spare.pop() if spare else SweepBuffers()
         self.states: list[Tensor] = []
         self.step = max(1, _BLOCK // (batch.samples * max(net.widths[1:])))
 

@@ -38,7 +38,7 @@ from mldd.problems.pinns.pinn_options import (
 from mldd.problems.pinns.pinn_windows import by_windows, parse_layout
 from mldd.problems.pinns.residual_loss import ResidualLoss
 from mldd.problems.pinns.solution_model import SolutionModel
-from mldd.problems.pinns.taylor import Network
+from mldd.problems.pinns.taylor import TaylorNetwork
 from mldd.problems.pinns.window_loss import WindowLoss
 from mldd.problems.pinns.window_model import WindowModel
 from mldd.ranks import SERIAL, Communicator
@@ -141,11 +141,11 @@ class PhysicsInformed(Problem):
         return equation(self.name, self.poisson.frequency, self.poisson.unit)
 
     @cached_property
-    def net(self) -> Network:
+    def net(self) -> TaylorNetwork:
         """The network, or that of every window."""
         depth, width = self.network.depth or self.preset.depth, self.network.width or self.preset.width
         kind = self.preset.network if self.network.kind == "auto" else self.network.kind
-        return Network((self.equation.dim, *[width] * (depth - 1), 1), kind, self.network.horizon)
+        return TaylorNetwork((self.equation.dim, *[width] * (depth - 1), 1), kind, self.network.horizon)
 
     @property
     def _layout(self) -> tuple[int, ...]:

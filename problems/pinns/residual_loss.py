@@ -11,7 +11,7 @@ from torch import Tensor
 from mldd.algebra import Bounds, Price
 from mldd.problems.nets import Draw
 from mldd.problems.pinns.equations import Equation, composed, jets_of
-from mldd.problems.pinns.taylor import Jets, Network, Streams
+from mldd.problems.pinns.taylor import Jets, Streams, TaylorNetwork
 from mldd.ranks import SERIAL, Communicator
 
 _IN_CACHE = 1024  # points whose streams through all layers stay in the cache of a core
@@ -24,7 +24,7 @@ class ResidualLoss:
 
     Parameters
     ----------
-    net : Network
+    net : TaylorNetwork
         The network N.
     equation : Equation
         The differential equation.
@@ -43,7 +43,7 @@ class ResidualLoss:
         The mini-batch, where it is one.
     """
 
-    net: Network
+    net: TaylorNetwork
     equation: Equation
     points: Tensor
     total: int
@@ -157,7 +157,7 @@ class PointSet:
 
     Parameters
     ----------
-    net : Network
+    net : TaylorNetwork
         The network.
     equation : Equation
         The differential equation.
@@ -167,7 +167,7 @@ class PointSet:
         Which points penalise a boundary condition; None: none do.
     """
 
-    net: Network
+    net: TaylorNetwork
     equation: Equation
     points: Tensor
     penalised: Tensor | None

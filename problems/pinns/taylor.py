@@ -46,7 +46,7 @@ class Jets:
 
 
 @dataclass(frozen=True)
-class Network:
+class TaylorNetwork:
     """A fully connected tanh network, plain or residual.
 
     ``dense``: ``y_l = tanh(W_l y_{l-1} + b_l)``, the last layer linear. ``residual``: ``y_1 = tanh(n a_1 (W_1 y_0 +
@@ -74,7 +74,7 @@ class Network:
 
     Examples
     --------
-    >>> net = Network((1, 8, 1))
+    >>> net = TaylorNetwork((1, 8, 1))
     >>> x, points = net.initial(seed=0), torch.rand(5, 1, dtype=torch.float64)
     >>> jets = net.jets(net.layout.views(x), points, orders=(2,))
     >>> jets.value.shape, jets.second[0].shape
@@ -188,7 +188,7 @@ class Streams:
 
     Parameters
     ----------
-    net : Network
+    net : TaylorNetwork
         The network.
     points : Tensor, shape (m, d) or (p, m, d)
         Points of the box, one in a row.
@@ -201,7 +201,7 @@ class Streams:
         Points or orders that do not fit the network.
     """
 
-    net: Network
+    net: TaylorNetwork
     points: Tensor
     orders: tuple[int, ...]
 

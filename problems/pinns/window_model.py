@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mldd.algebra import Price
 from mldd.problems.pinns.equations import Equation, Known, jets_of
-from mldd.problems.pinns.taylor import Network, Streams
+from mldd.problems.pinns.taylor import Streams, TaylorNetwork
 from mldd.problems.pinns.window_loss import LocalWindows, Patch, WindowLoss
 from mldd.ranks import Communicator
 
@@ -53,11 +53,11 @@ class WindowModel:
     ----------
     equation : Equation
         The differential equation.
-    net : Network
+    net : TaylorNetwork
         Of one window.
     centres, radii : Tensor, shape (w, d), float64
         Centres of the windows, and their half widths.
-    coarse : Network, optional
+    coarse : TaylorNetwork, optional
         Of the whole domain.
 
     References
@@ -67,10 +67,10 @@ class WindowModel:
     """
 
     equation: Equation
-    net: Network
+    net: TaylorNetwork
     centres: Tensor
     radii: Tensor
-    coarse: Network | None = None
+    coarse: TaylorNetwork | None = None
 
     @staticmethod
     def grid(equation: Equation, counts: Sequence[int], ratio: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from mldd.algebra import loaded
 from mldd.command.names import problem_spec
 from mldd.problems.data import load_graph
 from mldd.solvers import Adam
-from tests.problems.modules.test_graph_problem import NETS, data
+from tests.problems.modules.one_graph.test_graph_problem import NETS, data
 
 geometric = pytest.importorskip("torch_geometric")
 

@@ -10,7 +10,7 @@ import torch
 
 from mldd.algebra import Bounds, Price, count
 from mldd.loop import Cost, Detection, History, Record, State, Status, Stop, minimise
-from mldd.loop.solver import check_start
+from mldd.loop.outer_loop import check_start
 from mldd.ranks import Communicator
 
 OFF = Detection(share=0.0)  # ranks that are made up do not agree

@@ -37,7 +37,7 @@ def test_ranks_say_where_they_are(monkeypatch):
     done = launch(2, HANGS)
     assert done.returncode == 1
     said = "mldd: error on rank {}: step 3 has not ended after 2 s: it {} in `{}"
-    assert said.format(0, "computes", "step` (loop/solver.py:") in done.stderr and "`step` (" in done.stderr
+    assert said.format(0, "computes", "step` (loop/course.py:") in done.stderr and "`step` (" in done.stderr
     assert said.format(1, "waits for other ranks", "sum_scalars`, called by `summed` (") in done.stderr
 
 

@@ -8,10 +8,10 @@ SCRIPT = """
     import torch
     from mldd.algebra import sampled
     from mldd.loop import Stop, minimise
-    from mldd.problems.modules import GraphProblem
+    from mldd.problems.modules import Division, GraphProblem
     from mldd.ranks import SERIAL, world
     from mldd.solvers import LBFGS, Adam, SchwarzAdaGrad
-    from tests.problems.modules.test_graph_problem import NETS, data
+    from tests.problems.modules.one_graph.test_graph_problem import NETS, data
 
     def same(a, b, what, tolerance):
         gap = float((a - b).norm() / (b.norm() + 1e-300))
@@ -39,7 +39,7 @@ SCRIPT = """
         ends = []
         for comm in (world(), SERIAL):
             torch.manual_seed(1)
-            p = GraphProblem(NETS["by hand"]().double(), data(), local=local, comm=comm, batch=20)
+            p = GraphProblem(NETS["by hand"]().double(), data(), division=Division(local=local), comm=comm, batch=20)
             solver = SchwarzAdaGrad(p.decomposition(4, 1), comm=comm)
             ends.append(minimise(p.objective(), p.initial(0), solver, stop=Stop(5), comm=comm).x)
         same(*ends, local, 1e-6)  # AdaGrad of rate 1 makes much of rounding
@@ -63,7 +63,7 @@ def test_what_cannot_be_shared_out_is_refused_on_all_ranks():
         import torch
         from mldd.problems.modules import GraphProblem
         from mldd.ranks import world
-        from tests.problems.modules.test_graph_problem import GlobalNorm, data
+        from tests.problems.modules.one_graph.test_graph_problem import GlobalNorm, data
         try:
             GraphProblem(GlobalNorm().double(), data(), comm=world()).objective()
         except ValueError as error:

@@ -11,9 +11,10 @@ SCRIPT = """
     from torch.nn import functional
     from torch_geometric import nn as gnn
     from mldd.algebra import counting, sampled
+    import mldd
     from mldd.problems.modules import GraphProblem
     from mldd.ranks import SERIAL, world
-    from tests.problems.modules.test_graph_problem import C, F, N, NETS, data
+    from tests.problems.modules.one_graph.test_graph_problem import C, F, N, NETS, data
 
     class Deep(nn.Module):
         # three layers of one kind, with a norm over all nodes between them
@@ -76,7 +77,7 @@ SCRIPT = """
         both = []
         for comm in (world(), SERIAL):
             torch.manual_seed(1)
-            both.append(GraphProblem(make().double(), given, comm=comm, **options))
+            both.append(mldd.problem(GraphProblem, net=make().double(), data=given, comm=comm, **options))
         return both
 
     def compare(name, p, q, tolerance=1e-11):

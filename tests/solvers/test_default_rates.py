@@ -27,7 +27,7 @@ def digits(subdomains):
 
 def graph(subdomains):
     pytest.importorskip("torch_geometric")
-    from tests.problems.modules.test_graph_models import some
+    from tests.problems.modules.one_graph.test_graph_models import some
 
     return some(subdomains={"data": "graph", "parameters": "layers"}[subdomains])[0]
 

@@ -8,7 +8,7 @@ import torch
 
 from mldd.algebra import LocalRestrictions, Objective, Price, counting
 from mldd.loop import Stop, minimise, read_csv
-from mldd.problems.pinns import Network
+from mldd.problems.pinns import TaylorNetwork
 from mldd.problems.pinns.equations import equation, hammersley
 from mldd.problems.pinns.pinn_windows import parse_layout
 from mldd.problems.pinns.window_model import WindowModel
@@ -31,7 +31,9 @@ def rough(size, seed=0):
 def two_dimensional(name="burgers", coarse=True):
     e = equation(name)
     centres, radii = WindowModel.grid(e, (2, 3), 1.5)
-    return WindowModel(e, Network((2, 4, 4, 1), "residual"), centres, radii, Network((2, 3, 1)) if coarse else None)
+    return WindowModel(
+        e, TaylorNetwork((2, 4, 4, 1), "residual"), centres, radii, TaylorNetwork((2, 3, 1)) if coarse else None
+    )
 
 
 def explicit(model, x, points):

@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from mldd.problems.pinns import Network
+from mldd.problems.pinns import TaylorNetwork
 
 F64 = {"dtype": torch.float64}
 NETWORKS = [
-    Network((2, 5, 7, 2)),
-    Network((2, 6, 1)),
-    Network((2, 6, 6, 6, 2), "residual", 1.5),
-    Network((2, 6, 1), "residual"),
+    TaylorNetwork((2, 5, 7, 2)),
+    TaylorNetwork((2, 6, 1)),
+    TaylorNetwork((2, 6, 6, 6, 2), "residual", 1.5),
+    TaylorNetwork((2, 6, 1), "residual"),
 ]
 IDS = ["dense", "shallow", "residual", "shallow-residual"]
 ORDERS = [orders for orders in itertools.product((0, 1, 2), repeat=2)]
@@ -218,14 +218,14 @@ def test_start():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Network((2, 3)), "`widths` must be three or more"),
-        (lambda: Network((2, 0, 1)), "`widths` must be"),
-        (lambda: Network((2, 3, 1), "deep"), "`kind` must be one of dense, residual"),
-        (lambda: Network((2, 3, 4, 1), "residual"), "must be equal"),
-        (lambda: Network((2, 3, 1), horizon=0.0), "`horizon` must be > 0"),
-        (lambda: Network((2, 3, 1)).at(torch.zeros(5, 1), (2, 2)), r"`points` must have shape \(m, 2\)"),
-        (lambda: Network((2, 3, 1)).at(torch.zeros(5, 2), (2,)), "`orders` must be 2 numbers"),
-        (lambda: Network((2, 3, 1)).at(torch.zeros(5, 2), (2, 3)), "`orders` must be 2 numbers"),
+        (lambda: TaylorNetwork((2, 3)), "`widths` must be three or more"),
+        (lambda: TaylorNetwork((2, 0, 1)), "`widths` must be"),
+        (lambda: TaylorNetwork((2, 3, 1), "deep"), "`kind` must be one of dense, residual"),
+        (lambda: TaylorNetwork((2, 3, 4, 1), "residual"), "must be equal"),
+        (lambda: TaylorNetwork((2, 3, 1), horizon=0.0), "`horizon` must be > 0"),
+        (lambda: TaylorNetwork((2, 3, 1)).at(torch.zeros(5, 1), (2, 2)), r"`points` must have shape \(m, 2\)"),
+        (lambda: TaylorNetwork((2, 3, 1)).at(torch.zeros(5, 2), (2,)), "`orders` must be 2 numbers"),
+        (lambda: TaylorNetwork((2, 3, 1)).at(torch.zeros(5, 2), (2, 3)), "`orders` must be 2 numbers"),
     ],
 )
 def test_bad_input(make, message):

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import Bounds, FlatModule, Price
-from mldd.problems.modules.graph_arguments import Arguments
-from mldd.problems.modules.graph_task import Task
-from mldd.problems.modules.part_functions import Noise, PartFunctions
-from mldd.problems.modules.user_modules import has_statistics
+from mldd.problems.modules import Noise, PartFunctions, has_statistics
+from mldd.problems.modules.one_graph.graph_arguments import Arguments
+from mldd.problems.modules.one_graph.graph_task import Task
 from mldd.problems.nets import Batch, BuiltIn, Fetching, Wanted, built_in, stored
 from mldd.ranks import Communicator
 
@@ -24,7 +23,7 @@ _TOGETHER = 2**18  # entries of the first state of a piece up to which pieces ar
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class GraphPiece:
     """A graph that the network is evaluated on, and what of it counts in the loss.
 
     Parameters
@@ -83,20 +82,20 @@ class FastPath:
 
     network: BuiltIn
     x: Tensor
-    _made: WeakKeyDictionary[Piece, tuple[Batch, Tensor]] = field(default_factory=WeakKeyDictionary, repr=False)
+    _made: WeakKeyDictionary[GraphPiece, tuple[Batch, Tensor]] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @cached_property
     def _features(self) -> Any:
         return stored(self.x)
 
-    def __call__(self, net: nn.Module, piece: Piece, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: nn.Module, piece: GraphPiece, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Return the outputs at some nodes, shape (k, C), and where among them those of the items are.
 
         Parameters
         ----------
         net : nn.Module
             The model, whose parameters count.
-        piece : Piece
+        piece : GraphPiece
             The graph.
         noise : Noise, optional
             The sample of dropout.
@@ -108,18 +107,18 @@ class FastPath:
         seed, step = (0, None) if noise is None else (noise.seed, noise.step)
         return self.network(net, batch, seed, step), rows
 
-    def _wanted(self, piece: Piece) -> tuple[Wanted, Tensor]:
+    def _wanted(self, piece: GraphPiece) -> tuple[Wanted, Tensor]:
         """Return the graph with the nodes that the items are, and where among these every item is."""
         wanted, rows = torch.unique(piece.rows, return_inverse=True)
         features = self._features[piece.nodes.cpu().numpy()] if len(piece.nodes) else stored(piece.values["x"])
         return Wanted(piece.values, features, wanted, piece.nodes), rows
 
-    def together(self, pieces: Sequence[Piece]) -> tuple[Batch, list[Tensor]]:
+    def together(self, pieces: Sequence[GraphPiece]) -> tuple[Batch, list[Tensor]]:
         """Return pieces as one graph whose networks have parameters each, and where the items of each are.
 
         Parameters
         ----------
-        pieces : sequence of Piece
+        pieces : sequence of GraphPiece
             The graphs.
         """
         graphs, rows = zip(*map(self._wanted, pieces), strict=True)
@@ -157,7 +156,7 @@ class GraphLoss:
         How it is called.
     task : Task
         The loss at the items.
-    pieces : tuple of Piece
+    pieces : tuple of GraphPiece
         Where it is evaluated.
     price : Price
         What evaluations cost, in fine gradients.
@@ -174,7 +173,7 @@ class GraphLoss:
     model: FlatModule
     arguments: Arguments
     task: Task
-    pieces: tuple[Piece, ...]
+    pieces: tuple[GraphPiece, ...]
     price: Price
     batched: bool = False
     noise: Noise | None = None
@@ -203,7 +202,7 @@ class GraphLoss:
         several = self.comm is not None and self.comm.ranks > 1
         return self.comm if several and any(map(has_statistics, self.model.module.modules())) else None
 
-    def _of(self, piece: Piece) -> Callable[[nn.Module], Tensor]:
+    def _of(self, piece: GraphPiece) -> Callable[[nn.Module], Tensor]:
         def loss(net: nn.Module) -> Tensor:
             if piece.weight == 0 and self.fast is not None:  # no item, and nothing to take part in
                 return 0.0 * sum((p.sum() for p in net.parameters()), self.model.flat.new_zeros(()))
@@ -211,13 +210,13 @@ class GraphLoss:
 
         return loss
 
-    def _weighted(self, piece: Piece, states: Tensor, rows: Tensor) -> Tensor:
+    def _weighted(self, piece: GraphPiece, states: Tensor, rows: Tensor) -> Tensor:
         """Return what a piece adds to the loss, given outputs of the network and the rows that the items are."""
         if piece.weight == 0:  # a rank without items, which still takes part in collectives
             return 0.0 * states.sum()
         return piece.weight * self.task.mean(self.task.outputs(states, rows), piece.targets)
 
-    def _states(self, net: nn.Module, piece: Piece) -> tuple[Tensor, Tensor]:
+    def _states(self, net: nn.Module, piece: GraphPiece) -> tuple[Tensor, Tensor]:
         """Return outputs of the network, and the rows that the items are."""
         if self.fast is not None:
             return self.fast(net, piece, self.noise)
@@ -253,7 +252,7 @@ class GraphLoss:
     def _seed(self) -> int:
         return 0 if self.noise is None else hash((self.noise.seed, self.noise.step)) % 2**63
 
-    def _each(self, x: Tensor) -> list[tuple[Piece, Tensor]]:
+    def _each(self, x: Tensor) -> list[tuple[GraphPiece, Tensor]]:
         rows = x if self.batched else x[None]
         return list(zip(self.pieces, rows, strict=True))
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mldd.graph import partition
-from mldd.problems.modules.graph_arguments import Arguments
-from mldd.problems.modules.graph_loss import Piece
-from mldd.problems.modules.graph_task import Task
+from mldd.problems.modules.one_graph.graph_arguments import Arguments
+from mldd.problems.modules.one_graph.graph_loss import GraphPiece
+from mldd.problems.modules.one_graph.graph_task import Task
 from mldd.problems.nets import Ints
 from mldd.ranks import SERIAL, Communicator
 
@@ -50,15 +50,15 @@ class GraphPieces:
         return self.arguments.edge_index.device
 
     @cached_property
-    def everything(self) -> Piece:
+    def everything(self) -> GraphPiece:
         """The whole graph with all training items."""
         nodes = torch.arange(self.arguments.nodes, device=self._device)
         edges = torch.arange(self.arguments.edge_index.shape[1], device=self._device)
         items = self.task.fitted
         rows = self.task.items[..., items]
-        return Piece(self.arguments.whole, rows, self.task.targets[items], 1.0, nodes, edges, len(nodes))
+        return GraphPiece(self.arguments.whole, rows, self.task.targets[items], 1.0, nodes, edges, len(nodes))
 
-    def exact(self, items: Tensor, weight: float, own: Tensor | None = None) -> Piece:
+    def exact(self, items: Tensor, weight: float, own: Tensor | None = None) -> GraphPiece:
         """Return the graph that the outputs at some items depend on.
 
         Parameters
@@ -82,9 +82,9 @@ class GraphPieces:
         place = torch.full((self.arguments.nodes,), -1, dtype=torch.int64, device=self._device)
         place[nodes] = torch.arange(len(nodes), device=self._device)
         rows = place[self.task.items[..., items]]
-        return Piece(values, rows, self.task.targets[items], weight, nodes, edges, owned)
+        return GraphPiece(values, rows, self.task.targets[items], weight, nodes, edges, owned)
 
-    def own(self, inside: Tensor) -> Piece:
+    def own(self, inside: Tensor) -> GraphPiece:
         """Return the part of the graph that gives the mean loss over the items at some nodes.
 
         Parameters
@@ -101,7 +101,7 @@ class GraphPieces:
         at = self.task.items[..., items]
         return at if at.dim() == 1 else at[0]
 
-    def aggregated(self, labels: Ints) -> Piece:
+    def aggregated(self, labels: Ints) -> GraphPiece:
         """Return the graph of clusters; an item counts where its node has gone.
 
         Parameters
@@ -113,14 +113,14 @@ class GraphPieces:
         of_node = torch.from_numpy(np.ascontiguousarray(labels)).to(self._device)
         none = torch.zeros(0, dtype=torch.int64)
         rows = of_node[self.task.items[..., items]]
-        return Piece(self.arguments.aggregated(labels), rows, self.task.targets[items], 1.0, none, none, 0)
+        return GraphPiece(self.arguments.aggregated(labels), rows, self.task.targets[items], 1.0, none, none, 0)
 
     @cached_property
     def rank_of(self) -> Tensor:
         """The rank that owns every node, shape (n,)."""
         return partition(self.arguments.graph, self.comm.ranks, seed=self.seed).to(self._device)
 
-    def share(self, items: Tensor) -> Piece:
+    def share(self, items: Tensor) -> GraphPiece:
         """Return what this rank evaluates for the mean loss over some items.
 
         Parameters
@@ -146,12 +146,12 @@ class GraphPieces:
         """
         return items[self.rank_of[self._first(items)] == self.comm.rank]
 
-    def work(self, piece: Piece) -> float:
+    def work(self, piece: GraphPiece) -> float:
         """Return the cost of a piece over that of the whole graph, in proportion to nodes and edges.
 
         Parameters
         ----------
-        piece : Piece
+        piece : GraphPiece
             What is evaluated.
         """
         return piece.work / (self.arguments.nodes + self.arguments.edge_index.shape[1])

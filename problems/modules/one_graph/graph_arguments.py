@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mldd.graph import Graph
-from mldd.problems.modules.user_modules import explained, first_parameter
+from mldd.problems.data import checksum
+from mldd.problems.modules import explained, first_parameter, initialise
 
 Of = Literal["edges", "nodes", "index", "all"]  # what an argument has a row for
 Ints = NDArray[np.int64]
@@ -52,6 +53,20 @@ def fields_of_data(data: Any) -> dict[str, Any]:
         what = f"{edges.dtype} of shape {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
         raise ValueError(f"`edge_index` must be int64 of shape (2, E), got {what}")
     return found
+
+
+def checksum_of(data: Any) -> str:
+    """Return the checksum of all tensors of a graph, and of their names.
+
+    Parameters
+    ----------
+    data : torch_geometric.data.Data, or mapping
+        The graph.
+    """
+    fields = {key: value for key, value in sorted(fields_of_data(data).items()) if isinstance(value, Tensor)}
+    dense = (value.detach().to_dense().cpu() for value in fields.values())
+    arrays = (value.float() if value.dtype is torch.bfloat16 else value for value in dense)
+    return checksum(np.array(list(fields)), *(value.numpy() for value in arrays))
 
 
 def nodes_of(fields: Mapping[str, Any]) -> int:
@@ -387,8 +402,11 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
     if not given and takes_graph(net):
-        return Arguments(tuple(sorted(moved.keys() - _NO_INPUT)), moved, "graph")
-    return Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
+        made = Arguments(tuple(sorted(moved.keys() - _NO_INPUT)), moved, "graph")
+    else:
+        made = Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
+    initialise(net, lambda: made.call(net, made.whole))
+    return made
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

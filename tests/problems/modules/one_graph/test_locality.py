@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mldd.problems.modules import GraphProblem
-from tests.problems.modules.test_graph_problem import C, F, data
+from tests.problems.modules.one_graph.test_graph_problem import C, F, data
 
 gnn = pytest.importorskip("torch_geometric.nn")
 

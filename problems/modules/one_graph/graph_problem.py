@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,41 +13,37 @@ from torch import Tensor, nn
 from mldd.algebra import (
     FlatModule,
     Hierarchy,
-    Identity,
-    Level,
     ModuleObjective,
     Objective,
     Price,
-    SharedDecomposition,
     Stochastic,
     check_choices,
     check_least,
-    corrected_models,
     sampled,
 )
-from mldd.graph import aggregate, grow, partition
 from mldd.loop import Problem
-from mldd.problems.modules.graph_arguments import Arguments, arguments_of
-from mldd.problems.modules.graph_loss import FastPath, GraphLoss, Piece, fast_path, modes
-from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.graph_task import READ, Task, check_outputs, is_mean, measured, task_of
-from mldd.problems.modules.halo_choice import HALOS, Shares
-from mldd.problems.modules.locality import hops_of, ignored
-from mldd.problems.modules.module_layers import ModuleLayers
-from mldd.problems.modules.module_scores import settled
-from mldd.problems.modules.part_functions import Draws, Noise
-from mldd.problems.modules.user_modules import (
+from mldd.problems.modules import (
+    Draws,
+    ModuleLayers,
+    Noise,
     first_parameter,
     has_statistics,
-    initialise,
     is_loss_of_network,
     restarted,
+    settled,
 )
-from mldd.problems.nets import MiniBatches, composite_labels, is_model
+from mldd.problems.modules.one_graph.division import Division
+from mldd.problems.modules.one_graph.graph_arguments import Arguments, arguments_of, checksum_of
+from mldd.problems.modules.one_graph.graph_loss import FastPath, GraphLoss, GraphPiece, fast_path, modes
+from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
+from mldd.problems.modules.one_graph.graph_spaces import GraphSpaces
+from mldd.problems.modules.one_graph.graph_task import READ, Task, check_loss, measured, task_of
+from mldd.problems.modules.one_graph.halo_choice import Shares
+from mldd.problems.modules.one_graph.locality import hops_of, ignored
+from mldd.problems.nets import MiniBatches, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
-_SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9},
@@ -82,16 +78,8 @@ class GraphProblem(Problem):
         Fields that ``forward`` takes, in its order; by default those that its parameters are named after.
     groups : tuple of str
         Names of modules that are one layer together, see `ModuleLayers`; empty for a layer per module.
-    subdomains : {"graph", "layers"}
-        What is decomposed.
-    local : {"composite", "own"}
-        Local models of graph parts: the nodes of the part and clusters of all others, or the mean loss over the
-        labelled nodes of the part with the nodes around it.
-    clusters : int
-        Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
-    halo : {"auto", "deep", "exchange"}
-        On several ranks: evaluate all nodes that the outputs of a rank depend on, or fetch states of neighbours behind
-        every propagation of torch_geometric's layers; by default what costs less.
+    division : Division
+        Subdomains, coarse graphs and the shares of ranks.
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
@@ -115,10 +103,7 @@ class GraphProblem(Problem):
     loss: Callable[..., Tensor] | None = None
     inputs: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    subdomains: Literal["graph", "layers"] = "graph"
-    local: Literal["composite", "own"] = "composite"
-    clusters: int = 0
-    halo: Literal["auto", "deep", "exchange"] = "auto"
+    division: Division = Division()
     labels: Literal["train", "all"] = "train"
     batch: int = 0
     seed: int = 0
@@ -127,9 +112,9 @@ class GraphProblem(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense, and data that do not fit."""
-        choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
-        check_choices(self, choices | {"halo": HALOS})
-        check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
+        check_choices(self, {"labels": ("train", "all")})
+        check_choices(self.division, {"subdomains": ("graph", "layers")})
+        check_least(self, {"batch": 0, "seed": 0})
         if self._whole_loss and self.batch:
             raise ValueError(f"`batch` must be 0 for loss(net, data), got {self.batch}; draw the batch in the loss")
         _ = self.arguments, self.model
@@ -160,9 +145,7 @@ class GraphProblem(Problem):
     @cached_property
     def model(self) -> FlatModule:
         """The network as a function of one vector."""
-        net = self.net.to(self._device)
-        initialise(net, lambda: self.arguments.call(net, self.arguments.whole))
-        return FlatModule(net)
+        return FlatModule(self.net.to(self._device))
 
     @cached_property
     def _start(self) -> Tensor:
@@ -225,7 +208,7 @@ class GraphProblem(Problem):
         NotLocalError
             On several ranks, a network that looks at all nodes.
         """
-        halo, reason = self.halo, "as asked for"
+        halo, reason = self.division.halo, "as asked for"
         if halo == "auto" and self.fast is not None:
             halo, reason = "deep", "as the built-in layers have them"
         elif halo == "auto" and self.batch > 0:
@@ -235,7 +218,7 @@ class GraphProblem(Problem):
     @cached_property
     def _built_in(self) -> FastPath | str:
         """What evaluates the network by built-in layers, or why nothing does."""
-        if self.halo == "exchange" and self.comm.ranks > 1:
+        if self.division.halo == "exchange" and self.comm.ranks > 1:
             return "built-in layers have deep halos, got halo=exchange"
         return fast_path(self.net, self.arguments)
 
@@ -257,7 +240,7 @@ class GraphProblem(Problem):
         self._check_loss()
         return self._loss_of(self.shares.piece(self.task.fitted))
 
-    def _loss_of(self, piece: Piece) -> GraphLoss:
+    def _loss_of(self, piece: GraphPiece) -> GraphLoss:
         price = Price(self.pieces.work(piece))
         return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=self.comm, fast=self.fast)
 
@@ -271,17 +254,10 @@ class GraphProblem(Problem):
         return ModuleObjective(self.net, lambda net: loss(net, data))
 
     def _check_loss(self) -> None:
-        """Refuse outputs that the loss would misread, and to share out a loss that is no mean over rows."""
-        items = self.task.items[..., self.task.fitted]
-        outputs = self.task.outputs(self.outputs(self._tried), items)
-        check_outputs(self.task, outputs)
-        if self.loss is None or (self.comm.ranks == 1 and self.batch == 0):
-            return
-        if not is_mean(self.task, outputs):
-            raise ValueError(
-                "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
-                "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
-            )
+        shared = self.comm.ranks > 1 or self.batch > 0
+        check_loss(
+            self.task, self.task.outputs(self.outputs(self._tried), self.task.items[..., self.task.fitted]), shared
+        )
 
     @cached_property
     def _objective(self) -> Objective:
@@ -328,12 +304,17 @@ class GraphProblem(Problem):
             return self._start.clone()
         return restarted(self.net, seed).to(self._start)
 
-    # -------------------------------------------------------------------------------- levels
+    # -------------------------------------------------------------------------------- levels and subdomains
 
-    @property
-    def _first_clusters(self) -> int:
-        n = self.arguments.nodes
-        return min(n, self.clusters or max(4, round(_SHARE * n)))
+    @cached_property
+    def spaces(self) -> GraphSpaces:
+        """Losses on parts of the graph and on coarser graphs."""
+        blocks = self._layers.layout.slices
+        return GraphSpaces(self.model, self.pieces, self.fast, self.division, blocks, self.seed)
+
+    @cached_property
+    def _layers(self) -> ModuleLayers:
+        return ModuleLayers.of(self.net, self.groups)
 
     def _refuse_whole(self, what: str) -> None:
         if self._whole_loss:
@@ -349,43 +330,9 @@ class GraphProblem(Problem):
         ValueError
             No level, more than the graph has nodes for, or a loss of the network.
         """
-        sizes = [self._first_clusters // 4**k for k in range(max(levels - 1, 0))]
-        if levels < 1 or (sizes and sizes[-1] < 2):
-            most = 1 + sum(self._first_clusters // 4**k >= 2 for k in range(64))
-            raise ValueError(f"`levels` must be in 1..{most} for {self.arguments.nodes} nodes, got {levels}")
-        made = [Level(self.objective())]
-        if sizes:
+        if levels > 1:
             self._refuse_whole("coarse graphs")
-        for size in sizes:
-            f = self.coarse(size)
-            made.append(Level(f, Identity(self.model.size), f.price.gradient))
-        return Hierarchy(tuple(made))
-
-    def coarse(self, clusters: int) -> GraphLoss:
-        """Return the loss on the aggregated graph.
-
-        Parameters
-        ----------
-        clusters : int
-            How many nodes it has.
-        """
-        piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
-        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
-            self.arguments.call(self.net, piece.values)  # a network for this graph alone is refused here
-        price = Price(self.pieces.work(piece), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, (piece,), price, fast=self.fast)
-
-    # -------------------------------------------------------------------------------- subdomains
-
-    def parts(self, parts: int) -> Tensor:
-        """Return the part of every node, shape (n,): METIS.
-
-        Parameters
-        ----------
-        parts : int
-            Number of parts.
-        """
-        return partition(self.arguments.graph, parts, seed=self.seed)
+        return self.spaces.hierarchy(self.objective(), levels)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
         """Return the decomposition into parts of the graph or runs of layers (`subdomains`).
@@ -398,52 +345,16 @@ class GraphProblem(Problem):
             More parts than nodes or layers, fewer than ranks, a negative overlap, or a network that cannot be cut.
         """
         comm = self.comm if comm is None else comm
-        if self.subdomains == "layers":
+        if self.division.subdomains == "layers":
             if self.comm.ranks > 1:
                 raise ValueError(
                     f"subdomains=layers needs one rank, got {self.comm.ranks}; use subdomains=graph on several"
                 )
-            return ModuleLayers.of(self.net, self.groups).decomposition(parts, overlap, comm)
+            return self._layers.decomposition(parts, overlap, comm)
         self._refuse_whole("graph parts")
         if self.fast is None:
             _ = self.hops  # a network that looks at all nodes is refused on one rank as on several
-        for name, least, given in (("parts", comm.ranks, parts), ("overlap", 0, overlap)):
-            if given < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {given}")
-        part, mine = self.parts(parts), comm.share(parts)
-
-        @cache
-        def losses(chosen: range) -> GraphLoss:
-            return self.local_losses(part, chosen, overlap)
-
-        build = corrected_models(lambda decomposition, f: losses(decomposition.local))
-        losses(mine)  # here, where bad parts are refused, and outside of any clock
-        blocks = ModuleLayers.of(self.net, self.groups).layout.slices
-        return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=blocks, device=self._device)
-
-    def local_losses(self, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> GraphLoss:
-        """Return the local losses of some parts as a batch of (p, N), without correction and dropout.
-
-        Parameters
-        ----------
-        part : Tensor, shape (n,), int64
-            The part of every node.
-        chosen : sequence of int
-            Which parts.
-        overlap : int
-            Layers of nodes that are added to every part.
-        """
-        own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
-        if self.fast is None:
-            vars(self)["_looped"] = len(own)  # for `details`
-        pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
-        price = Price(sum(map(self.pieces.work, pieces)), fine=False)
-        return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True, fast=self.fast)
-
-    def _composites(self, part: Tensor, own: Sequence[Tensor]) -> list[Piece]:
-        within = max(self._first_clusters, int(part.max()) + 1)
-        clusters = aggregate(self.arguments.graph, within, seed=self.seed, within=part).numpy()
-        return [self.pieces.aggregated(composite_labels(nodes.numpy(), clusters)) for nodes in own]
+        return self.spaces.decomposition(parts, overlap, comm)
 
     # -------------------------------------------------------------------------------- what the user sees
 
@@ -513,6 +424,10 @@ class GraphProblem(Problem):
         """Return loss and accuracy, or the root mean square of errors, on training, validation and test items."""
         return {} if self._whole_loss else measured(self.task, self.outputs(x))
 
+    def identity(self) -> str:
+        """Return the checksum of all tensors of the data."""
+        return checksum_of(self.data)
+
     def details(self) -> dict[str, Any]:
         """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
         used = {*self.arguments.names, *READ}
@@ -523,7 +438,7 @@ class GraphProblem(Problem):
         notes = [f"not used: {', '.join(lost)}"] if lost else []
         if self.comm.ranks > 1 and "shares" in vars(self):
             notes.append(f"halos of ranks are {self.shares.told}")
-        if vars(self).get("_looped", 1) > 1:
+        if "spaces" in vars(self) and self.spaces.one_by_one > 1:
             notes.append("subdomains are evaluated one after the other: parts of a graph have different sizes")
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mldd.problems.modules import GraphProblem, SupervisedProblem
+from mldd.problems.modules import Division, GraphProblem, SupervisedProblem
 from mldd.problems.modules.graph_samples import one_graph
 
 gnn = pytest.importorskip("torch_geometric.nn")
@@ -111,7 +111,7 @@ def test_probabilities_and_their_own_loss_are_taken():
 
 @pytest.mark.parametrize("local", ["composite", "own"])
 def test_parameters_per_node_are_refused_for_parts_and_coarse_graphs_on_one_rank_too(local):
-    problem = GraphProblem(PerNode(), graph(), local=local)
+    problem = GraphProblem(PerNode(), graph(), division=Division(local=local))
     assert torch.isfinite(problem.objective().value(problem.initial(0)))
     with pytest.raises(ValueError, match="tensors of its own per node.*subdomains=layers"):
         problem.decomposition(2)

@@ -14,7 +14,7 @@ from mldd.loop import Stop, minimise
 from mldd.problems.modules import GraphProblem
 from mldd.problems.nets import built_in
 from mldd.solvers import Adam
-from tests.problems.modules.test_graph_problem import C, F, N, data, plain_loss
+from tests.problems.modules.one_graph.test_graph_problem import C, F, N, data, plain_loss
 
 models = pytest.importorskip("torch_geometric.nn.models")
 
@@ -61,16 +61,20 @@ def graph(loops=False):
     return {**given, "edge_index": edges, "edge_attr": None, "edge_weight": weights}
 
 
+def graph_of(given):
+    return {k: v for k, v in given.items() if v is not None}
+
+
 def made(make, given, **options):
     torch.manual_seed(1)
-    return GraphProblem(make().double(), {k: v for k, v in given.items() if v is not None}, **options)
+    return mldd.problem(GraphProblem, net=make().double(), data=graph_of(given), **options)
 
 
 def own_calls(p, given, **options):
     """The same network by its own calls: a derived class may do something else, and is not taken over."""
     net = copy.deepcopy(p.net)
     net.__class__ = type("Derived", (type(net),), {})
-    return GraphProblem(net, {k: v for k, v in given.items() if v is not None}, **options)
+    return mldd.problem(GraphProblem, net=net, data=graph_of(given), **options)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -116,15 +120,15 @@ def test_samples_products_levels_and_parts_are_those_of_its_own_calls(name):
     q = own_calls(p, given)
     assert p.fast is not None and q.fast is None
     x = p.initial() + 0.05
-    pairs = [[sampled(r.objective(), 3) for r in (p, q)], [r.coarse(20) for r in (p, q)]]
+    pairs = [[sampled(r.objective(), 3) for r in (p, q)], [r.spaces.coarse(20) for r in (p, q)]]
     for f, g in pairs:
         torch.testing.assert_close(f.gradient(x), g.gradient(x), rtol=1e-9, atol=1e-11)
     f, g = [r.objective().f for r in (p, q)]
     v = torch.linspace(-1, 1, len(x), dtype=x.dtype)
     torch.testing.assert_close(f.hessian_product(x, v), g.hessian_product(x, v), rtol=1e-9, atol=1e-11)
-    part = p.parts(3)
+    part = p.spaces.parts(3)
     rows = torch.stack([x, x + 0.1, x - 0.1])
-    f, g = [r.local_losses(part, range(3), 1) for r in (p, q)]
+    f, g = [r.spaces.local_losses(part, range(3), 1) for r in (p, q)]
     torch.testing.assert_close(f.gradient(rows), g.gradient(rows), rtol=1e-9, atol=1e-11)
 
 
@@ -184,7 +188,7 @@ def test_parts_are_evaluated_together(name, local):
     q = own_calls(p, given, local=local)
     random = torch.Generator().manual_seed(4)
     x, v = (torch.randn(3, p.model.size, generator=random, dtype=torch.float64) for _ in range(2))
-    f, g = (r.local_losses(p.parts(3), range(3), 1) for r in (p, q))
+    f, g = (r.spaces.local_losses(p.spaces.parts(3), range(3), 1) for r in (p, q))
     assert f._stacked is not None and g._stacked is None
     torch.testing.assert_close(f.value(x), g.value(x), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(f.gradient(x), g.gradient(x), rtol=1e-9, atol=1e-11)
@@ -200,6 +204,6 @@ def test_frozen_parameters_are_shared_by_parts_one_after_the_other():
     p = GraphProblem(net, {k: v for k, v in given.items() if v is not None})
     q = own_calls(p, given)
     x = p.initial().expand(3, -1) + torch.arange(3.0).double()[:, None] / 10
-    f, g = (r.local_losses(p.parts(3), range(3)) for r in (p, q))
+    f, g = (r.spaces.local_losses(p.spaces.parts(3), range(3)) for r in (p, q))
     assert f._stacked is None
     torch.testing.assert_close(f.gradient(x), g.gradient(x), rtol=1e-9, atol=1e-11)

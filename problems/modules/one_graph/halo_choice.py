@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import FlatModule
-from mldd.problems.modules.graph_loss import Piece
-from mldd.problems.modules.graph_pieces import GraphPieces
-from mldd.problems.modules.locality import close
+from mldd.problems.modules.one_graph.graph_loss import GraphPiece
+from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
+from mldd.problems.modules.one_graph.locality import close
 from mldd.problems.nets import Fetching, OneLayer, Seen, one_layer
 
 HALOS = ("auto", "deep", "exchange")
@@ -48,7 +48,7 @@ class Shares:
     halo: Literal["auto", "deep", "exchange"] = "auto"
     reason: str = "as asked for"
 
-    def piece(self, items: Tensor) -> Piece:
+    def piece(self, items: Tensor) -> GraphPiece:
         """Return what this rank evaluates for the mean loss over some items.
 
         Parameters
@@ -65,14 +65,14 @@ class Shares:
         return replace(self._whole, rows=rows, targets=targets, weight=len(mine) / len(items))
 
     @cached_property
-    def _whole(self) -> Piece:
+    def _whole(self) -> GraphPiece:
         """The nodes of this rank and one layer of others, without items."""
         fetching = self.fetching
         assert fetching is not None
         layer = fetching.layer
         values = self.pieces.arguments.taken(layer.nodes, layer.edges, layer.ends)
         none = layer.nodes[:0]
-        return Piece(values, none, none, 0.0, layer.nodes, layer.edges, layer.own, fetching)
+        return GraphPiece(values, none, none, 0.0, layer.nodes, layer.edges, layer.own, fetching)
 
     def _rows(self, layer: OneLayer) -> Tensor:
         """Return the row of every node that the rank has, shape (n,)."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mldd.problems.modules.graph_arguments import Arguments
+from mldd.problems.modules.one_graph.graph_arguments import Arguments
 
 _TRIED = 4  # nodes whose outputs are looked at
 _MOST = 64  # hops; more are taken for no bound at all

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import mldd
 from mldd.algebra import Price, counting, sampled
 from mldd.graph import grow
 from mldd.loop import Stop, minimise
-from mldd.problems.modules import GraphProblem
-from mldd.problems.modules.graph_loss import GraphLoss
-from mldd.problems.modules.locality import NotLocalError
+from mldd.problems.modules import Division, GraphProblem
+from mldd.problems.modules.one_graph.graph_loss import GraphLoss
+from mldd.problems.modules.one_graph.locality import NotLocalError
 from mldd.solvers import Adam, MultilevelLBFGS, SchwarzAdaGrad
 
 gnn = pytest.importorskip("torch_geometric.nn")
@@ -110,7 +111,8 @@ def data(seed=0, **more):
 
 def problem(name, given=None, **options):
     torch.manual_seed(1)
-    return GraphProblem(NETS[name]().double(), data() if given is None else given, **options)
+    net = NETS[name]().double()
+    return mldd.problem(GraphProblem, net=net, data=data() if given is None else given, **options)
 
 
 def plain_loss(p, x, given):
@@ -163,10 +165,10 @@ def test_hops_are_measured(name, hops):
 @pytest.mark.parametrize("name", ["by hand", "gcn", "transformer"])
 def test_a_part_with_its_halo_is_the_mean_over_its_labelled_nodes(name):
     p = problem(name, local="own")
-    x, part = p.initial(0) + 0.05, p.parts(3)
+    x, part = p.initial(0) + 0.05, p.spaces.parts(3)
     inside = grow(p.arguments.graph, part == 1, 1) & p.data["train_mask"]
     expected = functional.cross_entropy(p.outputs(x)[inside], p.data["y"][inside])
-    found = p.local_losses(part, [1], 1).value(x[None])[0]
+    found = p.spaces.local_losses(part, [1], 1).value(x[None])[0]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -236,10 +238,10 @@ def test_a_mini_batch_is_the_mean_over_some_nodes():
 
 def test_a_layer_that_sees_all_nodes_is_refused_for_graph_parts_and_can_be_decomposed_by_layers():
     torch.manual_seed(0)
-    p = GraphProblem(GlobalNorm().double(), data(), local="own")
+    p = GraphProblem(GlobalNorm().double(), data(), division=Division(local="own"))
     with pytest.raises(NotLocalError, match="GraphNorm.*subdomains=layers"):
         p.decomposition(3)
-    d = replace(p, subdomains="layers").decomposition(3)
+    d = replace(p, division=Division(subdomains="layers")).decomposition(3)
     assert [len(s.indices) for s in d.subdomains] == [28, 12, 15]
 
 
@@ -321,7 +323,7 @@ def test_links_are_inner_products_of_states():
     expected = functional.binary_cross_entropy_with_logits((z[pairs[0]] * z[pairs[1]]).sum(1), linked)
     torch.testing.assert_close(p.objective().value(x), expected)
     d = p.decomposition(3)
-    inside = p.parts(3)[pairs[0]] == 0
+    inside = p.spaces.parts(3)[pairs[0]] == 0
     z = (z[pairs[0]] * z[pairs[1]]).sum(1)[inside]
     expected = functional.binary_cross_entropy_with_logits(z, linked[inside])
     torch.testing.assert_close(d.models(p.objective(), x, None).f.value(x.expand(3, -1))[0], expected)
@@ -339,7 +341,7 @@ def test_a_loss_of_the_network_is_decomposed_by_layers_alone():
     torch.testing.assert_close(p.objective().value(x), functional.cross_entropy(p.outputs(x), given["y"]))
     with pytest.raises(ValueError, match="graph parts need loss.outputs, targets."):
         p.decomposition(2)
-    assert replace(p, subdomains="layers").decomposition(2).parts == 2
+    assert replace(p, division=Division(subdomains="layers")).decomposition(2).parts == 2
 
 
 def test_a_loss_that_is_no_mean_is_not_shared_out():

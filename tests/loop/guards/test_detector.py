@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mldd.algebra import Around, Noisy
 from mldd.loop import FINITE, REPLICATED, RISING, Detection, Interval, Schedule, State, Status, Stop, minimise
-from mldd.loop.evaluations import is_another, is_slope
-from mldd.loop.invariants import Leaf, checksum, fallen, leaves, sums_of_bits
+from mldd.loop.guards.gradients import is_another, is_slope
+from mldd.loop.guards.invariants import Leaf, checksum, fallen, leaves, sums_of_bits
 from mldd.ranks import SERIAL
 from mldd.solvers import LBFGS, AdaGrad, Adam, Sgd
 from mldd.solvers.parts import LbfgsPairs

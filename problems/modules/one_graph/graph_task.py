@@ -232,24 +232,36 @@ def check_outputs(task: Task, outputs: Tensor) -> None:
         )
 
 
-def is_mean(task: Task, outputs: Tensor) -> bool:
-    """Return whether the loss over all training items is the mean of those over pieces, as parts and ranks need it.
+def check_loss(task: Task, outputs: Tensor, shared: bool) -> None:
+    """Refuse outputs that the loss would misread, and to share out a loss that is no mean over rows.
 
     Parameters
     ----------
     task : Task
         With the loss.
     outputs : Tensor, shape (m, ...)
-        At the training items.
+        At the training items, with any parameters.
+    shared : bool
+        Whether the loss over all training items is to be the mean of those over pieces.
+
+    Raises
+    ------
+    ValueError
+        The default loss would misread them, or the loss is no mean.
     """
+    check_outputs(task, outputs)
     targets, m = task.targets[task.fitted], len(outputs)
     half = m // 2
-    if task.loss is None or half == 0:
-        return True
+    if task.loss is None or half == 0 or not shared:
+        return
     with torch.no_grad():
         pieces = [task.mean(outputs[a:b], targets[a:b]) * (b - a) / m for a, b in ((0, half), (half, m))]
         whole = task.mean(outputs, targets)
-    return bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7)
+    if not bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7):
+        raise ValueError(
+            "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
+            "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
+        )
 
 
 def measured(task: Task, states: Tensor, parts: Sequence[str] = SPLITS) -> dict[str, float]:

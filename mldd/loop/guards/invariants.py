@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mldd.loop.packing import PER_SUBDOMAIN, SCRATCH
+from mldd.loop import PER_SUBDOMAIN, SCRATCH
 
 # Metadata of fields of states, to be joined by ``|`` with those of `mldd.loop.packing`; for what is below a field of
 # PER_SUBDOMAIN, neither holds.

@@ -1,0 +1,44 @@
+"""How a graph is divided: into subdomains, coarser graphs and the shares of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mldd.algebra import check_choices, check_least
+from mldd.problems.modules.one_graph.halo_choice import HALOS
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a graph is divided, or the network on it.
+
+    Parameters
+    ----------
+    subdomains : {"graph", "layers", "both"}
+        What is decomposed: the graph, the network into runs of layers, or, of many graphs alone, both.
+    local : {"composite", "own"}
+        Local models of graph parts: the nodes of the part and clusters of all others, or the mean loss over the
+        labelled nodes of the part with the nodes around it.
+    clusters : int
+        Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
+    halo : {"auto", "deep", "exchange"}
+        On several ranks: evaluate all nodes that the outputs of a rank depend on, or fetch states of neighbours behind
+        every propagation of torch_geometric's layers; by default what costs less.
+
+    Raises
+    ------
+    ValueError
+        An option that makes no sense.
+    """
+
+    subdomains: Literal["graph", "layers", "both"] = "graph"
+    local: Literal["composite", "own"] = "composite"
+    clusters: int = 0
+    halo: Literal["auto", "deep", "exchange"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        choices = {"subdomains": ("graph", "layers", "both"), "local": ("composite", "own"), "halo": HALOS}
+        check_choices(self, choices)
+        check_least(self, {"clusters": 0})
