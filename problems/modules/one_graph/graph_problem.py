@@ -237,7 +237,8 @@ class GraphProblem(Problem):
     def _plain(self) -> Objective:
         if self._whole_loss:
             return self._of_network()
-        self._check_loss()
+        fitted = self.task.outputs(self.outputs(self._tried), self.task.items[..., self.task.fitted])
+        check_loss(self.task, fitted, shared=self.comm.ranks > 1 or self.batch > 0)
         return self._loss_of(self.shares.piece(self.task.fitted))
 
     def _loss_of(self, piece: GraphPiece) -> GraphLoss:
@@ -252,12 +253,6 @@ class GraphProblem(Problem):
         loss, data = self.loss, self.data
         assert loss is not None
         return ModuleObjective(self.net, lambda net: loss(net, data))
-
-    def _check_loss(self) -> None:
-        shared = self.comm.ranks > 1 or self.batch > 0
-        check_loss(
-            self.task, self.task.outputs(self.outputs(self._tried), self.task.items[..., self.task.fitted]), shared
-        )
 
     @cached_property
     def _objective(self) -> Objective:
