@@ -16,7 +16,7 @@ ready:
 setup:
 	@sh setup.sh --retry
 
-demo: ready
+demo:
 	@sh demo.sh
 
 test: ready

@@ -8,7 +8,7 @@
 #   PETSC_DIR, PETSC_ARCH    the site's PETSc, instead of one built here
 #   PETSC_CONFIGURE_OPTIONS  what PETSc is built with
 #   MLDD_WITHOUT_PETSC=1     no PETSc
-# and with --retry it tries again what could not be built.
+# and with --retry it tries again what could not be built, with --first it makes all but PETSc, for another call to go on.
 set -eu
 cd "$(dirname "$0")"
 here=$(pwd -P)
@@ -17,6 +17,8 @@ python=$venv/bin/python
 stages=$venv/stages # one stamp for every stage that has come to its end
 log=$venv/setup.log
 without=${MLDD_WITHOUT_PETSC:-}
+first=
+if [ "${1:-}" = --first ]; then first=1; fi
 unset PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0
 
@@ -269,17 +271,18 @@ else
     stage mpi "$(pinned mpich) $(pinned mpi4py)" "MPI: mpich $(pinned mpich), mpi4py $(pinned mpi4py), about 5 s"
     wheels=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/mldd/wheels/$(echo "$(uname -sm) $("$python" -V) $(pinned mpich) ${PETSC_CONFIGURE_OPTIONS:-$default_options}" | cksum | tr ' ' -)
 fi
-if [ -z "$without" ] && [ ! -e "$stages/failed" ]; then
+if [ -z "$without$first" ] && [ ! -e "$stages/failed" ]; then
     if [ -n "${PETSC_DIR:-}" ]; then
         stage petsc "$PETSC_DIR" "PETSc of $PETSC_DIR"
     else
         stage petsc "$(pinned petsc)" "PETSc $(pinned petsc)$([ -n "$(kept petsc)" ] || echo ' from source, about 5 to 10 minutes')"
     fi
 fi
-if [ -z "$without" ] && [ ! -e "$stages/failed" ]; then
+if [ -z "$without$first" ] && [ ! -e "$stages/failed" ]; then
     stage petsc4py "$(pinned petsc4py)" "petsc4py $(pinned petsc4py)$([ -n "$(kept petsc4py)" ] || echo ' from source, about 3 to 5 minutes')"
 fi
 number=6
 stage mldd "$(cat setup.cfg pyproject.toml | cksum)" "mldd itself"
+if [ -n "$first" ]; then exit 0; fi
 echo "$everything" >"$stages/all"
 report
