@@ -1,11 +1,12 @@
-# make demo | test | test-portable | lint | setup | clean. Every target does the set-up that is missing, in .venv.
-.PHONY: help demo test test-portable trust lint setup ready clean
+# make demo | test | test-portable | trust | paper | lint | setup | clean. Every target does the set-up that is missing, in .venv.
+.PHONY: help demo test test-portable trust paper lint setup ready clean
 
 help:
 	@echo 'make demo           train a graph network by two-level domain decomposition on two MPI ranks, next to Adam'
 	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them)'
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
 	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
+	@echo 'make paper          write the pages of paper/ as HTML, the results from their files'
 	@echo 'make lint           check style and types'
 	@echo 'make setup          the set-up alone; tries again what could not be built'
 	@echo 'make clean          remove the environment and what was built'
@@ -50,6 +51,10 @@ trust: ready
 	exit $$failed
 
 # mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.
+# Pages of paper/ as HTML in build/paper; results.md is written anew from the files in paper/results.
+paper: ready
+	.venv/bin/python paper/build.py
+
 lint: ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
