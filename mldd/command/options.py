@@ -296,7 +296,7 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or as many as ranks if these are more")
+    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or what the problem advises")
     add("--overlap", type=_at_least(0), metavar="K", help="layers added to every subdomain; default 1")
     add("--levels", type=_at_least(1), metavar="L", help="default 3 for multilevel solvers, 1 for the others")
     add("--combine", choices=("asm", "ras", "wasm"), help="how corrections are combined")

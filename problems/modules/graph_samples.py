@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mldd.problems.modules.one_graph import Task, names_of_arguments, task_of
 from mldd.problems.modules.samples import is_plain
+from mldd.problems.modules.user_modules import check_uncached
 
 _AT_ONCE = 1024  # graphs that a network is called with together
 _WHOLE = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the batch
@@ -106,8 +107,8 @@ class GraphSamples:
         Raises
         ------
         ValueError
-            Graphs of different fields, features that are not finite, a loader that leaves graphs out, or an argument
-            that they do not have.
+            Graphs of different fields, features that are not finite, a loader that leaves graphs out, an argument
+            that they do not have, or a layer that keeps the edges of one of them.
         ImportError
             torch_geometric is missing.
         """
@@ -120,6 +121,8 @@ class GraphSamples:
             data, size = data.dataset, data.batch_size or 0
         graphs = tuple(_data(data[k]) for k in range(len(data)))
         _check(graphs)
+        if net is not None:
+            check_uncached(net, "the others")
         made = GraphSamples(graphs, (), bool(inputs), size)
         if net is None or (not inputs and _takes_whole(net)):
             return made

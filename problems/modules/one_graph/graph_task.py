@@ -172,24 +172,33 @@ def _links(fields: Mapping[str, Any], loss: Loss | None) -> Task:
     return Task("links", pairs, targets, {"train": torch.ones(pairs.shape[1], dtype=torch.bool)}, loss)
 
 
-def is_mean(task: Task, outputs: Tensor) -> bool:
-    """Return whether the loss over all training items is the mean of those over pieces, as parts and ranks need it.
+def check_mean(task: Task, states: Tensor) -> None:
+    """Refuse to share out a loss whose value over all training items is not the mean of those over pieces.
 
     Parameters
     ----------
     task : Task
         With the loss.
-    outputs : Tensor, shape (m, ...)
-        At the training items.
+    states : Tensor, shape (n, k)
+        What the network returns.
+
+    Raises
+    ------
+    ValueError
+        It is a sum, say, or has weights by class.
     """
-    targets, m = task.targets[task.fitted], len(outputs)
-    half = m // 2
+    outputs, targets = task.outputs(states, task.items[..., task.fitted]), task.targets[task.fitted]
+    m, half = len(outputs), len(outputs) // 2
     if task.loss is None or half == 0:
-        return True
+        return
     with torch.no_grad():
         pieces = [task.mean(outputs[a:b], targets[a:b]) * (b - a) / m for a, b in ((0, half), (half, m))]
         whole = task.mean(outputs, targets)
-    return bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7)
+    if not (pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7:
+        raise ValueError(
+            "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
+            "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
+        )
 
 
 def measured(task: Task, states: Tensor, parts: Sequence[str] = tuple(SPLITS)) -> dict[str, float]:
