@@ -1,8 +1,23 @@
-"""Fixtures of several files."""
+"""Fixtures of several files, and how pytest-xdist shares the tests out."""
+
+import os
 
 import pytest
 
+# Processes that share the processors take one thread each, so that they do not wait for each other; before torch loads.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from mldd.command.cli import main
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep files together, for they have fixtures of their own, and all that starts ranks, which would be too many."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "ranks" if item.get_closest_marker("mpi") else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
