@@ -16,7 +16,8 @@ def pytest_collection_modifyitems(config, items):
     """Keep files together, for they have fixtures of their own, and all that starts ranks, which would be too many."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            group = "ranks" if item.get_closest_marker("mpi") else item.nodeid.partition("::")[0]
+            is_mpi = item.get_closest_marker("mpi") is not None or "tests/mpi/" in item.nodeid
+            group = "ranks" if is_mpi else item.nodeid.partition("::")[0]
             item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -6,7 +6,7 @@ import torch
 from mldd.graph import partition
 from mldd.problems.data import write
 from mldd.problems.data.datasets import sbm
-from tests.helpers import MLDD, launch, needs_mpi, result
+from tests.helpers import MLDD, launch, needs_mpi, result, together
 
 START = """
     import sys
@@ -187,9 +187,7 @@ HISTORIES = (
 @pytest.mark.mpi
 @pytest.mark.parametrize("script", [EXACT, MODELS], ids=["exact", "models"])
 def test_ranks_agree_with_one(script):
-    done = launch(4, script, safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all the same" in done.stdout
+    assert "all the same" in together(4, script)
 
 
 @needs_mpi
@@ -199,9 +197,7 @@ def test_trainings_are_the_same_on_1_2_and_4_ranks(tmp_path):
     part = partition(data.graph, 4)
     write(data, part, tmp_path / "shards")
     torch.save((data, part), tmp_path / "whole.pt")
-    done = launch(4, HISTORIES, tmp_path / "shards", tmp_path / "whole.pt", safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all the same" in done.stdout
+    assert "all the same" in together(4, HISTORIES, tmp_path / "shards", tmp_path / "whole.pt")
 
 
 @pytest.fixture
