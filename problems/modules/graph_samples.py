@@ -275,6 +275,12 @@ class GraphSamples:
     def _known(self, targets: Tensor) -> Tensor:
         return targets >= 0 if self.task.kind == "classification" else ~targets.isnan()
 
+    def _matched(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs in the shape of the labels, where these are no classes, and which labels are known."""
+        if self.task.kind != "classification":
+            outputs = outputs.reshape(targets.shape)
+        return outputs, self._known(targets)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over the known labels of a batch: what is taken where the user gives none.
 
@@ -285,9 +291,7 @@ class GraphSamples:
         targets : Tensor, shape (m,) or (m, k)
             Labels.
         """
-        if self.task.kind != "classification":
-            outputs = outputs.reshape(targets.shape)
-        known = self._known(targets)
+        outputs, known = self._matched(outputs, targets)
         return self.task.mean(outputs, targets) if self._all_known else self.task.mean(outputs[known], targets[known])
 
     @cached_property
@@ -351,9 +355,7 @@ class GraphSamples:
         targets : Tensor, shape (m,) or (m, k)
             Labels.
         """
-        if self.task.kind != "classification":
-            outputs = outputs.reshape(targets.shape)
-        known = self._known(targets)
+        outputs, known = self._matched(outputs, targets)
         if not bool(known.any()):
             return {}
         right = self.task.scores(outputs[known], targets[known])
