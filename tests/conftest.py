@@ -8,12 +8,12 @@ import pytest
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Four ranks on two cores: one that waits for a message sleeps, where it would keep the core from the rank that sends it,
-# ten milliseconds per collective (names of MPICH and of Open MPI).
+# Four ranks on two cores: one that waits for a message sleeps, where it would keep the core from the rank that sends
+# it, ten milliseconds per collective (names of MPICH and of Open MPI).
 for _name in ("MPIR_CVAR_ENABLE_HEAVY_YIELD", "MPIR_CVAR_POLLS_BEFORE_YIELD", "OMPI_MCA_mpi_yield_when_idle"):
     os.environ.setdefault(_name, "1")
 
-from mldd.command.cli import main
+from mldd.command.cli import main  # noqa: E402 (the environment is read when its libraries load)
 
 
 @pytest.hookimpl(tryfirst=True)
