@@ -3,7 +3,7 @@
 
 help:
 	@echo 'make demo           train a graph network by two-level domain decomposition on two MPI ranks, next to Adam'
-	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them)'
+	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them, ARGS="-n 0" in one process)'
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
 	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
 	@echo 'make paper          write the pages of paper/ as HTML, the results from their files'
@@ -20,8 +20,11 @@ setup:
 demo:
 	@sh demo.sh
 
+# A process per core, at most four, for each holds torch; a file of tests is one process's, and so are all tests of ranks.
+PYTEST = .venv/bin/pytest -n auto --maxprocesses 4 --dist loadgroup
+
 test: ready
-	.venv/bin/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Last digits depend on the processor: on the kernels that torch (ATen), MKL and OpenBLAS choose, and on the threads that
 # share a sum. The first variant is the one without vector instructions. All variants run, also after one that failed.
@@ -36,7 +39,7 @@ test-portable: ready
 		'OMP_NUM_THREADS=2'; \
 	do \
 		echo "== $$variant"; \
-		env $$variant .venv/bin/pytest $(ARGS) || { echo "== failed: $$variant"; failed=1; }; \
+		env $$variant $(PYTEST) $(ARGS) || { echo "== failed: $$variant"; failed=1; }; \
 	done; \
 	exit $$failed
 

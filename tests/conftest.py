@@ -1,8 +1,29 @@
-"""Fixtures of several files."""
+"""Fixtures of several files, and how pytest-xdist shares the tests out."""
+
+import os
 
 import pytest
 
-from mldd.command.cli import main
+# Processes that share the processors take one thread each, so that they do not wait for each other; before torch loads.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Four ranks on two cores: one that waits for a message sleeps, where it would keep the core from the rank that sends
+# it, ten milliseconds per collective (names of MPICH and of Open MPI).
+for _name in ("MPIR_CVAR_ENABLE_HEAVY_YIELD", "MPIR_CVAR_POLLS_BEFORE_YIELD", "OMPI_MCA_mpi_yield_when_idle"):
+    os.environ.setdefault(_name, "1")
+
+from mldd.command.cli import main  # noqa: E402 (the environment is read when its libraries load)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep files together, for they have fixtures of their own, and all that starts ranks, which would be too many."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            is_mpi = item.get_closest_marker("mpi") is not None or "tests/mpi/" in item.nodeid
+            group = "ranks" if is_mpi else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

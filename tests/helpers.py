@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mldd.algebra import Bounds, Price
 from mldd.ranks import Communicator
+from tests.standing_ranks import standing
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,20 @@ class Without:
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
+# Command lines one after the other; says status and standard error of each.
+COMMANDS = """
+import contextlib, io, json, sys
+from mldd.command.cli import main
+from mldd.ranks import world
+
+for line in sys.argv[1:]:
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        code = main(line.split())
+    print(json.dumps([code, err.getvalue()]))
+    world().agree(False)
+"""
+
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 needs_mpi = pytest.mark.skipif(MPIEXEC is None or find_spec("mpi4py") is None, reason="needs mpiexec and mpi4py")
 
@@ -303,11 +318,21 @@ def launch(
     return subprocess.run(words, timeout=100, cwd=cwd, **options)
 
 
+def together(ranks: int, program: str, *arguments: Any) -> str:
+    """Run a program on ranks that stay for the next one, and return what they have printed; one that fails fails."""
+    return standing(str(MPIEXEC), ranks).run(program, *map(str, arguments))
+
+
+def commands(ranks: int, *lines: str) -> list[tuple[set[int], list[str]]]:
+    """Run command lines on ranks; give by line the statuses that ranks end with, and what they say of errors."""
+    rows = [json.loads(row) for row in together(ranks, COMMANDS, *lines).splitlines()]
+    by_line = [rows[k :: len(lines)] for k in range(len(lines))]
+    return [({code for code, _ in ends}, "".join(err for _, err in ends).splitlines()) for ends in by_line]
+
+
 def agree(ranks: int, program: str) -> None:
     """Run a program that compares ranks and says at its end that they are "all the same"."""
-    done = launch(ranks, program, safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all the same" in done.stdout
+    assert "all the same" in together(ranks, program)
 
 
 def pinn(name: str, model: Any = "network", **options: Any) -> Any:

@@ -195,9 +195,14 @@ class Builder:
         return shape
 
     def _cut(self, spec: Spec) -> tuple[int, int]:
-        """Return the number of subdomains and their overlap."""
-        cut = {"parts": max(4, self.comm.ranks), "overlap": 1} | self.problem.settings(spec.name)
-        parts, overlap = self.options.parts, self.options.overlap
+        """Return the number of subdomains and their overlap, the same on any number of ranks."""
+        cut = {"parts": 4, "overlap": 1} | self.problem.settings(spec.name)
+        parts, overlap, ranks = self.options.parts, self.options.overlap, self.comm.ranks
+        if parts is None and cut["parts"] < ranks:
+            raise ValueError(
+                f"`--parts` must be >= {ranks}, the number of ranks, got the default of {cut['parts']}; write --parts "
+                f"{ranks}, which is another method than {cut['parts']} parts are, or take {cut['parts']} ranks"
+            )
         return cut["parts"] if parts is None else parts, cut["overlap"] if overlap is None else overlap
 
     def _levels(self, spec: Spec) -> int:

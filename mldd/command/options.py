@@ -210,46 +210,50 @@ def _parser() -> _Parser:
     listed = command("list", "problems and solvers with a sentence each, or the keys of one of them")
     listed.add_argument("name", nargs="?", metavar="NAME", help="a problem or solver: its keys, defaults and meanings")
     command("info", "versions, devices, partitioners")
-    train = command("train", "minimise a problem with a solver")
-    train.add_argument("problem", metavar="PROBLEM")
-    train.add_argument("--solver", required=True, metavar="SOLVER")
-    start = train.add_mutually_exclusive_group()
-    start.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0")
-    start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
-    train.add_argument("--checkpoint", type=Path, metavar="FILE", help="written at intervals and at the end")
-    every = "30s, 5m, 2h of wall time, 100steps, or auto: 5m, more where writing takes over 2 %% of the time"
-    train.add_argument("--checkpoint-every", type=_read_by(Interval.of), metavar="T", help=every)
-    resume = "go on from a checkpoint; auto: from that of --checkpoint if there is one"
-    train.add_argument("--resume", type=Path, metavar="FILE|auto", help=resume)
-    compare = command("compare", "several solvers from the same starts")
-    compare.add_argument("problem", metavar="PROBLEM")
-    compare.add_argument("--solvers", required=True, metavar="A,B,C")
-    compare.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
-    for both in (train, compare):
-        _add_options(both)
+    _add_train(command("train", "minimise a problem with a solver"))
+    _add_compare(command("compare", "several solvers from the same starts"))
     supervise = command("supervise", "run what is behind -- again from its last checkpoint until it has ended")
     limit = "restarts in a row without a step forward after which it is given up; default 3"
     supervise.add_argument("--restarts", type=_at_least(0), default=3, metavar="N", help=limit)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
-    plot = command("plot", "compare the results in folders in a figure")
-    plot.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    plot.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR",
-    )
-    plot.add_argument("--overwrite", action="store_true", help="replace a figure that is there")
-    plot.add_argument(
-        "--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ..."
-    )
-    plot.add_argument("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
+    _add_plot(command("plot", "compare the results in folders in a figure"))
     data = command("data", "write a checksum beside a file, which is compared whenever the file is read")
     data.add_argument("action", choices=("checksum",))
     data.add_argument("files", nargs="+", metavar="FILE", help="a file, or the folder of a Zarr store")
     data.add_argument("--overwrite", action="store_true", help="replace checksums that are others")
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("problem", metavar="PROBLEM")
+    parser.add_argument("--solver", required=True, metavar="SOLVER")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0")
+    start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="written at intervals and at the end")
+    every = "30s, 5m, 2h of wall time, 100steps, or auto: 5m, more where writing takes over 2 %% of the time"
+    parser.add_argument("--checkpoint-every", type=_read_by(Interval.of), metavar="T", help=every)
+    resume = "go on from a checkpoint; auto: from that of --checkpoint if there is one"
+    parser.add_argument("--resume", type=Path, metavar="FILE|auto", help=resume)
+    _add_options(parser)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("problem", metavar="PROBLEM")
+    parser.add_argument("--solvers", required=True, metavar="A,B,C")
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,4-9", help="default 0")
+    _add_options(parser)
+
+
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="DIR")
+    written = "the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR"
+    add("--out", type=Path, metavar="FILE", help=written)
+    add("--overwrite", action="store_true", help="replace a figure that is there")
+    add("--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ...")
+    add("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +300,7 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or as many as ranks if these are more")
+    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or what the problem advises")
     add("--overlap", type=_at_least(0), metavar="K", help="layers added to every subdomain; default 1")
     add("--levels", type=_at_least(1), metavar="L", help="default 3 for multilevel solvers, 1 for the others")
     add("--combine", choices=("asm", "ras", "wasm"), help="how corrections are combined")

@@ -10,6 +10,7 @@ from .physics_problem import PhysicsProblem as PhysicsProblem
 from .sample_loss import SampleLoss as SampleLoss
 from .samples import Samples as Samples
 from .supervised_problem import SupervisedProblem as SupervisedProblem
+from .user_modules import check_uncached as check_uncached
 from .user_modules import explained as explained
 from .user_modules import first_parameter as first_parameter
 from .user_modules import has_statistics as has_statistics

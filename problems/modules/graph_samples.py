@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mldd.problems.modules.one_graph import Task, names_of_arguments, takes_graph, task_of
 from mldd.problems.modules.samples import is_plain
-from mldd.problems.modules.user_modules import explained
+from mldd.problems.modules.user_modules import check_uncached, explained
 
 _AT_ONCE = 1024  # graphs that a network is called with together
 
@@ -114,8 +114,8 @@ class GraphSamples:
         Raises
         ------
         ValueError
-            Graphs of different fields, features that are not finite, a loader that leaves graphs out, or an argument
-            that they do not have.
+            Graphs of different fields, features that are not finite, a loader that leaves graphs out, an argument
+            that they do not have, or a layer that keeps the edges of one of them.
         ImportError
             torch_geometric is missing.
         """
@@ -128,6 +128,8 @@ class GraphSamples:
             data, size = data.dataset, data.batch_size or 0
         graphs = tuple(_data(data[k]) for k in range(len(data)))
         _check(graphs)
+        if net is not None:
+            check_uncached(net, "the others")
         made = GraphSamples(graphs, (), bool(inputs), size)
         if net is None or (not inputs and takes_graph(net)):
             return made
@@ -280,6 +282,12 @@ class GraphSamples:
     def _known(self, targets: Tensor) -> Tensor:
         return targets >= 0 if self.task.kind == "classification" else ~targets.isnan()
 
+    def _matched(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs in the shape of the labels, where these are no classes, and which labels are known."""
+        if self.task.kind != "classification":
+            outputs = outputs.reshape(targets.shape)
+        return outputs, self._known(targets)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over the known labels of a batch: what is taken where the user gives none.
 
@@ -290,9 +298,7 @@ class GraphSamples:
         targets : Tensor, shape (m,) or (m, k)
             Labels.
         """
-        if self.task.kind != "classification":
-            outputs = outputs.reshape(targets.shape)
-        known = self._known(targets)
+        outputs, known = self._matched(outputs, targets)
         return self.task.mean(outputs, targets) if self._all_known else self.task.mean(outputs[known], targets[known])
 
     @cached_property
@@ -356,9 +362,7 @@ class GraphSamples:
         targets : Tensor, shape (m,) or (m, k)
             Labels.
         """
-        if self.task.kind != "classification":
-            outputs = outputs.reshape(targets.shape)
-        known = self._known(targets)
+        outputs, known = self._matched(outputs, targets)
         if not bool(known.any()):
             return {}
         right = self.task.scores(outputs[known], targets[known])

@@ -426,7 +426,7 @@ class SupervisedProblem(Problem):
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""
         found = dict(_SETTINGS.get(solver, {}))
         if self.subdomains == "layers":
-            found["parts"] = max(self.comm.ranks, min(4, len(self.layers.names)))
+            found["parts"] = min(4, len(self.layers.names))
         return found
 
     def identity(self) -> str:

@@ -1,4 +1,4 @@
-"""What is asked of modules and losses of a user's own: which kind a loss is, what has statistics, and another start."""
+"""What is asked of modules and losses of a user's own: kinds of losses, statistics, caches, and another start."""
 
 from __future__ import annotations
 
@@ -121,6 +121,29 @@ def has_statistics(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._NormBas
         Which one.
     """
     return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def check_uncached(net: nn.Module, other: str) -> None:
+    """Refuse layers that keep what they have computed of a graph, where the network is called with another one.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    other : str
+        What it is called with besides, in words.
+
+    Raises
+    ------
+    ValueError
+        A layer of torch_geometric that was made with ``cached=True``.
+    """
+    for name, module in net.named_modules():
+        if getattr(module, "cached", False) is True:
+            raise ValueError(
+                f"layer {name!r} of {type(net).__name__} keeps the edges of the first graph that it sees, got "
+                f"{type(module).__name__} with cached=True, which would be wrong on {other}; make it with cached=False"
+            )
 
 
 def weights_of(loss: Any, targets: Any) -> Tensor | None:

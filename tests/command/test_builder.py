@@ -11,7 +11,13 @@ from mldd.command.builder import Builder, check_options
 from mldd.command.preparation import Preparation
 from mldd.problems.grids import Obstacle
 from mldd.problems.images import Digits
+from mldd.ranks import SERIAL
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, NonlinearSchwarz, SchwarzAdaGrad
+from tests.helpers import OneOfFour
+
+
+class Pair(OneOfFour):
+    ranks = 2
 
 
 def options(**given):
@@ -36,6 +42,16 @@ def test_subdomains_and_levels_reach_every_solver_of_the_tree():
     assert isinstance(schwarz, SchwarzAdaGrad)
     assert (schwarz.decomposition.parts, len(schwarz.hierarchy), schwarz.local_steps) == (9, 2, 3)
     assert isinstance(build("tao:python,solver=ml-adagrad").solver, MultilevelAdaGrad)
+
+
+def test_the_number_of_subdomains_does_not_depend_on_that_of_ranks():
+    spec = solver_spec("schwarz")
+    problems = (Obstacle(n=15), 4), (Digits(samples=20), 3)  # by default, and as the problem advises
+    for problem, parts in problems:
+        shapes = [Builder(options(), Preparation(problem, 0, comm)).shape(spec) for comm in (SERIAL, Pair())]
+        assert [shape["parts"] for shape in shapes] == [parts, parts]
+    with pytest.raises(ValueError, match="must be >= 4, the number of ranks, got the default of 3; write --parts 4"):
+        Builder(options(), Preparation(Digits(samples=20), 0, OneOfFour())).shape(spec)
 
 
 def test_solvers_of_parts_get_no_subdomains():

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 import warnings
 from collections import defaultdict
 from importlib.util import find_spec
@@ -72,8 +73,12 @@ def of_wandb(folder):
 
     (file,) = (path for path in folder.rglob("run-*.wandb") if "offline-run" in str(path.parent))
     found, config, summary = defaultdict(list), {}, {}
-    for piece in pieces(file.read_bytes()):
-        message = Message.FromString(piece)
+    messages, end = [], time.monotonic() + 60
+    while not any(message.HasField("exit") for message in messages):  # its service writes after `finish` has returned
+        assert time.monotonic() < end, f"{file} has no end"
+        messages = [Message.FromString(piece) for piece in pieces(file.read_bytes())]
+        time.sleep(0.01)
+    for message in messages:
         row = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in message.history.item}
         for name in row.keys() - {"_step", "_runtime", "_timestamp"}:
             found[name].append((row["_step"], row[name]))

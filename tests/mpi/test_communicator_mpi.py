@@ -14,7 +14,7 @@ from mldd.algebra import counting
 from mldd.loop import read_csv
 from mldd.ranks import SERIAL, launchers
 from mldd.ranks import communicator as parallel
-from tests.helpers import MLDD, command, launch, needs_mpi, user_arrays
+from tests.helpers import MLDD, command, launch, needs_mpi, together, user_arrays
 
 # One process without MPI
 
@@ -114,9 +114,7 @@ print(f"rank {r} is done\\n", end="", flush=True)
 @needs_mpi
 @pytest.mark.mpi
 def test_collectives():
-    done = launch(4, COLLECTIVES, safe=True)
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"rank {k} is done" for k in range(4)]
+    assert together(4, COLLECTIVES).splitlines() == [f"rank {k} is done" for k in range(4)]
 
 
 BROKEN = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import launch, needs_mpi
+from tests.helpers import needs_mpi, together
 
 SCRIPT = """
     import torch
@@ -118,7 +118,4 @@ SCRIPT = """
 @needs_mpi
 @pytest.mark.mpi
 def test_inexact_halos():
-    done = launch(3, SCRIPT, safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all as it should be" in done.stdout
-    print(done.stdout)
+    assert "all as it should be" in together(3, SCRIPT)

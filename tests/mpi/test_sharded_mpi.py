@@ -6,7 +6,7 @@ import torch
 from mldd.graph import partition
 from mldd.problems.data import write
 from mldd.problems.data.datasets import sbm
-from tests.helpers import MLDD, launch, needs_mpi, result
+from tests.helpers import commands, needs_mpi, result, together
 
 START = """
     import sys
@@ -187,9 +187,7 @@ HISTORIES = (
 @pytest.mark.mpi
 @pytest.mark.parametrize("script", [EXACT, MODELS], ids=["exact", "models"])
 def test_ranks_agree_with_one(script):
-    done = launch(4, script, safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all the same" in done.stdout
+    assert "all the same" in together(4, script)
 
 
 @needs_mpi
@@ -199,9 +197,7 @@ def test_trainings_are_the_same_on_1_2_and_4_ranks(tmp_path):
     part = partition(data.graph, 4)
     write(data, part, tmp_path / "shards")
     torch.save((data, part), tmp_path / "whole.pt")
-    done = launch(4, HISTORIES, tmp_path / "shards", tmp_path / "whole.pt", safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all the same" in done.stdout
+    assert "all the same" in together(4, HISTORIES, tmp_path / "shards", tmp_path / "whole.pt")
 
 
 @pytest.fixture
@@ -214,10 +210,9 @@ def folder(tmp_path):
 @needs_mpi
 @pytest.mark.mpi
 def test_the_command_line_counts_halos(run, folder, tmp_path, without_figures):
-    words = ["--solver", "adam", "--steps", "4", "--quiet", "--out"]
-    assert run(f"train {folder}", *words, tmp_path / "1")[0] == 0
-    done = launch(3, MLDD, "train", folder, *words, tmp_path / "3")
-    assert done.returncode == 0, done.stderr
+    line = f"train {folder} --solver adam --steps 4 --quiet --out"
+    assert run(line, tmp_path / "1")[0] == 0
+    assert commands(3, f"{line} {tmp_path / '3'}") == [({0}, [])]
     one, three = result(tmp_path / "1"), result(tmp_path / "3")
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-10)
     assert three["exchanges"] == 2 * three["gradient_evaluations"] > one["exchanges"] == 0
@@ -231,6 +226,5 @@ def test_the_command_line_counts_halos(run, folder, tmp_path, without_figures):
 def test_all_ranks_end_when_one_cannot_read(folder, ranks, message):
     part = folder / "part-00002.npz"
     part.write_bytes(part.read_bytes()[:-7])
-    done = launch(ranks, MLDD, "train", folder, "--solver", "adam", "--steps", "4", "--quiet")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("mldd:")]
-    assert done.returncode == 2 and len(lines) == 1 and message in lines[0], done.stderr
+    ((codes, said),) = commands(ranks, f"train {folder} --solver adam --steps 4 --quiet")
+    assert codes == {2} and len(said) == 1 and said[0].startswith("mldd:") and message in said[0], said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import launch, needs_mpi
+from tests.helpers import needs_mpi, together
 
 SCRIPT = """
     import mldd
@@ -31,6 +31,4 @@ SCRIPT = """
 @needs_mpi
 @pytest.mark.mpi
 def test_strips_give_what_the_whole_gives():
-    done = launch(4, SCRIPT, safe=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("fine") == 4
+    assert together(4, SCRIPT).count("fine") == 4

@@ -12,7 +12,7 @@ from mldd.loop import read_csv
 from mldd.problems.data import write
 from mldd.problems.data.datasets import sbm
 from mldd.ranks import communicator, launchers
-from tests.helpers import MLDD, MPIEXEC, needs_mpi, result, torchrun
+from tests.helpers import MLDD, needs_mpi, result, together, torchrun
 
 TRAIN = [sys.executable, "-c", MLDD, "train", "--evaluate-every", "1"]
 
@@ -29,38 +29,55 @@ def assert_same(a, b):
         assert mine == pytest.approx(theirs, rel=1e-9)
 
 
-@needs_mpi
-@pytest.mark.parametrize(
-    "words",
-    [
-        "sbm --solver dd-adagrad --parts 4 --levels 2 --steps 4 --dtype float64",
-        "digits --solver apts --parts 2 --steps 4",
-        "digits --solver lbfgs --steps 6",
-    ],
+LINES = (
+    "sbm --solver dd-adagrad --parts 4 --levels 2 --steps 4 --dtype float64",
+    "digits --solver apts --parts 2 --steps 4",
+    "digits --solver lbfgs --steps 6",
 )
-def test_histories_are_those_of_mpiexec(words, tmp_path):
+SHARDS = "two --solver lbfgs --steps 5 --dtype float64"
+SEVERAL = """
+    import sys
+    from mldd.command.cli import main
 
-    done = torchrun(2, *TRAIN, *words.split(), "--quiet", "--out", "a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    line = [str(MPIEXEC), "-n", "2", *TRAIN, *words.split(), "--quiet", "--out", "b"]
-    assert subprocess.run(line, cwd=tmp_path, timeout=100).returncode == 0
-    assert result(tmp_path / "a")["ranks"] == result(tmp_path / "b")["ranks"] == 2
-    assert_same(history(tmp_path / "a"), history(tmp_path / "b"))
+    for line in sys.argv[1:]:
+        assert main(line.split()) == 0, line
+"""
 
 
-def test_sharded_graphs_exchange_halos(tmp_path):
+def written(lines, folder):
+    """Command lines that train and write to numbered folders."""
+    return [f"train {line} --evaluate-every 1 --quiet --out {folder / str(k)}" for k, line in enumerate(lines)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a graph in two shards, and what two ranks of torchrun have written, one line after the other."""
+    folder = tmp_path_factory.mktemp("torchrun")
     data = sbm(nodes=90, classes=3, features=4, seed=1)
-    write(data, torch.arange(90) * 2 // 90, tmp_path / "two")
-    words = ["two", "--solver", "lbfgs", "--steps", "5", "--dtype", "float64", "--quiet", "--out"]
-    done = torchrun(2, *TRAIN, *words, "a", cwd=tmp_path)
+    write(data, torch.arange(90) * 2 // 90, folder / "two")
+    program = textwrap.dedent(SEVERAL)
+    done = torchrun(2, sys.executable, "-c", program, *written((*LINES, SHARDS), folder), cwd=folder)
     assert done.returncode == 0, done.stderr
-    write(data, torch.zeros(90, dtype=torch.int64), tmp_path / "two")
+    write(data, torch.zeros(90, dtype=torch.int64), folder / "two")
+    return folder
 
-    assert subprocess.run([*TRAIN, *words, "b"], cwd=tmp_path, timeout=100).returncode == 0
-    a, b = history(tmp_path / "a"), history(tmp_path / "b")
+
+@needs_mpi
+def test_histories_are_those_of_mpiexec(trained, tmp_path):
+    together(2, SEVERAL, *written(LINES, tmp_path))
+    for k in range(len(LINES)):
+        assert result(trained / str(k))["ranks"] == result(tmp_path / str(k))["ranks"] == 2
+        assert_same(history(trained / str(k)), history(tmp_path / str(k)))
+
+
+def test_sharded_graphs_exchange_halos(trained, tmp_path, monkeypatch, run, without_figures):
+    monkeypatch.chdir(trained)
+    (line,) = written([SHARDS], tmp_path)
+    assert run(line) == (0, "", "")
+    a, b = history(trained / str(len(LINES))), history(tmp_path / "0")
     for mine, theirs in zip(a, b, strict=True):
         assert mine[1] == pytest.approx(theirs[1], rel=1e-9)
-    assert result(tmp_path / "a")["halo_rows"] > 0
+    assert result(trained / str(len(LINES)))["halo_rows"] > 0
 
 
 def test_every_call_of_the_communicator():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers import MLDD, agree, launch, needs_mpi
+from tests.helpers import agree, commands, needs_mpi
 
 SCRIPT = """
     import torch
@@ -44,8 +44,9 @@ def test_ranks_validate_and_stop_together():
 @needs_mpi
 @pytest.mark.mpi
 def test_all_ranks_refuse_a_folder_with_results(tmp_path):
-    line = "train obstacle:n=7 --solver adagrad --steps 2 --quiet --out out"
-    first, second = (launch(2, MLDD, *line.split(), cwd=tmp_path) for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 2), first.stderr + second.stderr
-    assert "mldd: error: the folder out must be free" in second.stderr and "rank" not in second.stderr
-    assert launch(2, MLDD, *line.split(), "--overwrite", cwd=tmp_path).returncode == 0
+    out = tmp_path / "out"
+    line = f"train obstacle:n=7 --solver adagrad --steps 2 --quiet --out {out}"
+    first, (codes, said), third = commands(2, line, line, f"{line} --overwrite")
+    assert first == third == ({0}, [])
+    assert codes == {2} and len(said) == 1, said
+    assert said[0].startswith(f"mldd: error: the folder {out} must be free, got one with the results of another run")

@@ -26,15 +26,16 @@ from mldd.problems.modules import (
     Draws,
     ModuleLayers,
     Noise,
+    check_uncached,
     first_parameter,
     has_statistics,
     is_loss_of_network,
     restarted,
     settled,
 )
-from mldd.problems.modules.one_graph.division import Division
 from mldd.problems.modules.one_graph.graph_arguments import Arguments, arguments_of, checksum_of
 from mldd.problems.modules.one_graph.graph_loss import FastPath, GraphLoss, GraphPiece, fast_path, modes
+from mldd.problems.modules.one_graph.graph_options import Division, settings_of
 from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
 from mldd.problems.modules.one_graph.graph_spaces import GraphSpaces
 from mldd.problems.modules.one_graph.graph_task import READ, Task, check_loss, measured, task_of
@@ -43,15 +44,6 @@ from mldd.problems.modules.one_graph.locality import hops_of, ignored
 from mldd.problems.nets import MiniBatches, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 0.01},
-    "sgd": {"lr": 0.1, "momentum": 0.9},
-    "torch-adagrad": {"lr": 0.05},
-    "adagrad": {"rate": 0.05, "varsigma": 1e-3},
-    "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
-    "dd-adagrad": {"local.rate": 0.05, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +168,10 @@ class GraphProblem(Problem):
         ------
         NotLocalError
             The network looks at all nodes.
+        ValueError
+            A layer keeps the edges of the whole graph.
         """
+        check_uncached(self.net, "a part of it")
         with self.model.at(self._tried, modes=dict.fromkeys(self.net.modules(), False)):
             return hops_of(self.net, self.arguments, self.seed)
 
@@ -208,6 +203,8 @@ class GraphProblem(Problem):
         NotLocalError
             On several ranks, a network that looks at all nodes.
         """
+        if self.comm.ranks > 1 and self.fast is None:
+            check_uncached(self.net, "the share of a rank")
         halo, reason = self.division.halo, "as asked for"
         if halo == "auto" and self.fast is not None:
             halo, reason = "deep", "as the built-in layers have them"
@@ -304,6 +301,8 @@ class GraphProblem(Problem):
     @cached_property
     def spaces(self) -> GraphSpaces:
         """Losses on parts of the graph and on coarser graphs."""
+        if self.fast is None:
+            check_uncached(self.net, "parts of the graph and coarser graphs")
         blocks = self._layers.layout.slices
         return GraphSpaces(self.model, self.pieces, self.fast, self.division, blocks, self.seed)
 
@@ -355,7 +354,7 @@ class GraphProblem(Problem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit small networks on graphs."""
-        return dict(_SETTINGS.get(solver, {}))
+        return settings_of(solver)
 
     def module(self, x: Tensor) -> nn.Module:
         """Return the network with parameters `x`, and with the running statistics of the graph they were fitted on.
@@ -382,8 +381,10 @@ class GraphProblem(Problem):
         Raises
         ------
         ValueError
-            It lacks a field.
+            It lacks a field, or a layer keeps the edges of the graph of the training.
         """
+        if data is not None:
+            check_uncached(self.net, "another one")
         arguments = self.arguments if data is None else replace(self, data=data).arguments
         net = self.module(x)
         with self.model.at(x, modes=dict.fromkeys(net.modules(), False)), torch.no_grad():

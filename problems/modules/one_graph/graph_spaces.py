@@ -20,8 +20,8 @@ from mldd.algebra import (
     corrected_models,
 )
 from mldd.graph import Graph, aggregate, grow, partition
-from mldd.problems.modules.one_graph.division import Division
 from mldd.problems.modules.one_graph.graph_loss import FastPath, GraphLoss, GraphPiece
+from mldd.problems.modules.one_graph.graph_options import Division
 from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
 from mldd.problems.nets import composite_labels
 from mldd.ranks import Communicator

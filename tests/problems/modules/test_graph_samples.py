@@ -1,6 +1,7 @@
 """Many graphs as samples: losses, gradients and steps of a plain torch_geometric loop, kinds of labels, splits."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -268,3 +269,8 @@ def test_attention_with_dropout_on_loops_is_shared():
     net = Net(kind=lambda a, b: GATConv(a, b, dropout=0.5))
     problem = SupervisedProblem(net, graphs())
     assert problem.model.kind == "mean" and problem.model.noisy
+
+
+def test_a_layer_that_keeps_the_edges_of_the_first_graph_is_refused():
+    with pytest.raises(ValueError, match="layer 'first' of Net keeps .* cached=True, which .* wrong on the others"):
+        SupervisedProblem(Net(kind=partial(GCNConv, cached=True)), graphs())

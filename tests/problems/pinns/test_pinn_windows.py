@@ -14,7 +14,7 @@ from mldd.problems.pinns.pinn_windows import parse_layout
 from mldd.problems.pinns.window_model import WindowModel
 from mldd.solvers import Adam, NonlinearSchwarz, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
-from tests.helpers import launch, needs_mpi, pinn, result
+from tests.helpers import needs_mpi, pinn, result, together
 
 F64 = {"dtype": torch.float64}
 
@@ -385,5 +385,6 @@ SCRIPT = """
 
 
 @needs_mpi
+@pytest.mark.mpi
 def test_two_ranks_are_one():
-    assert launch(2, SCRIPT).stdout.count("same") == 2
+    assert together(2, SCRIPT).count("same") == 2

@@ -303,6 +303,33 @@ def test_a_network_stays_where_it_is():
     assert problem._device == torch.device("meta")
 
 
+def test_a_layer_that_keeps_the_edges_of_the_whole_graph_is_refused_on_any_other():
+    class Keeping(nn.Module):
+        def __init__(self, cached):
+            super().__init__()
+            self.first, self.second = gnn.GCNConv(F, 4, cached=cached), gnn.GCNConv(4, C)
+
+        def forward(self, x, edge_index):
+            return self.second(self.first(x, edge_index).tanh(), edge_index)
+
+    p = GraphProblem(Keeping(True), data())
+    again = GraphProblem(copy.deepcopy(p.net), data())
+    again.net.first.cached = False
+    x = p.initial()
+    for _ in range(2):  # the second time from what is kept
+        torch.testing.assert_close(p.objective().gradient(x), again.objective().gradient(x))
+    others = (
+        lambda: p.hierarchy(2),
+        lambda: p.decomposition(2),
+        lambda: p.predict(x, data()),
+        lambda: sampled(replace(p, batch=10).objective(), 0),
+    )
+    for other in others:
+        with pytest.raises(ValueError, match="'first' of Keeping keeps .* GCNConv with cached=True, .* cached=False"):
+            other()
+    assert again.hierarchy(2) and again.decomposition(2)
+
+
 def test_nodes_without_a_label_do_not_count():
     given = data()
     given["y"] = torch.where(torch.arange(N) % 7 == 0, -1, given["y"])

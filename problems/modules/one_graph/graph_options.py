@@ -1,12 +1,21 @@
-"""How a graph is divided: into subdomains, coarser graphs and the shares of ranks."""
+"""Options of a network on a graph: how the graph is divided, and which hyper-parameters suit a solver."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mldd.algebra import check_choices, check_least
 from mldd.problems.modules.one_graph.halo_choice import HALOS
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.01},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "torch-adagrad": {"lr": 0.05},
+    "adagrad": {"rate": 0.05, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+    "dd-adagrad": {"local.rate": 0.05, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
+}
 
 
 @dataclass(frozen=True)
@@ -42,3 +51,14 @@ class Division:
         choices = {"subdomains": ("graph", "layers", "both"), "local": ("composite", "own"), "halo": HALOS}
         check_choices(self, choices)
         check_least(self, {"clusters": 0})
+
+
+def settings_of(solver: str) -> dict[str, Any]:
+    """Return hyper-parameters of a solver of the command line that suit small networks on graphs.
+
+    Parameters
+    ----------
+    solver : str
+        Name of the solver on the command line.
+    """
+    return dict(_SETTINGS.get(solver, {}))
