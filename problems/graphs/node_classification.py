@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import Graph, check_part, edge_weights, partition
+from mldd.graph import Graph, check_part, edge_weights, grow, partition
 from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Ladder, kinds_of
@@ -374,9 +374,17 @@ class NodeClassification(Problem):
 
         build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
+        shares = self._shares(owners, parts, layers) if mask is None else None
+        device = self._kind["device"]
         return SharedDecomposition(
-            layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=self._kind["device"]
+            layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=device, shares=shares
         )
+
+    def _shares(self, part: Tensor, parts: int, overlap: int) -> Callable[[Objective], Tensor]:
+        """Return what gives the shares of the parts in the loss: of all labelled nodes, overlaps included."""
+        inside = [grow(self.graph, part == k, overlap) & self.labelled for k in range(parts)]
+        counts = torch.tensor([float(nodes.sum()) for nodes in inside], dtype=torch.float64)
+        return lambda f: counts / counts.sum()
 
     def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
         """Return owner of parameters (None: no one), who updates which (all), and the part of each subdomain."""

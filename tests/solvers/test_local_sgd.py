@@ -103,21 +103,29 @@ def test_any_local_solver(digits):
     assert float(f.value(run(digits, solver, 3))) < 0.5 * float(f.value(x))
 
 
-def test_every_local_step_has_a_mini_batch_of_its_own(digits):
-    problem = replace(digits, batch=40, sampling="independent")
-    d = problem.decomposition(2)
-    solver = LocalSgd(d, local=Sgd(0.2), local_steps=3)
+@pytest.mark.parametrize("sampling", ["nested", "independent"])
+def test_every_local_step_has_a_mini_batch_of_its_own(digits, sampling):
+    problem = replace(digits, batch=41, sampling=sampling)
+    d, H = problem.decomposition(2), 3
     x = problem.initial(0)
     expected = x.clone()
     for step in range(2):
-        models = d.models(sampled(problem.objective(), step), expected, None)
         y = d.gather(expected)
-        for h in range(3):
-            local = sampled(models, h)
-            assert local.inputs.shape == (2, 20, 64)
-            y = y - 0.2 * local.gradient(y)
-        expected = y.mean(0)
-    torch.testing.assert_close(run(problem, solver, 2), expected, rtol=0, atol=1e-13)
+        for t in range(step * H, (step + 1) * H):
+            local = d.models(sampled(problem.objective(), t), expected, None)
+            y = y - 0.2 * (sampled(local, t) if sampling == "independent" else local).gradient(y)
+        weights = torch.tensor([20.0, 21.0] if sampling == "nested" else [20.5, 20.5]).double() / 41
+        expected = weights @ y
+    x = run(problem, LocalSgd(d, local=Sgd(0.2), local_steps=H), 2)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-13)
+
+
+def test_one_local_step_is_a_step_of_mini_batch_sgd_also_with_unequal_parts(digits):
+    problem = replace(digits, batch=41)
+    expected = run(problem, Sgd(0.2), 4)
+    for memory in ("reset", "average"):
+        solver = LocalSgd(problem.decomposition(3), local=Sgd(0.2), local_steps=1, memory=memory)
+        torch.testing.assert_close(run(problem, solver, 4), expected, rtol=0, atol=1e-13)
 
 
 def test_cost(digits):
