@@ -12,7 +12,7 @@ from mldd.algebra import Around, Objective, SharedDecomposition
 from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.baselines import Adam, Sgd, SgdState
-from mldd.solvers.parts import NOT_FINITE, LearningRate, LocalMemory, Rounds, RoundState
+from mldd.solvers.parts import NOT_FINITE, LearningRate, LocalMemory, Pace, Rounds, RoundState
 
 
 def _round(rounds: Rounds, objective: Objective, x: Tensor, state: LocalSgdState) -> Tensor:
@@ -57,6 +57,9 @@ class LocalSgd:
     delay : int
         Local steps of the next round that every part does while the average is under way. It then goes on from where it
         is, shifted by the average less what it had sent. 0 to wait for the average.
+    together : bool
+        Whether the parts of a rank are evaluated in one batch: two to four times faster for small networks with several
+        parts per rank, but the last digits then depend on the number of ranks.
     comm : Communicator
         Its ranks divide the parts.
 
@@ -80,6 +83,7 @@ class LocalSgd:
     growth: bool = False
     control: bool = False
     delay: int = 0
+    together: bool = False
     comm: Communicator = SERIAL
 
     needs_gradient: ClassVar[bool] = False
@@ -91,8 +95,9 @@ class LocalSgd:
     @cached_property
     def rounds(self) -> Rounds:
         """The local steps of all parts and their average."""
-        extras = {"rates": self.rates, "grows": self.growth, "control": self.control, "delay": self.delay}
-        return Rounds(self.decomposition, self.local, self.local_steps, self.memory, comm=self.comm, **extras)
+        pace = Pace(self.local_steps, self.rates, self.growth)
+        options = {"control": self.control, "delay": self.delay, "together": self.together}
+        return Rounds(self.decomposition, self.local, pace, self.memory, comm=self.comm, **options)
 
     def init(self, objective: Objective, x: Tensor) -> LocalSgdState:
         """Return fresh states of the local solver, where they are kept."""
@@ -113,7 +118,7 @@ class LocalAdam(LocalSgd):
 
     Parameters
     ----------
-    decomposition, local, local_steps, memory, rates, growth, control, delay, comm
+    decomposition, local, local_steps, memory, rates, growth, control, delay, together, comm
         As for `LocalSgd`.
 
     References
@@ -140,7 +145,7 @@ class DiLoCo:
         What every part does its steps with (weight decay belongs to the loss).
     outer_lr, outer_momentum : float
         Step size and momentum of the outer step.
-    local_steps, memory, rates, comm
+    local_steps, memory, rates, together, comm
         As for `LocalSgd`; the parts keep the state of their local solvers by default, as published.
 
     Raises
@@ -160,6 +165,7 @@ class DiLoCo:
     local_steps: int = 10
     memory: LocalMemory = "keep"
     rates: LearningRate = LearningRate()
+    together: bool = False
     comm: Communicator = SERIAL
 
     needs_gradient: ClassVar[bool] = False
@@ -175,7 +181,8 @@ class DiLoCo:
     @cached_property
     def rounds(self) -> Rounds:
         """The local steps of all parts and their average."""
-        return Rounds(self.decomposition, self.local, self.local_steps, self.memory, self.rates, comm=self.comm)
+        pace = Pace(self.local_steps, self.rates)
+        return Rounds(self.decomposition, self.local, pace, self.memory, together=self.together, comm=self.comm)
 
     @cached_property
     def outer(self) -> Sgd:

@@ -19,6 +19,7 @@ from .hessian_solve import truncated_cg as truncated_cg
 from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
 from .lbfgs_pairs import rows_for as rows_for
 from .learning_rate import LearningRate as LearningRate
+from .learning_rate import Pace as Pace
 from .local_rounds import LocalMemory as LocalMemory
 from .local_rounds import Rounds as Rounds
 from .local_rounds import RoundState as RoundState

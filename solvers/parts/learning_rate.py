@@ -1,4 +1,4 @@
-"""How the step size of a first-order method changes with its steps."""
+"""How the step size of a first-order method changes with its steps, and how many local steps are a round."""
 
 from __future__ import annotations
 
@@ -93,3 +93,89 @@ class LearningRate:
         """
         if self.decays and step >= self.length * times:
             state.status = Status.max_steps
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many local steps the rounds of a local method have, and how the step size changes with them.
+
+    Parameters
+    ----------
+    steps : int
+        H, local steps of a round.
+    rates : LearningRate
+        How the step size changes; its unit is H local steps.
+    grows : bool
+        Whether a round has ``H / factor^2`` local steps once the schedule decays by a factor.
+
+    Raises
+    ------
+    ValueError
+        No local step, or rounds that grow without a schedule.
+
+    References
+    ----------
+    Gu, Lyu, Huang and Arora, arXiv 2310.14423, equation 2 (the quadratic synchronisation rule), with their constant
+    chosen such that the first rounds have H local steps.
+    """
+
+    steps: int = 10
+    rates: LearningRate = LearningRate()
+    grows: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        if not self.steps >= 1:
+            raise ValueError(f"`local_steps` must be >= 1, got {self.steps}")
+        if self.grows and not self.rates.decays:
+            raise ValueError("`growth` needs a schedule that decays, got schedule=constant; set schedule=cosine")
+
+    def left(self, done: int) -> int | None:
+        """Return the local steps that the schedule has left, None where it has no end.
+
+        Parameters
+        ----------
+        done : int
+            Local steps done.
+        """
+        return self.rates.length * self.steps - done if self.rates.decays else None
+
+    def factor(self, done: int) -> float:
+        """Return the factor on the step size of the next local step.
+
+        Parameters
+        ----------
+        done : int
+            Local steps done.
+
+        Raises
+        ------
+        ValueError
+            A schedule without its length.
+        """
+        return self.rates.factor(done, self.steps)
+
+    def steps_of(self, done: int) -> int:
+        """Return the local steps of the round that begins after `done` local steps.
+
+        Parameters
+        ----------
+        done : int
+            Local steps of every part in the rounds before.
+        """
+        left = self.left(done)
+        if not self.grows or left is None or left <= 0 or done < self.rates.warmup * self.steps:
+            return self.steps
+        return min(left, max(self.steps, int(self.steps / self.factor(done) ** 2)))
+
+    def end(self, state: State, done: int) -> None:
+        """Say in the state that the training is over, where it is.
+
+        Parameters
+        ----------
+        state : State
+            Of the solver.
+        done : int
+            Local steps done.
+        """
+        self.rates.end(state, done, self.steps)

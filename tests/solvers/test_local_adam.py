@@ -11,7 +11,7 @@ from mldd.checkpoints import load, save
 from mldd.loop import Status, Stop, minimise
 from mldd.problems.images import Digits
 from mldd.solvers import LBFGS, AdaGrad, Adam, LocalAdam, LocalSgd, Sgd
-from mldd.solvers.parts import LearningRate, Rounds
+from mldd.solvers.parts import LearningRate, Pace
 from tests.helpers import quadratic
 
 
@@ -163,7 +163,7 @@ def test_a_delayed_average_is_that_of_a_loop(digits, delay):
 
 def test_rounds_grow_as_the_square_of_the_inverse_step_size(digits):
     rates = LearningRate("cosine", warmup=2, length=40)
-    rounds = Rounds(digits.decomposition(2), Adam(0.01), steps=5, rates=rates, grows=True)
+    rounds = Pace(5, rates, grows=True)
     done, sizes = 0, []
     while done < 200:
         sizes.append(rounds.steps_of(done))
@@ -200,7 +200,7 @@ def test_refuses(digits):
     f, x = digits.objective(0), digits.initial(0)
     cosine = LearningRate("cosine", length=9)
     for make, words in (
-        (lambda: LocalAdam(d, LBFGS()).init(f, x), "`memory` average needs .* got LBFGS with"),
+        (lambda: LocalAdam(d, LBFGS()), "memory=average needs a local solver that moves .* got LBFGS"),
         (lambda: LocalAdam(d, Adam(rates=cosine)), "local solver must have a constant step size, got schedule=cosine"),
         (
             lambda: Adam(rates=LearningRate("cosine")).init(f, x),
@@ -208,7 +208,7 @@ def test_refuses(digits):
         ),
         (lambda: LocalAdam(d, rates=LearningRate("linear")).init(f, x), "needs the `length`"),
         (lambda: LocalAdam(d, LBFGS(), memory="keep", rates=cosine), "needs a local solver with `lr` or `rate`"),
-        (lambda: LocalAdam(d, LBFGS(), memory="keep", control=True), "`control` and `delay` need a local solver"),
+        (lambda: LocalAdam(d, LBFGS(), memory="keep", control=True), "control needs a local solver"),
         (lambda: LocalAdam(d, growth=True), "`growth` needs a schedule that decays"),
         (lambda: LocalAdam(d, local_steps=4, delay=4), r"`delay` must be in 0..3"),
         (lambda: LocalAdam(d, delay=1, control=True), "`delay` needs a memory"),
