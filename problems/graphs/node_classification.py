@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from mldd.algebra import (
     corrected_models,
     sampled,
 )
-from mldd.graph import Graph, check_part, edge_weights, grow, partition
+from mldd.graph import Graph, check_part, edge_weights, partition
 from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Ladder, kinds_of
@@ -313,11 +313,8 @@ class NodeClassification(Problem):
             Parameters that every member updates.
         """
         unique = sorted(set(chosen))
-        whole = self.spaces.subdomains == "parameters"
-        if self.spaces.local == "composite" and not whole:
-            made = self._local_graphs.composite(part, unique, overlap)
-        else:
-            made = self._local_graphs.own(part, unique, overlap, self._one_hot)
+        local = "own" if self.spaces.subdomains == "parameters" else self.spaces.local
+        made = self._local_graphs.of(local, part, unique, overlap, self._one_hot)
         pieces = dict(zip(unique, made, strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False)
@@ -374,17 +371,11 @@ class NodeClassification(Problem):
 
         build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
-        shares = self._shares(owners, parts, layers) if mask is None else None
+        shares = None if mask is not None else self._local_graphs.shares(owners, parts, layers, self.labelled)
         device = self._kind["device"]
         return SharedDecomposition(
             layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=device, shares=shares
         )
-
-    def _shares(self, part: Tensor, parts: int, overlap: int) -> Callable[[Objective], Tensor]:
-        """Return what gives the shares of the parts in the loss: of all labelled nodes, overlaps included."""
-        inside = [grow(self.graph, part == k, overlap) & self.labelled for k in range(parts)]
-        counts = torch.tensor([float(nodes.sum()) for nodes in inside], dtype=torch.float64)
-        return lambda f: counts / counts.sum()
 
     def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
         """Return owner of parameters (None: no one), who updates which (all), and the part of each subdomain."""
