@@ -116,6 +116,9 @@ class Spaces:
     subdomains : {"graph", "parameters", "both"}
         What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
         graph part and a layer.
+    partition : str
+        Method that cuts the graph into parts, see `mldd.graph.partition`: metis, or mixed for parts that resemble each
+        other, say.
 
     Raises
     ------
@@ -130,6 +133,7 @@ class Spaces:
     coarsen: str = "graph"
     local: Literal["composite", "own", "restricted"] = "composite"
     subdomains: Literal["graph", "parameters", "both"] = "graph"
+    partition: str = "metis"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
