@@ -16,6 +16,7 @@ SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora;
 _LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"local.lr": 0.01},
     "sgd": {"lr": 0.5, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
     "adagrad": {"rate": 0.1, "varsigma": 1e-3},
