@@ -113,6 +113,11 @@ def begin_part_sum(rows: Tensor, parts: int, comm: Communicator) -> PartSum:
         Parts on all ranks, as many as ranks or more.
     comm : Communicator
         The ranks that share the parts.
+
+    Returns
+    -------
+    PartSum
+        What waits for the result.
     """
     held = comm.share(parts)
     own = {(k, k + 1): row for k, row in zip(held, rows, strict=True)}
