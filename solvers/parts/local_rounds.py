@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Objective, SharedDecomposition
-from mldd.loop import FINITE, PER_SUBDOMAIN, Solver, State
+from mldd.loop import FINITE, PER_SUBDOMAIN, REPLICATED, Solver, State
 from mldd.ranks import SERIAL, Communicator, PartSum, begin_part_sum
 from mldd.solvers.parts.group_rates import rate_of, with_rate
 from mldd.solvers.parts.learning_rate import LearningRate, Pace
@@ -56,7 +56,7 @@ class RoundState(State):
     ahead: int = 0
     places: Tensor = field(default_factory=lambda: torch.empty(0), metadata=PER_SUBDOMAIN | FINITE)
     variates: Tensor = field(default_factory=lambda: torch.empty(0), metadata=PER_SUBDOMAIN | FINITE)
-    variate: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE)
+    variate: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
 
 
 @dataclass(frozen=True)
