@@ -173,6 +173,11 @@ class Rounds:
         batched = bool(getattr(self.solver, "batched", False))
         return Parts(self.decomposition, batched, batched and self.together)
 
+    @cached_property
+    def held(self) -> list[range]:
+        """The parts of every rank; all ranks ask together."""
+        return self.comm.gather_items(self.decomposition.local)
+
     def solver_at(self, t: int) -> Solver:
         """Return the local solver with the step size of a local step.
 
@@ -203,7 +208,7 @@ class Rounds:
             A schedule without its length.
         """
         self.pace.factor(0)
-        d = self.decomposition
+        d, _ = self.decomposition, self.held
         state = RoundState(subdomains=list(d.local))
         if self.memory != "reset":
             walk = Walk(self.parts, objective, x)
@@ -241,7 +246,7 @@ class Rounds:
             state.local = states
             if not bool(good.all()):
                 self._restart(walk, ends, good, state)
-        sums = begin_part_sum(self._message(ends - x, good, shares, state), d.parts, self.comm)
+        sums = begin_part_sum(self._message(ends - x, good, shares, state), self.held, self.comm)
         found = self._overlapped(sums, walk, x, ends, state) if self.delay else self._received(sums.result(), state)
         if state.places.numel() and not objective.bounds.is_free:
             objective.bounds.project(state.places, out=state.places)
