@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, SharedDecomposition
+from mldd.algebra import Objective, SharedDecomposition, uncounted
 from mldd.loop import FINITE, PER_SUBDOMAIN, REPLICATED, Solver, State
 from mldd.ranks import SERIAL, Communicator, PartSum, begin_part_sum
 from mldd.solvers.parts.group_rates import rate_of, with_rate
@@ -175,8 +175,9 @@ class Rounds:
 
     @cached_property
     def held(self) -> list[range]:
-        """The parts of every rank; all ranks ask together."""
-        return self.comm.gather_items(self.decomposition.local)
+        """The parts of every rank; all ranks ask together, when the solver is set up."""
+        with uncounted():
+            return self.comm.gather_items(self.decomposition.local)
 
     def solver_at(self, t: int) -> Solver:
         """Return the local solver with the step size of a local step.
