@@ -85,8 +85,9 @@ class ForecastSpaces:
     ----------
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs, or the loss of the own nodes with exact halo.
+    local : {"composite", "own", "restricted"}
+        Local models of subdomains: composite graphs; the loss of the own nodes with all nodes that it depends on, where
+        an overlap adds to the own nodes; or that of the own nodes on the graph between these and the overlap.
 
     Raises
     ------
@@ -95,11 +96,11 @@ class ForecastSpaces:
     """
 
     clusters: int = 0
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_choices(self, {"local": ("composite", "own")})
+        check_choices(self, {"local": ("composite", "own", "restricted")})
         check_least(self, {"clusters": 0})
 
 
@@ -113,6 +114,8 @@ class Batches:
         Samples per gradient, drawn anew for every step; 0: all.
     chunk : int
         Samples that are evaluated at once, which bounds memory; 0: all.
+    shares : int
+        Shares of the samples in a decomposition, which has a subdomain for every pair of a part and a share.
 
     Raises
     ------
@@ -122,7 +125,8 @@ class Batches:
 
     batch: int = 0
     chunk: int = 64
+    shares: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_least(self, {"batch": 0, "chunk": 0})
+        check_least(self, {"batch": 0, "chunk": 0, "shares": 1})

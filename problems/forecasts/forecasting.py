@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.005},
+    "local-adam": {"local.lr": 0.005},
     "ml-lbfgs": {"coarse_steps": 40},
     "adagrad": {"rate": 0.05, "varsigma": 1e-3},
     "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},
@@ -105,6 +106,8 @@ class Forecasting(Problem):
         model = self.network.model
         if self.plan.rollout > 1 and model == "epd":
             raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
+        if self.local == "restricted" and model == "epd":
+            raise ValueError("`local` restricted needs layers on the graph itself, got model=epd; use local=own")
         if self.links.weighted and (model == "epd" or not layer_of(model).weightable):
             raise ValueError(f"`weighted` needs the model sage or gcn, got {model}; leave it out")
 

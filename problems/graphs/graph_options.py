@@ -16,6 +16,7 @@ SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora;
 _LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"local.lr": 0.01},
     "sgd": {"lr": 0.5, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
     "adagrad": {"rate": 0.1, "varsigma": 1e-3},
@@ -23,7 +24,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dd-adagrad": {"local.rate": 0.1, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
 _CHOICES = {
-    "local": ("composite", "own"),
+    "local": ("composite", "own", "restricted"),
     "subdomains": ("graph", "parameters", "both"),
     "clustering": ("metis", "matching", "features"),
 }
@@ -109,11 +110,16 @@ class Spaces:
     coarsen : str
         What coarse levels have less of: some of ``graph``, ``width``, ``depth`` and ``data`` joined by '+', see
         `mldd.problems.graphs.graph_levels.Ladder`.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
+    local : {"composite", "own", "restricted"}
+        Local models of subdomains: composite graphs (fine inside, aggregated outside); the loss of the own nodes, with
+        all nodes that it depends on, where an overlap adds to the own nodes; or that of the own nodes on the graph
+        between these and the overlap, which is exact for an overlap of as many layers as the network has.
     subdomains : {"graph", "parameters", "both"}
         What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
         graph part and a layer.
+    partition : str
+        Method that cuts the graph into parts, see `mldd.graph.partition`: metis, or mixed for parts that resemble each
+        other, say.
 
     Raises
     ------
@@ -126,8 +132,9 @@ class Spaces:
     kept: float = 1.0
     grades: int = 1
     coarsen: str = "graph"
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     subdomains: Literal["graph", "parameters", "both"] = "graph"
+    partition: str = "metis"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

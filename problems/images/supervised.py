@@ -38,6 +38,7 @@ from mldd.problems.nets import (
     draw_of,
     parse_widths,
     pieces,
+    shares_of,
     subset,
 )
 from mldd.ranks import SERIAL, Communicator
@@ -46,6 +47,7 @@ from mldd.ranks import device as pick_device
 # Hyper-parameters for full batches of 1,400 digits: tuned on the training loss after 300 steps, seeds 0 and 1.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"parts": 4, "local.lr": 0.01},
     "sgd": {"lr": 0.3, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
     "adagrad": {"rate": 0.1, "varsigma": 1e-3},
@@ -294,8 +296,17 @@ class Digits(Problem):
             delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
             return Corrected(local, delta, y0, bounds)
 
+        def shares(f: Objective) -> Tensor:
+            drawn = draw_of(f)
+            if drawn is not None and self.sampling == "independent":  # as many samples of each
+                return torch.full((parts,), 1.0 / parts, dtype=torch.float64)
+            widened = 0 if drawn is None else -(-overlap * len(drawn.rows) // self.samples)
+            return shares_of(own if drawn is None else pieces(drawn.rows, parts, widened))
+
         mine, device = comm.share(parts), self._kind["device"]
-        return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
+        return SharedDecomposition(
+            layout.size, parts, build, None, mine, blocks=layout.slices, device=device, shares=shares
+        )
 
     def _losses(self, rows: list[Tensor]) -> Classification:
         """Return the mean losses over several sets of samples as one batched objective of (p, N)."""

@@ -10,6 +10,7 @@ from mldd.problems.modules.one_graph.halo_choice import HALOS
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"local.lr": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.05},
     "adagrad": {"rate": 0.05, "varsigma": 1e-3},
@@ -26,9 +27,9 @@ class Division:
     ----------
     subdomains : {"graph", "layers", "both"}
         What is decomposed: the graph, the network into runs of layers, or, of many graphs alone, both.
-    local : {"composite", "own"}
-        Local models of graph parts: the nodes of the part and clusters of all others, or the mean loss over the
-        labelled nodes of the part with the nodes around it.
+    local : {"composite", "own", "restricted"}
+        Local models of graph parts: the nodes of the part and clusters of all others; the mean loss over the labelled
+        nodes of the part with all nodes that it depends on; or with the nodes of the overlap alone.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
     halo : {"auto", "deep", "exchange"}
@@ -42,14 +43,14 @@ class Division:
     """
 
     subdomains: Literal["graph", "layers", "both"] = "graph"
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     clusters: int = 0
     halo: Literal["auto", "deep", "exchange"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        choices = {"subdomains": ("graph", "layers", "both"), "local": ("composite", "own"), "halo": HALOS}
-        check_choices(self, choices)
+        check_choices(self, {"subdomains": ("graph", "layers", "both"), "halo": HALOS})
+        check_choices(self, {"local": ("composite", "own", "restricted")})
         check_least(self, {"clusters": 0})
 
 

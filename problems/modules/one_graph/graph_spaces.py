@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -150,10 +150,15 @@ class GraphSpaces:
         def losses(chosen: range) -> GraphLoss:
             return self.local_losses(part, chosen, overlap)
 
+        @cache
+        def shares() -> Tensor:
+            return self.pieces.shares(part, parts, 0 if self.division.local == "restricted" else overlap)
+
         build: Any = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
-        device = self.model.flat.device
-        return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=self.blocks, device=device)
+        made = SharedDecomposition(self.model.size, parts, build, None, mine, device=self.model.flat.device)
+        is_composite = self.division.local == "composite"
+        return replace(made, blocks=self.blocks, shares=None if is_composite else lambda f: shares())
 
     def local_losses(self, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> GraphLoss:
         """Return the local losses of some parts as a batch of (p, N), without correction.
@@ -167,11 +172,12 @@ class GraphSpaces:
         overlap : int
             Layers of nodes that are added to every part.
         """
-        own = [grow(self._graph, part == k, overlap) for k in chosen]
+        layers, rings = (0, overlap) if self.division.local == "restricted" else (overlap, None)
+        own = [grow(self._graph, part == k, layers) for k in chosen]
         if self.fast is None:
             self.one_by_one = len(own)
         is_composite = self.division.local == "composite"
-        pieces = self._composites(part, own) if is_composite else [self.pieces.own(nodes) for nodes in own]
+        pieces = self._composites(part, own) if is_composite else [self.pieces.own(nodes, rings) for nodes in own]
         return self._loss(pieces, batched=True)
 
     def _composites(self, part: Tensor, own: Sequence[Tensor]) -> list[GraphPiece]:
