@@ -15,4 +15,5 @@ from .images.supervised import Digits as Digits
 from .modules.graph_problem import GraphProblem as GraphProblem
 from .modules.physics_problem import PhysicsProblem as PhysicsProblem
 from .modules.supervised_problem import SupervisedProblem as SupervisedProblem
+from .operators.allen_cahn_operator import AllenCahnOperator as AllenCahnOperator
 from .pinns.pinn import PhysicsInformed as PhysicsInformed

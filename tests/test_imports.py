@@ -51,6 +51,7 @@ ARROWS = {
     "problems/pinns": {"problems/data", "problems/nets"},
     "problems/images": {"problems/data", "problems/nets"},
     "problems/modules": {"problems/data", "problems/nets"},
+    "problems/operators": {"problems/data", "problems/nets"},
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
 }

@@ -1,0 +1,49 @@
+"""The nodes of one rank, with the means of all layers: the halo of the inputs is read, that of the states exchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mldd.problems.nets import HaloOperator, Sparse
+from mldd.problems.operators.torus import GraphBatch, Ints, adjacency, averaging
+from mldd.ranks import Communicator, Halo
+
+
+def rank_graph(
+    n: int, part: Ints, layers: int, comm: Communicator, dtype: torch.dtype, device: torch.device | str
+) -> GraphBatch:
+    """Return the own nodes of this rank with their neighbours behind them; all ranks call it together.
+
+    The inputs of the neighbours are known, so the first layer needs no message, and the others one exchange each.
+
+    Parameters
+    ----------
+    n : int
+        Nodes of a side.
+    part : ndarray, shape (n^2,)
+        The rank of every node.
+    layers : int
+        Of the network.
+    comm : Communicator
+        The ranks.
+    dtype : torch.dtype
+        Of the means.
+    device : torch.device or str
+        Where they are.
+    """
+    matrix = averaging(adjacency(n))
+    own = np.flatnonzero(part == comm.rank)
+    read = np.setdiff1d(matrix[own].indices, own)
+    read = read[np.argsort(part[read], kind="stable")]
+    number = np.empty(n * n, dtype=np.int64)
+    for rank in range(comm.ranks):
+        theirs = np.flatnonzero(part == rank)
+        number[theirs] = np.arange(len(theirs))
+    halo = Halo(comm, len(own), torch.from_numpy(part[read]), torch.from_numpy(number[read]))
+    nodes = np.concatenate([own, read])
+    rows = matrix[own][:, nodes]
+    first, others = Sparse.of(rows, dtype, device), HaloOperator.of(rows, halo, dtype, device)
+    weights = torch.ones(1, len(own), dtype=dtype, device=device)
+    means = (first, *[others] * (layers - 1))
+    return GraphBatch(torch.from_numpy(nodes)[None].to(device), weights, means, (len(nodes), *[len(own)] * layers))

@@ -1,0 +1,207 @@
+"""Operator learning: dense oracles, derivatives, and local losses whose mean is the loss."""
+
+import pytest
+import torch
+
+from mldd.algebra import counting
+from mldd.loop import Stop, minimise
+from mldd.problems.operators import AllenCahnOperator, CutOptions, NetworkOptions, SampleOptions
+from mldd.solvers import Adam, LocalSgd
+
+ROUNDING = {"rtol": 1e-11, "atol": 1e-14}
+
+
+def small(n=9, layers=3, samples=0, batch=4, **cut):
+    return AllenCahnOperator(
+        n=n,
+        network=NetworkOptions(hidden=5, layers=layers),
+        sampling=SampleOptions(samples, batch, validated=4, leads=3),
+        pieces=CutOptions(**cut),
+        dtype="float64",
+    )
+
+
+def somewhere(problem, parts=0):
+    shape = (parts, problem.net.layout.size) if parts else (problem.net.layout.size,)
+    return 0.4 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def dense_loss(problem, x, numbers):
+    """The mean squared error by dense matrices and torch's own derivatives."""
+    n = problem.n
+    node = torch.arange(n * n).view(n, n)
+    mean = torch.zeros(n * n, n * n, dtype=torch.float64)
+    for shift in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        mean[node.flatten(), torch.roll(node, shift, (0, 1)).flatten()] += 0.25
+    weight, bias, *inner, out, last = problem.net.layout.views(x)
+    total = 0.0
+    for u, kappa, change in problem.stream.fields("training", numbers):
+        s = torch.stack([u, kappa], 1) @ weight + bias
+        for k in range(problem.net.layers):
+            own, around, shift = inner[3 * k : 3 * k + 3]
+            s = s + torch.nn.functional.silu(s @ own + mean @ s @ around + shift)
+        total = total + ((s @ out + last)[:, 0] - change / problem.scale).square().mean()
+    return total / len(numbers)
+
+
+def test_loss_and_derivatives_against_dense_matrices():
+    problem = small()
+    x, v = somewhere(problem), somewhere(problem).flip(0)
+    f = problem.objective().sample(3)
+    numbers = problem.numbers(3).tolist()
+    exact = lambda x: dense_loss(problem, x, numbers)  # noqa: E731
+    value, g = f.value_and_gradient(x)
+    torch.testing.assert_close(value, exact(x), **ROUNDING)
+    torch.testing.assert_close(f.value(x), value, **ROUNDING)
+    torch.testing.assert_close(g, torch.func.grad(exact)(x), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        f.hessian_product(x, v), torch.func.jvp(torch.func.grad(exact), (x,), (v,))[1], rtol=1e-8, atol=1e-10
+    )
+
+
+def test_the_start_is_persistence():
+    problem = small(n=16)
+    x = problem.initial(0)
+    changes = problem.stream.fields("training", range(32))[:, 2]
+    torch.testing.assert_close(problem.objective().value(x), changes.square().mean() / problem.scale**2, **ROUNDING)
+    assert problem.metrics(x)["rollout_skill"] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cut", "parts", "overlap"),
+    [
+        ({"subdomains": "samples"}, 4, 0),
+        ({"subdomains": "parts"}, 4, 3),
+        ({"subdomains": "parts"}, 6, 9),  # rectangles of unequal sizes, and more rings than layers
+        ({"subdomains": "parts", "cut": "metis"}, 5, 3),
+        ({"subdomains": "both", "shares": 2}, 8, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("samples", [0, 12])
+def test_exact_local_losses_have_the_loss_as_their_mean(cut, parts, overlap, samples):
+    problem = small(samples=samples, **cut)
+    x, d = somewhere(problem), problem.decomposition(parts, overlap)
+    for f in (problem.objective(), problem.objective().sample(5)):
+        model = d.models(f, x, f.gradient(x))  # corrected on the samples of f
+        value, g = f.value_and_gradient(x)
+        torch.testing.assert_close(model.value(d.gather(x)).mean(), value, **ROUNDING)
+        torch.testing.assert_close(model.f.gradient(d.gather(x)).mean(0), g, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(model.gradient(d.gather(x)), g.expand(parts, -1), rtol=1e-9, atol=1e-12)
+
+
+def test_fewer_rings_than_layers_are_nearly_exact():
+    problem = small(n=16, layers=4, subdomains="parts")
+    f = problem.objective().sample(0)
+    x = problem.initial(0) + 0.1 * somewhere(problem)
+    gaps = []
+    for overlap in range(5):
+        d = problem.decomposition(4, overlap)
+        gaps.append(
+            float((d.models(f, x, None).gradient(d.gather(x)).mean(0) - f.gradient(x)).norm() / f.gradient(x).norm())
+        )
+    assert gaps[4] < 1e-12 < gaps[3]
+    assert gaps[2] < 0.3 * gaps[0]
+
+
+def test_a_batch_of_subdomains_is_each_by_itself():
+    problem = small(subdomains="both", shares=2)
+    d, f, y = problem.decomposition(8, 1), problem.objective().sample(1), somewhere(problem, 8)
+    together = d.models(f, y[0], None)
+    values, g = together.value_and_gradient(y)
+    products = together.hessian_product(y, y.flip(0))
+    for k in (0, 5, 7):
+        alone = d.alone(k).models(f, y[0], None)
+        for row, other in zip((values, g), alone.value_and_gradient(y[k : k + 1]), strict=True):
+            torch.testing.assert_close(row[k : k + 1], other, rtol=1e-9, atol=1e-12)
+        product = alone.hessian_product(y[k : k + 1], y.flip(0)[k : k + 1])
+        torch.testing.assert_close(products[k : k + 1], product, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("samples", [0, 12])
+def test_local_steps_see_samples_of_their_own(samples):
+    problem = small(samples=samples, subdomains="samples")
+    d, x = problem.decomposition(2, 0), somewhere(problem)
+    seen = [d.models(problem.objective().sample(s), x, None).sample(h).numbers for s in (0, 1) for h in (0, 1, 2)]
+    again = d.models(problem.objective().sample(1), x, None).sample(2).numbers
+    assert (seen[-1] == again).all()
+    assert all(numbers.shape == (2, 2) for numbers in seen)
+    if samples:
+        assert all((numbers[0] < 6).all() and (numbers[1] >= 6).all() for numbers in seen)
+    else:
+        assert len(torch.unique(torch.cat(seen))) == 6 * 4
+
+
+def test_work_is_that_of_the_nodes_that_layers_keep():
+    problem = small(n=24, layers=4, subdomains="parts")
+    x = problem.initial(0)
+    f = problem.objective().sample(0)
+
+    def work(overlap):
+        d = problem.decomposition(4, overlap)
+        with counting() as cost:
+            d.models(f, x, None).gradient(d.gather(x))
+        return cost.work
+
+    with counting() as cost:
+        f.gradient(x)
+    assert cost.work == pytest.approx(1 / 8)  # a batch of eight
+    assert cost.gradients == 1
+    rings = [144, 144 + 48, 144 + 96 + 4]  # a square of 12 x 12 with 0, 1, 2 rings of neighbours
+    assert work(0) * 8 == pytest.approx(1.0, rel=0.02)
+    kept = (2 * rings[2] + rings[1] + rings[0]) / (4 * rings[0])
+    assert work(2) * 8 == pytest.approx(kept, rel=0.02)
+    assert work(2) * 8 < (1 + 2 * 2 / 12) ** 2
+
+
+def test_rollouts_are_repeated_steps():
+    problem = small(n=8)
+    x = problem.initial(0) + 0.1 * somewhere(problem)
+    made = problem.rollouts.rollout(x)
+    u, kappa, _ = problem.stream.fields("validation", range(4)).unbind(1)
+    for state in made:
+        torch.testing.assert_close(state, u, **ROUNDING)
+        u = u + problem.rollouts.change(x, u, kappa)
+    truth = problem.rollouts.truth
+    error = ((made[-1].numpy() - truth[-1]) ** 2).sum()
+    still = ((truth[0] - truth[-1]) ** 2).sum()
+    assert problem.metrics(x)["rollout_skill"] == pytest.approx(1 - error / still, rel=1e-10)
+    change = problem.stream.fields("validation", range(4))[:, 2].numpy()
+    gap = (made[1].numpy() - truth[0]) - change
+    assert problem.validation(x)["validation_loss"] == pytest.approx((gap**2).mean() / problem.scale**2, rel=1e-10)
+
+
+def test_training_learns_the_operator():
+    problem = small(n=12, layers=2, batch=4, subdomains="parts")
+    end = minimise(problem.objective(), problem.initial(0), Adam(0.03), stop=Stop(60)).x
+    assert problem.validation(end)["validation_loss"] < 0.3
+    solver = LocalSgd(problem.decomposition(4, 1), local=Adam(0.03), local_steps=10, memory="average")
+    end = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(6)).x
+    assert problem.validation(end)["validation_loss"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("cut", "parts", "overlap", "said"),
+    [
+        ({"subdomains": "samples"}, 3, 0, "`batch` must be a multiple of 3"),
+        ({"subdomains": "both", "shares": 2}, 5, 0, "`parts` must be a multiple of 2"),
+        ({"subdomains": "parts"}, 0, 0, "`parts` must be >= 1"),
+        ({"subdomains": "parts"}, 4, -1, "`overlap` must be >= 0"),
+        ({"subdomains": "parts"}, 11, 0, "use another number of parts"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_cut_is_refused(cut, parts, overlap, said):
+    with pytest.raises(ValueError, match=said):
+        small(**cut).decomposition(parts, overlap)
+
+
+def test_bad_keys_are_refused():
+    with pytest.raises(ValueError, match="`n` must be >= 3"):
+        AllenCahnOperator(n=2)
+    with pytest.raises(ValueError, match="`batch` must be in 1..4"):
+        SampleOptions(samples=4, batch=5)
+    with pytest.raises(ValueError, match="`subdomains` must be one of samples, parts, both"):
+        CutOptions(subdomains="nodes")
+    with pytest.raises(ValueError, match="`hidden` must be >= 1"):
+        AllenCahnOperator(network=NetworkOptions(hidden=0))
