@@ -1,5 +1,6 @@
 from .allen_cahn import AllenCahn as AllenCahn
 from .allen_cahn_operator import AllenCahnOperator as AllenCahnOperator
+from .operator_model import OperatorModel as OperatorModel
 from .operator_options import CutOptions as CutOptions
 from .operator_options import NetworkOptions as NetworkOptions
 from .operator_options import SampleOptions as SampleOptions

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +14,14 @@ from mldd.loop import Problem
 from mldd.problems.nets import Draw, MiniBatches
 from mldd.problems.operators.allen_cahn import AllenCahn
 from mldd.problems.operators.operator_loss import AT_ONCE, AT_ONCE_EXCHANGED, OperatorLoss
+from mldd.problems.operators.operator_model import OperatorModel
 from mldd.problems.operators.operator_options import CutOptions, NetworkOptions, SampleOptions
 from mldd.problems.operators.operator_parts import decomposition
 from mldd.problems.operators.rank_graph import rank_graph
 from mldd.problems.operators.residual_sage import ResidualSage
 from mldd.problems.operators.rollouts import Rollouts
 from mldd.problems.operators.sample_stream import SampleStream
-from mldd.problems.operators.torus import GraphBatch, LocalGraph, adjacency, parts_of
+from mldd.problems.operators.torus import GraphBatch, parts_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -109,9 +109,7 @@ class AllenCahnOperator(Problem):
     @cached_property
     def whole(self) -> GraphBatch:
         """The whole graph."""
-        everything = np.ones(self.n**2, dtype=bool)
-        graph = LocalGraph.around(adjacency(self.n), everything, 0)
-        return GraphBatch.of([graph], self.net.layers, **self.kind)
+        return GraphBatch.whole(self.n, self.net.layers, **self.kind)
 
     @cached_property
     def _shared(self) -> GraphBatch:
@@ -224,6 +222,10 @@ class AllenCahnOperator(Problem):
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
         return dict(_SETTINGS.get(solver, {}))
+
+    def module(self, x: Tensor) -> OperatorModel:
+        """Return the network with these parameters, which goes ahead by one interval on a torus of any size."""
+        return OperatorModel(self.net, x, self.scale, self.equation)
 
     @cached_property
     def rollouts(self) -> Rollouts:

@@ -16,7 +16,7 @@ from mldd.problems.operators.allen_cahn import LARGEST, AllenCahn, Floats
 Stream = Literal["training", "validation"]
 _LENGTH = 1.27, 1.91  # correlation lengths of u and of log kappa
 _SIZE = 0.8, 0.7  # their standard deviations
-_BOUND = 1.6  # of u
+BOUND = 1.6  # of |u| in random fields
 _STREAMS = ("training", "validation")
 _KEPT = 2**26  # numbers that are kept in memory
 
@@ -80,7 +80,7 @@ class SampleStream:
         """
         generator = np.random.default_rng((self.seed, _STREAMS.index(stream), number))
         fields = [smooth_field(generator, self.n, self.equation.spacing, length) for length in _LENGTH]
-        u, kappa = np.clip(_SIZE[0] * fields[0], -_BOUND, _BOUND), np.exp(_SIZE[1] * fields[1])
+        u, kappa = np.clip(_SIZE[0] * fields[0], -BOUND, BOUND), np.exp(_SIZE[1] * fields[1])
         return u, np.minimum(kappa, LARGEST)
 
     def fields(self, stream: Stream, numbers: Iterable[int]) -> Tensor:

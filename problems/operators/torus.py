@@ -140,6 +140,24 @@ class GraphBatch:
     rows: tuple[int, ...]
 
     @staticmethod
+    def whole(n: int, layers: int, dtype: torch.dtype, device: torch.device | str) -> GraphBatch:
+        """Return the whole torus as one graph.
+
+        Parameters
+        ----------
+        n : int
+            Nodes of a side.
+        layers : int
+            Of the network.
+        dtype : torch.dtype
+            Of the means.
+        device : torch.device or str
+            Where they are.
+        """
+        graph = LocalGraph.around(adjacency(n), np.ones(n * n, dtype=bool), 0)
+        return GraphBatch.of([graph], layers, dtype, device)
+
+    @staticmethod
     def of(graphs: Sequence[LocalGraph], layers: int, dtype: torch.dtype, device: torch.device | str) -> GraphBatch:
         """Return the batch: layer l of L keeps the nodes within L - l rings, all that later layers read.
 
