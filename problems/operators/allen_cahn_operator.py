@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from mldd.problems.operators.operator_loss import AT_ONCE, AT_ONCE_EXCHANGED, Op
 from mldd.problems.operators.operator_model import OperatorModel
 from mldd.problems.operators.operator_options import CutOptions, NetworkOptions, SampleOptions
 from mldd.problems.operators.operator_parts import decomposition
+from mldd.problems.operators.operator_pictures import draw
 from mldd.problems.operators.rank_graph import rank_graph
 from mldd.problems.operators.residual_sage import ResidualSage
 from mldd.problems.operators.rollouts import Rollouts
@@ -237,6 +239,10 @@ class AllenCahnOperator(Problem):
         """Return the loss over the validation samples."""
         total, values = self.comm.sum_scalars(list(map(float, self.rollouts.squares(x))))
         return {"validation_loss": total / values}
+
+    def pictures(self, folder: Path, x: Tensor, parts: int) -> list[Path]:
+        """Draw a rollout beside the equation, and errors after every interval; return the files."""
+        return draw(self, folder, x) if self.rollouts.numbers else []
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the validation loss, and the skill of a rollout against persistence, ``1 - MSE / MSE_persistence``."""
