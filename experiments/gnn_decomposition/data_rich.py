@@ -19,6 +19,7 @@ and P = 4 (--tune prints the table), DiLoCo's outer rate with them.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import time
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ from mldd.solvers import Adam, DiLoCo, LocalSgd, Sgd
 
 WARM = 20
 TUNED = (0.01, 0.02, 0.04, 0.08)
-RATES = {"adam": 0.04, "local sgd": 0.02, "diloco": 0.02, "local adam": 0.04}
+RUN = ("nodes", "parts", "method", "subdomains", "overlap", "local_steps", "lr", "seed", "steps")
+RATES = {"adam": 0.04, "local sgd": 0.04, "diloco": 0.02, "local adam": 0.04}
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def run(n: int, parts: int, seed: int, method: Method, rate: float, steps: int) 
         "lr": rate,
         "seed": seed,
         "steps": rounds * method.local_steps,
-        "synchronisations": rounds * (1 if method.name in ("adam", "diloco") else 2),
+        "synchronisations": cost.synchronisations if method.subdomains else steps,
         "sum_MB": round(vectors * size * 4 * 2 * (parts - 1) / parts / 1e6, 3),
         "halo_MB": round(halo, 3),
         "work": round(work, 3),
@@ -182,6 +184,16 @@ def whole_work(problem: AllenCahnOperator) -> float:
     return problem.net.work([n] * (layers + 1), [4 * n] * layers)
 
 
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a table, in the place of an older one of the same run."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    same = [k for k, old in enumerate(rows) if all(old[key] == str(row[key]) for key in RUN)]
+    write_table(path, [*(old for k, old in enumerate(rows) if k not in same), row])
+
+
 def main() -> None:
     """Run what the command line says, and write a row as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,7 +207,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("paper/results/gnn_decomposition"))
     options = parser.parse_args()
     prepare(SERIAL)
-    rows: list[dict[str, Any]] = []
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{'tuning' if options.tune else 'quick' if options.quick else 'data_rich'}.csv"
     for n in options.sizes:
         for parts in options.parts:
             for method in methods(parts, 4, options.quick):
@@ -203,11 +216,9 @@ def main() -> None:
                     continue
                 for seed in options.seeds[: 1 if options.tune else None]:
                     for rate in TUNED if options.tune else (RATES[method.name],):
-                        rows.append(run(n, parts, seed, method, rate, 100 if options.quick else options.steps))
-                        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "tuning" if options.tune else "quick" if options.quick else "data_rich"
-    write_table(options.out / f"{name}.csv", rows)
+                        row = run(n, parts, seed, method, rate, 100 if options.quick else options.steps)
+                        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+                        add(path, row)
 
 
 if __name__ == "__main__":

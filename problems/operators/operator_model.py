@@ -66,8 +66,8 @@ class OperatorModel(NetworkModel):
         """
         graph = GraphBatch.whole(u.shape[-1], self.net.layers, **self.kind)
         inputs = torch.stack([u, kappa - 1], 3).to(**self.kind).flatten(1, 2).transpose(0, 1)[None]
-        change = self.net.outputs([t[None] for t in self.tensors], inputs, graph.means)[0]
-        return u + self.scale * change.T.view(u.shape)
+        change: Tensor = self.net.outputs([t[None] for t in self.tensors], inputs, graph.means)[0]
+        return torch.add(u, change.T.view(u.shape), alpha=self.scale)
 
     def predict(self, data: Any, *, leads: str = "1") -> Prediction:  # type: ignore[override]
         """Return the states after so many intervals, each from the one before.
@@ -110,7 +110,7 @@ class OperatorModel(NetworkModel):
 
 def _check(name: str, values: Any) -> None:
     """Refuse arrays that are no states and diffusivities."""
-    shape = getattr(values, "shape", ())
+    shape: tuple[int, ...] = getattr(values, "shape", ())
     if len(shape) != 4 or shape[1] != 2 or shape[2] != shape[3] or shape[2] < 3 or values.dtype.kind not in "fiu":
         raise DataError(
             f"{name}: data must be numbers of shape (b, 2, n, n), state and diffusivity, with n >= 3, got "

@@ -74,7 +74,8 @@ class Rollouts:
     def _samples(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield u_0, kappa - 1 and u(T) - u_0 of a few samples at a time, each of shape (b, n^2)."""
         for begin in range(0, len(self.numbers), 8):
-            yield self.stream.fields("validation", self.numbers[begin : begin + 8]).unbind(1)
+            u, kappa, change = self.stream.fields("validation", self.numbers[begin : begin + 8]).unbind(1)
+            yield u, kappa, change
 
     @cached_property
     def truth(self) -> Floats:

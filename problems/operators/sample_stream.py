@@ -14,6 +14,7 @@ from torch import Tensor
 from mldd.problems.operators.allen_cahn import LARGEST, AllenCahn, Floats
 
 Stream = Literal["training", "validation"]
+Key = tuple[Stream, int]
 _LENGTH = 1.27, 1.91  # correlation lengths of u and of log kappa
 _SIZE = 0.8, 0.7  # their standard deviations
 BOUND = 1.6  # of |u| in random fields
@@ -66,7 +67,7 @@ class SampleStream:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     device: torch.device | str = "cpu"
-    _kept: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict, repr=False)
+    _kept: OrderedDict[Key, Tensor] = field(default_factory=OrderedDict, repr=False)
 
     def inputs(self, stream: Stream, number: int) -> tuple[Floats, Floats]:
         """Return the state u_0 and the diffusivity kappa of a sample, each of shape (n, n).
@@ -93,14 +94,14 @@ class SampleStream:
         numbers : iterable of int
             Of the samples.
         """
-        wanted = [(stream, int(number)) for number in numbers]
+        wanted: list[Key] = [(stream, int(number)) for number in numbers]
         found = {key: self._kept[key] for key in wanted if key in self._kept}
         found |= self._made([key for key in dict.fromkeys(wanted) if key not in found])
         if not wanted:
             return torch.empty(0, 3, self.n**2, dtype=self.dtype, device=self.device)
         return torch.stack([found[key] for key in wanted])
 
-    def _made(self, keys: list[tuple[Stream, int]]) -> dict[tuple[str, int], Tensor]:
+    def _made(self, keys: list[Key]) -> dict[Key, Tensor]:
         """Make samples and keep the latest ones; their values do not depend on which are made together."""
         if not keys:
             return {}
@@ -111,4 +112,4 @@ class SampleStream:
         self._kept.update(made)
         while len(self._kept) * 3 * self.n**2 > _KEPT:
             self._kept.popitem(last=False)
-        return {**made}
+        return made
