@@ -20,6 +20,7 @@ REGISTERED = {
     "apts": "mldd.solvers.apts:Apts",
     "mofftr": "mldd.solvers.mofftr:Mofftr",
     "localsgd": "mldd.solvers.local_sgd:LocalSgd",
+    "local-adam": "mldd.solvers.local_sgd:LocalAdam",
     "diloco": "mldd.solvers.local_sgd:DiLoCo",
     "adam": "mldd.solvers.baselines:Adam",
     "sgd": "mldd.solvers.baselines:Sgd",

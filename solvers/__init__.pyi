@@ -8,6 +8,7 @@ from .baselines import Sgd as Sgd
 from .baselines import TorchAdaGrad as TorchAdaGrad
 from .lbfgs import LBFGS as LBFGS
 from .local_sgd import DiLoCo as DiLoCo
+from .local_sgd import LocalAdam as LocalAdam
 from .local_sgd import LocalSgd as LocalSgd
 from .mofftr import Mofftr as Mofftr
 from .multilevel_adagrad import MultilevelAdaGrad as MultilevelAdaGrad

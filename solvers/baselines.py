@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mldd.algebra import Objective
 from mldd.loop import FINITE, REPLICATED, RISING, SCRATCH, State
+from mldd.solvers.parts import LearningRate
 
 
 def _positive(**settings: float) -> None:
@@ -68,6 +69,8 @@ class Adam:
         Decay of the running means m of g and v of g^2, in [0, 1).
     eps : float
         Added to the root of v, > 0.
+    rates : LearningRate
+        How the step size changes with the steps.
 
     Raises
     ------
@@ -86,6 +89,7 @@ class Adam:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    rates: LearningRate = LearningRate()
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
@@ -94,6 +98,7 @@ class Adam:
 
     def init(self, objective: Objective, x: Tensor) -> AdamState:
         """Return means of zero."""
+        self.rates.factor(0)  # a schedule without its length is refused here
         return AdamState(mean=torch.zeros_like(x), square=torch.zeros_like(x), scratch=torch.empty_like(x))
 
     def step(self, objective: Objective, x: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
@@ -104,8 +109,15 @@ class Adam:
         state.square.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
         correction = 1 - self.beta2**state.count
         root = torch.sqrt(state.square, out=state.scratch).div_(correction**0.5).add_(self.eps)
-        x.addcdiv_(state.mean, root, value=-self.lr / (1 - self.beta1**state.count))
+        lr = self.lr * self.rates.factor(state.step)
+        x.addcdiv_(state.mean, root, value=-lr / (1 - self.beta1**state.count))
+        self.rates.end(state, state.step + 1)
         return _project(objective, x), state
+
+    @property
+    def memory_decay(self) -> dict[str, float]:
+        """Factor by which a step shrinks what every vector of the state was before."""
+        return {"mean": self.beta1, "square": self.beta2}
 
 
 @dataclass
@@ -136,6 +148,8 @@ class Sgd:
         In [0, 1); 0 is gradient descent.
     nesterov : bool
         Take Nesterov's momentum.
+    rates : LearningRate
+        How the step size changes with the steps.
 
     Raises
     ------
@@ -153,6 +167,7 @@ class Sgd:
     lr: float = 0.1
     momentum: float = 0.0
     nesterov: bool = False
+    rates: LearningRate = LearningRate()
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
@@ -163,6 +178,7 @@ class Sgd:
 
     def init(self, objective: Objective, x: Tensor) -> SgdState:
         """Return a momentum of zero."""
+        self.rates.factor(0)  # a schedule without its length is refused here
         return SgdState(
             momentum=torch.zeros_like(x) if self.momentum else None,
             scratch=torch.empty_like(x) if self.nesterov else None,
@@ -174,8 +190,14 @@ class Sgd:
         if state.momentum is not None:
             m = state.momentum.mul_(self.momentum).add_(g)
             g = m if state.scratch is None else torch.add(g, m, alpha=self.momentum, out=state.scratch)
-        x.add_(g, alpha=-self.lr)
+        x.add_(g, alpha=-self.lr * self.rates.factor(state.step))
+        self.rates.end(state, state.step + 1)
         return _project(objective, x), state
+
+    @property
+    def memory_decay(self) -> dict[str, float]:
+        """Factor by which a step shrinks what every vector of the state was before."""
+        return {"momentum": self.momentum}
 
 
 @dataclass

@@ -1,97 +1,39 @@
-"""LocalSGD and DiLoCo: nonlinear Schwarz methods over parts of the data, without a correction of the local losses."""
+"""LocalSGD, Local Adam and DiLoCo: nonlinear Schwarz methods over parts of the data, without corrected losses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from mldd.algebra import Around, Decomposition, Objective, Remembered, SharedDecomposition, layers_of, sampled
-from mldd.loop import Solver, State
+from mldd.algebra import Around, Objective, SharedDecomposition
+from mldd.loop import Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.baselines import Adam, Sgd, SgdState
-from mldd.solvers.parts import Memory, Sweep, SweepState
+from mldd.solvers.parts import NOT_FINITE, LearningRate, LocalMemory, Pace, Rounds, RoundState
 
 
-@dataclass(frozen=True)
-class FreshSamples:
-    """A local solver whose h-th step sees sample h of the local models, where these are stochastic.
-
-    Parameters
-    ----------
-    solver : Solver
-        The local solver.
-    """
-
-    solver: Solver
-
-    @property
-    def batched(self) -> bool:
-        """Whether the solver takes all subdomains of a rank at once."""
-        return bool(getattr(self.solver, "batched", False))
-
-    def init(self, objective: Objective, x: Tensor) -> Any:
-        """Return the state of the solver."""
-        return self.solver.init(objective, x)
-
-    def step(self, objective: Objective, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Do one step on the sample of its number."""
-        return self.solver.step(resampled(objective, state.step), x, state)
-
-
-def resampled(f: Objective, number: int) -> Objective:
-    """Return `f` with sample `number` of what it is composed of; `f` itself where nothing is stochastic.
-
-    Parameters
-    ----------
-    f : Objective
-        What may be composed of a stochastic objective.
-    number : int
-        Of the sample.
-    """
-    layers = list(layers_of(f))
-    depth = next((k for k, layer in enumerate(layers) if hasattr(layer, "sample")), None)
-    if depth is None:
-        return f
-    outer, changed = layers[:depth], sampled(layers[depth], number)
-    for layer in reversed(outer):
-        if not isinstance(layer, Remembered):
-            changed = replace(layer, f=changed)
-    return changed
-
-
-def _averaging(
-    decomposition: Decomposition | SharedDecomposition, local: Solver, steps: int, memory: Memory, comm: Communicator
-) -> Sweep:
-    """Return the sweep whose correction is ``mean_i(y_i) - x`` with ``y_i`` from the local losses as they are."""
-    if not isinstance(decomposition, SharedDecomposition) or decomposition.mask is not None:
-        raise ValueError(
-            "`decomposition` must be one into parts of the data or graph, each with all unknowns, got one of the "
-            "unknowns; decompose the data (digits:subdomains=data)"
-        )
-    if not steps >= 1:
-        raise ValueError(f"`local_steps` must be >= 1, got {steps}")
-    own = replace(decomposition, corrected=False)
-    return Sweep(own, FreshSamples(local), steps, combine="wasm", memory=memory, comm=comm)
-
-
-def _correction(sweep: Sweep, objective: Objective, x: Tensor, state: LocalSgdState) -> Tensor:
-    """Return ``mean_i(y_i) - x``; parts that diverged stay at x and are counted, on all ranks."""
-    c = sweep.correction(objective, x, state.sweep)
-    state.accepted += sweep.decomposition.parts - sweep.judge(state.sweep, state)
-    return c
+def _round(rounds: Rounds, objective: Objective, x: Tensor, state: LocalSgdState) -> Tensor:
+    """Return the mean correction of a round; parts that diverged stay at x and are counted, on all ranks."""
+    correction, failed = rounds.run(objective, x, state.rounds)
+    parts = rounds.decomposition.parts
+    state.accepted += parts - failed
+    state.rejected += failed
+    state.note(NOT_FINITE, failed)
+    state.status = Status.diverged if failed == parts else state.rounds.status
+    return correction
 
 
 @dataclass(frozen=True)
 class LocalSgd:
-    r"""LocalSGD: ``x <- mean_i y_i``, where ``y_i`` is x after `local_steps` steps of SGD on the loss of part i alone.
+    r"""LocalSGD: ``x <- sum_i s_i y_i``, with ``y_i`` what `local_steps` steps of SGD on the loss of part i make of x.
 
-    It is the additive nonlinear Schwarz iteration with weights ``wasm``, parts of the data as subdomains, and local
-    models without the first-order correction: a fixed point is *not* a critical point of the loss, but O(lr) from one
-    (for more than one step and parts that differ). Where the local models are stochastic, every local step sees a
-    mini-batch of its own.
+    It is the additive nonlinear Schwarz iteration with parts of the data as subdomains, weighted by their shares s_i of
+    the loss, and local models without the first-order correction: a fixed point is *not* a critical point of the loss,
+    but O(lr) from one (for more than one step and parts that differ). Of a stochastic loss, local step t of every part
+    sees its part of mini-batch t: with one local step the method is mini-batch gradient descent.
 
     Parameters
     ----------
@@ -103,46 +45,89 @@ class LocalSgd:
         H, the steps between two synchronisations.
     memory : {"reset", "keep", "average"}
         What happens to the state of the local solver (its momentum, say) at a synchronisation: it starts anew, is kept
-        by every part, or is averaged over the parts as x is (one more synchronisation for each of its vectors).
+        by every part, or its vectors are averaged over the parts as x is, in the same message.
+    rates : LearningRate
+        How the step size of `local` changes; its steps are rounds of `local_steps` local steps each.
+    growth : bool
+        Whether rounds grow by the quadratic synchronisation rule: as the schedule decays by a factor, they have
+        ``local_steps / factor^2`` local steps. All rounds together have as many local steps as without.
+    control : bool
+        Whether local gradients are shifted by control variates, the mean gradient of all parts in the last round less
+        that of the part: parts that differ then drift less. One more vector in the message.
+    delay : int
+        Local steps of the next round that every part does while the average is under way. It then goes on from where it
+        is, shifted by the average less what it had sent. 0 to wait for the average.
+    together : bool
+        Whether the parts of a rank are evaluated in one batch: two to four times faster for small networks with several
+        parts per rank, but the last digits then depend on the number of ranks.
     comm : Communicator
         Its ranks divide the parts.
 
     Raises
     ------
     ValueError
-        Subdomains of the unknowns, or hyper-parameters out of range.
+        Subdomains of the unknowns, or options out of range or that do not go together.
 
     References
     ----------
     Stich, arXiv 1805.09767, algorithm 1 (with the average taken at every synchronisation; momentum and `memory` are
-    additions).
+    additions). `growth`: Gu, Lyu, Huang and Arora, arXiv 2310.14423, equation 2. `control`: Karimireddy et al., arXiv
+    1910.06378, equation 3 with option II of equation 4, all parts taking part. `delay`: Zhou et al., arXiv 2006.00441.
     """
 
     decomposition: SharedDecomposition
     local: Solver = Sgd(0.1)  # noqa: RUF009 (frozen)
     local_steps: int = 10
-    memory: Memory = "reset"
+    memory: LocalMemory = "reset"
+    rates: LearningRate = LearningRate()
+    growth: bool = False
+    control: bool = False
+    delay: int = 0
+    together: bool = False
     comm: Communicator = SERIAL
 
     needs_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        _ = self.sweep
+        _ = self.rounds
 
     @cached_property
-    def sweep(self) -> Sweep:
+    def rounds(self) -> Rounds:
         """The local steps of all parts and their average."""
-        return _averaging(self.decomposition, self.local, self.local_steps, self.memory, self.comm)
+        pace = Pace(self.local_steps, self.rates, self.growth)
+        options = {"control": self.control, "delay": self.delay, "together": self.together}
+        return Rounds(self.decomposition, self.local, pace, self.memory, comm=self.comm, **options)
 
     def init(self, objective: Objective, x: Tensor) -> LocalSgdState:
         """Return fresh states of the local solver, where they are kept."""
-        return LocalSgdState(sweep=self.sweep.init(objective, x))
+        return LocalSgdState(rounds=self.rounds.init(objective, x))
 
     def step(self, objective: Objective, x: Tensor, state: LocalSgdState) -> tuple[Tensor, LocalSgdState]:
         """Do the local steps and one synchronisation, in place."""
-        x.add_(_correction(self.sweep, objective, x, state))
+        x.add_(_round(self.rounds, objective, x, state))
         return objective.bounds.project(x, out=x) if not objective.bounds.is_free else x, state
+
+
+@dataclass(frozen=True)
+class LocalAdam(LocalSgd):
+    r"""Local Adam: Adam on the loss of every part alone, iterates and both moments averaged every `local_steps` steps.
+
+    It is `LocalSgd` with other defaults. Where data are plentiful it needs as many steps as Adam itself and fewer
+    synchronisations by the factor `local_steps`.
+
+    Parameters
+    ----------
+    decomposition, local, local_steps, memory, rates, growth, control, delay, together, comm
+        As for `LocalSgd`.
+
+    References
+    ----------
+    Chen, Li and Li, arXiv 2109.05109, algorithm 2 averages second moments of AMSGrad; here both moments of Adam are.
+    """
+
+    local: Solver = Adam(1e-3)  # noqa: RUF009 (frozen)
+    memory: LocalMemory = "average"
 
 
 @dataclass(frozen=True)
@@ -160,7 +145,7 @@ class DiLoCo:
         What every part does its steps with (weight decay belongs to the loss).
     outer_lr, outer_momentum : float
         Step size and momentum of the outer step.
-    local_steps, memory, comm
+    local_steps, memory, rates, together, comm
         As for `LocalSgd`; the parts keep the state of their local solvers by default, as published.
 
     Raises
@@ -178,7 +163,9 @@ class DiLoCo:
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
     local_steps: int = 10
-    memory: Memory = "keep"
+    memory: LocalMemory = "keep"
+    rates: LearningRate = LearningRate()
+    together: bool = False
     comm: Communicator = SERIAL
 
     needs_gradient: ClassVar[bool] = False
@@ -189,12 +176,13 @@ class DiLoCo:
             raise ValueError(f"`outer_lr` must be > 0, got {self.outer_lr}")
         if not 0 <= self.outer_momentum < 1:
             raise ValueError(f"`outer_momentum` must be in [0, 1), got {self.outer_momentum}")
-        _ = self.sweep
+        _ = self.rounds
 
     @cached_property
-    def sweep(self) -> Sweep:
+    def rounds(self) -> Rounds:
         """The local steps of all parts and their average."""
-        return _averaging(self.decomposition, self.local, self.local_steps, self.memory, self.comm)
+        pace = Pace(self.local_steps, self.rates)
+        return Rounds(self.decomposition, self.local, pace, self.memory, together=self.together, comm=self.comm)
 
     @cached_property
     def outer(self) -> Sgd:
@@ -203,11 +191,11 @@ class DiLoCo:
 
     def init(self, objective: Objective, x: Tensor) -> LocalSgdState:
         """Return fresh states of the local solver, where they are kept, and of the outer momentum."""
-        return LocalSgdState(sweep=self.sweep.init(objective, x), outer=self.outer.init(objective, x))
+        return LocalSgdState(rounds=self.rounds.init(objective, x), outer=self.outer.init(objective, x))
 
     def step(self, objective: Objective, x: Tensor, state: LocalSgdState) -> tuple[Tensor, LocalSgdState]:
         """Do the local steps, one synchronisation, and the outer step, in place."""
-        d = _correction(self.sweep, objective, x, state).neg_()
+        d = _round(self.rounds, objective, x, state).neg_()
         x, state.outer = self.outer.step(Known(objective, d), x, state.outer)
         return x, state
 
@@ -236,11 +224,11 @@ class LocalSgdState(State):
 
     Attributes
     ----------
-    sweep : SweepState
+    rounds : RoundState
         With the states of the local solvers that are kept.
     outer : SgdState
         The outer momentum of DiLoCo.
     """
 
-    sweep: SweepState = field(default_factory=SweepState)
+    rounds: RoundState = field(default_factory=RoundState)
     outer: SgdState = field(default_factory=SgdState)

@@ -58,6 +58,8 @@ from .outside import from_outside as from_outside
 from .outside import loaded as loaded
 from .outside import registered as registered
 from .precision import cast as cast
+from .product_decomposition import Joined as Joined
+from .product_decomposition import product as product
 from .restrictions import LocalRestrictions as LocalRestrictions
 from .restrictions import contiguous as contiguous
 from .restrictions import corrected_models as corrected_models

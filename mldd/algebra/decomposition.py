@@ -322,6 +322,9 @@ class SharedDecomposition:
         As for `Decomposition`.
     device : torch.device or str
         Of the weights.
+    shares : callable, optional
+        ``shares(f)`` gives the weights, shape (parts,), with which the subdomains' own losses, without correction, add
+        up to the objective `f`: the samples or labelled nodes of each over all of them. None: all the same.
 
     Raises
     ------
@@ -338,6 +341,7 @@ class SharedDecomposition:
     corrected: bool = True
     blocks: Sequence[slice] = (slice(None),)
     device: torch.device | str = "cpu"
+    shares: Callable[[Objective], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check the invariants once."""
@@ -370,6 +374,18 @@ class SharedDecomposition:
     def models(self, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
         """Return the batch of local objectives at `x`, corrected with the gradient `g` there where it is given."""
         return self.build(self, f, x, g)
+
+    def shares_of(self, f: Objective) -> Tensor:
+        """Return the weights of the subdomains' own losses in `f`, shape (parts,), float64; they add up to one.
+
+        Parameters
+        ----------
+        f : Objective
+            The objective, of a step or not.
+        """
+        if self.shares is None:
+            return torch.full((self.parts,), 1.0 / self.parts, dtype=torch.float64)
+        return self.shares(f)
 
     @cached_property
     def _alone(self) -> dict[int, SharedDecomposition]:

@@ -353,9 +353,12 @@ class Remembered(Around):
     values : bool
         Whether gradients are evaluated together with values, which are remembered too: one evaluation and one message
         for a solver that asks for both.
+    source : Objective, optional
+        The stochastic objective that `f` is a sample of: what a solver asks for samples of its own.
     """
 
     values: bool = False
+    source: Objective | None = None
     _last: list[Any] = field(default_factory=lambda: [None, -1, None, None], repr=False, compare=False)
 
     def _known(self, x: Tensor) -> bool:

@@ -152,6 +152,8 @@ def local_restrictions(decomposition: Decomposition, f: Objective, x: Tensor, g:
 def corrected_models(local: Callable[[Any, Objective], Objective]) -> Build:
     """Return what builds first-order corrected local models: their gradient at the iterate is the global one.
 
+    Without the global gradient they are the local losses as they are.
+
     Parameters
     ----------
     local : callable
@@ -160,6 +162,8 @@ def corrected_models(local: Callable[[Any, Objective], Objective]) -> Build:
 
     def build(decomposition: Any, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
         y0, models = decomposition.gather(x), local(decomposition, f)
+        if g is None and f.bounds.is_free:
+            return models
         delta = torch.zeros_like(y0) if g is None else g * decomposition.valid - models.gradient(y0)
         return Corrected(models, delta, y0, decomposition.gather_bounds(f.bounds, y0))
 

@@ -155,6 +155,9 @@ class Builder:
         for name in ("combine", "local_steps"):
             if getattr(self.options, name) is not None:
                 given[name] = getattr(self.options, name)
+        key = "rates.schedule"
+        if whole and spec.has("rates") and spec.keys.get(key, given.get(key, "constant")) != "constant":
+            given["rates.length"] = self.options.steps
         for name, nested in spec.keys.items():
             if isinstance(nested, Spec):
                 given = {key: value for key, value in given.items() if not key.startswith(f"{name}.")}

@@ -349,7 +349,7 @@ class _Course:
         """Draw the objective of this step, where it is one of many."""
         if hasattr(self.objective, "sample"):
             number = 0 if self.state is None else self.state.step
-            self.f = Remembered(sampled(self.objective, number), self.together)
+            self.f = Remembered(sampled(self.objective, number), self.together, self.objective)
             if isinstance(self.state, State):
                 self.state.forget()
 

@@ -21,7 +21,10 @@ from .launchers import launched_rank as launched_rank
 from .messages import Messages as Messages
 from .messages import Pending as Pending
 from .network import NETWORKS as NETWORKS
-from .network import Network as Network
+from .network import Interconnect as Interconnect
+from .part_sums import PartSum as PartSum
+from .part_sums import begin_part_sum as begin_part_sum
+from .part_sums import part_sum as part_sum
 from .petsc import as_tensor as as_tensor
 from .petsc import as_vec as as_vec
 from .petsc import insert_options as insert_options

@@ -27,6 +27,24 @@ def _staged(vector: Tensor) -> Tensor:
     return vector.detach().contiguous().cpu()
 
 
+_EXCHANGE = 71  # tag of the messages of `_exchange`, another one than that of halos
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """Several messages of MPI as one."""
+
+    all: list[Any]
+
+    def Test(self) -> bool:  # noqa: N802 (as MPI has it)
+        """Return whether all of them have come."""
+        return bool(type(self.all[0]).Testall(self.all))
+
+    def Wait(self) -> None:  # noqa: N802 (as MPI has it)
+        """Wait until all of them have come."""
+        type(self.all[0]).Waitall(self.all)
+
+
 @dataclass(frozen=True)
 class Communicator:
     """The ranks of a run. Without MPI: one rank, and every call returns at once.
@@ -86,7 +104,7 @@ class Communicator:
         if self.ranks == 1:
             return rows
         mine = _staged(rows)
-        lengths = self.gather_items(len(mine)) if total is None else [len(part) for part in self._shares(total)]
+        lengths = self.gather_items(len(mine)) if total is None else [len(part) for part in self.shares(total)]
         out = mine.new_empty((sum(lengths), *mine.shape[1:]))
         with waiting():
             self._gather(mine, out, lengths)
@@ -167,9 +185,16 @@ class Communicator:
         parts : int
             Number of things that ranks share.
         """
-        return self._shares(parts)[self.rank]
+        return self.shares(parts)[self.rank]
 
-    def _shares(self, parts: int) -> list[range]:
+    def shares(self, parts: int) -> list[range]:
+        """Return the contiguous ranges of `parts` that the ranks hold.
+
+        Parameters
+        ----------
+        parts : int
+            Number of things that ranks share.
+        """
         ends = [k * parts // self.ranks for k in range(self.ranks + 1)]
         return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
 
@@ -201,6 +226,18 @@ class Communicator:
         sizes = [length * math.prod(mine.shape[1:]) for length in lengths]
         offsets = [sum(sizes[:k]) for k in range(len(sizes))]
         self.mpi.Allgatherv(mine.numpy(), [out.numpy(), sizes, offsets, kind])
+
+    def _exchange(self, out: list[Tensor], into: list[Tensor]) -> Any:
+        """Begin to send a contiguous tensor of the CPU to every rank and to fill one from each.
+
+        What is returned has the methods ``Test()`` and ``Wait()``, as MPI's requests have them.
+        """
+        from mpi4py import MPI
+
+        kind = {torch.float64: MPI.DOUBLE, torch.float32: MPI.FLOAT}[out[0].dtype]
+        requests = [self.mpi.Irecv([t.numpy(), kind], rank, _EXCHANGE) for rank, t in enumerate(into)]
+        requests += [self.mpi.Isend([t.numpy(), kind], rank, _EXCHANGE) for rank, t in enumerate(out)]
+        return _Requests(requests)
 
     def _gather_items(self, item: Any) -> list[Any]:
         """Return the items of all ranks."""

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from mldd.ranks.communicator import Communicator
-from mldd.ranks.network import Network
+from mldd.ranks.network import Interconnect
 
 _SPIN = 2e-4  # seconds before the end of a pause in which nothing sleeps: a sleeper wakes up so late
 
@@ -65,7 +65,7 @@ class EmulatedCommunicator(Communicator):
         Not used.
     real : Communicator
         What carries the messages.
-    network : Network
+    network : Interconnect
         How long they take.
     now : callable
         Returns the seconds of a clock.
@@ -76,7 +76,7 @@ class EmulatedCommunicator(Communicator):
     """
 
     real: Communicator = Communicator()  # noqa: RUF009 (frozen)
-    network: Network = Network(0.0, float("inf"))  # noqa: RUF009 (frozen)
+    network: Interconnect = Interconnect(0.0, float("inf"))  # noqa: RUF009 (frozen)
     now: Callable[[], float] = time.perf_counter
     pause: Callable[[float], None] = pause
     booked: Booked = field(default_factory=Booked)
@@ -104,6 +104,14 @@ class EmulatedCommunicator(Communicator):
         self.real._gather(mine, out, lengths)
         self._held(self.network.gather_seconds(out.numel() * out.element_size(), self.ranks))
 
+    def _exchange(self, out: list[Tensor], into: list[Tensor]) -> Any:
+        begin, request = self.now(), self.real._exchange(out, into)
+        sent = sum(t.numel() * t.element_size() for rank, t in enumerate(out) if rank != self.rank)
+        seconds = self.network.scatter_seconds(sent, self.ranks)
+        self.booked.collectives += 1
+        self.booked.collective_seconds += seconds
+        return HeldRequest(request, self, begin + seconds)
+
     def _gather_items(self, item: Any) -> list[Any]:
         found = self.real._gather_items(item)
         self._held(self.network.gather_seconds(sum(len(pickle.dumps(one)) for one in found), self.ranks))
@@ -117,6 +125,34 @@ class EmulatedCommunicator(Communicator):
 
     def _end_all(self, code: int) -> None:
         self.real._end_all(code)
+
+
+@dataclass(frozen=True)
+class HeldRequest:
+    """Messages of all ranks to all that arrive after what they take on a network.
+
+    Attributes
+    ----------
+    inner : object
+        The request.
+    comm : EmulatedCommunicator
+        Has the clock.
+    end : float
+        When they arrive, at the earliest.
+    """
+
+    inner: Any
+    comm: EmulatedCommunicator
+    end: float
+
+    def Test(self) -> bool:  # noqa: N802 (as MPI has it)
+        """Return whether they have come."""
+        return bool(self.inner.Test()) and self.comm.now() >= self.end
+
+    def Wait(self) -> None:  # noqa: N802 (as MPI has it)
+        """Wait until they have come."""
+        self.inner.Wait()
+        self.comm.pause(self.end - self.comm.now())
 
 
 @dataclass(frozen=True)
@@ -163,14 +199,14 @@ def with_network(comm: Communicator, network: str) -> Communicator:
     comm : Communicator
         Carries the messages.
     network : str
-        As `Network.of` reads it.
+        As `Interconnect.of` reads it.
 
     Raises
     ------
     ValueError
         A single rank, or no such network.
     """
-    made = Network.of(network)
+    made = Interconnect.of(network)
     if comm.ranks == 1:
         raise ValueError(
             f"--network delays messages between ranks, got one rank; start with mpiexec -n 2, or leave {network} out"

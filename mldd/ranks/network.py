@@ -14,7 +14,7 @@ _WAY_OUT = "write latency=10ms,bandwidth=1Gb/s"
 
 
 @dataclass(frozen=True)
-class Network:
+class Interconnect:
     """A network on which a message of b bytes takes ``latency + b / bandwidth``.
 
     Parameters
@@ -31,9 +31,9 @@ class Network:
 
     Examples
     --------
-    >>> Network.of("latency=10ms,bandwidth=1Gb/s") == Network.of("sites")
+    >>> Interconnect.of("latency=10ms,bandwidth=1Gb/s") == Interconnect.of("sites")
     True
-    >>> round(Network(1e-5, 1e9).sum_seconds(1_000_000, ranks=4), 6)
+    >>> round(Interconnect(1e-5, 1e9).sum_seconds(1_000_000, ranks=4), 6)
     0.00154
     """
 
@@ -48,7 +48,7 @@ class Network:
             )
 
     @staticmethod
-    def of(text: str) -> Network:
+    def of(text: str) -> Interconnect:
         """Return the network of a text.
 
         Parameters
@@ -74,7 +74,7 @@ class Network:
         if time is None or rate is None:
             wrong = given["latency"] if time is None else given["bandwidth"]
             raise ValueError(f"latency and bandwidth of a network must have units, got {wrong!r}; {_WAY_OUT}")
-        return Network(float(time[1]) / _TIMES[time[2]], float(rate[1]) * _POWERS[rate[2]] * _RATES[rate[3]])
+        return Interconnect(float(time[1]) / _TIMES[time[2]], float(rate[1]) * _POWERS[rate[2]] * _RATES[rate[3]])
 
     def exchange_seconds(self, messages: int, size: float) -> float:
         """Return the seconds in which a rank exchanges messages with neighbours.
@@ -104,6 +104,22 @@ class Network:
         """
         return self.exchange_seconds(2 * math.ceil(math.log2(ranks)), 2 * (ranks - 1) / ranks * size)
 
+    def scatter_seconds(self, size: float, ranks: int) -> float:
+        """Return the seconds of the first half of a sum, after which every rank has the sum of its own columns.
+
+        Parameters
+        ----------
+        size : float
+            Bytes that a rank sends to all others together.
+        ranks : int
+            P; it takes ``ceil(log2 P)`` rounds.
+
+        References
+        ----------
+        Thakur, Rabenseifner and Gropp, doi:10.1177/1094342005051521, section 4 (recursive halving).
+        """
+        return self.exchange_seconds(math.ceil(math.log2(ranks)), size)
+
     def gather_seconds(self, size: float, ranks: int) -> float:
         """Return the seconds after which all ranks have what each of them had.
 
@@ -123,8 +139,8 @@ class Network:
 
 # One link of a rank: NVLink inside a machine, InfiniBand, 10 Gb Ethernet, and a line between two computing centres.
 NETWORKS = {
-    "nvlink": Network(5e-6, 200e9),
-    "infiniband": Network(10e-6, 25e9),
-    "ethernet": Network(50e-6, 1.25e9),
-    "sites": Network(10e-3, 0.125e9),
+    "nvlink": Interconnect(5e-6, 200e9),
+    "infiniband": Interconnect(10e-6, 25e9),
+    "ethernet": Interconnect(50e-6, 1.25e9),
+    "sites": Interconnect(10e-3, 0.125e9),
 }

@@ -86,6 +86,15 @@ class TorchCommunicator(Communicator):
         dist.all_gather(found, padded, group=self.group)
         torch.cat([rows[:length] for rows, length in zip(found, lengths, strict=True)], out=out)
 
+    def _exchange(self, out: list[Tensor], into: list[Tensor]) -> Any:
+        import torch.distributed as dist
+
+        into[self.rank].copy_(out[self.rank])
+        others = [rank for rank in range(self.ranks) if rank != self.rank]
+        works = [dist.irecv(into[rank], rank, group=self.group) for rank in others if into[rank].numel()]
+        works += [dist.isend(out[rank], rank, group=self.group) for rank in others if out[rank].numel()]
+        return _Works([work for work in works if work is not None])
+
     def _gather_items(self, item: Any) -> list[Any]:
         import torch.distributed as dist
 
@@ -127,6 +136,22 @@ def _leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Works:
+    """Several messages of torch.distributed as one."""
+
+    all: list[Any]
+
+    def Test(self) -> bool:  # noqa: N802 (as MPI has it)
+        """Return whether all of them have come."""
+        return all(work.is_completed() for work in self.all)
+
+    def Wait(self) -> None:  # noqa: N802 (as MPI has it)
+        """Wait until all of them have come."""
+        for work in self.all:
+            work.wait()
 
 
 @dataclass(frozen=True)

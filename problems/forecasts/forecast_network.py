@@ -175,6 +175,26 @@ class LocalGraphs:
         part.targets[len(outputs) :] = 0.0
         return part.piece(np.arange(len(order)), self.net.layers, propagated=False)
 
+    def restricted(self, outputs: Ints, around: Ints, targets: Floats) -> Any:
+        """Return the graph between the outputs and some nodes around them, whose rows keep their sums where cut.
+
+        Parameters
+        ----------
+        outputs : ndarray, shape (k,), int64
+            Nodes whose outputs enter the loss.
+        around : ndarray, shape (m,), int64
+            Others.
+        targets : ndarray, shape (n, S 2 C)
+            Of all nodes.
+        """
+        order = np.concatenate([outputs, around])
+        part, wanted = self.source.restricted(order), targets[order] * 1.0
+        wanted[len(outputs) :] = 0.0
+        layers = self.net.layers
+        if self.turns == 1:
+            return part.piece(np.arange(len(outputs)), layers, targets=wanted)
+        return part.piece(np.arange(len(order)), layers, propagated=False, targets=wanted)
+
     def aggregated(self, labels: Ints) -> Any:
         """Return the composite graph of a map from nodes to composite nodes.
 

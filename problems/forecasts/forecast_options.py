@@ -87,6 +87,8 @@ class Batches:
         Samples per gradient, drawn anew for every step; 0: all.
     chunk : int
         Samples that are evaluated at once, which bounds memory; 0: all.
+    shares : int
+        Shares of the samples in a decomposition, which has a subdomain for every pair of a part and a share.
 
     Raises
     ------
@@ -96,7 +98,8 @@ class Batches:
 
     batch: int = 0
     chunk: int = 64
+    shares: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_least(self, {"batch": 0, "chunk": 0})
+        check_least(self, {"batch": 0, "chunk": 0, "shares": 1})

@@ -69,8 +69,9 @@ class Forecasting(Problem):
         Samples per gradient, and at once.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs, or the loss of the own nodes with exact halo.
+    local : {"composite", "own", "restricted"}
+        Local models of subdomains: composite graphs; the loss of the own nodes with all nodes that it depends on, where
+        an overlap adds to the own nodes; or that of the own nodes on the graph between these and the overlap.
     seed : int
         Of mini-batches and partitions.
     data : str, optional
@@ -95,7 +96,7 @@ class Forecasting(Problem):
     reading: Reading = Reading()
     batches: Batches = Batches()
     clusters: int = 0
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     seed: int = 0
     data: str | os.PathLike[str] | None = None
     dtype: Literal["float64", "float32"] = "float64"
@@ -104,11 +105,13 @@ class Forecasting(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
-        check_choices(self, {"local": ("composite", "own"), "dtype": ("float64", "float32")})
+        check_choices(self, {"local": ("composite", "own", "restricted"), "dtype": ("float64", "float32")})
         check_least(self, {"clusters": 0})
         model = self.network.model
         if self.plan.rollout > 1 and model == "epd":
             raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
+        if self.local == "restricted" and model == "epd":
+            raise ValueError("`local` restricted needs layers on the graph itself, got model=epd; use local=own")
         if self.links.weighted and (model == "epd" or not layer_of(model).weightable):
             raise ValueError(f"`weighted` needs the model sage or gcn, got {model}; leave it out")
 

@@ -23,7 +23,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "dd-adagrad": {"local.rate": 0.1, "local.varsigma": 1e-3, "local_steps": 5, "global_steps": 0, "coarse.steps": 5},
 }
 _CHOICES = {
-    "local": ("composite", "own"),
+    "local": ("composite", "own", "restricted"),
     "subdomains": ("graph", "parameters", "both"),
     "clustering": ("metis", "matching", "features"),
 }
@@ -109,8 +109,10 @@ class Spaces:
     coarsen : str
         What coarse levels have less of: some of ``graph``, ``width``, ``depth`` and ``data`` joined by '+', see
         `mldd.problems.graphs.graph_levels.Ladder`.
-    local : {"composite", "own"}
-        Local models of subdomains: composite graphs (fine inside, aggregated outside), or the loss of the own nodes.
+    local : {"composite", "own", "restricted"}
+        Local models of subdomains: composite graphs (fine inside, aggregated outside); the loss of the own nodes, with
+        all nodes that it depends on, where an overlap adds to the own nodes; or that of the own nodes on the graph
+        between these and the overlap, which is exact for an overlap of as many layers as the network has.
     subdomains : {"graph", "parameters", "both"}
         What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
         graph part and a layer.
@@ -126,7 +128,7 @@ class Spaces:
     kept: float = 1.0
     grades: int = 1
     coarsen: str = "graph"
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     subdomains: Literal["graph", "parameters", "both"] = "graph"
 
     def __post_init__(self) -> None:

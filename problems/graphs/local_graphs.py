@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import Objective
 from mldd.graph import Graph, grow
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.graph_options import Spaces
-from mldd.problems.nets import Piece, Source, composite_labels, distances
+from mldd.problems.nets import Piece, Source, composite_labels, distances, shares_of
 
 
 @dataclass(frozen=True, eq=False)
 class LocalGraphs:
-    """Local graphs of parts: fine inside and aggregated outside, or what the labelled nodes of the part depend on.
+    """Local graphs of parts: aggregated outside, cut off there, or all that the labelled nodes of the part depend on.
 
     Parameters
     ----------
@@ -45,6 +47,47 @@ class LocalGraphs:
     def _inside(self, part: Tensor, number: int, overlap: int) -> NDArray[np.bool_]:
         inside: NDArray[np.bool_] = grow(self.graph, part == number, overlap).numpy()
         return inside
+
+    def of(
+        self, local: str, part: Tensor, chosen: Sequence[int], overlap: int, one_hot: NDArray[np.float64]
+    ) -> list[Piece]:
+        """Return the local graphs of some parts, of a kind that `Spaces` knows.
+
+        Parameters
+        ----------
+        local : {"composite", "own", "restricted"}
+            The kind.
+        part, chosen, overlap, one_hot
+            As for `own` and `restricted`.
+        """
+        if local == "composite":
+            return self.composite(part, chosen, overlap)
+        made = self.own if local == "own" else self.restricted
+        return made(part, chosen, overlap, one_hot)
+
+    def shares(self, part: Tensor, parts: int, overlap: int, labelled: Tensor) -> Callable[[Objective], Tensor] | None:
+        """Return what gives the shares of the parts in the loss, their labelled nodes; None for composite graphs.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            Part of every node.
+        parts : int
+            Number of parts.
+        overlap : int
+            Layers of nodes that are added to every part.
+        labelled : Tensor, shape (n,), bool
+            Nodes in the loss.
+        """
+        if self.spaces.local == "composite":  # each has the loss over all nodes
+            return None
+        layers = 0 if self.spaces.local == "restricted" else overlap
+
+        @cache
+        def found() -> Tensor:
+            return shares_of([(grow(self.graph, part == k, layers) & labelled).nonzero() for k in range(parts)])
+
+        return lambda f: found()
 
     def composite(self, part: Tensor, chosen: Sequence[int], overlap: int) -> list[Piece]:
         """Return the composite graphs of some parts: their nodes one by one, clusters of all others.
@@ -86,4 +129,32 @@ class LocalGraphs:
         for k in chosen:
             outputs = np.flatnonzero(self._inside(part, k, overlap) & one_hot.any(1))
             made.append(self.source.piece(outputs, self.layers, targets=one_hot / max(len(outputs), 1)))
+        return made
+
+    def restricted(
+        self, part: Tensor, chosen: Sequence[int], overlap: int, one_hot: NDArray[np.float64]
+    ) -> list[Piece]:
+        """Return the graphs between the nodes of some parts and their overlaps, with the mean losses of the parts.
+
+        The labelled nodes of the part alone count; with as much overlap as there are layers their outputs are exact.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            Part of every node.
+        chosen : sequence of int
+            Which parts.
+        overlap : int
+            Layers of nodes around a part that are in its graph.
+        one_hot : ndarray, shape (n, C)
+            Classes of the labelled nodes, zero rows for the others.
+        """
+        made = []
+        for k in chosen:
+            nodes = np.flatnonzero(self._inside(part, k, overlap))
+            outputs = np.flatnonzero((part[nodes] == k).numpy() & one_hot[nodes].any(1))
+            targets = one_hot[nodes] / max(len(outputs), 1)
+            # What is propagated beforehand is an input of the nodes, and belongs to the data.
+            piece = self.source.restricted(nodes).piece(outputs, self.layers, targets=targets)
+            made.append(replace(piece, nodes=nodes[piece.nodes]))
         return made

@@ -313,11 +313,8 @@ class NodeClassification(Problem):
             Parameters that every member updates.
         """
         unique = sorted(set(chosen))
-        whole = self.spaces.subdomains == "parameters"
-        if self.spaces.local == "composite" and not whole:
-            made = self._local_graphs.composite(part, unique, overlap)
-        else:
-            made = self._local_graphs.own(part, unique, overlap, self._one_hot)
+        local = "own" if self.spaces.subdomains == "parameters" else self.spaces.local
+        made = self._local_graphs.of(local, part, unique, overlap, self._one_hot)
         pieces = dict(zip(unique, made, strict=True))
         batch = self._evaluated([pieces[k] for k in chosen])
         price = Price(self._share(batch), fine=False)
@@ -374,8 +371,10 @@ class NodeClassification(Problem):
 
         build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
+        shares = None if mask is not None else self._local_graphs.shares(owners, parts, layers, self.labelled)
+        device = self._kind["device"]
         return SharedDecomposition(
-            layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=self._kind["device"]
+            layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=device, shares=shares
         )
 
     def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:

@@ -38,6 +38,7 @@ from mldd.problems.nets import (
     draw_of,
     parse_widths,
     pieces,
+    shares_of,
     subset,
 )
 from mldd.ranks import SERIAL, Communicator
@@ -294,8 +295,17 @@ class Digits(Problem):
             delta = torch.zeros_like(y0) if g is None else g - local.gradient(y0)
             return Corrected(local, delta, y0, bounds)
 
+        def shares(f: Objective) -> Tensor:
+            drawn = draw_of(f)
+            if drawn is not None and self.sampling == "independent":  # as many samples of each
+                return torch.full((parts,), 1.0 / parts, dtype=torch.float64)
+            widened = 0 if drawn is None else -(-overlap * len(drawn.rows) // self.samples)
+            return shares_of(own if drawn is None else pieces(drawn.rows, parts, widened))
+
         mine, device = comm.share(parts), self._kind["device"]
-        return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
+        return SharedDecomposition(
+            layout.size, parts, build, None, mine, blocks=layout.slices, device=device, shares=shares
+        )
 
     def _losses(self, rows: list[Tensor]) -> Classification:
         """Return the mean losses over several sets of samples as one batched objective of (p, N)."""

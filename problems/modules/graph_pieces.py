@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.graph import partition
+from mldd.graph import grow, partition
 from mldd.problems.modules.graph_arguments import Arguments
 from mldd.problems.modules.graph_loss import Piece
 from mldd.problems.modules.graph_task import Task
-from mldd.problems.nets import Ints
+from mldd.problems.nets import Ints, shares_of
 from mldd.ranks import SERIAL, Communicator
 
 
@@ -58,7 +58,7 @@ class GraphPieces:
         rows = self.task.items[..., items]
         return Piece(self.arguments.whole, rows, self.task.targets[items], 1.0, nodes, edges, len(nodes))
 
-    def exact(self, items: Tensor, weight: float, own: Tensor | None = None) -> Piece:
+    def exact(self, items: Tensor, weight: float, own: Tensor | None = None, rings: int | None = None) -> Piece:
         """Return the graph that the outputs at some items depend on.
 
         Parameters
@@ -69,6 +69,8 @@ class GraphPieces:
             Of the mean over them.
         own : Tensor, shape (k,), int64, optional
             Nodes that count in batch statistics, whose states are all exact; by default those of the items.
+        rings : int, optional
+            Layers of nodes around them, where there are to be fewer than outputs depend on.
         """
         wanted = torch.unique(self.task.items[..., items])
         first = wanted if own is None else own
@@ -77,24 +79,44 @@ class GraphPieces:
             there = torch.zeros(self.arguments.nodes, dtype=torch.bool, device=wanted.device)
             there[own] = True
             first = torch.cat([own, wanted[~there[wanted]]])
-        nodes = self.arguments.reached(first, self.hops()).to(self._device)
+        far = self.hops() if rings is None else min(rings, self.hops())
+        nodes = self.arguments.reached(first, far).to(self._device)
         values, edges = self.arguments.part(nodes)
         place = torch.full((self.arguments.nodes,), -1, dtype=torch.int64, device=self._device)
         place[nodes] = torch.arange(len(nodes), device=self._device)
         rows = place[self.task.items[..., items]]
         return Piece(values, rows, self.task.targets[items], weight, nodes, edges, owned)
 
-    def own(self, inside: Tensor) -> Piece:
+    def own(self, inside: Tensor, rings: int | None = None) -> Piece:
         """Return the part of the graph that gives the mean loss over the items at some nodes.
 
         Parameters
         ----------
         inside : Tensor, shape (n,), bool
             The nodes; without a labelled one the loss is zero.
+        rings : int, optional
+            Layers of nodes around them, where there are to be fewer than outputs depend on.
         """
+        chosen = self._fitted(inside)
+        return self.exact(chosen, 1.0 if len(chosen) else 0.0, inside.nonzero().flatten().to(self._device), rings)
+
+    def _fitted(self, inside: Tensor) -> Tensor:
         items = self.task.fitted
-        chosen = items[inside.to(items.device)[self._first(items)]]
-        return self.exact(chosen, 1.0 if len(chosen) else 0.0, inside.nonzero().flatten().to(self._device))
+        return items[inside.to(items.device)[self._first(items)]]
+
+    def shares(self, part: Tensor, parts: int, overlap: int) -> Tensor:
+        """Return the share of every part in all training items, shape (parts,), float64.
+
+        Parameters
+        ----------
+        part : Tensor, shape (n,), int64
+            The part of every node.
+        parts : int
+            Number of parts.
+        overlap : int
+            Layers of nodes that are added to every part.
+        """
+        return shares_of([self._fitted(grow(self.arguments.graph, part == k, overlap)) for k in range(parts)])
 
     def _first(self, items: Tensor) -> Tensor:
         """Return the node of every item, of a pair the first."""

@@ -78,9 +78,9 @@ class GraphProblem(Problem):
         Names of modules that are one layer together, see `ModuleLayers`; empty for a layer per module.
     subdomains : {"graph", "layers"}
         What is decomposed.
-    local : {"composite", "own"}
-        Local models of graph parts: the nodes of the part and clusters of all others, or the mean loss over the
-        labelled nodes of the part with the nodes around it.
+    local : {"composite", "own", "restricted"}
+        Local models of graph parts: the nodes of the part and clusters of all others; the mean loss over the labelled
+        nodes of the part with all nodes that it depends on; or with the nodes of the overlap alone.
     clusters : int
         Nodes of the first coarse graph, and clusters of a composite graph; 0: 3.7 % of the nodes.
     halo : {"auto", "deep", "exchange"}
@@ -110,7 +110,7 @@ class GraphProblem(Problem):
     inputs: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     subdomains: Literal["graph", "layers"] = "graph"
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     clusters: int = 0
     halo: Literal["auto", "deep", "exchange"] = "auto"
     labels: Literal["train", "all"] = "train"
@@ -121,7 +121,11 @@ class GraphProblem(Problem):
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense, and data that do not fit."""
-        choices = {"subdomains": ("graph", "layers"), "local": ("composite", "own"), "labels": ("train", "all")}
+        choices = {
+            "subdomains": ("graph", "layers"),
+            "local": ("composite", "own", "restricted"),
+            "labels": ("train", "all"),
+        }
         check_choices(self, choices | {"halo": HALOS})
         check_least(self, {"clusters": 0, "batch": 0, "seed": 0})
         if self._whole_loss and self.batch:
@@ -402,10 +406,15 @@ class GraphProblem(Problem):
         def losses(chosen: range) -> GraphLoss:
             return self.local_losses(part, chosen, overlap)
 
+        @cache
+        def shares() -> Tensor:
+            return self.pieces.shares(part, parts, 0 if self.local == "restricted" else overlap)
+
         build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         losses(mine)  # here, where bad parts are refused, and outside of any clock
+        made = SharedDecomposition(self.model.size, parts, build, None, mine, device=self._device)
         blocks = ModuleLayers.of(self.net, self.groups).layout.slices
-        return SharedDecomposition(self.model.size, parts, build, None, mine, blocks=blocks, device=self._device)
+        return replace(made, blocks=blocks, shares=None if self.local == "composite" else lambda f: shares())
 
     def local_losses(self, part: Tensor, chosen: Sequence[int], overlap: int = 0) -> GraphLoss:
         """Return the local losses of some parts as a batch of (p, N), without correction and dropout.
@@ -419,10 +428,12 @@ class GraphProblem(Problem):
         overlap : int
             Layers of nodes that are added to every part.
         """
-        own = [grow(self.arguments.graph, part == k, overlap) for k in chosen]
+        layers, rings = (0, overlap) if self.local == "restricted" else (overlap, None)
+        own = [grow(self.arguments.graph, part == k, layers) for k in chosen]
         if self.fast is None:
             vars(self)["_looped"] = len(own)  # for `details`
-        pieces = self._composites(part, own) if self.local == "composite" else [self.pieces.own(nodes) for nodes in own]
+        is_composite = self.local == "composite"
+        pieces = self._composites(part, own) if is_composite else [self.pieces.own(nodes, rings) for nodes in own]
         price = Price(sum(map(self.pieces.work, pieces)), fine=False)
         return GraphLoss(self.model, self.arguments, self.task, tuple(pieces), price, batched=True, fast=self.fast)
 

@@ -166,13 +166,20 @@ class SampleModel:
         whole = self.evaluate(rows, 0, fixed)
         if len(rows) == 1:
             return "whole"
-        pieces = [piece for piece in (rows[:third], rows[third:]) if self._weight(piece) > 0]
+        pieces = [piece for piece in (rows[:third], rows[third:]) if self.weight_of(piece) > 0]
         parts = [self.evaluate(piece, 0, fixed) for piece in pieces]
-        if _close(whole, _combined(parts, [self._weight(piece) / self._weight(rows) for piece in pieces])):
+        if _close(whole, _combined(parts, [self.weight_of(piece) / self.weight_of(rows) for piece in pieces])):
             return "mean"
         return "sum" if _close(whole, _combined(parts, [1.0 for _ in parts])) else "whole"
 
-    def _weight(self, rows: Tensor) -> float:
+    def weight_of(self, rows: Tensor) -> float:
+        """Return the weight of some samples together in the mean over all.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m,), int64
+            Numbers of the samples.
+        """
         return float(len(rows) if self.weights is None else self.weights[rows].sum())
 
     def units(self, rows: Tensor, noise: int, comm: Communicator | None, of: int) -> Iterator[Unit]:
@@ -192,8 +199,8 @@ class SampleModel:
         statistics = self.statistics and not self.samples.in_batches
         shared = comm if statistics and comm is not None and self.is_shared(rows, comm) else None
         for unit in self._divided(rows, comm):
-            if len(unit) and self._weight(unit) > 0:  # a mean over nothing is not a number
-                weight = 1.0 if self.kind == "whole" else self._weight(unit) / self._weight(rows)
+            if len(unit) and self.weight_of(unit) > 0:  # a mean over nothing is not a number
+                weight = 1.0 if self.kind == "whole" else self.weight_of(unit) / self.weight_of(rows)
                 seed = hash((noise, int(unit[0]))) if self.samples.in_batches else noise
                 yield Unit(
                     self.samples.take(unit),

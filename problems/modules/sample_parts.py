@@ -111,11 +111,19 @@ class SampleParts:
             own = local.gradient(y0)
             return Corrected(local, (own if g is None else g) * decomposition.valid - own, y0, bounds)
 
+        def shares(f: Objective) -> Tensor:
+            drawn = draw_of(f)
+            rows, m = (torch.arange(self._total), self._total) if drawn is None else (drawn.rows, len(drawn.rows))
+            of_parts = pieces(rows, parts, -(-overlap * m // self._total))
+            weights = torch.tensor([self.model.weight_of(of_part) for of_part in of_parts], dtype=torch.float64)
+            return weights / weights.sum()
+
         mask = None
         if by_layers:
             mask = (torch.arange(count)[:, None] % layers == self.layers.layout.layer).to(like.device)
         mine, blocks = comm.share(count), self.layers.layout.slices
-        return SharedDecomposition(len(like), count, build, None, mine, mask, blocks=blocks, device=like.device)
+        own, device = None if by_layers else shares, like.device
+        return SharedDecomposition(len(like), count, build, None, mine, mask, blocks=blocks, device=device, shares=own)
 
     def _losses(self, parts: int, overlap: int, layers: int) -> Callable[[range, Draw | None], PartLosses]:
         """Return what makes the losses of the chosen subdomains, over all samples or those of a step."""

@@ -51,7 +51,7 @@ class UserNetwork(Problem):
         Names of modules that are one layer together; by default every module is a layer.
     subdomains : {"graph", "layers", "both"}
         What is decomposed; of many graphs, "graph" means parts of them, and "both" a subdomain per part and layer.
-    local : {"composite", "own"}
+    local : {"composite", "own", "restricted"}
         Local models of graph parts.
     clusters : int
         Nodes of the first coarse graph; 0: 3.7 % of the nodes.
@@ -83,7 +83,7 @@ class UserNetwork(Problem):
     inputs: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     subdomains: Literal["graph", "layers", "both"] = "graph"
-    local: Literal["composite", "own"] = "composite"
+    local: Literal["composite", "own", "restricted"] = "composite"
     clusters: int = 0
     halo: Literal["auto", "deep", "exchange"] = "auto"
     labels: Literal["train", "all"] = "train"

@@ -39,6 +39,7 @@ from .mesh_batches import stack_meshes as stack_meshes
 from .mesh_shards import mesh_shard as mesh_shard
 from .minibatch import MiniBatches as MiniBatches
 from .minibatch import pieces as pieces
+from .minibatch import shares_of as shares_of
 from .minibatch import subset as subset
 from .mixed import MixedNet as MixedNet
 from .mixed import widened as widened

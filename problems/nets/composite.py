@@ -174,6 +174,30 @@ class Source:
         )
         return coarse.piece(np.flatnonzero(coarse.targets.any(1)), layers, propagated=True)
 
+    def restricted(self, nodes: Ints) -> Source:
+        """Return the source of the graph between some nodes, which are numbered anew in their order.
+
+        Rows that lose entries are scaled such that they keep their sum: a mean over neighbours becomes that over those
+        that are left. What the first layer propagates beforehand stays what it is on the whole graph.
+
+        Parameters
+        ----------
+        nodes : ndarray, shape (m,), int64
+            Some nodes.
+        """
+        rows = self.operator[nodes]
+        kept = sp.csr_matrix(rows[:, nodes])
+        full, left = (np.asarray(a.sum(1)).ravel() for a in (rows, kept))
+        scale = sp.diags(np.divide(full, left, out=np.ones(len(nodes)), where=left > 0))
+        return Source(
+            self.kind,
+            operator=sp.csr_matrix(scale @ kept),
+            features=None if self.features is None else self.features[nodes],
+            terms=tuple(term[nodes] for term in self.terms),
+            targets=self.targets[nodes],
+            attributes=tuple(sp.csr_matrix(scale @ e[nodes][:, nodes]) for e in self.attributes),
+        )
+
 
 def composite_labels(
     own: NDArray[np.bool_], clusters: Ints | Sequence[Ints], hops: Ints | None = None, reach: Sequence[int] = ()

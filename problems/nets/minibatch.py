@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,6 +51,18 @@ def pieces(rows: Tensor, parts: int, overlap: int = 0) -> list[Tensor]:
     n = len(rows)
     cuts = [k * n // parts for k in range(parts + 1)]
     return [rows[max(0, a - overlap) : min(n, b + overlap)] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def shares_of(rows: Sequence[Sized]) -> Tensor:
+    """Return how many of all rows each set has, shape (parts,), float64: weights of mean losses in that over all.
+
+    Parameters
+    ----------
+    rows : sequence of Tensor
+        What every part has.
+    """
+    lengths = torch.tensor([float(len(of_part)) for of_part in rows], dtype=torch.float64)
+    return lengths / lengths.sum()
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from mldd.problems.operators.torus import GraphBatch, parts_of
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
-_LOCAL_STEPS = 2**24  # of one outer step, at most: so many batches of the stream lie between two outer steps
 _SCALED = 16  # samples by which the unit of the outputs is chosen
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.02},
-    "localsgd": {"overlap": 2},
-    "diloco": {"overlap": 2, "local.lr": 0.01},
+    "local-adam": {"overlap": 4, "local.lr": 0.04},
+    "localsgd": {"overlap": 4, "local.lr": 0.04, "local.momentum": 0.9, "memory": "average"},
+    "diloco": {"overlap": 4, "local.lr": 0.01},
 }
 
 
@@ -134,9 +134,9 @@ class AllenCahnOperator(Problem):
         return self.net.work(graph.rows, entries) / self.net.work([n] * len(graph.rows), [4.0 * n] * len(entries))
 
     def loss(
-        self, graph: GraphBatch, numbers: Tensor, factor: float, comm: Communicator | None, drawn: Draw | None = None
+        self, graph: GraphBatch, numbers: Tensor, total: int, comm: Communicator | None, drawn: Draw | None = None
     ) -> OperatorLoss:
-        """Return ``factor`` times the squared errors over samples and own nodes of a batch of graphs.
+        """Return the squared errors over samples and own nodes of a batch of graphs, divided by `total`.
 
         Parameters
         ----------
@@ -144,8 +144,8 @@ class AllenCahnOperator(Problem):
             Of p graphs.
         numbers : Tensor, shape (p, b), int64
             Training samples of every graph.
-        factor : float
-            On the sum.
+        total : int
+            Samples of all ranks.
         comm : Communicator or None
             Ranks over which it is summed.
         drawn : Draw, optional
@@ -156,23 +156,12 @@ class AllenCahnOperator(Problem):
         at_once = max(1, AT_ONCE // graph.nodes.numel())
         if comm is not None and self.pieces.sharing == "nodes":  # the same on all ranks
             at_once = max(1, AT_ONCE_EXCHANGED * comm.ranks // self.n**2)
-        return OperatorLoss(self.net, self.stream, graph, numbers, self.scale, factor, price, comm, at_once, drawn)
+        return OperatorLoss(self.net, self.stream, graph, numbers, self.scale, total, price, comm, at_once, drawn)
 
     def _over(self, numbers: Tensor, drawn: Draw | None = None) -> OperatorLoss:
         """Return the mean loss over samples, shape (b,), of which ranks share the samples or the nodes."""
         mine = range(len(numbers)) if self.pieces.sharing == "nodes" else self.comm.share(len(numbers))
-        factor = 1.0 / (self.n**2 * len(numbers))
-        return self.loss(self._shared, numbers[None, mine.start : mine.stop], factor, self.comm, drawn)
-
-    def numbers(self, step: int, local: int = 0) -> Tensor:
-        """Return the samples of the endless stream that a local step of an outer step sees, shape (batch,).
-
-        Parameters
-        ----------
-        step, local : int
-            Outer step, and step of a local solver in it.
-        """
-        return (step * _LOCAL_STEPS + local) * self.sampling.batch + torch.arange(self.sampling.batch)
+        return self.loss(self._shared, numbers[None, mine.start : mine.stop], len(numbers), self.comm, drawn)
 
     @cached_property
     def _objective(self) -> Objective:
@@ -183,7 +172,7 @@ class AllenCahnOperator(Problem):
         batches = MiniBatches(drawn_from, batch, key=(self.seed % 2**64,)) if drawn_from else None
 
         def draw(step: int) -> Objective:
-            rows = self.numbers(step) if batches is None else batches.rows(step)
+            rows = step * batch + torch.arange(batch) if batches is None else batches.rows(step)
             return self._over(rows, Draw(step, rows))
 
         return Stochastic(f, draw)

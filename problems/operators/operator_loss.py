@@ -23,7 +23,7 @@ AT_ONCE, AT_ONCE_EXCHANGED = 2**13, 2**18
 
 @dataclass(frozen=True, eq=False)
 class OperatorLoss:
-    """``factor sum_is weight_i (z_is - y_is)^2`` over nodes i and samples s, y in units of `scale`.
+    """``sum_is weight_i (z_is - y_is)^2 / total`` over nodes i and samples s, y in units of `scale`.
 
     Parameters
     ----------
@@ -37,9 +37,8 @@ class OperatorLoss:
         Training samples of every subdomain.
     scale : float
         One unit of the outputs in that of u.
-    factor : float
-        On the sum of squares, so that the losses of all ranks add up, or those of all subdomains have the mean, that is
-        the mean squared error.
+    total : int
+        Samples by which the sum is divided: those of all ranks, or of a subdomain.
     price : Price
         Cost of an evaluation of one subdomain, in fine gradients.
     comm : Communicator or None
@@ -55,7 +54,7 @@ class OperatorLoss:
     graph: GraphBatch
     numbers: Tensor
     scale: float
-    factor: float
+    total: int
     price: Price
     comm: Communicator | None
     at_once: int
@@ -87,7 +86,7 @@ class OperatorLoss:
     def _loss(self, parameters: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of the subdomains over one block, shape (p,)."""
         gap = self.net.outputs(parameters, inputs, self.graph.means) - targets
-        return (gap.square().sum(2) * self.graph.weights).sum(1) * self.factor
+        return (gap.square().sum(2) * self.graph.weights).sum(1) / self.total
 
     def _of_parts(self, x: Tensor) -> Tensor:
         return x[None] if self.comm is not None else x

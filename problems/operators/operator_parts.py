@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Objective, SharedDecomposition, Stochastic
-from mldd.problems.nets import Draw, draw_of, pieces, subset
+from mldd.algebra import Objective, SharedDecomposition, corrected_models
+from mldd.problems.nets import draw_of, pieces
 from mldd.problems.operators.torus import GraphBatch, LocalGraph, adjacency, parts_of
 from mldd.ranks import Communicator
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def decomposition(problem: AllenCahnOperator, parts: int, overlap: int, comm: Communicator) -> SharedDecomposition:
     """Return the decomposition; subdomain k has the part ``k // shares`` of the graph and the share ``k % shares``.
 
-    The mean of the local losses is the mean squared error where overlaps are exact; every node and sample counts once.
+    A local loss is the mean squared error over the own nodes and samples: where overlaps are exact, the mean of all,
+    weighted by their shares, is the loss.
 
     Parameters
     ----------
@@ -52,7 +54,10 @@ def decomposition(problem: AllenCahnOperator, parts: int, overlap: int, comm: Co
     layout, mine = problem.net.layout, comm.share(parts)
     made.graphs(mine)  # here, where bad parts are refused, and outside of any clock
     device = problem.kind["device"]
-    return SharedDecomposition(layout.size, parts, made.build, None, mine, blocks=layout.slices, device=device)
+    built = corrected_models(made.models)
+    return SharedDecomposition(
+        layout.size, parts, built, None, mine, blocks=layout.slices, device=device, shares=made.weights
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,33 +103,8 @@ class Subdomains:
             self._batches[chosen] = GraphBatch.of(listed, self.problem.net.layers, **self.problem.kind)
         return self._batches[chosen]
 
-    def loss(self, chosen: range, of_share: list[Tensor], drawn: Draw | None) -> OperatorLoss:
-        """Return the local losses of some subdomains as one batched objective of (p, N).
-
-        Parameters
-        ----------
-        chosen : range
-            Numbers of the subdomains.
-        of_share : list of Tensor, shape (b,)
-            Samples of every share.
-        drawn : Draw or None
-            The mini-batch that they are of.
-        """
-        numbers = torch.stack([of_share[k % self.shares] for k in chosen])
-        factor = self.parts / (self.problem.n**2 * numbers.shape[1])
-        return self.problem.loss(self.graphs(chosen), numbers, factor, None, drawn)
-
-    def _drawn(self, step: int, local: int) -> list[Tensor]:
-        """Return the samples that a local step of an outer step sees, share by share."""
-        options = self.problem.sampling
-        if not options.samples:
-            return pieces(self.problem.numbers(step, local), self.shares)
-        own, count = pieces(torch.arange(options.samples), self.shares), options.batch // self.shares
-        key = self.problem.seed % 2**64
-        return [rows[subset(len(rows), count, key, 1, step, local, k)] for k, rows in enumerate(own)]
-
-    def build(self, decomposition: Any, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        """Return the local models: with other samples in every local step, or first-order corrected on those of `f`.
+    def models(self, decomposition: Any, f: Objective) -> OperatorLoss:
+        """Return the local losses over the samples of an objective.
 
         Parameters
         ----------
@@ -132,21 +112,20 @@ class Subdomains:
             Says which subdomains are local.
         f : Objective
             The objective.
-        x : Tensor, shape (N,)
-            The iterate.
-        g : Tensor, shape (N,), optional
-            The gradient there.
         """
         drawn, chosen = draw_of(f), decomposition.local
-        if drawn is not None and g is None:
-
-            def draw(local: int) -> OperatorLoss:
-                return self.loss(chosen, self._drawn(drawn.step, local), drawn)
-
-            return Stochastic(draw(0), draw)
         rows = torch.arange(self.problem.sampling.shown) if drawn is None else drawn.rows
-        model = self.loss(chosen, pieces(rows, self.shares), drawn)
-        if g is None:
-            return model
-        y0 = decomposition.gather(x)
-        return Corrected(model, g - model.gradient(y0), y0)
+        of_share = pieces(rows, self.shares)
+        numbers = torch.stack([of_share[k % self.shares] for k in chosen])
+        return self.problem.loss(self.graphs(chosen), numbers, numbers.shape[1], None, drawn)
+
+    def weights(self, f: Objective) -> Tensor:
+        """Return the share of every subdomain in the loss, shape (parts * shares,).
+
+        Parameters
+        ----------
+        f : Objective
+            The objective.
+        """
+        own = torch.from_numpy(np.bincount(self._part, minlength=self.parts)).double()
+        return (own / (len(self._part) * self.shares)).repeat_interleave(self.shares)

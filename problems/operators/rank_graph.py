@@ -44,6 +44,6 @@ def rank_graph(
     nodes = np.concatenate([own, read])
     rows = matrix[own][:, nodes]
     first, others = Sparse.of(rows, dtype, device), HaloOperator.of(rows, halo, dtype, device)
-    weights = torch.ones(1, len(own), dtype=dtype, device=device)
+    weights = torch.full((1, len(own)), 1.0 / n**2, dtype=dtype, device=device)  # ranks add up to the mean
     means = (first, *[others] * (layers - 1))
     return GraphBatch(torch.from_numpy(nodes)[None].to(device), weights, means, (len(nodes), *[len(own)] * layers))

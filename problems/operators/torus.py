@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -127,7 +128,7 @@ class GraphBatch:
     nodes : Tensor, shape (p, m), int64
         Global numbers; that of the first node at padding.
     weights : Tensor, shape (p, k)
-        One at own nodes, zero at padding.
+        Of the errors at own nodes in a mean, zero at padding.
     means : tuple of Operator
         Per layer the means over neighbours of the nodes that it keeps; block-diagonal.
     rows : tuple of int
@@ -140,6 +141,7 @@ class GraphBatch:
     rows: tuple[int, ...]
 
     @staticmethod
+    @lru_cache(maxsize=4)
     def whole(n: int, layers: int, dtype: torch.dtype, device: torch.device | str) -> GraphBatch:
         """Return the whole torus as one graph.
 
@@ -178,7 +180,7 @@ class GraphBatch:
         places = [_places(graph.sizes, widths) for graph in graphs]
         pairs = list(zip(graphs, places, strict=True))
         nodes = np.stack([_padded(graph.nodes, place, int(sizes[-1])) for graph, place in pairs])
-        own = np.stack([np.arange(sizes[0]) < graph.sizes[0] for graph in graphs])
+        weights = np.stack([(np.arange(sizes[0]) < graph.sizes[0]) / graph.sizes[0] for graph in graphs])
         rows = tuple(int(sizes[min(rings, layers - k)]) for k in range(layers + 1))
         made: dict[tuple[int, int], Sparse] = {}
         for kept, read in zip(rows[1:], rows, strict=False):
@@ -186,7 +188,7 @@ class GraphBatch:
                 blocks = [_block(graph.matrix, place, kept, read) for graph, place in pairs]
                 made[kept, read] = Sparse.of(sp.block_diag(blocks, format="csr"), dtype, device)
         means = tuple(made[pair] for pair in zip(rows[1:], rows, strict=False))
-        tensors = torch.from_numpy(nodes).to(device), torch.from_numpy(own).to(device, dtype)
+        tensors = torch.from_numpy(nodes).to(device), torch.from_numpy(weights).to(device, dtype)
         return GraphBatch(*tensors, means, rows)
 
 

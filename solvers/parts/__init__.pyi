@@ -18,6 +18,11 @@ from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
 from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
 from .lbfgs_pairs import rows_for as rows_for
+from .learning_rate import LearningRate as LearningRate
+from .learning_rate import Pace as Pace
+from .local_rounds import LocalMemory as LocalMemory
+from .local_rounds import Rounds as Rounds
+from .local_rounds import RoundState as RoundState
 from .optimizer_state import memory_of as memory_of
 from .optimizer_state import with_memory as with_memory
 from .optimizer_state import without_memory as without_memory
@@ -30,6 +35,7 @@ from .row_scaling import Rows as Rows
 from .row_scaling import layout_of as layout_of
 from .subspace import Probed as Probed
 from .subspace import Subspace as Subspace
+from .sweep import NOT_FINITE as NOT_FINITE
 from .sweep import Memory as Memory
 from .sweep import Order as Order
 from .sweep import Sweep as Sweep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from mldd.loop import FINITE, PER_SUBDOMAIN, SCRATCH, Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 
 Order = Literal["additive", "multiplicative"]
-Memory = Literal["reset", "keep", "average"]
+Memory = Literal["reset", "keep"]
+NOT_FINITE = "local solves that were not finite"  # a note
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class Sweep:
         0 means 1, or 1 / (largest multiplicity) where corrections of an additive sweep are summed (asm).
     order : {"additive", "multiplicative"}
         All subdomains at once, or one after the other.
-    memory : {"reset", "keep", "average"}
-        What happens to the state of the local solver between sweeps: made anew, kept per subdomain, or kept and
-        averaged over all subdomains (which must have the same unknowns).
+    memory : {"reset", "keep"}
+        What happens to the state of the local solver between sweeps: made anew, or kept per subdomain.
     comm : Communicator
         Its ranks divide the subdomains.
 
@@ -74,16 +74,14 @@ class Sweep:
             raise ValueError(f"`combine` must be one of asm, ras, wasm, got {self.combine!r}")
         if self.order not in ("additive", "multiplicative"):
             raise ValueError(f"`order` must be one of additive, multiplicative, got {self.order!r}")
-        if self.memory not in ("reset", "keep", "average"):
-            raise ValueError(f"`memory` must be one of reset, keep, average, got {self.memory!r}")
+        if self.memory not in ("reset", "keep"):
+            raise ValueError(f"`memory` must be one of reset, keep, got {self.memory!r}")
         held, parts = len(self.decomposition.local), self.decomposition.parts
         if (held < parts) != (self.comm.ranks > 1):  # corrections would be left out, or be counted once per rank
             raise ValueError(
                 f"decomposition and solver must be made with the same `comm`, got {self.comm.ranks} ranks of the solver"
                 f" and {held} of {parts} subdomains on this one; give both the same"
             )
-        if self.memory == "average" and not isinstance(self.decomposition, SharedDecomposition):
-            raise ValueError("`memory` average needs subdomains that update the same unknowns; use keep or reset")
 
     @property
     def kind(self) -> Combine:
@@ -149,7 +147,6 @@ class Sweep:
             if k in d.local:
                 s = d.alone(k).scatter(self._solve(objective, point, g, k - d.local.start, state))
             point.add_(self._summed(s, state), alpha=self.factor)
-        self._after(state)
         return point.sub_(x)
 
     def corrections(self, objective: Objective, x: Tensor, state: SweepState) -> Tensor:
@@ -170,7 +167,6 @@ class Sweep:
             state.quantum = quanta if is_shared else self.decomposition.gather(quanta)
         g = objective.gradient(x) if self.decomposition.corrected else None
         solved = [self._solve(objective, x, g, k, state) for k in range(len(self._groups))]
-        self._after(state)
         if len(solved) == 1 and solved[0].shape == state.weights.shape:
             return solved[0]
         c = x.new_zeros(state.weights.shape)
@@ -213,7 +209,7 @@ class Sweep:
         """
         failed, state.failed = state.failures, 0
         outer.rejected += failed
-        outer.note("local solves that were not finite", failed)
+        outer.note(NOT_FINITE, failed)
         if failed == self.decomposition.parts:
             outer.status = Status.diverged
         return failed
@@ -266,31 +262,6 @@ class Sweep:
         d = f.bounds.criticality(y, f.gradient(y))
         return d.square().sum(-1).sqrt_()
 
-    def _after(self, state: SweepState) -> None:
-        """Average the local states over all subdomains, where `memory` says so; one synchronisation.
-
-        Work space is left out: fields that are not shown. Which they are is asked once: a rank may have no subdomain.
-        """
-        if self.memory != "average":
-            return
-        if not state.averaged:
-            mine = {f.name for s in state.local for f in fields(s) if f.repr and _is_vector(getattr(s, f.name))}
-            state.averaged = max(self.comm.gather_items(sorted(mine)), key=len)
-        if not state.averaged:
-            return
-        totals = state.weights.new_zeros(len(state.averaged), self.decomposition.size)
-        for total, name in zip(totals, state.averaged, strict=True):
-            for s in state.local:
-                total.add_(getattr(s, name).view(-1, self.decomposition.size).sum(0))
-        means = self.comm.sum(totals).div_(self.decomposition.parts)
-        for mean, name in zip(means, state.averaged, strict=True):
-            for s in state.local:
-                getattr(s, name).copy_(mean.expand_as(getattr(s, name)))
-
-
-def _is_vector(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
-
 
 def _quanta(x: Tensor) -> Tensor:
     """Return the power of two next to ``2^-49 |x_i|`` for every unknown: multiples have exact sums up to ``16 |x_i|``.
@@ -329,8 +300,6 @@ class SweepState(State):
         were dropped.
     failures : int
         Those of all ranks, when corrections were summed last.
-    averaged : list of str
-        Vectors of the local states that are averaged, once that is known.
     quantum : Tensor, shape (p, m) or (n,)
         Corrections are rounded to multiples of it before they are summed; empty: not rounded.
     proximal : float
@@ -342,6 +311,5 @@ class SweepState(State):
     local: list[Any] = field(default_factory=list, metadata=PER_SUBDOMAIN)
     failed: int = 0
     failures: int = 0
-    averaged: list[str] = field(default_factory=list)
     quantum: Tensor = field(default_factory=lambda: torch.empty(0), metadata=SCRATCH)
     proximal: float = 0.0

@@ -13,11 +13,11 @@ SCRIPT = """
     from mldd.command.cli import main
     from mldd.graph import CostModel, Work
     from mldd.loop import Stop, minimise
-    from mldd.ranks import EmulatedCommunicator, Network, world
+    from mldd.ranks import EmulatedCommunicator, Interconnect, world
     from mldd.solvers import Adam
     from tests.problems.operators.test_operator_learning import small, somewhere
 
-    network, pauses = Network(1e-3, 1e6), []
+    network, pauses = Interconnect(1e-3, 1e6), []
     comm = EmulatedCommunicator(real=world(), network=network, pause=pauses.append)
     ours = replace(small(sharing="nodes", n=8), comm=comm)
     plain = replace(ours, comm=world())

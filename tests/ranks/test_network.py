@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from mldd.ranks import NETWORKS, Communicator, EmulatedCommunicator, Network, with_network
+from mldd.ranks import NETWORKS, Communicator, EmulatedCommunicator, Interconnect, with_network
 from mldd.ranks.emulated import HeldBack
 
 
 def test_numbers_with_units():
-    assert Network.of("latency=10ms,bandwidth=1Gb/s") == NETWORKS["sites"] == Network(0.01, 125e6)
-    assert Network.of("bandwidth=25GB/s,latency=10us") == NETWORKS["infiniband"]
-    assert Network.of("latency=0s,bandwidth=2e3kB/s") == Network(0.0, 2e6)
+    assert Interconnect.of("latency=10ms,bandwidth=1Gb/s") == NETWORKS["sites"] == Interconnect(0.01, 125e6)
+    assert Interconnect.of("bandwidth=25GB/s,latency=10us") == NETWORKS["infiniband"]
+    assert Interconnect.of("latency=0s,bandwidth=2e3kB/s") == Interconnect(0.0, 2e6)
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ def test_numbers_with_units():
 )
 def test_what_is_no_network(text, said):
     with pytest.raises(ValueError, match=said):
-        Network.of(text)
+        Interconnect.of(text)
 
 
 def test_times_of_collectives_by_hand():
-    network = Network(latency=1.0, bandwidth=10.0)
+    network = Interconnect(latency=1.0, bandwidth=10.0)
     assert network.exchange_seconds(3, 50) == 3 + 5
     assert network.sum_seconds(40, ranks=2) == 2 * 1 + 40 / 10
     assert network.sum_seconds(40, ranks=8) == 2 * 3 + 2 * 7 / 8 * 40 / 10
@@ -66,7 +66,7 @@ class Messages:
 @pytest.mark.parametrize("worked", [0.0, 2.0, 9.0])
 def test_work_hides_an_exchange(worked):
     clock = Clock()
-    comm = EmulatedCommunicator(network=Network(1.0, 8.0), now=clock.now, pause=clock.pause)
+    comm = EmulatedCommunicator(network=Interconnect(1.0, 8.0), now=clock.now, pause=clock.pause)
     slices = ((1, slice(0, 2)), (2, slice(2, 4)))
     held = HeldBack(Messages(), comm, slices, slices)
     sent, got = torch.arange(4.0).view(4, 1), torch.zeros(4, 1)

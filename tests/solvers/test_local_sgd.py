@@ -103,21 +103,29 @@ def test_any_local_solver(digits):
     assert float(f.value(run(digits, solver, 3))) < 0.5 * float(f.value(x))
 
 
-def test_every_local_step_has_a_mini_batch_of_its_own(digits):
-    problem = replace(digits, batch=40, sampling="independent")
-    d = problem.decomposition(2)
-    solver = LocalSgd(d, local=Sgd(0.2), local_steps=3)
+@pytest.mark.parametrize("sampling", ["nested", "independent"])
+def test_every_local_step_has_a_mini_batch_of_its_own(digits, sampling):
+    problem = replace(digits, batch=41, sampling=sampling)
+    d, H = problem.decomposition(2), 3
     x = problem.initial(0)
     expected = x.clone()
     for step in range(2):
-        models = d.models(sampled(problem.objective(), step), expected, None)
         y = d.gather(expected)
-        for h in range(3):
-            local = sampled(models, h)
-            assert local.inputs.shape == (2, 20, 64)
-            y = y - 0.2 * local.gradient(y)
-        expected = y.mean(0)
-    torch.testing.assert_close(run(problem, solver, 2), expected, rtol=0, atol=1e-13)
+        for t in range(step * H, (step + 1) * H):
+            local = d.models(sampled(problem.objective(), t), expected, None)
+            y = y - 0.2 * (sampled(local, t) if sampling == "independent" else local).gradient(y)
+        weights = torch.tensor([20.0, 21.0] if sampling == "nested" else [20.5, 20.5]).double() / 41
+        expected = weights @ y
+    x = run(problem, LocalSgd(d, local=Sgd(0.2), local_steps=H), 2)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-13)
+
+
+def test_one_local_step_is_a_step_of_mini_batch_sgd_also_with_unequal_parts(digits):
+    problem = replace(digits, batch=41)
+    expected = run(problem, Sgd(0.2), 4)
+    for memory in ("reset", "average"):
+        solver = LocalSgd(problem.decomposition(3), local=Sgd(0.2), local_steps=1, memory=memory)
+        torch.testing.assert_close(run(problem, solver, 4), expected, rtol=0, atol=1e-13)
 
 
 def test_cost(digits):
@@ -146,7 +154,7 @@ class Tilted:
 
     @property
     def bounds(self) -> Bounds:
-        return Bounds(self.f.bounds.lower.expand(2, -1), self.f.bounds.upper.expand(2, -1))
+        return Bounds(self.f.bounds.lower.expand(len(self.scale), -1), self.f.bounds.upper.expand(len(self.scale), -1))
 
     def gradient(self, y: Tensor) -> Tensor:
         return self.scale * torch.stack([self.f.gradient(row) for row in y])
@@ -161,8 +169,11 @@ class Parts:
 
     a: Tensor
     c: Tensor
-    bounds = Bounds.free(2, 1)
     size = 1
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds.free(len(self.a), 1)
 
     def gradient(self, y: Tensor) -> Tensor:
         return self.a * (y - self.c)
@@ -190,6 +201,14 @@ def test_a_part_that_diverges_is_counted_and_all_of_them_end_the_run():
     assert (one.record.accepted, one.record.rejected) == (3, 3)
     assert one.state.notes == {"local solves that were not finite": 3}
     assert bool(torch.isfinite(one.x).all()) and one.status is Status.max_steps
+    averaged = LocalSgd(shared(f, [1e-2, torch.inf]), local=Sgd(0.1, 0.9), local_steps=2, memory="average")
+    alone = minimise(
+        f, x, LocalSgd(shared(f, [1e-2, 1e-2]), local=Sgd(0.1, 0.9), local_steps=2, memory="average"), stop=Stop(1)
+    )
+    two = minimise(f, x, averaged, stop=Stop(1))
+    torch.testing.assert_close(two.x - x, (alone.x - x) / 2)  # half of the parts have stayed
+    for one in two.state.rounds.local:  # memory is that of the other part
+        torch.testing.assert_close(one.momentum[0], alone.state.rounds.local[0].momentum[0])
     both = minimise(f, x, DiLoCo(shared(f, [torch.inf, torch.inf])), stop=Stop(9))
     assert both.status is Status.diverged and both.record.step == 1
 
@@ -205,7 +224,13 @@ def test_fixed_points():
 def test_parts_that_differ_have_a_fixed_point_of_their_own():
     """With ``y_i - c_i = (1 - lr a_i)^H (x - c_i)`` it is the mean of the c_i with weights ``1 - (1 - lr a_i)^H``."""
     a, c, lr, H = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[0.0], [1.0]]).double(), 0.1, 5
-    d = SharedDecomposition(1, 2, lambda d, f, x, g: Parts(a, c), torch.tensor([0]), range(2))
+    d = SharedDecomposition(
+        1,
+        2,
+        lambda d, f, x, g: Parts(a[d.local.start : d.local.stop], c[d.local.start : d.local.stop]),
+        torch.tensor([0]),
+        range(2),
+    )
     f = Quadratic(a.mean(0)[None], (a * c).mean(0), Bounds.free(1))
     for steps, weight in ((1, a), (H, 1 - (1 - lr * a) ** H)):
         x = minimise(f, torch.ones(1).double(), LocalSgd(d, local=Sgd(lr), local_steps=steps), stop=Stop(400)).x

@@ -157,6 +157,22 @@ def test_targets_of_clusters_are_means_with_areas():
     assert weights.sum() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("options", "most"), [({"layers": 2}, 2), ({"rollout": 2, "layers": 1, "model": "sage"}, 2)])
+@pytest.mark.parametrize(("batch", "shares"), [(0, 1), (7, 3)])
+def test_parts_with_enough_overlap_and_shares_of_samples_add_up_to_the_whole(options, most, batch, shares):
+    p = problem(**options, local="restricted", batch=batch, shares=shares)
+    f, x, errors = sampled(p.objective(), 4), point(p), []
+    for overlap in (0, most):
+        d = p.decomposition(2, overlap)
+        assert d.parts == 2 * shares
+        g = d.models(f, x, None).gradient(d.gather(x))
+        for k in range(d.parts):
+            alone = d.alone(k)
+            torch.testing.assert_close(alone.models(f, x, None).gradient(alone.gather(x))[0], g[k], rtol=0, atol=1e-14)
+        errors.append(float((d.shares_of(f) @ g - f.gradient(x)).abs().max()))
+    assert errors[1] < 1e-13 and errors[0] > 1e-6, errors
+
+
 @pytest.mark.parametrize("local", ["composite", "own"])
 @pytest.mark.parametrize("batch", [0, 8])
 def test_local_models_are_corrected_to_first_order(local, batch):

@@ -22,6 +22,7 @@ from mldd.problems.nets import GraphNet, Source, composite_labels, stack
 from mldd.problems.nets.composite import receptive
 from mldd.problems.nets.layers import layer_of
 from mldd.ranks import Communicator
+from mldd.solvers import LocalSgd, Sgd
 
 KIND = {"dtype": torch.float64, "device": "cpu"}
 DATA = sbm(nodes=240, classes=4, features=6)
@@ -412,3 +413,33 @@ def test_a_partition_of_ones_own_is_checked():
 def test_the_area_under_the_curve_is_a_metric():
     p = problem(name=replace(given_graph([(0, 1), (1, 2)], 30), metric="auc"))
     assert 0 <= p.metrics(start(p))["test_auc"] <= 1
+
+
+def lattice(side):
+    """Return data on a grid of nodes."""
+    index = np.arange(side**2).reshape(side, side)
+    edges = [*zip(index[1:].ravel(), index[:-1].ravel(), strict=True)]
+    edges += [*zip(index[:, 1:].ravel(), index[:, :-1].ravel(), strict=True)]
+    return given_graph(edges, side**2)
+
+
+@pytest.mark.parametrize("model", ["gcn", "sage", "gin", "gat"])
+def test_parts_with_as_much_overlap_as_layers_add_up_to_the_whole(model):
+    p = problem(name=lattice(9), model=model, layers=3, decay=0.01, local="restricted", heads=1)
+    f, x = p.objective(), start(p)
+    errors = []
+    for overlap in range(4):
+        d = p.decomposition(3, overlap)
+        own = d.models(f, x, None).gradient(d.gather(x))
+        errors.append(float((d.shares_of(f) @ own - f.gradient(x)).abs().max()))
+    assert errors[3] < 1e-13 and errors[0] > 1e-6, errors
+    step = minimise(f, x, LocalSgd(p.decomposition(3, 3), Sgd(0.1), local_steps=1), stop=Stop(2)).x
+    torch.testing.assert_close(step, minimise(f, x, Sgd(0.1), stop=Stop(2)).x, rtol=0, atol=1e-13)
+
+
+def test_rows_that_are_cut_keep_their_sum():
+    source = problem(name=lattice(6), model="sage").source
+    nodes = np.arange(13)
+    cut = source.restricted(nodes).operator
+    np.testing.assert_allclose(np.asarray(cut.sum(1)), np.asarray(source.operator[nodes].sum(1)), rtol=1e-14)
+    np.testing.assert_array_equal(cut.toarray() > 0, source.operator[nodes][:, nodes].toarray() > 0)

@@ -170,6 +170,17 @@ def test_a_part_with_its_halo_is_the_mean_over_its_labelled_nodes(name):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "hops"), [("by hand", 1), ("gcn", 4)])
+def test_parts_with_as_much_overlap_as_hops_add_up_to_the_whole(name, hops):
+    p = problem(name, local="restricted")
+    f, x = p.objective(), p.initial(0) + 0.05
+    errors = []
+    for overlap in (0, hops):
+        d = p.decomposition(3, overlap)
+        errors.append(float((d.shares_of(f) @ d.models(f, x, None).gradient(d.gather(x)) - f.gradient(x)).abs().max()))
+    assert errors[1] < 1e-12 and errors[0] > 1e-5, errors
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_clusters_of_single_nodes_are_the_whole_graph(name):
     p = problem(name)
