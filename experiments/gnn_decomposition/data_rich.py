@@ -23,7 +23,7 @@ import csv
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +32,13 @@ import numpy as np
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.operators import AllenCahnOperator, CutOptions, SampleOptions
 from mldd.ranks import SERIAL, prepare
-from mldd.solvers import Adam, DiLoCo, LocalSgd, Sgd
+from mldd.solvers import Adam, DiLoCo, LocalAdam, LocalSgd, Sgd
+from mldd.solvers.parts import LearningRate
 
 WARM = 20
 TUNED = (0.01, 0.02, 0.04, 0.08)
 RUN = ("nodes", "parts", "method", "subdomains", "overlap", "local_steps", "lr", "seed", "steps")
 RATES = {"adam": 0.04, "local sgd": 0.04, "diloco": 0.02, "local adam": 0.04}
-
-
-@dataclass(frozen=True)
-class Course:
-    """A first-order solver whose rate rises for `WARM` steps and falls to zero by a cosine.
-
-    Attributes
-    ----------
-    solver : Adam or Sgd
-        With the largest rate.
-    total : int
-        Steps of the whole run.
-    """
-
-    solver: Any
-    total: int
-
-    batched = True
-    entrywise = True
-
-    def init(self, objective: Any, x: Any) -> Any:
-        """Return the state of the solver."""
-        return self.solver.init(objective, x)
-
-    def step(self, objective: Any, x: Any, state: Any) -> tuple[Any, Any]:
-        """Do one step with the rate of its number."""
-        k = min(state.step, self.total - 1)
-        rate = self.solver.lr * min(1.0, (k + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * k / self.total))
-        return replace(self.solver, lr=rate).step(objective, x, state)
 
 
 @dataclass(frozen=True)
@@ -93,15 +65,16 @@ class Method:
 
     def solver(self, problem: AllenCahnOperator, parts: int, rate: float, steps: int) -> Any:
         """Return the solver; what is averaged lives on."""
+        h = self.local_steps
+        rates = LearningRate("cosine", math.ceil(WARM / h), math.ceil(steps / h))
         if not self.subdomains:
-            return Course(Adam(rate), steps)
+            return Adam(rate, rates=rates)
         cut = problem.decomposition(parts, self.overlap)
         if self.name == "local sgd":
-            return LocalSgd(cut, Course(Sgd(rate, 0.9), steps), self.local_steps, "average")
-        local = Course(Adam(rate), steps)
+            return LocalSgd(cut, Sgd(rate, 0.9), h, "average", rates, together=True)
         if self.name == "diloco":
-            return DiLoCo(cut, local, local_steps=self.local_steps, memory="keep")
-        return LocalSgd(cut, local, self.local_steps, "average")
+            return DiLoCo(cut, Adam(rate), local_steps=h, rates=rates, together=True)
+        return LocalAdam(cut, Adam(rate), h, rates=rates, together=True)
 
 
 def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
@@ -116,7 +89,8 @@ def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
     yield Method("diloco", "samples", 0, 10)
     yield Method("local adam", "samples", 0, 20)
     yield Method("local adam", "parts", 2, 20)
-    yield Method("local adam", "both", 2, 10, 2 if parts == 4 else 4)
+    yield Method("local adam", "parts", layers, 20)
+    yield Method("local adam", "both", layers, 10, 2 if parts == 4 else 4)
 
 
 def posed(n: int, batch: int, seed: int, method: Method) -> AllenCahnOperator:

@@ -21,7 +21,7 @@ from typing import Any
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.operators import AllenCahnOperator, CutOptions
 from mldd.ranks import NETWORKS, Communicator, prepare, with_network, world
-from mldd.solvers import Adam, LocalSgd
+from mldd.solvers import Adam, LocalAdam
 
 EVERY = 10
 METHODS = {
@@ -39,7 +39,7 @@ def measured(problem: AllenCahnOperator, rings: int | None, steps: int) -> tuple
     if rings is None:
         solver, rounds = Adam(0.02), steps
     else:
-        solver = LocalSgd(problem.decomposition(comm.ranks, rings), Adam(0.02), EVERY, "average", comm)
+        solver = LocalAdam(problem.decomposition(comm.ranks, rings), Adam(0.02), EVERY, comm=comm)
         rounds = steps // EVERY
     best, cost = float("inf"), None
     for _ in range(3):
