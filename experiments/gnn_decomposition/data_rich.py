@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="fewer methods, 100 steps")
     parser.add_argument("--tune", action="store_true", help="all rates of every method on the first seed")
-    parser.add_argument("--only", default="", help="methods whose name and decomposition contain this")
+    parser.add_argument("--only", default="", help="an expression: `local adam parts [024] 10`")
     parser.add_argument("--out", type=Path, default=Path("paper/results/gnn_decomposition"))
     options = parser.parse_args()
     prepare(SERIAL)
@@ -186,7 +187,8 @@ def main() -> None:
     for n in options.sizes:
         for parts in options.parts:
             for method in methods(parts, 4, options.quick):
-                if options.only not in f"{method.name} {method.subdomains} {method.overlap} {method.local_steps}":
+                name = f"{method.name} {method.subdomains or 'exact'} {method.overlap} {method.local_steps}"
+                if not re.search(options.only, name):
                     continue
                 for seed in options.seeds[: 1 if options.tune else None]:
                     for rate in TUNED if options.tune else (RATES[method.name],):
