@@ -102,7 +102,7 @@ def posed(n: int, batch: int, seed: int, method: Method) -> AllenCahnOperator:
 
 def halo_rows(problem: AllenCahnOperator, parts: int) -> tuple[int, int]:
     """Return the rows that the busiest rank sends in one exchange, and its own rows with those that it reads."""
-    from mldd.problems.operators.torus import adjacency, parts_of
+    from mldd.problems.operators.local_graphs import adjacency, parts_of
 
     part = parts_of(problem.n, parts, "rectangles")
     matrix = adjacency(problem.n).tocoo()

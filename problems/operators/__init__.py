@@ -7,5 +7,8 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-REGISTERED = {"allen-cahn-operator": "mldd.problems.operators.allen_cahn_operator:AllenCahnOperator"}
+REGISTERED = {
+    "allen-cahn-operator": "mldd.problems.operators.allen_cahn_operator:AllenCahnOperator",
+    "barotropic-operator": "mldd.problems.operators.barotropic_operator:BarotropicOperator",
+}
 MODELS = {"operators": "mldd.problems.operators.operator_model:OperatorModel"}

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from mldd.problems.operators.local_graphs import Floats
+
 LARGEST = 2.2  # bound of kappa in random fields; time steps are chosen for it
 _STABLE = 2.0  # dt times the largest rate; the method of Runge is stable up to 2.78 on the negative axis
 

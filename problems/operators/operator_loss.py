@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mldd.algebra import Bounds, Price
 from mldd.problems.nets import Draw
+from mldd.problems.operators.local_graphs import GraphBatch
 from mldd.problems.operators.residual_sage import ResidualSage
 from mldd.problems.operators.sample_stream import SampleStream
-from mldd.problems.operators.torus import GraphBatch
 from mldd.ranks import Communicator
 
 # Values of a field that are evaluated together. States of more leave the caches; where every layer exchanges a halo,
@@ -36,7 +36,7 @@ class OperatorLoss:
     numbers : Tensor, shape (p, b), int64
         Training samples of every subdomain.
     scale : float
-        One unit of the outputs in that of u.
+        One unit of the outputs in that of the state.
     total : int
         Samples by which the sum is divided: those of all ranks, or of a subdomain.
     price : Price
@@ -72,7 +72,7 @@ class OperatorLoss:
         return Bounds.free(*lead, self.size, dtype=self.stream.dtype, device=self.stream.device)
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs, shape (p, m, b, 2), and targets, shape (p, k, b), of as many samples as are taken at once."""
+        """Yield inputs, shape (p, m, b, inputs), and targets, shape (p, k, b), of some samples at a time."""
         nodes, own = self.graph.nodes, self.graph.weights.shape[1]
         if not self.numbers.numel():  # more ranks than samples
             return
@@ -80,8 +80,8 @@ class OperatorLoss:
             distinct, place = torch.unique(numbers, return_inverse=True)
             fields = self.stream.fields("training", distinct.tolist())
             place = place.to(nodes.device)
-            found = fields.transpose(1, 2)[place[:, None, :], nodes[:, :, None]]  # (p, m, b, 3)
-            yield found[..., :2].contiguous(), found[:, :own, :, 2] / self.scale
+            found = fields.transpose(1, 2)[place[:, None, :], nodes[:, :, None]]  # (p, m, b, inputs + 1)
+            yield found[..., :-1].contiguous(), found[:, :own, :, -1] / self.scale
 
     def _loss(self, parameters: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the losses of the subdomains over one block, shape (p,)."""

@@ -13,9 +13,10 @@ from mldd.models import Field, Prediction
 from mldd.problems.data import DataError, load_array
 from mldd.problems.nets import NetworkModel
 from mldd.problems.operators.allen_cahn import LARGEST, AllenCahn
+from mldd.problems.operators.allen_cahn_fields import BOUND
+from mldd.problems.operators.local_graphs import GraphBatch
 from mldd.problems.operators.residual_sage import ResidualSage
-from mldd.problems.operators.sample_stream import BOUND
-from mldd.problems.operators.torus import GraphBatch
+from mldd.problems.operators.torus import Torus
 
 _EQUATION = AllenCahn()
 
@@ -64,7 +65,7 @@ class OperatorModel(NetworkModel):
         u, kappa : Tensor, shape (b, n, n)
             States and diffusivities.
         """
-        graph = GraphBatch.whole(u.shape[-1], self.net.layers, **self.kind)
+        graph = GraphBatch.whole(Torus(u.shape[-1]), self.net.layers, **self.kind)
         inputs = torch.stack([u, kappa - 1], 3).to(**self.kind).flatten(1, 2).transpose(0, 1)[None]
         change: Tensor = self.net.outputs([t[None] for t in self.tensors], inputs, graph.means)[0]
         return torch.add(u, change.T.view(u.shape), alpha=self.scale)

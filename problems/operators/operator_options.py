@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mldd.algebra import check_choices, check_least
-from mldd.problems.operators.torus import Cut
+from mldd.problems.operators.local_graphs import Cut
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class CutOptions:
         Shares of every batch, parts of the graph with rings of neighbours around them, or shares of every part.
     shares : int
         Shares of every part, for subdomains=both.
-    cut : {"rectangles", "metis"}
-        How the graph is cut.
+    cut : {"auto", "rectangles", "metis"}
+        How the graph is cut; auto: into rectangles on a torus, by METIS elsewhere.
     sharing : {"samples", "nodes"}
         What ranks share in an evaluation of the whole: the samples, or the nodes with an exact halo.
 
@@ -87,7 +87,7 @@ class CutOptions:
 
     subdomains: Literal["samples", "parts", "both"] = "samples"
     shares: int = 2
-    cut: Cut = "rectangles"
+    cut: Cut = "auto"
     sharing: Literal["samples", "nodes"] = "samples"
 
     def __post_init__(self) -> None:
@@ -98,6 +98,6 @@ class CutOptions:
 
 _CHOICES = {
     "subdomains": ("samples", "parts", "both"),
-    "cut": ("rectangles", "metis"),
+    "cut": ("auto", "rectangles", "metis"),
     "sharing": ("samples", "nodes"),
 }

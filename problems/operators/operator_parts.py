@@ -12,15 +12,15 @@ from torch import Tensor
 
 from mldd.algebra import Objective, SharedDecomposition, corrected_models
 from mldd.problems.nets import draw_of, pieces
-from mldd.problems.operators.torus import GraphBatch, LocalGraph, adjacency, parts_of
+from mldd.problems.operators.local_graphs import GraphBatch, LocalGraph
 from mldd.ranks import Communicator
 
 if TYPE_CHECKING:
-    from mldd.problems.operators.allen_cahn_operator import AllenCahnOperator
     from mldd.problems.operators.operator_loss import OperatorLoss
+    from mldd.problems.operators.operator_problem import OperatorProblem
 
 
-def decomposition(problem: AllenCahnOperator, parts: int, overlap: int, comm: Communicator) -> SharedDecomposition:
+def decomposition(problem: OperatorProblem, parts: int, overlap: int, comm: Communicator) -> SharedDecomposition:
     """Return the decomposition; subdomain k has the part ``k // shares`` of the graph and the share ``k % shares``.
 
     A local loss is the mean squared error over the own nodes and samples: where overlaps are exact, the mean of all,
@@ -28,7 +28,7 @@ def decomposition(problem: AllenCahnOperator, parts: int, overlap: int, comm: Co
 
     Parameters
     ----------
-    problem : AllenCahnOperator
+    problem : OperatorProblem
         What is decomposed.
     parts, overlap : int
         Number of subdomains, and rings of neighbours around each part of the graph.
@@ -66,7 +66,7 @@ class Subdomains:
 
     Parameters
     ----------
-    problem : AllenCahnOperator
+    problem : OperatorProblem
         What is decomposed.
     parts, shares : int
         Parts of the graph, and shares of the samples.
@@ -74,14 +74,14 @@ class Subdomains:
         Rings of neighbours around every part.
     """
 
-    problem: AllenCahnOperator
+    problem: OperatorProblem
     parts: int
     shares: int
     overlap: int
 
     @cached_property
     def _part(self) -> Any:
-        return parts_of(self.problem.n, self.parts, self.problem.pieces.cut, self.problem.seed)
+        return self.problem.domain.parts(self.parts, self.problem.pieces.cut, self.problem.seed)
 
     @cached_property
     def _batches(self) -> dict[range, GraphBatch]:
@@ -96,9 +96,9 @@ class Subdomains:
             Their numbers.
         """
         if chosen not in self._batches:
-            matrix, rings = adjacency(self.problem.n), min(self.overlap, self.problem.net.layers)
+            rings = min(self.overlap, self.problem.net.layers)
             numbers = sorted({k // self.shares for k in chosen})
-            cut = {k: LocalGraph.around(matrix, self._part == k, rings) for k in numbers}
+            cut = {k: LocalGraph.around(self.problem.domain, self._part == k, rings) for k in numbers}
             listed = [cut[k // self.shares] for k in chosen]
             self._batches[chosen] = GraphBatch.of(listed, self.problem.net.layers, **self.problem.kind)
         return self._batches[chosen]

@@ -11,28 +11,27 @@ from torch import Tensor
 from mldd.figures import maps
 
 if TYPE_CHECKING:
-    from mldd.problems.operators.allen_cahn_operator import AllenCahnOperator
+    from mldd.problems.operators.operator_problem import OperatorProblem
 
 
-def draw(problem: AllenCahnOperator, folder: Path, x: Tensor) -> list[Path]:
+def draw(problem: OperatorProblem, folder: Path, x: Tensor) -> list[Path]:
     """Draw the validation samples of this rank into `folder` and return the files.
 
     Parameters
     ----------
-    problem : AllenCahnOperator
+    problem : OperatorProblem
         What has been trained.
     folder : Path
         Where figures are written.
     x : Tensor, shape (N,)
         Parameters of the network.
     """
-    rollouts, equation, n = problem.rollouts, problem.equation, problem.n
-    truth, made = rollouts.truth, rollouts.rollout(x).double().cpu().numpy()
+    rollouts, domain, evolution = problem.rollouts, problem.domain, problem.evolution
+    truth, made, interval = rollouts.truth, rollouts.rollout(x), evolution.equation.time
     errors = ((made - truth) ** 2).mean(2)
-    one, end = int(np.argsort(errors[-1])[errors.shape[1] // 2]), rollouts.leads * equation.time
-    places = equation.spacing * np.stack(np.meshgrid(np.arange(n), np.arange(n), indexing="ij"), 2).reshape(-1, 2)
+    one, end = int(np.argsort(errors[-1])[errors.shape[1] // 2]), rollouts.leads * interval
     maps.fields(
-        places.astype(np.float64),
+        domain.places,
         {
             "state at time 0": truth[0, one],
             f"equation at time {end:g}": truth[-1, one],
@@ -41,16 +40,16 @@ def draw(problem: AllenCahnOperator, folder: Path, x: Tensor) -> list[Path]:
         },
         folder / "rollout.png",
         errors=("network minus equation",),
-        grid=(n, n),
-        label="u",
-        title=f"{n} x {n} nodes, RMSE {np.sqrt(errors[-1, one]):.3g}, the median of the validation samples",
-        axes=("y", "x"),
+        grid=domain.grid,
+        label=evolution.label,
+        title=f"{domain.nodes} nodes, RMSE {np.sqrt(errors[-1, one]):.3g}, the median of the validation samples",
+        axes=domain.axes,
     )
     still = ((truth[:1] - truth) ** 2).mean(2)
     curves = {"persistence": still, "network": errors}
     maps.skill(
-        (equation.time * np.arange(1, rollouts.leads + 1)).tolist(),
-        {"u": {name: np.sqrt(found[1:].mean(1)) for name, found in curves.items()}},
+        (interval * np.arange(1, rollouts.leads + 1)).tolist(),
+        {evolution.label: {name: np.sqrt(found[1:].mean(1)) for name, found in curves.items()}},
         folder / "skill.png",
         unit="units of time",
         title="validation samples",

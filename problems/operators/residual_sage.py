@@ -16,7 +16,9 @@ from mldd.problems.nets import Operator
 
 @dataclass(frozen=True)
 class ResidualSage:
-    r"""Linear encoder, layers ``S <- S + silu(S W + A S V + b)`` with the mean A over neighbours, linear decoder.
+    r"""Linear encoder, layers ``S <- S + silu(S W + sum_k A_k S V_k + b)``, linear decoder.
+
+    The first aggregation A_1 is the mean over neighbours; where directions mean something, others are derivatives.
 
     Parameters
     ----------
@@ -26,6 +28,8 @@ class ResidualSage:
         Number of layers, and so of rings of neighbours that an output depends on.
     inputs : int
         Fields that are read at every node.
+    aggregations : int
+        Number of the A_k.
 
     Raises
     ------
@@ -41,10 +45,11 @@ class ResidualSage:
     hidden: int = 24
     layers: int = 4
     inputs: int = 2
+    aggregations: int = 1
 
     def __post_init__(self) -> None:
         """Refuse a network that cannot be."""
-        for name in ("hidden", "layers", "inputs"):
+        for name in ("hidden", "layers", "inputs", "aggregations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}")
 
@@ -54,14 +59,15 @@ class ResidualSage:
         h = self.hidden
         shapes: list[tuple[int, ...]] = [(self.inputs, h), (h,)]
         for _ in range(self.layers):
-            shapes += [(h, h), (h, h), (h,)]
-        of_layer = [0, 0, *(1 + k // 3 for k in range(3 * self.layers)), *[self.layers + 1] * 2]
+            shapes += [*[(h, h)] * (1 + self.aggregations), (h,)]
+        per = 2 + self.aggregations
+        of_layer = [0, 0, *(1 + k // per for k in range(per * self.layers)), *[self.layers + 1] * 2]
         return Layout((*shapes, (h, 1), (1,)), tuple(of_layer))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the tensors of the layout: ``layers.0.neighbours``."""
-        kinds = "own", "neighbours", "bias"
+        """Names of the tensors of the layout: ``layers.0.neighbours.0``."""
+        kinds = "own", *(f"neighbours.{k}" for k in range(self.aggregations)), "bias"
         inner = [f"layers.{k}.{kind}" for k in range(self.layers) for kind in kinds]
         return "encoder.weight", "encoder.bias", *inner, "decoder.weight", "decoder.bias"
 
@@ -77,7 +83,7 @@ class ResidualSage:
         x = torch.zeros(self.layout.size, dtype=torch.float64)
         for name, view in zip(self.names, self.layout.views(x), strict=True):
             if view.dim() == 2 and not name.startswith("decoder"):
-                fan = len(view) * (1 if name.startswith("encoder") else 2)
+                fan = len(view) * (1 if name.startswith("encoder") else 1 + self.aggregations)
                 view.normal_(0.0, 1.0 / math.sqrt(fan), generator=generator)
         return x
 
@@ -91,17 +97,20 @@ class ResidualSage:
         inputs : Tensor, shape (p, m, b, inputs)
             Fields at the m nodes of every subdomain in b samples.
         means : sequence of Operator
-            One per layer, block-diagonal over the subdomains: the means over neighbours of the nodes that the layer
-            keeps, which are the first ones of those before.
+            One per layer: the aggregations one below the other, each block-diagonal over the subdomains, for the nodes
+            that the layer keeps, which are the first ones of those before.
         """
         encoder, shift, *inner, decoder, last = parameters
+        per = 2 + self.aggregations
         p, _, b, _ = inputs.shape
         state = torch.baddbmm(shift[:, None], inputs.flatten(1, 2), encoder)
         for k, mean in enumerate(means):
-            own, neighbours, bias = inner[3 * k : 3 * k + 3]
-            around = (mean @ state.view(-1, b * self.hidden)).view(p, -1, self.hidden)
-            here = state[:, : around.shape[1]]
-            slope = torch.baddbmm(torch.baddbmm(bias[:, None], here, own), around, neighbours)
+            own, *neighbours, bias = inner[per * k : per * (k + 1)]
+            around = (mean @ state.view(-1, b * self.hidden)).view(self.aggregations, p, -1, self.hidden)
+            here = state[:, : around.shape[2]]
+            slope = torch.baddbmm(bias[:, None], here, own)
+            for found, weight in zip(around, neighbours, strict=True):
+                slope = torch.baddbmm(slope, found, weight)
             state = here + torch.nn.functional.silu(slope)
         return torch.baddbmm(last[:, None], state, decoder).view(p, -1, b)
 
@@ -113,8 +122,8 @@ class ResidualSage:
         rows : sequence of float
             Nodes that are read, and those that every layer keeps.
         entries : sequence of float
-            Entries of the mean of every layer.
+            Entries of the aggregations of every layer.
         """
         h, touched = self.hidden, 10.0  # a SiLU and its derivative
-        of_layers = sum(kept * h * (2 * h + touched) for kept in rows[1:])
+        of_layers = sum(kept * h * ((1 + self.aggregations) * h + touched) for kept in rows[1:])
         return rows[0] * self.inputs * h + of_layers + rows[-1] * h + h * sum(entries)

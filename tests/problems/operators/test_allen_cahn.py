@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from mldd.problems.operators import AllenCahn, SampleStream
+from mldd.problems.operators import AllenCahn, AllenCahnFields, SampleStream, Torus
 
 SIDE = 1.0
+
+
+def stream(n, seed=0):
+    return SampleStream(AllenCahnFields(AllenCahn(), Torus(n)), seed)
 
 
 def grid(n):
@@ -67,27 +71,26 @@ def test_mass_is_conserved_without_reaction():
 
 
 def test_default_steps_are_accurate_for_random_fields():
-    stream = SampleStream(AllenCahn(), 16)
-    u, kappa = map(np.stack, zip(*(stream.inputs("training", k) for k in range(4)), strict=True))
-    exact = stream.equation.advance(u, kappa, steps=200)
-    assert abs(stream.equation.advance(u, kappa) - exact).max() < 2e-3 * abs(exact - u).max()
+    u, kappa = (fields.reshape(4, 16, 16) for fields in stream(16).states("training", range(4)))
+    exact = AllenCahn().advance(u, kappa, steps=200)
+    assert abs(AllenCahn().advance(u, kappa) - exact).max() < 2e-3 * abs(exact - u).max()
 
 
 def test_a_sample_depends_on_its_number_alone():
-    one, other = SampleStream(AllenCahn(), 12), SampleStream(AllenCahn(), 12)
+    one, other = stream(12), stream(12)
     together = one.fields("training", [7, 2**60, 0, 7])
     assert (together[0] == together[3]).all()
     for row, number in zip(together, (7, 2**60, 0), strict=False):
         assert (other.fields("training", [number])[0] == row).all()
     assert not (other.fields("validation", [7])[0, 2] == together[0, 2]).any()
-    assert not (SampleStream(AllenCahn(), 12, seed=1).fields("training", [7])[0, 2] == together[0, 2]).any()
-    u, kappa = one.inputs("training", 7)
+    assert not (stream(12, seed=1).fields("training", [7])[0, 2] == together[0, 2]).any()
+    u, kappa = (fields[0].reshape(12, 12) for fields in one.states("training", [7]))
     assert (together[0, 0].numpy() == u.ravel()).all()
-    np.testing.assert_allclose(together[0, 2].numpy(), (one.equation.advance(u, kappa) - u).ravel(), atol=1e-14)
+    np.testing.assert_allclose(together[0, 2].numpy(), (AllenCahn().advance(u, kappa) - u).ravel(), atol=1e-14)
 
 
 def test_random_fields_are_smoother_than_the_grid():
-    u, kappa = SampleStream(AllenCahn(), 24).inputs("training", 0)
+    u, kappa = (fields[0].reshape(24, 24) for fields in stream(24).states("training", [0]))
     assert abs(u).max() <= 1.6
     assert 0 < kappa.min() < kappa.max() <= 2.2
     rough = np.random.default_rng(0).standard_normal((24, 24))
