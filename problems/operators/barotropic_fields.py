@@ -13,7 +13,7 @@ from mldd.problems.operators.sphere import Sphere
 
 _WAVES, _LENGTHS = 60, (3.0, 8.0)  # waves of a random state, and their wave numbers
 _WIND = 1.0  # bound of the wind of random states, for which time steps are chosen
-_STREAM = 20.0  # unit of the stream function in that of the vorticity
+_STREAM = 7.0  # unit of the stream function in that of the vorticity
 
 
 @dataclass(frozen=True)

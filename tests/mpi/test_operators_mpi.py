@@ -8,7 +8,7 @@ SCRIPT = """
     from mldd.loop import Stop, minimise
     from mldd.ranks import SERIAL, world
     from mldd.solvers import Adam, LocalAdam
-    from tests.problems.operators.test_operator_learning import small, somewhere
+    from tests.problems.operators.test_operator_learning import on_sphere, small, somewhere
     from dataclasses import replace
 
     def same(a, b, what, tolerance=1e-12):
@@ -36,6 +36,11 @@ SCRIPT = """
                 assert abs(ours.metrics(x)[name] - value) < 1e-10 * abs(value), name
     ends = [minimise(p.objective(), p.initial(0), Adam(0.01), stop=Stop(5), comm=p.comm).x for p in (ours, alone)]
     same(*ends, "five steps of Adam", 1e-7)
+    alone = on_sphere(sharing="nodes")
+    ours, x = replace(alone, comm=comm), somewhere(alone)
+    with counting() as cost:
+        same(ours.objective(2).gradient(x), alone.objective(2).gradient(x), "sphere")
+    assert cost.exchanges == 2, "means and derivatives travel together"
     for cut, parts in (({"subdomains": "samples"}, 4), ({"subdomains": "parts"}, 3), ({"subdomains": "both"}, 8)):
         ends = []
         for rank_comm in (comm, SERIAL):

@@ -1,11 +1,18 @@
 """Operator learning: dense oracles, derivatives, and local losses whose mean is the loss."""
 
+import numpy as np
 import pytest
 import torch
 
 from mldd.algebra import counting
 from mldd.loop import Stop, minimise
-from mldd.problems.operators import AllenCahnOperator, CutOptions, NetworkOptions, SampleOptions
+from mldd.problems.operators import (
+    AllenCahnOperator,
+    BarotropicOperator,
+    CutOptions,
+    NetworkOptions,
+    SampleOptions,
+)
 from mldd.solvers import Adam, LocalAdam
 
 ROUNDING = {"rtol": 1e-11, "atol": 1e-14}
@@ -16,6 +23,16 @@ def small(n=9, layers=3, samples=0, batch=4, **cut):
         n=n,
         network=NetworkOptions(hidden=5, layers=layers),
         sampling=SampleOptions(samples, batch, validated=4, leads=3),
+        pieces=CutOptions(**cut),
+        dtype="float64",
+    )
+
+
+def on_sphere(resolution=1, layers=2, **cut):
+    return BarotropicOperator(
+        resolution=resolution,
+        network=NetworkOptions(hidden=5, layers=layers),
+        sampling=SampleOptions(0, 4, validated=4, leads=3),
         pieces=CutOptions(**cut),
         dtype="float64",
     )
@@ -59,6 +76,23 @@ def test_loss_and_derivatives_against_dense_matrices():
     torch.testing.assert_close(f.hessian_product(x, v), product, rtol=1e-8, atol=1e-10)
 
 
+def test_derivatives_are_aggregated_as_dense_matrices_do():
+    problem = on_sphere()
+    x, sphere = somewhere(problem), problem.domain
+    mean = sphere.matrix.toarray() / sphere.matrix.toarray().sum(1, keepdims=True)
+    dense = [mean, *(w.toarray() - np.diag(w.toarray().sum(1)) for w in sphere.derivatives)]
+    weight, bias, *inner, out, last = problem.net.layout.views(x)
+    total = 0.0
+    for *read, change in problem.stream.fields("training", range(4)):
+        s = torch.stack(read, 1) @ weight + bias
+        for k in range(2):
+            own, *around, shift = inner[5 * k : 5 * k + 5]
+            slopes = [torch.from_numpy(a) @ s @ v for a, v in zip(dense, around, strict=True)]
+            s = s + torch.nn.functional.silu(s @ own + sum(slopes) + shift)
+        total = total + ((s @ out + last)[:, 0] - change / problem.scale).square().mean() / 4
+    torch.testing.assert_close(problem.objective().sample(0).value(x), total, **ROUNDING)
+
+
 def test_the_start_is_persistence():
     problem = small(n=16)
     x = problem.initial(0)
@@ -89,6 +123,16 @@ def test_exact_local_losses_have_the_loss_as_their_mean(cut, parts, overlap, sam
         torch.testing.assert_close(shares @ model.value(d.gather(x)), value, **ROUNDING)
         torch.testing.assert_close(shares @ model.f.gradient(d.gather(x)), g, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(model.gradient(d.gather(x)), g.expand(parts, -1), rtol=1e-9, atol=1e-12)
+
+
+def test_exact_local_losses_on_the_sphere():
+    problem = on_sphere(subdomains="parts")
+    x, d, f = somewhere(problem), problem.decomposition(3, 2), problem.objective().sample(1)
+    model, shares = d.models(f, x, None), d.shares_of(f)
+    torch.testing.assert_close(shares @ model.value(d.gather(x)), f.value(x), **ROUNDING)
+    torch.testing.assert_close(shares @ model.gradient(d.gather(x)), f.gradient(x), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="`cut` must be metis on a sphere"):
+        on_sphere(subdomains="parts", cut="rectangles").decomposition(3, 2)
 
 
 def test_fewer_rings_than_layers_are_nearly_exact():
@@ -174,6 +218,14 @@ def test_training_learns_the_operator():
     solver = LocalAdam(problem.decomposition(4, 1), Adam(0.03), 10)
     end = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(6)).x
     assert problem.validation(end)["validation_loss"] < 0.3
+
+
+def test_training_learns_the_vorticity_equation():
+    problem = on_sphere(resolution=2)
+    end = minimise(problem.objective(), problem.initial(0), Adam(0.03), stop=Stop(80)).x
+    found = problem.metrics(end)
+    assert found["validation_loss"] < 0.5
+    assert found["rollout_skill"] > 0.3
 
 
 @pytest.mark.parametrize(
