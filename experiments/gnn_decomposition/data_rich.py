@@ -2,8 +2,10 @@
 
     python experiments/gnn_decomposition/data_rich.py [--sizes 24 48] [--parts 4 16] [--seeds 0 1 2] [--quick]
     python experiments/gnn_decomposition/data_rich.py --tune [--sizes 24]
+    python experiments/gnn_decomposition/data_rich.py --sphere [--sizes 3 4]
 
-Problem `allen-cahn-operator`: 4 layers, width 24, batches of 8 (16 for shares among 16 parts) new samples, float32.
+Problem `allen-cahn-operator` on n x n nodes, or `barotropic-operator` on icospheres (--sphere, sizes are their
+resolutions, parts by METIS): 4 layers, width 24, batches of 8 (16 for shares among 16 parts) new samples, float32.
 Every method does equally many gradient steps from the same starts, with Adam inside, 20 steps of warm-up and a cosine
 down to zero; P parts live in one process. Methods: synchronous Adam (every step a sum of the gradient, and an exchange
 of the exact halo in every layer but the first); LocalSGD with momentum, DiLoCo and local Adam with averaged moments on
@@ -31,14 +33,20 @@ from typing import Any
 import numpy as np
 
 from mldd.loop import Stop, minimise, write_table
-from mldd.problems.operators import AllenCahnOperator, CutOptions, SampleOptions
+from mldd.problems.operators import (
+    AllenCahnOperator,
+    BarotropicOperator,
+    CutOptions,
+    OperatorProblem,
+    SampleOptions,
+)
 from mldd.ranks import SERIAL, prepare
 from mldd.solvers import Adam, DiLoCo, LocalAdam, LocalSgd, Sgd
 from mldd.solvers.parts import LearningRate
 
 WARM = 20
 TUNED = (0.01, 0.02, 0.04, 0.08)
-RUN = ("nodes", "parts", "method", "subdomains", "overlap", "local_steps", "lr", "seed", "steps")
+RUN = ("problem", "nodes", "parts", "method", "subdomains", "overlap", "local_steps", "lr", "seed", "steps")
 RATES = {"adam": 0.04, "local sgd": 0.04, "diloco": 0.02, "local adam": 0.04}
 
 
@@ -94,29 +102,29 @@ def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
     yield Method("local adam", "both", layers, 10, 2 if parts == 4 else 4)
 
 
-def posed(n: int, batch: int, seed: int, method: Method) -> AllenCahnOperator:
+def posed(n: int, batch: int, seed: int, method: Method, sphere: bool) -> OperatorProblem:
     """Return the problem as a method decomposes it."""
     pieces = CutOptions(subdomains=method.subdomains or "samples", shares=method.shares)
-    return AllenCahnOperator(n=n, sampling=SampleOptions(batch=batch), pieces=pieces, seed=seed)
+    options: dict[str, Any] = {"sampling": SampleOptions(batch=batch), "pieces": pieces, "seed": seed}
+    return BarotropicOperator(resolution=n, **options) if sphere else AllenCahnOperator(n=n, **options)
 
 
-def halo_rows(problem: AllenCahnOperator, parts: int) -> tuple[int, int]:
-    """Return the rows that the busiest rank sends in one exchange, and its own rows with those that it reads."""
-    from mldd.problems.operators.local_graphs import adjacency, parts_of
-
-    part = parts_of(problem.n, parts, "rectangles")
-    matrix = adjacency(problem.n).tocoo()
+def halo(problem: OperatorProblem, parts: int) -> tuple[int, float]:
+    """Return the rows that the busiest rank sends in one exchange, and its work as a share of that of all."""
+    part, matrix = problem.domain.parts(parts, "auto"), problem.domain.matrix.tocoo()
     crossing = part[matrix.row] != part[matrix.col]
     pairs = np.unique(np.stack([part[matrix.row][crossing], matrix.col[crossing]], 1), axis=0)
-    sent = np.bincount(part[pairs[:, 1]], minlength=parts)
-    read = np.bincount(pairs[:, 0], minlength=parts) + np.bincount(part, minlength=parts)
-    return int(sent.max()), int(read.max())
+    sent, read = np.bincount(part[pairs[:, 1]], minlength=parts), np.bincount(pairs[:, 0], minlength=parts)
+    own, whole, layers = np.bincount(part, minlength=parts), problem.whole, problem.net.layers
+    entries = [mean.nnz / problem.domain.nodes for mean in whole.means]
+    works = [problem.net.work([o + r, *[o] * layers], [o * e for e in entries]) for o, r in zip(own, read, strict=True)]
+    return int(sent.max()), max(works) / problem.net.work(whole.rows, [mean.nnz for mean in whole.means])
 
 
-def run(n: int, parts: int, seed: int, method: Method, rate: float, steps: int) -> dict[str, Any]:
+def run(n: int, parts: int, seed: int, method: Method, rate: float, steps: int, sphere: bool) -> dict[str, Any]:
     """Train once and return a row of the table."""
     batch = max(8, parts)
-    problem = posed(n, batch, seed, method)
+    problem = posed(n, batch, seed, method, sphere)
     layers, hidden, size = problem.net.layers, problem.net.hidden, problem.net.layout.size
     rounds = math.ceil(steps / method.local_steps)
     begin = time.process_time()
@@ -125,16 +133,15 @@ def run(n: int, parts: int, seed: int, method: Method, rate: float, steps: int) 
     seconds = time.process_time() - begin
     cost = result.history.records[-1].cost
     unit = steps * batch / problem.sampling.shown / parts  # work of a rank that has a P-th of every step
-    halo, work = 0.0, cost.work_units / parts / unit
+    halo_mb, work = 0.0, cost.work_units / parts / unit
     if not method.subdomains:
-        sent, read = halo_rows(problem, parts)
-        own = n * n // parts
-        work = problem.net.work([read, *[own] * layers], [4 * own] * layers) * parts / whole_work(problem)
-        halo = 2 * (layers - 1) * sent * batch * hidden * 4 * steps / 1e6
+        sent, share = halo(problem, parts)
+        work, halo_mb = share * parts, 2 * (layers - 1) * sent * batch * hidden * 4 * steps / 1e6
     vectors = {"adam": 1, "diloco": 1, "local sgd": 2}.get(method.name, 3) * rounds
     found = problem.metrics(result.x)
     return {
-        "nodes": n * n,
+        "problem": "barotropic" if sphere else "allen-cahn",
+        "nodes": problem.domain.nodes,
         "parts": parts,
         "method": method.name,
         "subdomains": f"{method.subdomains or 'exact halo'}{f' x {method.shares}' if method.shares > 1 else ''}",
@@ -145,18 +152,12 @@ def run(n: int, parts: int, seed: int, method: Method, rate: float, steps: int) 
         "steps": rounds * method.local_steps,
         "synchronisations": cost.synchronisations if method.subdomains else steps,
         "sum_MB": round(vectors * size * 4 * 2 * (parts - 1) / parts / 1e6, 3),
-        "halo_MB": round(halo, 3),
+        "halo_MB": round(halo_mb, 3),
         "work": round(work, 3),
         "validation_loss": round(found["validation_loss"], 6),
         "rollout_skill": round(found["rollout_skill"], 4),
         "cpu_seconds": round(seconds, 1),
     }
-
-
-def whole_work(problem: AllenCahnOperator) -> float:
-    """Return the cost of a sweep of one sample over the whole graph."""
-    n, layers = problem.n**2, problem.net.layers
-    return problem.net.work([n] * (layers + 1), [4 * n] * layers)
 
 
 def add(path: Path, row: dict[str, Any]) -> None:
@@ -172,10 +173,11 @@ def add(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     """Run what the command line says, and write a row as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[24, 48])
+    parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--parts", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--sphere", action="store_true", help="the vorticity equation")
     parser.add_argument("--quick", action="store_true", help="fewer methods, 100 steps")
     parser.add_argument("--tune", action="store_true", help="all rates of every method on the first seed")
     parser.add_argument("--only", default="", help="an expression: `local adam parts [024] 10`")
@@ -184,7 +186,8 @@ def main() -> None:
     prepare(SERIAL)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{'tuning' if options.tune else 'quick' if options.quick else 'data_rich'}.csv"
-    for n in options.sizes:
+    steps = 100 if options.quick else options.steps
+    for n in options.sizes or ((3, 4) if options.sphere else (24, 48)):
         for parts in options.parts:
             for method in methods(parts, 4, options.quick):
                 name = f"{method.name} {method.subdomains or 'exact'} {method.overlap} {method.local_steps}"
@@ -192,7 +195,7 @@ def main() -> None:
                     continue
                 for seed in options.seeds[: 1 if options.tune else None]:
                     for rate in TUNED if options.tune else (RATES[method.name],):
-                        row = run(n, parts, seed, method, rate, 100 if options.quick else options.steps)
+                        row = run(n, parts, seed, method, rate, steps, options.sphere)
                         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                         add(path, row)
 

@@ -50,6 +50,10 @@ def metis_parts(matrix: Any, parts: int, seed: int = 0) -> Ints:
 class Domain(Protocol):
     """Nodes with neighbours on which an operator is learned."""
 
+    def __hash__(self) -> int:
+        """Return the same for equal domains: graphs of them are kept."""
+        ...
+
     @property
     def nodes(self) -> int:
         """Number n of nodes."""

@@ -48,7 +48,7 @@ class Sphere:
     @property
     def nodes(self) -> int:
         """Number of nodes."""
-        return 10 * 4**self.resolution + 2
+        return 10 * int(4**self.resolution) + 2
 
     @property
     def spacing(self) -> float:
@@ -82,7 +82,8 @@ class Sphere:
     @cached_property
     def mass(self) -> Floats:
         """A third of the area of the triangles around every node, shape (n,)."""
-        return np.bincount(self.faces.ravel(), np.repeat(self._areas / 6, 3), minlength=len(self.points))
+        shares = np.repeat(self._areas / 6, 3)
+        return np.asarray(np.bincount(self.faces.ravel(), shares, minlength=self.nodes), dtype=np.float64)
 
     @cached_property
     def stiffness(self) -> Any:
