@@ -4,8 +4,8 @@ from .allen_cahn_operator import AllenCahnOperator as AllenCahnOperator
 from .barotropic import BarotropicVorticity as BarotropicVorticity
 from .barotropic_fields import BarotropicFields as BarotropicFields
 from .barotropic_operator import BarotropicOperator as BarotropicOperator
-from .local_graphs import Domain as Domain
 from .local_graphs import LocalGraph as LocalGraph
+from .local_graphs import NodeDomain as NodeDomain
 from .operator_model import OperatorModel as OperatorModel
 from .operator_options import CutOptions as CutOptions
 from .operator_options import NetworkOptions as NetworkOptions

@@ -55,6 +55,11 @@ class AllenCahnFields:
     label = "u"
     inputs = 2
 
+    @property
+    def interval(self) -> float:
+        """The interval of the equation."""
+        return self.equation.time
+
     def draw(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Return a random state u and kappa, each of shape (n^2,)."""
         fields = [smooth_field(generator, self.domain.n, self.domain.spacing, length) for length in _LENGTH]

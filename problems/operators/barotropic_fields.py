@@ -41,6 +41,11 @@ class BarotropicFields:
         rate = 1.5 * _WIND / spacing + 8 * self.equation.viscosity / spacing**2
         return max(1, math.ceil(self.equation.time * rate / 2.0))
 
+    @property
+    def interval(self) -> float:
+        """The interval of the equation."""
+        return self.equation.time
+
     def draw(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
         """Return a sum of random waves with mean zero and unit root mean square, and no setting; shape (n,)."""
         directions = generator.standard_normal((_WAVES, 3))

@@ -47,7 +47,7 @@ def metis_parts(matrix: Any, parts: int, seed: int = 0) -> Ints:
     return np.asarray(partition(Graph.from_edges(edges, matrix.shape[0]), parts, seed=seed).numpy())
 
 
-class Domain(Protocol):
+class NodeDomain(Protocol):
     """Nodes with neighbours on which an operator is learned."""
 
     def __hash__(self) -> int:
@@ -134,12 +134,12 @@ class LocalGraph:
     aggregations: list[Any]
 
     @staticmethod
-    def around(domain: Domain, own: NDArray[np.bool_], rings: int) -> LocalGraph:
+    def around(domain: NodeDomain, own: NDArray[np.bool_], rings: int) -> LocalGraph:
         """Return the subgraph of own nodes and rings of neighbours.
 
         Parameters
         ----------
-        domain : Domain
+        domain : NodeDomain
             All nodes.
         own : ndarray, shape (n,), bool
             The own nodes.
@@ -180,12 +180,12 @@ class GraphBatch:
 
     @staticmethod
     @lru_cache(maxsize=4)
-    def whole(domain: Domain, layers: int, dtype: torch.dtype, device: torch.device | str) -> GraphBatch:
+    def whole(domain: NodeDomain, layers: int, dtype: torch.dtype, device: torch.device | str) -> GraphBatch:
         """Return the whole domain as one graph; the latest ones are kept.
 
         Parameters
         ----------
-        domain : Domain
+        domain : NodeDomain
             All nodes.
         layers : int
             Of the network.

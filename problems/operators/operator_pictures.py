@@ -27,7 +27,7 @@ def draw(problem: OperatorProblem, folder: Path, x: Tensor) -> list[Path]:
         Parameters of the network.
     """
     rollouts, domain, evolution = problem.rollouts, problem.domain, problem.evolution
-    truth, made, interval = rollouts.truth, rollouts.rollout(x), evolution.equation.time
+    truth, made, interval = rollouts.truth, rollouts.rollout(x), evolution.interval
     errors = ((made - truth) ** 2).mean(2)
     one, end = int(np.argsort(errors[-1])[errors.shape[1] // 2]), rollouts.leads * interval
     maps.fields(

@@ -13,7 +13,7 @@ from torch import Tensor
 from mldd.algebra import Objective, Price, SharedDecomposition, Stochastic, check_choices, sampled
 from mldd.loop import Problem
 from mldd.problems.nets import Draw, MiniBatches
-from mldd.problems.operators.local_graphs import Domain, GraphBatch
+from mldd.problems.operators.local_graphs import GraphBatch, NodeDomain
 from mldd.problems.operators.operator_loss import AT_ONCE, AT_ONCE_EXCHANGED, OperatorLoss
 from mldd.problems.operators.operator_options import CutOptions, NetworkOptions, SampleOptions
 from mldd.problems.operators.operator_parts import decomposition
@@ -89,7 +89,7 @@ class OperatorProblem(Problem):
         raise ValueError(f"problem {type(self).__name__} does not have `evolution`")
 
     @property
-    def domain(self) -> Domain:
+    def domain(self) -> NodeDomain:
         """The nodes."""
         return self.evolution.domain
 

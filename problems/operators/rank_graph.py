@@ -7,12 +7,12 @@ import scipy.sparse as sp
 import torch
 
 from mldd.problems.nets import HaloOperator, Sparse
-from mldd.problems.operators.local_graphs import Domain, GraphBatch, Ints, aggregations
+from mldd.problems.operators.local_graphs import GraphBatch, Ints, NodeDomain, aggregations
 from mldd.ranks import Communicator, Halo
 
 
 def rank_graph(
-    domain: Domain, part: Ints, layers: int, comm: Communicator, dtype: torch.dtype, device: torch.device | str
+    domain: NodeDomain, part: Ints, layers: int, comm: Communicator, dtype: torch.dtype, device: torch.device | str
 ) -> GraphBatch:
     """Return the own nodes of this rank with their neighbours behind them; all ranks call it together.
 
@@ -20,7 +20,7 @@ def rank_graph(
 
     Parameters
     ----------
-    domain : Domain
+    domain : NodeDomain
         All nodes.
     part : ndarray, shape (n,)
         The rank of every node.

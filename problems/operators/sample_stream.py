@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.problems.operators.local_graphs import Domain, Floats
+from mldd.problems.operators.local_graphs import Floats, NodeDomain
 
 Stream = Literal["training", "validation"]
 Key = tuple[Stream, int]
@@ -19,20 +19,11 @@ _STREAMS = ("training", "validation")
 _KEPT = 2**26  # numbers that are kept in memory
 
 
-class Interval(Protocol):
-    """An equation that goes ahead by an interval."""
-
-    @property
-    def time(self) -> float:
-        """The interval."""
-        ...
-
-
 class Evolution(Protocol):
     """An equation on a domain: random states, and where it takes them."""
 
     @property
-    def domain(self) -> Domain:
+    def domain(self) -> NodeDomain:
         """The n nodes."""
         ...
 
@@ -47,8 +38,8 @@ class Evolution(Protocol):
         ...
 
     @property
-    def equation(self) -> Interval:
-        """The equation."""
+    def interval(self) -> float:
+        """The time that it goes ahead."""
         ...
 
     def draw(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
