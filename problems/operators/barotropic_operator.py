@@ -19,8 +19,20 @@ class BarotropicOperator(OperatorProblem):
 
     Parameters
     ----------
-    network, sampling, pieces, seed, dtype, device, comm
-        As for `OperatorProblem`.
+    network : NetworkOptions
+        The network.
+    sampling : SampleOptions
+        Which samples are trained on.
+    pieces : CutOptions
+        What is decomposed, and what ranks share.
+    seed : int
+        Of the samples.
+    dtype : {"float32", "float64"}
+        Of parameters and samples.
+    device : str
+        Where they are.
+    comm : Communicator
+        Ranks that share evaluations.
     resolution : int
         Of the icosphere, which has 10 4^resolution + 2 nodes.
     equation : BarotropicVorticity

@@ -28,7 +28,7 @@ from mldd.ranks import device as pick_device
 _SCALED = 16  # samples by which the unit of the outputs is chosen
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.02},
-    "local-adam": {"local.lr": 0.04},
+    "local-adam": {"local.lr": 0.04, "local_steps": 20},
     "localsgd": {"local.lr": 0.04, "local.momentum": 0.9, "memory": "average"},
     "diloco": {"local.lr": 0.01},
 }
