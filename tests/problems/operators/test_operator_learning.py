@@ -211,6 +211,15 @@ def test_rollouts_are_repeated_steps():
     assert problem.validation(x)["validation_loss"] == pytest.approx((gap**2).mean() / problem.scale**2, rel=1e-10)
 
 
+def test_pictures_are_drawn_of_what_a_rank_has(tmp_path):
+    for problem in (small(n=6), on_sphere()):
+        folder = tmp_path / type(problem).__name__
+        folder.mkdir()
+        drawn = problem.pictures(folder, problem.initial(0), 1)
+        assert sorted(path.name for path in drawn) == ["rollout.png", "skill.png"]
+        assert all(path.stat().st_size > 5_000 for path in drawn)
+
+
 def test_training_learns_the_operator():
     problem = small(n=12, layers=2, batch=4, subdomains="parts")
     end = minimise(problem.objective(), problem.initial(0), Adam(0.03), stop=Stop(60)).x
