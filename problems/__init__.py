@@ -1,7 +1,7 @@
 """Problems: what is trained or solved, one room per family.
 
-The rooms are `data`, `nets`, `graphs`, `forecasts`, `images`, `modules`, `pinns` and `grids`. Solvers may not be
-imported.
+The rooms are `data`, `nets`, `graphs`, `forecasts`, `images`, `modules`, `operators`, `pinns` and `grids`. Solvers may
+not be imported.
 """
 
 import lazy_loader

@@ -16,4 +16,5 @@ from .modules.one_graph import Division as Division
 from .modules.one_graph import GraphProblem as GraphProblem
 from .modules.physics_problem import PhysicsProblem as PhysicsProblem
 from .modules.supervised_problem import SupervisedProblem as SupervisedProblem
+from .operators.allen_cahn_operator import AllenCahnOperator as AllenCahnOperator
 from .pinns.pinn import PhysicsInformed as PhysicsInformed

@@ -54,6 +54,7 @@ ARROWS = {
     "problems/images": {"problems/data", "problems/nets"},
     "problems/modules": {"problems/data", "problems/nets", "problems/modules/one_graph"},
     "problems/modules/one_graph": {"problems/data", "problems/nets", "problems/modules"},
+    "problems/operators": {"problems/data", "problems/nets"},
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
 }

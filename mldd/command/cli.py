@@ -172,9 +172,11 @@ def _info(options: argparse.Namespace, stage: Stage) -> int:
 
 def _begin(options: argparse.Namespace, stage: Stage) -> Communicator:
     """Start MPI and PETSc as far as they are asked for, and give each rank its threads."""
-    from mldd.ranks import prepare, world
+    from mldd.ranks import prepare, with_network, world
 
     comm = stage.comm = world()
+    if options.network is not None:
+        comm = stage.comm = with_network(comm, options.network)
     prepare(comm)
     if options.petsc:
         from mldd.ranks import insert_options

@@ -13,6 +13,7 @@ from typing import NoReturn
 from mldd.algebra import did_you_mean
 from mldd.command.values import check_seed
 from mldd.loop import Interval, seconds_of
+from mldd.ranks import NETWORKS, Interconnect
 
 _MOST_SEEDS = 10_000
 _EXAMPLES = """
@@ -323,6 +324,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="estimated",
         help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
     )
+    delayed = "hold messages between ranks back as on " + ", ".join(NETWORKS) + " or latency=10ms,bandwidth=1Gb/s"
+    add("--network", type=_read_by(Interconnect.of), metavar="NETWORK", help=delayed)
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")

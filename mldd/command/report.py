@@ -20,6 +20,7 @@ from mldd.command.run import Run, attempt
 from mldd.command.values import aligned, one_line
 from mldd.loop import CsvWriter, History, Result, Validation, has, replacing
 from mldd.models import MODEL, SOLUTION, save
+from mldd.ranks import EmulatedCommunicator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,8 +129,14 @@ def report(run: Run, result: Result, *, brief: bool = False) -> dict[str, Any]:
         "bounds_violation": run.objective.bounds.violation(result.x),
         "versions": info.versions(),
         **({"validation": _of_validation(run, result.validation, brief)} if result.validation is not None else {}),
+        **({"network": _network(run.comm)} if isinstance(run.comm, EmulatedCommunicator) else {}),
         **({"details": details} if (details := run.problem.details()) else {}),
     }
+
+
+def _network(comm: EmulatedCommunicator) -> dict[str, float]:
+    """Return the network that was emulated, and what the messages of rank 0 take on it."""
+    return {**asdict(comm.network), **asdict(comm.booked)}
 
 
 def _identity(run: Run) -> dict[str, str]:
@@ -177,6 +184,15 @@ def _validation_line(found: dict[str, Any]) -> str:
     )
 
 
+def _network_line(found: dict[str, float]) -> str:
+    """Return the emulated network of a run in words."""
+    return (
+        f"held back as with {found['latency']:.3g} s and {found['bandwidth']:.3g} B/s: {found['collectives']} "
+        f"collectives by {found['collective_seconds']:.3g} s, {found['exchanges']} exchanges by "
+        f"{found['exchange_seconds']:.3g} s"
+    )
+
+
 def summary(run: Run, result: Result, content: dict[str, Any]) -> tuple[str, str]:
     """Return the end of a run in a few lines for people, and how the line begins that will name its files.
 
@@ -201,6 +217,8 @@ def summary(run: Run, result: Result, content: dict[str, Any]) -> tuple[str, str
     ]
     if content["setup_seconds"] > 0:
         lines.append(("set-up", f"{content['setup_work']:.4g} work units, {content['setup_seconds']:.3g} s before"))
+    if "network" in content:
+        lines.append(("network", _network_line(content["network"])))
     if "validation" in content:
         lines.append(("validation", _validation_line(content["validation"])))
     lines += [("note", f"{what}: {times} times") for what, times in content["notes"].items()]

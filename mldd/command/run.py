@@ -176,7 +176,7 @@ def prepare(specs: tuple[Spec, Spec], options: argparse.Namespace, preparation: 
             "has no data for it; leave it out, or add it to the class"
         )
     kept = "steps atol rtol target max_seconds norm combine local_steps dtype device data prices petsc"
-    kept += " validate_every patience keep log evaluate_every time_limit verify"
+    kept += " validate_every patience keep log evaluate_every time_limit verify network"
     schedule = Schedule(
         every=Interval.of(str(getattr(options, "checkpoint_every", None) or "auto")),
         limit=TimeLimit.of(None if options.time_limit is None else str(options.time_limit), options.began),

@@ -18,7 +18,7 @@ from mldd.command.builder import check_options
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.options import parse
 from mldd.loop import History, Problem, Result, deferred, summary
-from mldd.ranks import Communicator, prepare, world
+from mldd.ranks import Communicator, prepare, with_network, world
 
 # Problems around a network: what is no single graph are samples.
 _ONE_GRAPH = "mldd.problems.modules.graph_samples:one_graph"
@@ -164,6 +164,8 @@ def train(
         setattr(given, key, Path(value) if key in _PATHS and value is not None else value)
     given.seed = seed
     comm = world() if comm is None else comm
+    if given.network is not None:
+        comm = with_network(comm, given.network)
     prepare(comm)
     check_options(given, [solver_spec(solver)])
     return _trained(_problem_of(what, data, seed, comm, keys), given, comm)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _FIELD, _ERROR = "viridis", "RdBu_r"  # one for amounts, one for differences, whose middle is white
+GEOGRAPHIC = "latitude", "longitude"
 _COLUMNS = 3  # of variables in a figure of errors
 _ALL_AROUND = 30.0  # degrees without a node, from which nodes are not all around the globe
 
@@ -64,6 +65,7 @@ def fields(
     grid: tuple[int, int] | None = None,
     label: str = "",
     title: str = "",
+    axes: tuple[str, str] = GEOGRAPHIC,
 ) -> Figure:
     """Draw fields side by side and return the figure.
 
@@ -72,7 +74,7 @@ def fields(
     Parameters
     ----------
     places : ndarray, shape (n, 2)
-        Latitude and longitude in degrees; longitudes without a jump.
+        Latitude and longitude in degrees, longitudes without a jump; or two lengths, where `axes` names others.
     panels : mapping from str to ndarray, shape (n,)
         Values by title; NaN stays empty.
     path : str or Path, optional
@@ -85,6 +87,8 @@ def fields(
         What the values are, with the unit.
     title : str
         Above the figure; empty: none.
+    axes : tuple of str
+        What the places are, with the unit.
     """
     amounts = np.concatenate([v[np.isfinite(v)] for name, v in panels.items() if name not in errors] or [np.zeros(1)])
     faults = np.concatenate([np.abs(v[np.isfinite(v)]) for name, v in panels.items() if name in errors] or [np.ones(1)])
@@ -93,22 +97,24 @@ def fields(
     wide = SINGLE if len(panels) == 1 else DOUBLE
     panel = wide / len(panels)
     with drawing(path, (wide, 0.5 + 0.72 * panel * _aspect(places)), title) as figure:
-        axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+        drawn_on = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
         shown: dict[bool, list[tuple[Any, Axes]]] = {False: [], True: []}
-        for ax, (name, values) in zip(axes, panels.items(), strict=True):
+        for ax, (name, values) in zip(drawn_on, panels.items(), strict=True):
             wrong = name in errors
             span = {"cmap": _ERROR, "vmin": -worst, "vmax": worst} if wrong else {"vmin": low, "vmax": high}
             size = float(np.clip(900 * panel**2 / len(places), 0.5, 7.0 * panel**2))
             shown[wrong].append((_painted(ax, places, values, grid, size, **{"cmap": _FIELD, **span}), ax))
-            _geographic(ax, places)
-        axes[0].set_ylabel("latitude")
+            ax.set_aspect(stretch(places[:, 0]) if axes == GEOGRAPHIC else 1.0)
+            ax.grid(False)
+            ax.set_xlabel(axes[1])
+        drawn_on[0].set_ylabel(axes[0])
         for wrong, drawn in shown.items():
             if drawn:
                 text = wrapped(
                     f"error of {label}" if wrong and label else label or "error", figure.get_figheight() - 0.4
                 )
                 figure.colorbar(drawn[0][0], ax=[ax for _, ax in drawn], label=text, shrink=0.85, aspect=30)
-        add_titles(figure, axes, list(panels), DOUBLE / 9)
+        add_titles(figure, drawn_on, list(panels), DOUBLE / 9)
     return figure
 
 
@@ -193,12 +199,6 @@ def _aspect(places: Floats) -> float:
     (south, west), (north, east) = places.min(0), places.max(0)
     width = max((east - west) * np.cos(np.radians(0.5 * (south + north))), 1e-3)
     return float(np.clip((north - south) / width, 0.4, 2.0))
-
-
-def _geographic(ax: Axes, places: Floats) -> None:
-    ax.set_aspect(stretch(places[:, 0]))
-    ax.grid(False)
-    ax.set_xlabel("longitude")
 
 
 def _painted(

@@ -8,6 +8,9 @@ from .data_parallel import Replicas as Replicas
 from .data_parallel import refuse_fsdp1 as refuse_fsdp1
 from .data_parallel import replicas_of as replicas_of
 from .data_parallel import torch_ranks as torch_ranks
+from .emulated import Booked as Booked
+from .emulated import EmulatedCommunicator as EmulatedCommunicator
+from .emulated import with_network as with_network
 from .halo import Exchange as Exchange
 from .halo import Halo as Halo
 from .halo import differentiable as differentiable
@@ -17,6 +20,8 @@ from .launchers import launched as launched
 from .launchers import launched_rank as launched_rank
 from .messages import Messages as Messages
 from .messages import Pending as Pending
+from .network import NETWORKS as NETWORKS
+from .network import Interconnect as Interconnect
 from .part_sums import PartSum as PartSum
 from .part_sums import begin_part_sum as begin_part_sum
 from .part_sums import part_sum as part_sum

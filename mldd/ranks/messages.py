@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mldd.algebra import waiting
 from mldd.ranks.communicator import Communicator
+from mldd.ranks.emulated import EmulatedCommunicator, HeldBack
 from mldd.ranks.launchers import by_torchrun
 from mldd.ranks.torch_distributed import TorchCommunicator, TorchMessages
 
@@ -283,6 +284,9 @@ def messenger(kind: Messages, comm: Communicator, owners: Tensor, asked: Tensor,
     ValueError
         PETSc asked for, and the ranks are not those of MPI.
     """
+    if isinstance(comm, EmulatedCommunicator):
+        carried = messenger(kind, comm.real, owners, asked, wanted)
+        return HeldBack(carried, comm, slices_of(asked), slices_of(wanted))
     if kind == "petsc" and isinstance(comm, TorchCommunicator):
         raise ValueError("`messages` petsc needs ranks of MPI, got those of torchrun; use auto, or start with mpiexec")
     if kind == "petsc":
@@ -302,6 +306,8 @@ def between(comm: Communicator, readers: Slices, owners: Slices) -> Messenger:
     """
     if comm.ranks == 1:
         return Nothing()
+    if isinstance(comm, EmulatedCommunicator):
+        return HeldBack(between(comm.real, readers, owners), comm, readers, owners)
     if isinstance(comm, TorchCommunicator):
         return TorchMessages(comm, readers, owners)
     return Mpi(comm.mpi, readers, owners)

@@ -36,6 +36,7 @@ from .mesh_levels import regional_mesh as regional_mesh
 from .meshes import grid_mesh as grid_mesh
 from .meshes import grid_rows as grid_rows
 from .meshes import icosphere as icosphere
+from .meshes import icosphere_faces as icosphere_faces
 from .meshes import power_law as power_law
 from .series import Series as Series
 from .series_files import load_series as load_series

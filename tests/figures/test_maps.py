@@ -31,6 +31,15 @@ def test_fields_with_gaps_and_constant_ones(tmp_path, grid, values, monkeypatch)
     assert outside(figure, monkeypatch) == []
 
 
+def test_places_that_are_lengths():
+    places = np.argwhere(np.ones((3, 4))) * 2.0
+    panel = maps.fields(places, {"u": VALUES}, grid=(3, 4), label="u", axes=("y (m)", "x (m)")).axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel(), panel.get_aspect()) == ("x (m)", "y (m)", 1.0)
+    panel = maps.fields(PLACES, {"u": VALUES}, grid=(3, 4), label="u").axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("longitude", "latitude")
+    assert panel.get_aspect() == pytest.approx(1 / np.cos(np.radians(51.0)))
+
+
 def test_fields_of_one_kind_and_of_a_single_node(tmp_path, monkeypatch):
     figure = maps.fields(PLACES, {"field": VALUES}, str(tmp_path / "a.png"), label="t (K)")
     assert size(tmp_path / "a.png")[0] == 1020 and outside(figure, monkeypatch) == []
