@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import Layout, contiguous
 from mldd.graph import Graph, grow
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.graph_options import Spaces
@@ -87,3 +89,35 @@ class LocalGraphs:
             outputs = np.flatnonzero(self._inside(part, k, overlap) & one_hot.any(1))
             made.append(self.source.piece(outputs, self.layers, targets=one_hot / max(len(outputs), 1)))
         return made
+
+
+def unknowns(
+    subdomains: str, layout: Layout, parts: int, overlap: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None, list[int]]:
+    """Return owners of the parameters (None: no one), who updates which (None: all), and the part of each subdomain.
+
+    Parameters
+    ----------
+    subdomains : {"graph", "parameters", "both"}
+        What is decomposed.
+    layout : Layout
+        Of the network.
+    parts : int
+        Parts of the graph, or runs of layers.
+    overlap : int
+        Layers of the network that are added to a run on both sides.
+    device : torch.device
+        Where the results are needed.
+    """
+    if subdomains == "graph":
+        return None, None, list(range(parts))
+    if subdomains == "both":
+        layers = len(layout.blocks)
+        mask = torch.arange(parts * layers)[:, None] % layers == layout.layer
+        return None, mask.to(device), [k // layers for k in range(parts * layers)]
+    runs = contiguous(layout.blocks, parts, overlap)
+    owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
+    for k, run in enumerate(runs):
+        owner[run.indices[run.owned]] = k
+        mask[k, run.indices] = True
+    return owner.to(device), mask.to(device), [0] * parts
