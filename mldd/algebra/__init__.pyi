@@ -32,6 +32,7 @@ from .first_layer import whitening as whitening
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink
+from .flatten import trainable as trainable
 from .gradient_differences import DIFFERENCES as DIFFERENCES
 from .gradient_differences import Differences as Differences
 from .gradient_differences import difference as difference

@@ -118,8 +118,8 @@ class InCoordinates(Around):
             Always.
         """
         raise ValueError(
-            "a metric of the inputs needs a solver without the diagonal of the Hessian, got one with; use krylov=minres "
-            "or leave out the metric"
+            "a metric of the inputs needs a solver without the diagonal of the Hessian, got one with; use "
+            "curvature=exact, or leave out the metric"
         )
 
 

@@ -106,8 +106,8 @@ class Whitening:
         B = I + U diag(sqrt(t / (e + eps)) - 1) U^T,    W_1 = B V_1,
 
     on the stacked matrices W_1 of the first layer, and the identity on all other unknowns. B is symmetric and positive,
-    the gradient in v is B times that in x, and a gradient step in v is one in x with the matrix ``B^2 ~ t (C + eps)^-1``
-    in front.
+    the gradient in v is B times that in x, and a gradient step in v is one in x with the matrix B^2 in front, which is
+    nearly ``t (C + eps)^-1``.
 
     Parameters
     ----------

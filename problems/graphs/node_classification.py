@@ -367,9 +367,7 @@ class NodeClassification(Problem):
             if given < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {given}")
         layout = self.net.layout
-        owner, mask, part_of = unknowns(
-            self.spaces.subdomains, layout, parts, overlap, self._kind["device"]
-        )
+        owner, mask, part_of = unknowns(self.spaces.subdomains, layout, parts, overlap, self._kind["device"])
         total = len(part_of)
         if total < comm.ranks:
             least = -(-comm.ranks // (total // parts))

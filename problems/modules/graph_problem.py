@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import (
+    FirstLayer,
     FlatModule,
     Hierarchy,
     Identity,
@@ -36,7 +37,7 @@ from mldd.problems.modules.locality import hops_of, ignored
 from mldd.problems.modules.module_layers import ModuleLayers
 from mldd.problems.modules.module_scores import settled
 from mldd.problems.modules.part_functions import Draws, Noise
-from mldd.problems.modules.user_modules import has_statistics, is_loss_of_network, restarted
+from mldd.problems.modules.user_modules import first_linear, has_statistics, is_loss_of_network, restarted
 from mldd.problems.nets import MiniBatches, composite_labels, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
@@ -362,6 +363,15 @@ class GraphProblem(Problem):
         piece = self.pieces.aggregated(aggregate(self.arguments.graph, clusters, seed=self.seed).numpy())
         price = Price(self.pieces.work(piece), fine=False)
         return GraphLoss(self.model, self.arguments, self.task, (piece,), price, fast=self.fast)
+
+    def first_layer(self) -> FirstLayer:
+        """Return what the network's first linear map is applied to on the whole graph, in evaluation mode."""
+
+        def called() -> None:
+            self.arguments.call(self.net, self.arguments.whole)
+
+        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
+            return first_linear(self.model, called)
 
     # -------------------------------------------------------------------------------- subdomains
 

@@ -51,7 +51,7 @@ def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, samples: in
     return FirstLayer((inputs,), torch.cat(rows), work)
 
 
-def first_of_dense(net: Dense, inputs: Tensor) -> FirstLayer:
+def first_of_dense(net: Dense, inputs: Tensor, samples: int) -> FirstLayer:
     """Return the first layer of a fully connected network.
 
     Parameters
@@ -59,9 +59,11 @@ def first_of_dense(net: Dense, inputs: Tensor) -> FirstLayer:
     net : Dense
         The network.
     inputs : Tensor, shape (m, F)
-        All samples.
+        Samples of this rank.
+    samples : int
+        Those of all ranks.
     """
-    work = len(inputs) * sum(a * b for a, b in zip(net.widths, net.widths[1:], strict=False))
+    work = samples * sum(a * b for a, b in zip(net.widths, net.widths[1:], strict=False))
     return FirstLayer((inputs.detach().cpu().double().numpy(),), places_of_linear(0, *net.widths[:2]), work)
 
 
