@@ -90,11 +90,12 @@ def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
 class Builder:
     """Makes the solvers of a run, nested ones too.
 
-    A field `decomposition` gets subdomains, a field `first` the inputs of the first layer, a field `hierarchy` levels: three by default where the solver cannot
-    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems
-    say which hyper-parameters suit a solver (a learning rate, say) by ``settings(name)``; what the user wrote comes
-    first. A field `prefix`, of options in PETSc's database, gets the names of the fields that lead to the solver, as
-    in ``npc_local_``.
+    A field `decomposition` gets subdomains, a field `first` the inputs of the first layer, and a field `hierarchy`
+    levels: three by default where the solver cannot do without, one (none) where it can; for subdomains, those that fit
+    their number where the problem knows. A solver with a method `prepare` is given the start, and what that takes is
+    set-up. Problems say which hyper-parameters suit a solver (a learning rate, say) by ``settings(name)``; what the
+    user wrote comes first. A field `prefix`, of options in PETSc's database, gets the names of the fields that lead to
+    the solver, as in ``npc_local_``.
 
     Parameters
     ----------

@@ -156,7 +156,7 @@ def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -
     starts = dict(zip(map(id, trainable(flat.module)), flat.layout.offsets, strict=False))
     if id(weight) not in starts or (bias is not None and id(bias) not in starts):
         raise ValueError(
-            "a metric of the inputs needs a first linear map that is trained, got a frozen one; leave it out"
+            "a metric of the inputs needs a first linear map that is trained, got a frozen one; unfreeze it"
         )
     where = None if bias is None else starts[id(bias)]
     places = places_of_linear(starts[id(weight)], weight.shape[1], weight.shape[0], where)
