@@ -68,7 +68,7 @@ class Whitened:
     """
 
     first: FirstLayer
-    solver: Solver = LBFGS(scaling="auto")
+    solver: Solver = LBFGS()
     metric: Metric = "inputs"
     rank: int = 0
     damping: float = 0.1
