@@ -34,9 +34,10 @@ from mldd.solvers import LBFGS, Whitened
 TARGETS = {"cora": 0.01, "digits": 1e-3, "burgers": 0.25}
 KEYS: dict[str, dict[str, Any]] = {"cora": {"hidden": 16, "dropout": 0.0, "labels": "all"}}
 MOST = 2500  # evaluations
+Run = Callable[["Watched", Tensor], None]
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The target is reached, or the evaluations are used up."""
 
 
@@ -63,7 +64,7 @@ class Watched(Around):
         value, g = value_and_gradient(self.f, x)
         self.seen.append(float(value))
         if self.seen[-1] <= self.target or len(self.seen) >= self.most:
-            raise Ended
+            raise EndedError
         return value, g
 
     def gradient(self, x: Tensor) -> Tensor:
@@ -100,23 +101,21 @@ def by_torch(f: Watched, x: Tensor) -> None:
     optimizer.step(closure)  # type: ignore[no-untyped-call]
 
 
-def measured(
-    f: Any, x: Tensor, target: float, most: int, run: Callable[[Watched, Tensor], None]
-) -> tuple[float, float]:
+def measured(f: Any, x: Tensor, target: float, most: int, run: Run) -> tuple[float, float]:
     """Return evaluations and CPU seconds to the target, infinite where it was missed."""
     watched, begin = Watched(f, target, most), time.process_time()
     try:
         run(watched, x.clone())
-    except Ended:
+    except EndedError:
         pass
     spent = time.process_time() - begin
     reached = bool(watched.seen) and watched.seen[-1] <= target
     return (float(len(watched.seen)), spent) if reached else (math.inf, math.inf)
 
 
-def runs_of(problem: Any) -> dict[str, Callable[[Watched, Tensor], None]]:
+def runs_of(problem: Any) -> dict[str, Run]:
     """Return the runs to compare, by name."""
-    made: dict[str, Callable[[Watched, Tensor], None]] = {
+    made: dict[str, Run] = {
         "mldd": lambda f, x: by_mldd(f, x, LBFGS()),
         "scipy": by_scipy,
         "torch": by_torch,

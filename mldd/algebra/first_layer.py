@@ -225,10 +225,9 @@ def whitening(
             "the inputs of the first layer must vary in all directions to be whitened, got moments from "
             f"{float(e.min()):.2g} to {float(e[0]):.2g}; give damping > 0, or leave out the metric"
         )
-    kind = {"dtype": like.dtype, "device": like.device}
-    factors = torch.from_numpy(np.sqrt(t / (e + eps))).to(**kind)
+    factors = torch.from_numpy(np.sqrt(t / (e + eps))).to(like)
     price = U.size * first.places.shape[1] / max(first.work, 1.0)  # two thin products; a gradient is two sweeps
-    return Whitening(first.places.to(like.device), torch.from_numpy(U.copy()).to(**kind), factors, price)
+    return Whitening(first.places.to(like.device), torch.from_numpy(U.copy()).to(like), factors, price)
 
 
 def _summed(values: Floats, first: FirstLayer, total: Callable[[Tensor], Tensor]) -> tuple[Floats, float]:

@@ -152,7 +152,7 @@ def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -
             hook.remove()
     if not seen:
         raise ValueError("a metric of the inputs needs a network with a linear map, got none; leave it out")
-    weight, bias = seen[0].weight, getattr(seen[0], "bias", None)
+    weight, bias = seen[0].get_parameter("weight"), getattr(seen[0], "bias", None)
     starts = dict(zip(map(id, trainable(flat.module)), flat.layout.offsets, strict=False))
     if id(weight) not in starts or (bias is not None and id(bias) not in starts):
         raise ValueError(
@@ -167,8 +167,8 @@ def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -
 def _check_linear(module: nn.Module, given: Any, out: Any) -> None:
     """Refuse a module that is not ``x -> x W^T + b``."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    is_plain = isinstance(weight, nn.Parameter) and weight.dim() == 2 and len(given) == 1
-    if is_plain and isinstance(given[0], Tensor) and given[0].shape[-1:] == weight.shape[1:]:
+    is_call = len(given) == 1 and isinstance(given[0], Tensor)
+    if isinstance(weight, nn.Parameter) and weight.dim() == 2 and is_call and given[0].shape[-1:] == weight.shape[1:]:
         with torch.no_grad():
             wanted = functional.linear(given[0], weight, bias)
         if isinstance(out, Tensor) and out.shape == wanted.shape and torch.allclose(out, wanted, rtol=1e-3, atol=1e-4):
