@@ -27,6 +27,7 @@ REGISTERED = {
     "torch-adagrad": "mldd.solvers.baselines:TorchAdaGrad",
     "lbfgs": "mldd.solvers.lbfgs:LBFGS",
     "ml-lbfgs": "mldd.solvers.multilevel_lbfgs:MultilevelLBFGS",
+    "whitened": "mldd.solvers.whitened:Whitened",
     "newton": "mldd.solvers.newton:NewtonCG",
     "trust-region": "mldd.solvers.trust_region:TrustRegion",
 }

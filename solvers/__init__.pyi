@@ -23,3 +23,4 @@ from .schwarz_lbfgs import CoarseStep as CoarseStep
 from .schwarz_lbfgs import SchwarzLBFGS as SchwarzLBFGS
 from .trust_region import TrustRegion as TrustRegion
 from .trust_region_state import Radius as Radius
+from .whitened import Whitened as Whitened

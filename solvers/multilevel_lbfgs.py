@@ -39,8 +39,7 @@ class MultilevelLBFGS:
     coarse_steps : int
         Steps on every coarse level. Few are enough: a coarse level can be fitted better than the fine one.
     smoother : LBFGS
-        The iteration of every level; its default scaling is by rows of weight matrices where the objective is that of a
-        network.
+        The iteration of every level.
     then : Solver, optional
         The solver of all outer steps but the first instead of L-BFGS, as LocalSGD, which needs few synchronisations
         where parts of the graph are alike.
@@ -60,7 +59,7 @@ class MultilevelLBFGS:
 
     hierarchy: Hierarchy
     coarse_steps: int = 25
-    smoother: LBFGS = LBFGS(scaling="auto")
+    smoother: LBFGS = LBFGS()
     then: Solver | None = None
     comm: Communicator = SERIAL
 

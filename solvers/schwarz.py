@@ -33,6 +33,9 @@ _BOUNDED = AdaGrad(model_steps=6)
 # Change of the weight of the proximal term, and how many steps in a row may be refused while it grows.
 _FACTOR = 4.0
 _RETRIES = 4
+# Sufficient decrease as a share of what the slope promises. Corrections by models with a linear term may be too long by
+# far: one that keeps a hundredth of its promise can leave a network without an active unit, where all gradients vanish.
+_ARMIJO, _PROXIMAL_ARMIJO = 1e-4, 0.1
 
 Globalisation = Literal["auto", "line-search", "proximal", "both", "none"]
 
@@ -113,10 +116,11 @@ class NonlinearSchwarz:
     memory : {"reset", "keep"}
         What local solvers keep from one outer step to the next, see `Sweep`.
     globalisation : {"auto", "line-search", "proximal", "both", "none"}
-        "line-search": halve each correction until f decreases (Armijo); steps in which nothing decreases it end the run
-        as stalled. "proximal": add the proximal term to local and coarse models. Without a line search no function
-        value is used to shorten a step, and convergence is that of the fixed-point iteration. "auto" is both where the
-        subdomains update the same unknowns, a line search where they are layers of a network, and none otherwise.
+        "line-search": halve each correction until f decreases (Armijo), with a proximal term by a tenth of what the
+        slope promises; steps in which nothing decreases it end the run as stalled. "proximal": add the proximal term to
+        local and coarse models. Without a line search no function value is used to shorten a step, and convergence is
+        that of the fixed-point iteration. "auto" is both where the subdomains update the same unknowns, a line search
+        where they are layers of a network, and none otherwise.
     comm : Communicator
         Its ranks divide the subdomains.
 
@@ -284,7 +288,8 @@ class NonlinearSchwarz:
         """Add the correction `s` to `x`, as far as the line search lets it; return whether there was any."""
         if not bool(s.any()):
             return False
-        t = _decreasing(f, x, s) if self.needs_value else 1.0
+        share = _PROXIMAL_ARMIJO if self._is_proximal else _ARMIJO
+        t = _decreasing(f, x, s, share) if self.needs_value else 1.0
         state.shortened = t < 1.0
         if t > 0:
             x.add_(s, alpha=t)
@@ -296,14 +301,14 @@ class NonlinearSchwarz:
         return True
 
 
-def _decreasing(f: Objective, x: Tensor, s: Tensor) -> float:
-    """Return the largest of 1, 1/2, 1/4, ... for which ``f(x + t s)`` decreases by ``1e-4 t |g^T s|``, or 0."""
+def _decreasing(f: Objective, x: Tensor, s: Tensor, share: float) -> float:
+    """Return the largest of 1, 1/2, 1/4, ... for which ``f(x + t s)`` decreases by ``share t |g^T s|``, or 0."""
     slope, before = float(torch.dot(f.gradient(x), s)), float(f.value(x))
     noise = 10 * torch.finfo(x.dtype).eps * abs(before)
     t = 1.0
     for _ in range(20):
         value = float(f.value(f.bounds.project(torch.add(x, s, alpha=t))))
-        if value <= before - 1e-4 * t * abs(slope) + noise:
+        if value <= before - share * t * abs(slope) + noise:
             return t
         t *= 0.5
     return 0.0

@@ -6,6 +6,9 @@ from .calibration import factors_of as factors_of
 from .calibration import unit_of as unit_of
 from .checks import check_choices as check_choices
 from .checks import check_least as check_least
+from .coordinates import InCoordinates as InCoordinates
+from .coordinates import coordinates_of as coordinates_of
+from .coordinates import in_coordinates as in_coordinates
 from .cost import Ledger as Ledger
 from .cost import Price as Price
 from .cost import count as count
@@ -22,9 +25,14 @@ from .decomposition import Subdomain as Subdomain
 from .decomposition import split as split
 from .extras import EXTRAS as EXTRAS
 from .extras import way_to_install as way_to_install
+from .first_layer import FirstLayer as FirstLayer
+from .first_layer import Metric as Metric
+from .first_layer import Whitening as Whitening
+from .first_layer import whitening as whitening
 from .flatten import Layout as Layout
 from .flatten import joined as joined
 from .flatten import relink as relink
+from .flatten import trainable as trainable
 from .gradient_differences import DIFFERENCES as DIFFERENCES
 from .gradient_differences import Differences as Differences
 from .gradient_differences import difference as difference

@@ -364,6 +364,16 @@ class Remembered(Around):
     def _known(self, x: Tensor) -> bool:
         return x is self._last[0] and bool(x._version == self._last[1])
 
+    def told(self, x: Tensor) -> Tensor | None:
+        """Return the gradient at `x` where it is remembered, without an evaluation; None where it is not.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            The point.
+        """
+        return self._last[2] if self._known(x) else None
+
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient; callers may not write to it."""
         if not self._known(x):

@@ -90,11 +90,12 @@ def check_options(options: argparse.Namespace, solvers: Sequence[Spec]) -> None:
 class Builder:
     """Makes the solvers of a run, nested ones too.
 
-    A field `decomposition` gets subdomains, a field `hierarchy` gets levels: three by default where the solver cannot
-    do without, one (none) where it can; for subdomains, those that fit their number where the problem knows. Problems
-    say which hyper-parameters suit a solver (a learning rate, say) by ``settings(name)``; what the user wrote comes
-    first. A field `prefix`, of options in PETSc's database, gets the names of the fields that lead to the solver, as
-    in ``npc_local_``.
+    A field `decomposition` gets subdomains, a field `first` the inputs of the first layer, and a field `hierarchy`
+    levels: three by default where the solver cannot do without, one (none) where it can; for subdomains, those that fit
+    their number where the problem knows. A solver with a method `prepare` is given the start, and what that takes is
+    set-up. Problems say which hyper-parameters suit a solver (a learning rate, say) by ``settings(name)``; what the
+    user wrote comes first. A field `prefix`, of options in PETSc's database, gets the names of the fields that lead to
+    the solver, as in ``npc_local_``.
 
     Parameters
     ----------
@@ -147,6 +148,11 @@ class Builder:
         given |= self._advice(spec)
         if whole:
             given |= self._spaces(spec)
+        elif spec.has("first"):
+            raise ValueError(
+                f"a metric of the inputs is of the whole problem, got {spec.text} as the solver of a part; "
+                "give it to the outer solver"
+            )
         elif spec.has("decomposition") or _needs(spec, "hierarchy"):
             raise ValueError(
                 f"{spec.text} decomposes the whole problem, got it as the solver of a part of it; use one without "
@@ -165,6 +171,8 @@ class Builder:
                 # what is nested in a solver that decomposes sees a subdomain or a coarse level
                 given[name] = self.solver(nested, f"{prefix}{path}_", whole=whole and not spec.has("decomposition"))
         solver: Solver = spec.make(**given)
+        if hasattr(solver, "prepare"):
+            self._used.append(self.preparation.prepared(solver))
         return solver
 
     def _advice(self, spec: Spec) -> dict[str, Any]:
@@ -223,6 +231,9 @@ class Builder:
             self._ask(spec, "hierarchy", "hierarchy(levels)")
             parts = self._cut(spec)[0] if spec.has("decomposition") else None
             made["hierarchy"] = self.preparation.hierarchy(levels, parts)
+        if spec.has("first"):
+            self._ask(spec, "first_layer", "first_layer()")
+            made["first"] = self.preparation.first_layer()
         self._used.extend(made.values())
         return made
 

@@ -102,6 +102,8 @@ def keys(name: str) -> Iterator[str]:
 
 def _solved(spec: Spec) -> str:
     """Return a problem that a solver can solve: one without bounds, in parts of its data where it needs these."""
+    if spec.has("first"):
+        return "digits"
     parts = [getattr(f.type, "__name__", f.type) for f in fields_of(spec.kind) if f.name == "decomposition"]
     return "digits:subdomains=data" if parts == ["SharedDecomposition"] else "quadratic"
 

@@ -25,7 +25,7 @@ from mldd.command.keys import (
     solver_wanted,
     with_nested,
 )
-from mldd.command.values import convert, split
+from mldd.command.values import convert, split, with_metric
 
 if TYPE_CHECKING:
     from mldd.loop import Problem
@@ -266,9 +266,9 @@ def solver_spec(text: str) -> Spec:
                 f"the keys of {name} must end with their parenthesis, got {text!r}; write {name}(key=value)"
             )
         rest = rest[:-1]
-    if outside is not None:
-        return _spec(text, name, rest, outside, None)
-    return _spec(text, name, rest, _look_up(name, SOLVERS, "solver"), FIRST.get(name))
+    target = outside or _look_up(name, SOLVERS, "solver")
+    name, rest = with_metric(name, rest)
+    return _spec(text, name, rest, SOLVERS.get(name, target), FIRST.get(name))
 
 
 def python_specs(options: Sequence[str]) -> list[Spec]:

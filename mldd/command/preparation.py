@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from mldd.algebra import (
+    FirstLayer,
     Hierarchy,
     Objective,
+    Whitening,
     calibrated,
     calibrated_decomposition,
     calibrated_hierarchy,
@@ -35,11 +37,14 @@ class Made:
         What was made.
     seconds, cpu : float
         Wall and CPU time.
+    synchronisations : int
+        Collectives on vectors.
     """
 
     thing: Any
     seconds: float
     cpu: float
+    synchronisations: int
 
 
 @dataclass(eq=False)
@@ -123,6 +128,21 @@ class Preparation:
         made: Hierarchy = self._once(("hierarchy", levels, parts), make)
         return made
 
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the problem's first layer, made at the first call."""
+        made: FirstLayer = self._once("first layer", self.problem.first_layer)
+        return made
+
+    def prepared(self, solver: Any) -> Any:
+        """Return what a solver makes of its own before it starts; all ranks ask together.
+
+        Parameters
+        ----------
+        solver : Solver
+            One with a method ``prepare(x)``, to which the start is given.
+        """
+        return self._once(("solver", len(self._made)), lambda: solver.prepare(self.start))
+
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self._made:
             _ = self.objective, self.start  # they are no part of a method's set-up
@@ -130,13 +150,16 @@ class Preparation:
             with counting() as cost:
                 thing = make()
             spent = time.perf_counter() - begin[0], time.process_time() - begin[1] - cost.waited
-            self._made[key] = Made(self._priced(thing) if self.measured else thing, *spent)
+            priced = self._priced(thing) if self.measured else thing
+            self._made[key] = Made(priced, *spent, cost.synchronisations)
         return self._made[key].thing
 
     def _priced(self, thing: Any) -> Any:
-        """Return subdomains or levels with measured prices."""
+        """Return subdomains or levels with measured prices; other things as they are."""
         if isinstance(thing, Hierarchy):
             return calibrated_hierarchy(thing, self.start, self.unit, self._mean)
+        if isinstance(thing, FirstLayer | Whitening):
+            return thing
         return calibrated_decomposition(thing, self.objective, self.start, self.unit, self._mean)
 
     def cost(self, things: Iterable[Any]) -> Cost:
@@ -152,7 +175,11 @@ class Preparation:
         if not made:  # on all ranks alike
             return Cost()
         spent = self.comm.gather_items((sum(m.seconds for m in made), sum(m.cpu for m in made)))
-        return Cost(setup_seconds=max(s for s, _ in spent), setup_work=max(cpu for _, cpu in spent) / self.unit)
+        return Cost(
+            synchronisations=sum(m.synchronisations for m in made),
+            setup_seconds=max(s for s, _ in spent),
+            setup_work=max(cpu for _, cpu in spent) / self.unit,
+        )
 
     def _total(self, number: float) -> float:
         return self.comm.sum_scalars([number])[0]

@@ -48,6 +48,27 @@ def split(text: str) -> list[str]:
     return pieces
 
 
+def with_metric(name: str, rest: str) -> tuple[str, str]:
+    """Return name and keys of a solver, of that around it where its keys have ``metric``.
+
+    Parameters
+    ----------
+    name, rest : str
+        The name of a solver, and its keys.
+
+    Examples
+    --------
+    >>> with_metric("lbfgs", "metric=inputs,memory=5,rank=32")
+    ('whitened', 'metric=inputs,rank=32,solver=lbfgs(memory=5)')
+    """
+    items = split(rest)
+    of_metric = [item for item in items if item.partition("=")[0] in ("metric", "rank")]
+    if name == "whitened" or not any(item.startswith("metric=") for item in of_metric):
+        return name, rest
+    own = ",".join(item for item in items if item not in of_metric)
+    return "whitened", ",".join([*of_metric, f"solver={name}({own})" if own else f"solver={name}"])
+
+
 def convert(value: str, hint: Any, what: str) -> Any:
     """Return what the annotation `hint` asks for, made of the text of a value.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mldd.algebra import Decomposition, Hierarchy, Objective, SharedDecomposition
+from mldd.algebra import Decomposition, FirstLayer, Hierarchy, Objective, SharedDecomposition
 from mldd.ranks import SERIAL, Communicator
 
 
@@ -111,6 +111,16 @@ class Problem:
             Number of subdomains on the finest level.
         """
         return self.hierarchy(levels)
+
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the network's first layer on this rank, and the places of its weights.
+
+        Raises
+        ------
+        ValueError
+            The problem does not have it: its unknowns are no network, or its first layer is of another kind.
+        """
+        raise ValueError(lacks(self, "first_layer()"))
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit a solver, by their field names, and ``parts`` and ``overlap``.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import check_least
+from mldd.algebra import FirstLayer, check_least
 from mldd.graph import Graph, grow
 from mldd.problems.data import HiddenMesh
 from mldd.problems.nets import (
@@ -23,6 +23,7 @@ from mldd.problems.nets import (
     MeshSource,
     Piece,
     Source,
+    first_of_graph,
     stack,
     stack_meshes,
 )
@@ -103,6 +104,29 @@ def start(net: Any, seed: int) -> Tensor:
             if name not in net.layer.inner:
                 view.zero_()
     return x
+
+
+def first_layer(graphs: LocalGraphs, nodes: Ints, work: float) -> FirstLayer:
+    """Return the inputs of the network's first layer at some nodes, a row per node and sample.
+
+    Parameters
+    ----------
+    graphs : LocalGraphs
+        The whole graph with its network and inputs.
+    nodes : ndarray, shape (k,), int64
+        Those of this rank.
+    work : float
+        Multiplications of a sweep forward over all data.
+
+    Raises
+    ------
+    ValueError
+        A network that encodes to a mesh, or that reads its own forecasts.
+    """
+    if graphs.mesh is not None or graphs.turns > 1:
+        got = "model=epd" if graphs.mesh is not None else f"rollout={graphs.turns}"
+        raise ValueError(f"a metric of the inputs needs a network that reads the data alone, got {got}; leave it out")
+    return first_of_graph(graphs.net, [term[nodes] for term in graphs.source.terms], work, graphs.samples)
 
 
 @dataclass(frozen=True, eq=False)

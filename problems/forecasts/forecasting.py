@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, sampled
+from mldd.algebra import FirstLayer, Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, sampled
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
 from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
@@ -22,7 +22,7 @@ from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import Moments, moments, references, scored
 from mldd.problems.forecasts.forecast_model import ForecastModel
-from mldd.problems.forecasts.forecast_network import ForecastNetwork, SampledGraphs, start
+from mldd.problems.forecasts.forecast_network import ForecastNetwork, SampledGraphs, first_layer, start
 from mldd.problems.forecasts.forecast_options import Batches, ForecastSpaces, Links, Reading
 from mldd.problems.forecasts.forecast_parts import decomposition
 from mldd.problems.forecasts.forecast_plan import Plan
@@ -234,10 +234,14 @@ class Forecasting(Problem):
     @cached_property
     def _batch(self) -> Any:
         """What this rank evaluates: with encode-process-decode some of the samples of it."""
-        nodes = np.arange(self.series.nodes)
-        if self.comm.ranks > 1 and self.network.model != "epd":
-            nodes = np.flatnonzero(partition(self.graph, self.comm.ranks, seed=self.seed).numpy() == self.comm.rank)
-        return self._own(nodes)
+        return self._own(self._nodes)
+
+    @cached_property
+    def _nodes(self) -> Ints:
+        """Nodes whose outputs this rank evaluates."""
+        if self.comm.ranks == 1 or self.network.model == "epd":
+            return np.arange(self.series.nodes)
+        return np.flatnonzero(partition(self.graph, self.comm.ranks, seed=self.seed).numpy() == self.comm.rank)
 
     def _own(self, outputs: Ints) -> Any:
         graphs = self.local_graphs
@@ -313,6 +317,10 @@ class Forecasting(Problem):
             f = self.coarse(size)
             made.append(Level(f, Identity(self.net.layout.size), f.price.gradient))
         return Hierarchy(tuple(made))
+
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the first layer at the nodes of this rank, a row per node and sample."""
+        return first_layer(self.local_graphs, self._nodes, self._work)
 
     def coarse(self, clusters: int) -> Any:
         """Return the loss on the whole graph, aggregated.

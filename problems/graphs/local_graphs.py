@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import Objective
+from mldd.algebra import Layout, Objective, contiguous
 from mldd.graph import Graph, grow
 from mldd.problems.graphs.graph_levels import clustered
 from mldd.problems.graphs.graph_options import Spaces
@@ -158,3 +159,35 @@ class LocalGraphs:
             piece = self.source.restricted(nodes).piece(outputs, self.layers, targets=targets)
             made.append(replace(piece, nodes=nodes[piece.nodes]))
         return made
+
+
+def unknowns(
+    subdomains: str, layout: Layout, parts: int, overlap: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None, list[int]]:
+    """Return owners of the parameters (None: no one), who updates which (None: all), and the part of each subdomain.
+
+    Parameters
+    ----------
+    subdomains : {"graph", "parameters", "both"}
+        What is decomposed.
+    layout : Layout
+        Of the network.
+    parts : int
+        Parts of the graph, or runs of layers.
+    overlap : int
+        Layers of the network that are added to a run on both sides.
+    device : torch.device
+        Where the results are needed.
+    """
+    if subdomains == "graph":
+        return None, None, list(range(parts))
+    if subdomains == "both":
+        layers = len(layout.blocks)
+        mask = torch.arange(parts * layers)[:, None] % layers == layout.layer
+        return None, mask.to(device), [k // layers for k in range(parts * layers)]
+    runs = contiguous(layout.blocks, parts, overlap)
+    owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
+    for k, run in enumerate(runs):
+        owner[run.indices[run.owned]] = k
+        mask[k, run.indices] = True
+    return owner.to(device), mask.to(device), [0] * parts

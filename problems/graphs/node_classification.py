@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import (
+    FirstLayer,
     Hierarchy,
     Level,
     Objective,
@@ -21,7 +22,6 @@ from mldd.algebra import (
     cast,
     check_choices,
     check_least,
-    contiguous,
     corrected_models,
     sampled,
 )
@@ -30,7 +30,7 @@ from mldd.loop import Problem
 from mldd.problems.data import NORMALISED, GraphData, from_tensor, load_graph, unused_note, write
 from mldd.problems.graphs.graph_levels import Ladder, kinds_of
 from mldd.problems.graphs.graph_options import SHARE, Network, Spaces, check_validated, settings_of
-from mldd.problems.graphs.local_graphs import LocalGraphs
+from mldd.problems.graphs.local_graphs import LocalGraphs, unknowns
 from mldd.problems.graphs.node_loss import NodeLoss, with_dropout
 from mldd.problems.graphs.node_model import NodeModel
 from mldd.problems.graphs.node_scores import NodeScores
@@ -41,6 +41,7 @@ from mldd.problems.nets import (
     MixedNet,
     Piece,
     Source,
+    first_of_graph,
     stack,
     widened,
 )
@@ -181,12 +182,17 @@ class NodeClassification(Problem):
         return MixedNet(**own) if self.evaluate == "bfloat16" else self.net
 
     @cached_property
+    def _nodes(self) -> Tensor:
+        """Nodes of this rank, shape (n,), bool."""
+        if self.comm.ranks == 1:
+            return torch.ones(self.graph.nodes, dtype=torch.bool)
+        return partition(self.graph, self.comm.ranks, seed=self.seed) == self.comm.rank
+
+    @property
     def _outputs(self) -> Ints:
         """Labelled nodes that this rank evaluates."""
-        mine = self.labelled
-        if self.comm.ranks > 1:
-            mine = mine & (partition(self.graph_data.graph, self.comm.ranks, seed=self.seed) == self.comm.rank)
-        return mine.nonzero().flatten().numpy()
+        mine: Ints = (self.labelled & self._nodes).nonzero().flatten().numpy()
+        return mine
 
     def _share(self, batch: Batch, net: GraphNet | None = None) -> float:
         """Cost of evaluating `batch` over that of the fine objective on a single rank."""
@@ -282,6 +288,11 @@ class NodeClassification(Problem):
         n = self.graph_data.graph.nodes
         return min(n, self.spaces.clusters or max(self.graph_data.classes, round(SHARE * n)))
 
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the first layer at the nodes of this rank, without dropout."""
+        mine = self._nodes.nonzero().flatten().numpy()
+        return first_of_graph(self.net, [term[mine] for term in self.source.terms], self._work)
+
     # -------------------------------------------------------------------------------- subdomains
 
     def parts(self, parts: int) -> Tensor:
@@ -353,7 +364,7 @@ class NodeClassification(Problem):
             if given < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {given}")
         layout = self.net.layout
-        owner, mask, part_of = self._unknowns(parts, overlap)
+        owner, mask, part_of = unknowns(self.spaces.subdomains, layout, parts, overlap, self._kind["device"])
         total = len(part_of)
         if total < comm.ranks:
             least = -(-comm.ranks // (total // parts))
@@ -376,21 +387,6 @@ class NodeClassification(Problem):
         return SharedDecomposition(
             layout.size, total, build, owner, mine, mask, blocks=layout.slices, device=device, shares=shares
         )
-
-    def _unknowns(self, parts: int, overlap: int) -> tuple[Tensor | None, Tensor | None, list[int]]:
-        """Return owner of parameters (None: no one), who updates which (all), and the part of each subdomain."""
-        layout, device = self.net.layout, self._kind["device"]
-        if self.spaces.subdomains == "graph":
-            return None, None, list(range(parts))
-        if self.spaces.subdomains == "both":
-            mask = torch.arange(parts * self.network.layers)[:, None] % self.network.layers == layout.layer
-            return None, mask.to(device), [k // self.network.layers for k in range(parts * self.network.layers)]
-        runs = contiguous(layout.blocks, parts, overlap)
-        owner, mask = torch.zeros(layout.size, dtype=torch.int64), torch.zeros(parts, layout.size, dtype=torch.bool)
-        for k, run in enumerate(runs):
-            owner[run.indices[run.owned]] = k
-            mask[k, run.indices] = True
-        return owner.to(device), mask.to(device), [0] * parts
 
     # -------------------------------------------------------------------------------- what the user sees
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.algebra import (
+    FirstLayer,
     Hierarchy,
     Identity,
     Level,
@@ -62,6 +63,7 @@ from mldd.problems.nets import (
     HaloOperator,
     Operator,
     Piece,
+    first_of_graph,
     stack,
 )
 from mldd.ranks import SERIAL, Communicator, Halo
@@ -298,6 +300,10 @@ class ShardedClassification(Problem):
             f = NodeLoss(self.net, batch, self.network.decay, price)
             made.append(Level(f, Identity(self.net.layout.size), price.gradient))
         return Hierarchy(tuple(made))
+
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the first layer at the own nodes, without dropout."""
+        return first_of_graph(self.net, self.graph.terms, self._work)
 
     # -------------------------------------------------------------------------------- subdomains
 

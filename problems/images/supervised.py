@@ -13,6 +13,7 @@ from torch import Tensor
 from mldd.algebra import (
     Corrected,
     Decomposition,
+    FirstLayer,
     Hierarchy,
     Identity,
     Level,
@@ -36,6 +37,7 @@ from mldd.problems.nets import (
     Draw,
     MiniBatches,
     draw_of,
+    first_of_dense,
     parse_widths,
     pieces,
     shares_of,
@@ -337,6 +339,11 @@ class Digits(Problem):
             return self._losses([own[k][subset(len(own[k]), count, self._key, 1, drawn.step, h, k)] for k in chosen])
 
         return Stochastic(draw(0), draw)
+
+    def first_layer(self) -> FirstLayer:
+        """Return the pixels of this rank's share of the training samples."""
+        mine = self.comm.share(self.samples)
+        return first_of_dense(self.net, self._permuted[0][mine.start : mine.stop], self.samples)
 
     def module(self, x: Tensor) -> SampleModel:
         """Return the network with these parameters, which recognises any digits of 8 x 8 pixels in 0..1."""

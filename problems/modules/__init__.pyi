@@ -12,6 +12,7 @@ from .samples import Samples as Samples
 from .supervised_problem import SupervisedProblem as SupervisedProblem
 from .user_modules import check_uncached as check_uncached
 from .user_modules import explained as explained
+from .user_modules import first_linear as first_linear
 from .user_modules import first_parameter as first_parameter
 from .user_modules import has_statistics as has_statistics
 from .user_modules import initialise as initialise

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mldd.algebra import Bounds, FlatModule, Modes, Price, StackedModules, uncounted
+from mldd.algebra import Bounds, FirstLayer, FlatModule, Modes, Price, StackedModules, uncounted
 from mldd.problems.modules.part_functions import Noise, SampleFunctions, Statistics
-from mldd.problems.modules.user_modules import has_statistics
+from mldd.problems.modules.user_modules import first_linear, has_statistics
 from mldd.problems.nets import Draw
 from mldd.ranks import Communicator
 
@@ -399,3 +399,26 @@ def _close(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
     return bool((f - f2).abs() <= tolerance * f.abs().clamp(min=1e-30)) and (
         float(torch.linalg.vector_norm(g - g2)) <= tolerance * max(size, 1e-30) * 10
     )
+
+
+def first_of_samples(model: SampleModel, x: Tensor, comm: Communicator) -> FirstLayer:
+    """Return what the first linear map of the module is applied to for this rank's share of the samples.
+
+    Parameters
+    ----------
+    model : SampleModel
+        Module, loss and samples; in modes in which nothing is random.
+    x : Tensor, shape (n,)
+        Parameters of the module: those behind the first linear map do not matter.
+    comm : Communicator
+        The ranks that share the samples.
+    """
+    samples, mine = model.samples, comm.share(len(model.samples))
+    size = 1 if samples.in_batches else model.at_once
+
+    def called() -> None:
+        for start in range(mine.start, mine.stop, size):
+            model.loss(model.flat.module, samples.take(torch.arange(start, min(start + size, mine.stop))))
+
+    with model.flat.at(x, modes=model.modes):
+        return first_linear(model.flat, called, comm.ranks)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import (
     Decomposition,
+    FirstLayer,
     FlatModule,
     Hierarchy,
     Identity,
@@ -27,7 +28,7 @@ from mldd.loop import Problem
 from mldd.problems.data import checksum
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import SampledModule, SampleLoss, check_evaluates
+from mldd.problems.modules.sample_loss import SampledModule, SampleLoss, check_evaluates, first_of_samples
 from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.sample_sets import divided, hold_graphs, is_divided, reader_of, same_on_all_ranks, weights_in
 from mldd.problems.modules.user_modules import is_loss_of_network, restarted
@@ -313,6 +314,10 @@ class SupervisedProblem(Problem):
         for k in range(1, levels):
             made.append(Level(self._level(k), Identity(self.flat.size), (self._total >> k) / self._total))
         return Hierarchy(tuple(made))
+
+    def first_layer(self) -> FirstLayer:
+        """Return what the first linear map of the module is applied to for this rank's training samples."""
+        return first_of_samples(self._quiet, self._start, self.comm)
 
     def decomposition(
         self, parts: int, overlap: int = 0, comm: Communicator | None = None, subdomains: str = ""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import UninitializedTensorMixin
 
-from mldd.algebra import FlatModule
+from mldd.algebra import FirstLayer, FlatModule, trainable
+from mldd.problems.nets import places_of_linear
 
 _NETWORK = ("net", "network", "model", "module")  # first argument of a loss that is given the network itself
 
@@ -214,3 +215,66 @@ def restarted(net: nn.Module, seed: int) -> Tensor:
                 "take the first seed, or make a network per seed"
             )
     return flat.flat
+
+
+def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -> FirstLayer:
+    """Return what the first linear map of a module is applied to, seen by a hook while the module is called.
+
+    Parameters
+    ----------
+    flat : FlatModule
+        The module.
+    called : callable
+        Calls the module on all data of this rank.
+    ranks : int
+        How many ranks call it with other data.
+
+    Raises
+    ------
+    ValueError
+        The first module with a matrix of parameters is no linear map.
+    """
+    seen: list[nn.Module] = []
+    inputs: list[Tensor] = []
+
+    def see(module: nn.Module, given: Any, out: Any) -> None:
+        if not seen:
+            seen.append(module)
+        if module is seen[0]:
+            _check_linear(module, given, out)
+            inputs.append(given[0].detach().reshape(-1, given[0].shape[-1]).cpu().double())
+
+    with_matrix = [m for m in flat.module.modules() if any(p.dim() > 1 for p in m.parameters(recurse=False))]
+    hooks = [module.register_forward_hook(see) for module in with_matrix]
+    try:
+        called()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ValueError("a metric of the inputs needs a network with a linear map, got none; leave it out")
+    weight, bias = seen[0].get_parameter("weight"), getattr(seen[0], "bias", None)
+    starts = dict(zip(map(id, trainable(flat.module)), flat.layout.offsets, strict=False))
+    if id(weight) not in starts or (bias is not None and id(bias) not in starts):
+        raise ValueError(
+            "a metric of the inputs needs a first linear map that is trained, got a frozen one; unfreeze it"
+        )
+    where = None if bias is None else starts[id(bias)]
+    places = places_of_linear(starts[id(weight)], weight.shape[1], weight.shape[0], where)
+    rows = sum(map(len, inputs))
+    return FirstLayer([block.numpy() for block in inputs], places, float(rows * ranks * flat.size))
+
+
+def _check_linear(module: nn.Module, given: Any, out: Any) -> None:
+    """Refuse a module that is not ``x -> x W^T + b``."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    is_call = len(given) == 1 and isinstance(given[0], Tensor)
+    if isinstance(weight, nn.Parameter) and weight.dim() == 2 and is_call and given[0].shape[-1:] == weight.shape[1:]:
+        with torch.no_grad():
+            wanted = functional.linear(given[0], weight, bias)
+        if isinstance(out, Tensor) and out.shape == wanted.shape and torch.allclose(out, wanted, rtol=1e-3, atol=1e-4):
+            return
+    raise ValueError(
+        f"a metric of the inputs needs a network whose first layer is a linear map (nn.Linear), got "
+        f"{type(module).__name__}; leave the metric out"
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Hierarchy
+from mldd.algebra import FirstLayer, Hierarchy
 from mldd.loop import Problem
 from mldd.models import Field, Prediction, load
 from mldd.problems.data import graph_fields, many_graphs
@@ -164,6 +164,10 @@ class UserNetwork(Problem):
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
         """Return the decomposition."""
         return self.problem.decomposition(parts, overlap, comm)
+
+    def first_layer(self) -> FirstLayer:
+        """Return the inputs of the first linear map."""
+        return self.problem.first_layer()
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit."""

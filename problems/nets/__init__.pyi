@@ -34,6 +34,9 @@ from .halo_exchange import OneLayer as OneLayer
 from .halo_exchange import Seen as Seen
 from .halo_exchange import one_layer as one_layer
 from .halo_operator import HaloOperator as HaloOperator
+from .layer_inputs import first_of_dense as first_of_dense
+from .layer_inputs import first_of_graph as first_of_graph
+from .layer_inputs import places_of_linear as places_of_linear
 from .mesh_batches import MeshSource as MeshSource
 from .mesh_batches import stack_meshes as stack_meshes
 from .mesh_shards import mesh_shard as mesh_shard

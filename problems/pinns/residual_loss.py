@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class ResidualLoss:
     drawn : Draw, optional
         The mini-batch, where it is one.
     """
+
+    reads_features: ClassVar[bool] = False  # but coordinates
 
     net: TaylorNetwork
     equation: Equation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -155,6 +156,8 @@ class WindowLoss:
     comm : Communicator or None
         Value and gradient are summed over its ranks in one collective; None where this rank has all points.
     """
+
+    reads_features: ClassVar[bool] = False  # but coordinates
 
     patches: tuple[Patch, ...]
     frozen: Tensor

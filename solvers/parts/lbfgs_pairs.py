@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective
+from mldd.algebra import Objective, layers_of
 from mldd.loop import REPLICATED
 from mldd.solvers.parts.row_scaling import Rows, layout_of
 
@@ -263,7 +263,7 @@ def rows_for(scaling: str, objective: Objective, x: Tensor) -> Rows | None:
     Parameters
     ----------
     scaling : {"scalar", "rows", "auto"}
-        See `LBFGS`.
+        See `LBFGS`; an objective says with the class attribute ``reads_features = False`` that auto is scalar for it.
     objective : Objective
         What is minimised.
     x : Tensor, shape (n,)
@@ -274,7 +274,9 @@ def rows_for(scaling: str, objective: Objective, x: Tensor) -> Rows | None:
     ValueError
         Rows are asked for where there is no network.
     """
-    layout = None if scaling == "scalar" else layout_of(objective, len(x))
+    of_features = all(getattr(layer, "reads_features", True) for layer in layers_of(objective))
+    takes_rows = scaling == "rows" or (scaling == "auto" and of_features)
+    layout = layout_of(objective, len(x)) if takes_rows else None
     if layout is None and scaling == "rows":
         raise ValueError("`scaling` rows needs the objective of a network (`net.layout`), got another; use scalar")
     return None if layout is None else Rows.of(layout, x.device)

@@ -46,6 +46,19 @@ def test_split_specs(text, specs):
     assert split_specs(text) == specs
 
 
+def test_a_metric_puts_a_solver_into_other_coordinates():
+    spec = solver_spec("lbfgs:metric=inputs,rank=32,memory=5")
+    assert spec.name == "whitened" and spec.text == "lbfgs:metric=inputs,rank=32,memory=5"
+    assert {key: spec.keys[key] for key in ("metric", "rank")} == {"metric": "inputs", "rank": 32}
+    assert spec.keys["solver"].name == "lbfgs" and spec.keys["solver"].keys == {"memory": 5}
+    assert solver_spec("adam(metric=bias)").keys["solver"].name == "adam"
+    assert solver_spec("whitened:metric=bias").keys == {"metric": "bias"}
+    with pytest.raises(ValueError, match="`whitened:metric` must be one of inputs bias, got 'rows'"):
+        solver_spec("lbfgs:metric=rows")
+    with pytest.raises(ValueError, match="lbfgs has no key 'rank'"):
+        solver_spec("lbfgs:rank=3")
+
+
 def test_nested_solvers_are_specs():
     spec = solver_spec("snes:ngmres,npc=schwarz(local=tao(type=blmvm),local_steps=5),npc_steps=2")
     assert (spec.kind, spec.keys["type"], spec.keys["npc_steps"]) == (Snes, "ngmres", 2)

@@ -17,7 +17,7 @@ from mldd.problems.data import GraphData
 from mldd.problems.graphs import Network, NodeClassification, Spaces
 from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS
 from mldd.solvers.parts import Rows, layout_of
-from tests.helpers import quadratic
+from tests.helpers import pinn, quadratic
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,14 @@ def test_the_direction_is_that_of_the_dense_matrix(problem: NodeClassification) 
     assert torch.allclose(pairs.direction(g, torch.empty_like(g)), -H @ g, rtol=1e-9, atol=1e-12)
 
 
-def test_auto_takes_rows_for_networks_only(problem: NodeClassification) -> None:
+def test_auto_takes_rows_for_networks_of_features_only(problem: NodeClassification) -> None:
     f, x = problem.objective(), problem.initial(0)
     assert layout_of(Remembered(f), len(x)) is problem.net.layout
     assert LBFGS(scaling="auto").init(f, x).pairs.rows is not None
+    equation = pinn("poisson1d")
+    f, x = equation.objective(), equation.initial(0)
+    assert LBFGS(scaling="auto").init(f, x).pairs.rows is None
+    assert LBFGS(scaling="rows").init(f, x).pairs.rows is not None
     q = quadratic(8)
     start = torch.zeros(8, dtype=torch.float64)
     assert LBFGS(scaling="auto").init(q, start).pairs.rows is None

@@ -241,3 +241,16 @@ def test_a_critical_point_is_left_alone(obstacle: Obstacle) -> None:
 def test_bad_parameters_are_refused(obstacle: Obstacle, settings: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         SchwarzAdaGrad(obstacle.decomposition(4, 1), **settings)
+
+
+def test_a_correction_that_keeps_little_of_its_promise_is_shortened_with_a_proximal_term():
+    q = quadratic(12)
+    x = torch.zeros(12, dtype=torch.float64)
+    s = 1.99 * (q.solution() - x)  # f falls by half a per cent of the slope, at half the length by a half
+    for globalisation, length in (("line-search", 1.0), ("both", 0.5)):
+        parts = index_decomposition(q, contiguous([6, 6], 2))
+        solver = NonlinearSchwarz(parts, globalisation=globalisation)
+        y, state = x.clone(), solver.init(q, x)
+        assert solver._move(q, y, s, state)
+        assert torch.allclose(y, length * s)
+        assert state.shortened == (length < 1)

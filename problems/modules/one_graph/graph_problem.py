@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mldd.algebra import (
+    FirstLayer,
     FlatModule,
     Hierarchy,
     ModuleObjective,
@@ -27,6 +28,7 @@ from mldd.problems.modules import (
     ModuleLayers,
     Noise,
     check_uncached,
+    first_linear,
     first_parameter,
     has_statistics,
     is_loss_of_network,
@@ -327,6 +329,15 @@ class GraphProblem(Problem):
         if levels > 1:
             self._refuse_whole("coarse graphs")
         return self.spaces.hierarchy(self.objective(), levels)
+
+    def first_layer(self) -> FirstLayer:
+        """Return what the network's first linear map is applied to on the whole graph, in evaluation mode."""
+
+        def called() -> None:
+            self.arguments.call(self.net, self.arguments.whole)
+
+        with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
+            return first_linear(self.model, called)
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
         """Return the decomposition into parts of the graph or runs of layers (`subdomains`).
