@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -157,47 +158,46 @@ class SurfaceEnergy:
             self._slope(cells, self._grid(out)[..., a:b, :])
         return torch.stack(areas).sum(0), self._only_valid(out)
 
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v``: the fluxes s dx, s dy of all edges, differentiated along v."""
-        self.price.of_product(members(self.bounds, x))
-        v = v if self.valid is None else v * self.valid
-        out = v.new_empty(v.shape)
-        for a, b in self._blocks(x):
-            self._curve(self._cells(x, a, b), self._framed(v, a, b, None), self._grid(out)[..., a:b, :])
-        return self._only_valid(out)
+    def hessian(self, x: Tensor) -> SurfaceHessian:
+        """Return the Hessian as a weighted graph of the edges of the triangles.
 
-    def _curve(self, cells: _Cells, e: Tensor, out: Tensor) -> None:
-        ex, ey = e[..., 1:] - e[..., :-1], e[..., 1:, :] - e[..., :-1, :]
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            The point.
+        """
+        lead, (rows, columns) = x.shape[:-1], (k - 2 for k in self.frame.shape[-2:])
+        across = x.new_empty(*lead, rows, columns + 1)
+        down = x.new_empty(*lead, rows + 1, columns)
+        slant = x.new_empty(*lead, rows + 1, columns + 1)
+        for a, b in self._blocks(x):
+            self._couple(self._cells(x, a, b), (across[..., a:b, :], down[..., a : b + 1, :], slant[..., a : b + 1, :]))
+        return SurfaceHessian(self, across, down, slant)
+
+    def _couple(self, cells: _Cells, out: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Write the weights of the edges along rows, along columns and across the cells of a block into `out`.
+
+        With ``c = 4 s^3 / h^2`` the Hessian of a triangle is the graph with weights ``s - c dx (dx + dy)``,
+        ``s - c dy (dx + dy)`` and, on the long edge, ``c dx dy``.
+        """
         ax, ay, bx, by = cells.corners
-        # ds = -4 s^3 (dx ex + dy ey) / h^2
-        first = (ax * ex[..., :-1, :]).addcmul_(ay, ey[..., :-1]).mul_(cells.first**3).mul_(-4.0 / self.h**2)
-        second = (bx * ex[..., 1:, :]).addcmul_(by, ey[..., 1:]).mul_(cells.second**3).mul_(-4.0 / self.h**2)
-        across, down = cells.weights(cells.first, cells.second)
-        d_across, d_down = cells.weights(first, second)
-        dx, dy = cells.inner()
-        across.mul_(ex[..., 1:-1, :]).addcmul_(d_across, dx)
-        down.mul_(ey[..., 1:-1]).addcmul_(d_down, dy)
-        cells.divergence(across, down, out)
+        found = []
+        for s, dx, dy in ((cells.first, ax, ay), (cells.second, bx, by)):
+            cube, both = s**3 * (-4.0 / self.h**2), dx + dy
+            bent = cube * both
+            found.append((torch.addcmul(s, bent, dx), torch.addcmul(s, bent, dy), cube.mul_(dx).mul_(dy)))
+        (along, below, first), (along_second, below_second, second) = found
+        torch.add(along[..., 1:, :], along_second[..., :-1, :], out=out[0])
+        torch.add(below[..., 1:], below_second[..., :-1], out=out[1])
+        torch.add(first, second, out=out[2]).neg_()
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v``."""
+        return self.hessian(x).product(v)
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian, triangle by triangle."""
-        out = x.new_zeros(x.shape)
-        for a, b in self._blocks(x):
-            self._diagonal(self._cells(x, a, b), self._grid(out)[..., a:b, :])
-        return out
-
-    def _diagonal(self, cells: _Cells, out: Tensor) -> None:
-        ax, ay, bx, by = cells.corners
-        # A triangle's part at its three nodes: from the cell before (up, left) or here (down, right) along each axis.
-        here, before = slice(1, None), slice(None, -1)
-        for s, dx, dy, corner, along, below in (
-            (cells.first, ax, ay, (here, here), (here, before), (before, here)),
-            (cells.second, bx, by, (before, before), (before, here), (here, before)),
-        ):
-            cube = s**3 * (4.0 / self.h**2)
-            out += (2.0 * s - cube * (dx + dy) ** 2)[..., corner[0], corner[1]]
-            out += (s - cube * dx**2)[..., along[0], along[1]]
-            out += (s - cube * dy**2)[..., below[0], below[1]]
+        """Return the diagonal of the Hessian."""
+        return self.hessian(x).diagonal
 
     def local(self, decomposition: GridDecomposition, x: Tensor) -> SurfaceEnergy:
         """Return the batch of local areas ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants."""
@@ -208,6 +208,61 @@ class SurfaceEnergy:
             price=local_price(self.price, decomposition),
             valid=decomposition.mask(x.dtype),
         )
+
+
+@dataclass(frozen=True)
+class SurfaceHessian:
+    """The Hessian of a `SurfaceEnergy` at one point: ``(H v)_i = sum_j w_ij (v_i - v_j)``, v zero on the ring.
+
+    Parameters
+    ----------
+    energy : SurfaceEnergy
+        Its price and padding are used.
+    across : Tensor, shape (..., rows, columns + 1)
+        Weights of the edges along rows.
+    down : Tensor, shape (..., rows + 1, columns)
+        Weights of the edges along columns.
+    slant : Tensor, shape (..., rows + 1, columns + 1)
+        Weights of the edges from the upper right to the lower left corner of the cells.
+    """
+
+    energy: SurfaceEnergy
+    across: Tensor
+    down: Tensor
+    slant: Tensor
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The sum of the weights of a node's edges, shape (n,) or (p, n)."""
+        total = self.across[..., 1:] + self.across[..., :-1]
+        total.add_(self.down[..., 1:, :]).add_(self.down[..., :-1, :])
+        total.add_(self.slant[..., 1:, :-1]).add_(self.slant[..., :-1, 1:])
+        return total.flatten(-2)
+
+    @cached_property
+    def _pairs(self) -> tuple[tuple[Tensor, _Place, _Place], ...]:
+        """Weights of the edges between unknowns, and where their two ends are in the grid."""
+        here, before, whole = slice(1, None), slice(None, -1), slice(None)
+        return (
+            (self.across[..., 1:-1], (..., whole, here), (..., whole, before)),
+            (self.down[..., 1:-1, :], (..., here, whole), (..., before, whole)),
+            (self.slant[..., 1:-1, 1:-1], (..., before, here), (..., here, before)),
+        )
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        f = self.energy
+        f.price.of_product(members(f.bounds, v))
+        v = v if f.valid is None else v * f.valid
+        out = self.diagonal * v
+        values, sums = f._grid(v), f._grid(out)
+        for weight, one, other in self._pairs:
+            sums[one].addcmul_(weight, values[other], value=-1.0)
+            sums[other].addcmul_(weight, values[one], value=-1.0)
+        return f._only_valid(out)
+
+
+_Place = tuple[Any, slice, slice]
 
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
