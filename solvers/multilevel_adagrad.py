@@ -8,12 +8,29 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, difference, sampled
+from mldd.algebra import (
+    Bounds,
+    Corrected,
+    Hessian,
+    Hierarchy,
+    Objective,
+    Remembered,
+    Rule,
+    Truncated,
+    difference,
+    hessian,
+    offers,
+    remember,
+    sampled,
+)
 from mldd.loop import State
 from mldd.solvers.adagrad import AdaGrad, AdaGradState, curvature_of, dot, taylor_step
+from mldd.solvers.parts import Multigrid, conjugate_gradients, linear_stages
 
 UNSOLVED = "levels of the nested iteration that 100 iterations did not solve to `coarse.nested`"
 _MOST = 100
+_FALL = 0.5  # of the criticality, by a step to the solution of the quadratic model that is taken as it is
+_NONLINEAR = ("bounds", "cycle", "threshold", "cap", "safeguard")  # fields that the quadratic model has no use for
 
 
 @dataclass(frozen=True)
@@ -22,16 +39,22 @@ class Recursion:
 
     Parameters
     ----------
+    model : {"nonlinear", "quadratic"}
+        What a recursive iteration minimises: the first-order corrected objectives of the coarse levels, or the
+        quadratic model of the finest one, by conjugate gradients that a V-cycle over all levels preconditions. The
+        latter needs Hessian products and diagonals, and is for problems on grids.
     steps : int
-        Most iterations per visit of the coarsest level.
+        Most iterations per visit of the coarsest level, or of conjugate gradients.
     rtol : float
-        A visit of the coarsest level ends once its criticality has fallen by this factor.
+        A visit of the coarsest level ends once its criticality has fallen by this factor; conjugate gradients once the
+        residual has.
     bounds : {"kornhuber", "gelman-mandel", "truncated"}
         Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
     cycle : {"V", "W"}
         One or two recursive iterations per visit of an intermediate level.
     smoothing : int
-        ADAGB2 iterations before and after every recursive one.
+        ADAGB2 iterations before and after every recursive one; Jacobi steps on every level of the quadratic model, and
+        ADAGB2 iterations after a step to its solution that did not halve the criticality.
     threshold : float
         kappa_R of the recursion test ``||d_c||_2 >= threshold ||d||_2``.
     cap : float
@@ -52,6 +75,7 @@ class Recursion:
         Values out of range.
     """
 
+    model: Literal["nonlinear", "quadratic"] = "nonlinear"
     steps: int = 20
     rtol: float = 1e-3
     bounds: Rule = "kornhuber"
@@ -64,6 +88,13 @@ class Recursion:
 
     def __post_init__(self) -> None:
         """Refuse values outside of their ranges."""
+        if self.model not in ("nonlinear", "quadratic"):
+            raise ValueError(f"`coarse.model` must be nonlinear or quadratic, got {self.model!r}")
+        given = [name for name in _NONLINEAR if getattr(self, name) != getattr(Recursion, name)]
+        if self.model == "quadratic" and given:
+            raise ValueError(
+                f"`coarse.{given[0]}` is for `coarse.model` nonlinear, got quadratic; set model=nonlinear, or leave it out"
+            )
         if self.cycle not in ("V", "W"):
             raise ValueError(f"`coarse.cycle` must be V or W, got {self.cycle!r}")
         if self.bounds not in ("kornhuber", "gelman-mandel", "truncated"):
@@ -108,7 +139,7 @@ class MultilevelAdaGrad:
     References
     ----------
     arXiv 2507.11513 (the recursion is a reconstruction from its theory), Kornhuber, Numer. Math. 69 (1994), for
-    truncation.
+    truncation; Hoppe, Numer. Math. 52 (1988), for linear multigrid on the free unknowns.
     """
 
     hierarchy: Hierarchy
@@ -116,13 +147,27 @@ class MultilevelAdaGrad:
     coarse: Recursion = Recursion()
 
     def init(self, objective: Objective, x: Tensor) -> MultilevelState:
-        """Return fresh weights for every level."""
+        """Return fresh weights for every level.
+
+        Raises
+        ------
+        ValueError
+            A level does not offer what the quadratic model needs.
+        """
+        quadratic = self.coarse.model == "quadratic"
+        for level in self.hierarchy.levels if quadratic else ():
+            for needs in ("hessian_product", "hessian_diagonal"):
+                if not offers(level.objective, needs):
+                    raise ValueError(
+                        f"`coarse.model` quadratic needs objectives with `{needs}`, got none; use nonlinear"
+                    )
         sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
         fine = self.smoother.init(objective, x)
         coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
         for state in coarse:
             state.scale = fine.scale
-        made = MultilevelState(levels=[fine, *coarse], smoothing_left=self.coarse.smoothing)
+        made = MultilevelState(levels=[fine, *coarse], smoothing_left=0 if quadratic else self.coarse.smoothing)
+        made.largest = [0.0] * len(self.hierarchy) if quadratic else []
         made.notes.update(fine.notes)
         return made
 
@@ -137,9 +182,7 @@ class MultilevelAdaGrad:
 
     def _iterate(self, k: int, f: Objective, x: Tensor, g: Tensor, state: MultilevelState) -> None:
         """Do one iteration of level `k` on `x` in place: a recursive one where it is its turn."""
-        if state.smoothing_left == 0 and self.recurse(k, f, x, g, f.bounds, state):
-            state.smoothing_left = self.coarse.smoothing
-        else:
+        if state.smoothing_left or not self.recurse(k, f, x, g, f.bounds, state):
             taylor_step(self.smoother, f, x, g, f.bounds, state.levels[k])
             state.smoothing_left = max(0, state.smoothing_left - 1)
 
@@ -160,8 +203,8 @@ class MultilevelAdaGrad:
         for k in range(coarsest, 0, -1):
             # Fresh weights: those of a rough start would only shorten all later steps.
             fresh = self.init(objective, x)
-            fresh.step = state.step
-            if not self._solve(k, sampled(self.hierarchy[k].objective, state.step), y, fresh):
+            fresh.step, fresh.largest = state.step, state.largest
+            if not self._solve(k, Remembered(sampled(self.hierarchy[k].objective, state.step)), y, fresh):
                 state.note(UNSOLVED)
             y = self.hierarchy.refined(k, y, starts)
         objective.bounds.project(y, out=x)
@@ -205,6 +248,8 @@ class MultilevelAdaGrad:
         state : MultilevelState
             Weights of all levels.
         """
+        if self.coarse.model == "quadratic":
+            return self._to_model_solution(k, f, x, g, bounds, state)
         if k + 1 == len(self.hierarchy):
             return False
         level, d, room = self.hierarchy[k + 1], bounds.criticality(x, g), bounds.shifted(x)
@@ -233,7 +278,41 @@ class MultilevelAdaGrad:
             bounds.project(x, out=x)
         state.accepted += 1
         state.level = max(state.level, k + 1)
+        state.smoothing_left = self.coarse.smoothing
         return True
+
+    def _to_model_solution(
+        self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState
+    ) -> bool:
+        """Do the recursive iteration of the quadratic model, see above; return whether `x` was moved."""
+        d, here = bounds.criticality(x, g), hessian(f, x)
+        y = bounds.project(x + self._model_solution(k, here, x, g, bounds, state))
+        g_y = f.gradient(y)
+        fallen = float(torch.linalg.vector_norm(bounds.criticality(y, g_y)))
+        if fallen <= _FALL * float(torch.linalg.vector_norm(d)):
+            x.copy_(y)
+            remember(f, x, g_y)
+            state.smoothing_left = 0
+        else:
+            p = y.sub_(x)
+            if not float(dot(g, p)) <= 0:  # uphill, or not finite
+                state.rejected += 1
+                return False
+            bounds.project(x.add_(p, alpha=_scale(g, p, here.product(p))), out=x)
+            state.smoothing_left = self.coarse.smoothing
+        state.accepted += 1
+        state.level = len(self.hierarchy) - 1
+        return True
+
+    def _model_solution(
+        self, k: int, here: Hessian, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState
+    ) -> Tensor:
+        """Return the step ``s = F s`` with ``F (g + B s) = 0``, up to `coarse.rtol`."""
+        held = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))
+        free = (~held).to(x.dtype)
+        stages = linear_stages(self.hierarchy, k, here, x, free, state.step, state.largest)
+        inverse = Multigrid(stages, self.coarse.smoothing, self.coarse.steps)
+        return conjugate_gradients(here.product, inverse, -g, free, self.coarse.rtol, self.coarse.steps)
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
         """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`.
@@ -310,10 +389,13 @@ class MultilevelState(State):
         Weights of every level.
     smoothing_left : int
         ADAGB2 iterations to do before the next recursive one.
+    largest : list of float
+        Estimates of the largest eigenvalue of ``D^-1 H`` on every level, for the quadratic model; 0 where there is none.
     """
 
     levels: list[AdaGradState] = field(default_factory=list)
     smoothing_left: int = 0
+    largest: list[float] = field(default_factory=list)
 
     def forget(self) -> None:
         """Make no pair of gradients of two functions, on any level."""

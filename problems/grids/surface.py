@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -284,23 +284,30 @@ def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.devic
     ----------
     MINPACK-2 test problem collection (Averick, Carter, Moré, Xue 1992), problem MSA.
     """
+    return _enneper(grid_n).to(device, dtype, copy=True)
+
+
+@lru_cache(maxsize=16)
+def _enneper(grid_n: int) -> Tensor:
+    """Return the frame in double precision; all levels of a problem ask for it more than once."""
     t = torch.arange(grid_n + 2, dtype=torch.float64) / (grid_n + 1) - 0.5
-    frame = torch.zeros((grid_n + 2, grid_n + 2), dtype=torch.float64)
     half = torch.full_like(t, 0.5)
-    for x, y, place in (
-        (t, -half, (0, slice(None))),
-        (t, half, (-1, slice(None))),
-        (-half, t, (slice(None), 0)),
-        (half, t, (slice(None), -1)),
-    ):
-        u, v = x.clone(), -y
-        for _ in range(20):
-            f1, f2 = u + u * v**2 - u**3 / 3 - x, -v - u**2 * v + v**3 / 3 - y
-            j11, j12, j21, j22 = 1 + v**2 - u**2, 2 * u * v, -2 * u * v, -1 - u**2 + v**2
-            determinant = j11 * j22 - j12 * j21
-            u, v = u - (f1 * j22 - f2 * j12) / determinant, v - (f2 * j11 - f1 * j21) / determinant
-        frame[place] = u**2 - v**2
-    return frame.to(device, dtype)
+    x, y = torch.stack([t, t, -half, half]), torch.stack([-half, half, t, t])
+    u, v = x.clone(), -y
+    for _ in range(20):
+        uu, vv, uv = u * u, v * v, u * v
+        f1, f2 = u + u * vv - u * uu / 3 - x, -v - uu * v + v * vv / 3 - y
+        # The Jacobian is ((1 + v^2 - u^2, 2 u v), (-2 u v, v^2 - u^2 - 1)).
+        j11, j12, j22 = 1 + vv - uu, 2 * uv, vv - uu - 1
+        determinant = j11 * j22 + j12 * j12
+        du, dv = (f1 * j22 - f2 * j12) / determinant, (f2 * j11 + f1 * j12) / determinant
+        u, v = u - du, v - dv
+        if float(du.abs().max() + dv.abs().max()) < 1e-15:
+            break
+    heights = u * u - v * v
+    frame = torch.zeros((grid_n + 2, grid_n + 2), dtype=torch.float64)
+    frame[0], frame[-1], frame[:, 0], frame[:, -1] = heights
+    return frame
 
 
 def transfinite(frame: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from .hessian_solve import hessians as hessians
 from .hessian_solve import truncated_cg as truncated_cg
 from .lbfgs_pairs import LbfgsPairs as LbfgsPairs
 from .lbfgs_pairs import rows_for as rows_for
+from .multigrid import Multigrid as Multigrid
+from .multigrid import conjugate_gradients as conjugate_gradients
+from .multigrid import linear_stages as linear_stages
 from .optimizer_state import memory_of as memory_of
 from .optimizer_state import with_memory as with_memory
 from .optimizer_state import without_memory as without_memory

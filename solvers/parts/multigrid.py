@@ -18,7 +18,7 @@ from mldd.algebra import Hessian, Hierarchy, Transfer, hessian, sampled
 
 DENSE = 300  # unknowns of a coarsest level whose system is solved by factors
 _MARGIN, _PART = 1.05, 0.25  # the polynomial is small from _PART to _MARGIN times the largest eigenvalue
-_POWER = 10  # steps of the power method for the largest eigenvalue
+_POWER = 5  # steps of the power method for the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ def conjugate_gradients(
     return s
 
 
-def stages(
-    hierarchy: Hierarchy, k: int, here: Hessian, x: Tensor, free: Tensor, step: int, largest: dict[int, float]
+def linear_stages(
+    hierarchy: Hierarchy, k: int, here: Hessian, x: Tensor, free: Tensor, step: int, largest: list[float]
 ) -> list[Stage]:
-    """Return the levels from `k` down, each linearised at the injected iterate; free is what is free at its nodes.
+    """Return the levels from `k` down, each linearised at the injected iterate and fixed where the finer one is.
 
     Parameters
     ----------
@@ -201,8 +201,8 @@ def stages(
         One at free unknowns, zero at fixed ones.
     step : int
         Number of the outer step, for objectives that are sampled.
-    largest : dict
-        Estimates by level; those that are missing are added.
+    largest : list of float
+        Estimates of the largest eigenvalue of every level; zeros are replaced.
     """
     found = []
     for j in range(k, len(hierarchy)):
@@ -211,7 +211,6 @@ def stages(
             assert transfer is not None  # noqa: S101 (checked by Hierarchy)
             x, free = transfer.inject(x), (transfer.inject(free) > 0.5).to(free.dtype)
             here = hessian(sampled(hierarchy[j].objective, step), x)
-        if j not in largest:
-            largest[j] = largest_eigenvalue(here, x)
+        largest[j] = largest[j] or largest_eigenvalue(here, x)
         found.append(Stage(here, free, largest[j], hierarchy[j + 1].transfer if j + 1 < len(hierarchy) else None))
     return found
