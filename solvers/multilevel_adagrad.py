@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -161,13 +161,15 @@ class MultilevelAdaGrad:
                     raise ValueError(
                         f"`coarse.model` quadratic needs objectives with `{needs}`, got none; use nonlinear"
                     )
-        sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
         fine = self.smoother.init(objective, x)
-        coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
-        for state in coarse:
-            state.scale = fine.scale
-        made = MultilevelState(levels=[fine, *coarse], smoothing_left=0 if quadratic else self.coarse.smoothing)
-        made.largest = [0.0] * len(self.hierarchy) if quadratic else []
+        made = MultilevelState(levels=[fine])
+        if quadratic:  # ADAGB2 iterations are those of the finest level
+            made.largest = [0.0] * len(self.hierarchy)
+        else:
+            made.smoothing_left = self.coarse.smoothing
+            for level in self.hierarchy.levels[1:]:
+                made.levels.append(self.smoother.init(objective, x.new_zeros(level.objective.size)))
+                made.levels[-1].scale = fine.scale
         made.notes.update(fine.notes)
         return made
 
@@ -201,27 +203,32 @@ class MultilevelAdaGrad:
         starts = self.hierarchy.injected(x.clone())
         y, coarsest = starts[-1].clone(), len(self.hierarchy) - 1
         for k in range(coarsest, 0, -1):
+            solver = replace(self, hierarchy=Hierarchy(self.hierarchy.levels[k:]))
+            f = Remembered(sampled(self.hierarchy[k].objective, state.step))
             # Fresh weights: those of a rough start would only shorten all later steps.
-            fresh = self.init(objective, x)
-            fresh.step, fresh.largest = state.step, state.largest
-            if not self._solve(k, Remembered(sampled(self.hierarchy[k].objective, state.step)), y, fresh):
+            fresh = solver.init(f, f.bounds.project(y, out=y))
+            fresh.step = state.step
+            if state.largest:
+                fresh.largest = state.largest[k:]
+            if not solver._solve(f, y, fresh):
                 state.note(UNSOLVED)
+            if state.largest:
+                state.largest[k:] = fresh.largest
             y = self.hierarchy.refined(k, y, starts)
         objective.bounds.project(y, out=x)
         state.level = coarsest
 
-    def _solve(self, k: int, f: Objective, y: Tensor, state: MultilevelState) -> bool:
-        """Iterate on level `k` until the criticality has fallen by `coarse.nested`; return whether it has.
+    def _solve(self, f: Objective, y: Tensor, state: MultilevelState) -> bool:
+        """Iterate on the finest level until the criticality has fallen by `coarse.nested`; return whether it has.
 
         Where it ends above that of the start, `y` is the start again.
         """
-        f.bounds.project(y, out=y)
         g, start = f.gradient(y), y.clone()
         first = last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
         for _ in range(_MOST):
             if last <= self.coarse.nested * first:
                 return True
-            self._iterate(k, f, y, g, state)
+            self._iterate(0, f, y, g, state)
             g = f.gradient(y)
             last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
         if not last <= first:

@@ -48,8 +48,8 @@ class Stage:
         diagonal = self.hessian.diagonal
         return torch.where(diagonal > 0, self.free / diagonal, 0.0)
 
-    def weights(self, degree: int) -> list[float]:
-        """Return the factors of the Jacobi steps that make the Chebyshev polynomial of a degree.
+    def steps(self, degree: int) -> list[Tensor]:
+        """Return the diagonals of the Jacobi steps that make the Chebyshev polynomial of a degree.
 
         Parameters
         ----------
@@ -58,7 +58,8 @@ class Stage:
         """
         high = _MARGIN * self.largest
         centre, radius = 0.5 * (1 + _PART) * high, 0.5 * (1 - _PART) * high
-        return [1.0 / (centre - radius * math.cos(math.pi * (i + 0.5) / degree)) for i in range(degree)]
+        nodes = [math.cos(math.pi * (i + 0.5) / degree) for i in range(degree)]
+        return [self.inverse / (centre - radius * node) for node in nodes]
 
     @cached_property
     def factors(self) -> Tensor:
@@ -105,7 +106,10 @@ class Multigrid:
     """
 
     def __init__(self, stages: list[Stage], degree: int, last: int) -> None:
-        self.stages, self.degree, self.last = stages, degree, last
+        self._stages = stages
+        self._steps = [stage.steps(degree) for stage in stages[:-1]]
+        self._is_direct = len(stages[-1].free) <= DENSE
+        self._steps.append([] if self._is_direct else stages[-1].steps(last))
 
     def __call__(self, r: Tensor, k: int = 0) -> Tensor:
         """Return an approximation of ``(F H F)^-1 r``, zero at fixed unknowns.
@@ -113,29 +117,25 @@ class Multigrid:
         Parameters
         ----------
         r : Tensor, shape (n,)
-            Right-hand side.
+            Right-hand side, zero at fixed unknowns.
         k : int
             Number of the stage.
         """
-        stage = self.stages[k]
+        stage, steps = self._stages[k], self._steps[k]
+        if not steps:
+            return torch.cholesky_solve(r[:, None], stage.factors)[:, 0].mul_(stage.free)
+        product = stage.hessian.product
+        e = torch.mul(r, steps[0])
+        for step in steps[1:]:
+            e.addcmul_(torch.sub(r, product(e)), step)
         if stage.transfer is None:
-            if len(r) <= DENSE:
-                return torch.cholesky_solve((r * stage.free)[:, None], stage.factors)[:, 0].mul_(stage.free)
-            return self._smooth(stage, r, stage.weights(self.last))[0]
-        weights = stage.weights(self.degree)
-        e, rest = self._smooth(stage, r, weights)
-        coarse = self(stage.transfer.restrict(rest.mul_(stage.free)), k + 1)
-        e.addcmul_(stage.transfer.prolong(coarse), stage.free)
-        for weight in reversed(weights):
-            e.addcmul_(torch.sub(r, stage.hessian.product(e)), stage.inverse, value=weight)
+            return e
+        rest = torch.addcmul(r, product(e), stage.free, value=-1.0)
+        coarse = stage.transfer.restrict(rest).mul_(self._stages[k + 1].free)
+        e.addcmul_(stage.transfer.prolong(self(coarse, k + 1)), stage.free)
+        for step in reversed(steps):
+            e.addcmul_(torch.sub(r, product(e)), step)
         return e
-
-    def _smooth(self, stage: Stage, r: Tensor, weights: list[float]) -> tuple[Tensor, Tensor]:
-        """Return what steps from zero lead to, and the residual there."""
-        e = torch.mul(r, stage.inverse).mul_(weights[0])
-        for weight in weights[1:]:
-            e.addcmul_(torch.sub(r, stage.hessian.product(e)), stage.inverse, value=weight)
-        return e, r - stage.hessian.product(e)
 
 
 def conjugate_gradients(
