@@ -145,7 +145,7 @@ class GridProblem(Problem):
         return self.hierarchy(levels, 2**halvings)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters that suit this problem: ML-ADAGB2 begins with a sequence of grids.
+        """Return hyper-parameters that suit this problem: ML-ADAGB2 uses its quadratic model, on a sequence of grids.
 
         The solvers' other defaults are made for energies on grids.
 
@@ -154,7 +154,8 @@ class GridProblem(Problem):
         solver : str
             Name of a solver on the command line.
         """
-        return {"coarse.nested": 0.01} if solver == "ml-adagrad" else {}
+        quadratic = {"coarse.model": "quadratic", "coarse.rtol": 0.01, "coarse.nested": 0.1}
+        return quadratic if solver == "ml-adagrad" else {}
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:
         """Return the decomposition of the finest grid into rectangles.

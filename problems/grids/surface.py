@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -172,7 +172,15 @@ class SurfaceEnergy:
         slant = x.new_empty(*lead, rows + 1, columns + 1)
         for a, b in self._blocks(x):
             self._couple(self._cells(x, a, b), (across[..., a:b, :], down[..., a : b + 1, :], slant[..., a : b + 1, :]))
-        return SurfaceHessian(self, across, down, slant)
+        diagonal = across[..., 1:] + across[..., :-1]
+        diagonal.add_(down[..., 1:, :]).add_(down[..., :-1, :]).add_(slant[..., 1:, :-1]).add_(slant[..., :-1, 1:])
+        links = x.new_zeros(3, *lead, rows, columns)  # by the end with the smaller number; edges to the ring left out
+        links[0][..., :-1] = across[..., 1:-1]
+        links[1][..., :-1, :] = down[..., 1:-1, :]
+        links[2][..., :-1, 1:] = slant[..., 1:-1, 1:-1]
+        offsets = (1, columns, columns - 1)
+        flat = [w.flatten(-2)[..., : rows * columns - k] for w, k in zip(links, offsets, strict=True)]
+        return SurfaceHessian(self, diagonal.flatten(-2), tuple(zip(offsets, flat, strict=True)))
 
     def _couple(self, cells: _Cells, out: tuple[Tensor, Tensor, Tensor]) -> None:
         """Write the weights of the edges along rows, along columns and across the cells of a block into `out`.
@@ -218,51 +226,27 @@ class SurfaceHessian:
     ----------
     energy : SurfaceEnergy
         Its price and padding are used.
-    across : Tensor, shape (..., rows, columns + 1)
-        Weights of the edges along rows.
-    down : Tensor, shape (..., rows + 1, columns)
-        Weights of the edges along columns.
-    slant : Tensor, shape (..., rows + 1, columns + 1)
-        Weights of the edges from the upper right to the lower left corner of the cells.
+    diagonal : Tensor, shape (n,) or (p, n)
+        The sum of the weights of a node's edges.
+    links : tuple of (int, Tensor)
+        Of the edges along rows, along columns and across cells: the distance k of their ends in the numbering of the
+        nodes, and their weights by the first end, shape (..., n - k), zero where there is no such edge.
     """
 
     energy: SurfaceEnergy
-    across: Tensor
-    down: Tensor
-    slant: Tensor
-
-    @cached_property
-    def diagonal(self) -> Tensor:
-        """The sum of the weights of a node's edges, shape (n,) or (p, n)."""
-        total = self.across[..., 1:] + self.across[..., :-1]
-        total.add_(self.down[..., 1:, :]).add_(self.down[..., :-1, :])
-        total.add_(self.slant[..., 1:, :-1]).add_(self.slant[..., :-1, 1:])
-        return total.flatten(-2)
-
-    @cached_property
-    def _pairs(self) -> tuple[tuple[Tensor, _Place, _Place], ...]:
-        """Weights of the edges between unknowns, and where their two ends are in the grid."""
-        here, before, whole = slice(1, None), slice(None, -1), slice(None)
-        return (
-            (self.across[..., 1:-1], (..., whole, here), (..., whole, before)),
-            (self.down[..., 1:-1, :], (..., here, whole), (..., before, whole)),
-            (self.slant[..., 1:-1, 1:-1], (..., before, here), (..., here, before)),
-        )
+    diagonal: Tensor
+    links: tuple[tuple[int, Tensor], ...]
 
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         f = self.energy
         f.price.of_product(members(f.bounds, v))
         v = v if f.valid is None else v * f.valid
-        out = self.diagonal * v
-        values, sums = f._grid(v), f._grid(out)
-        for weight, one, other in self._pairs:
-            sums[one].addcmul_(weight, values[other], value=-1.0)
-            sums[other].addcmul_(weight, values[one], value=-1.0)
+        out, n = self.diagonal * v, v.shape[-1]
+        for k, weight in self.links:
+            out.narrow(-1, 0, n - k).addcmul_(weight, v.narrow(-1, k, n - k), value=-1.0)
+            out.narrow(-1, k, n - k).addcmul_(weight, v.narrow(-1, 0, n - k), value=-1.0)
         return f._only_valid(out)
-
-
-_Place = tuple[Any, slice, slice]
 
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
