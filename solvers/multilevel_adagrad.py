@@ -39,10 +39,12 @@ class Recursion:
 
     Parameters
     ----------
-    model : {"nonlinear", "quadratic"}
+    model : {"nonlinear", "quadratic", "auto"}
         What a recursive iteration minimises: the first-order corrected objectives of the coarse levels, or the
-        quadratic model of the finest one, by conjugate gradients that a V-cycle over all levels preconditions. The
-        latter needs Hessian products and diagonals, and is for problems on grids.
+        quadratic model of the finest one, by conjugate gradients that a V-cycle over all levels preconditions, for
+        problems on grids. It needs Hessian products and diagonals; "auto" takes it where all levels offer them, a
+        product costs no more than a gradient, and none of the fields is set that only the nonlinear model has a use for
+        (`bounds`, `cycle`, `threshold`, `cap`, `safeguard`).
     steps : int
         Most iterations per visit of the coarsest level, or of conjugate gradients.
     rtol : float
@@ -75,7 +77,7 @@ class Recursion:
         Values out of range.
     """
 
-    model: Literal["nonlinear", "quadratic"] = "nonlinear"
+    model: Literal["nonlinear", "quadratic", "auto"] = "nonlinear"
     steps: int = 20
     rtol: float = 1e-3
     bounds: Rule = "kornhuber"
@@ -88,12 +90,12 @@ class Recursion:
 
     def __post_init__(self) -> None:
         """Refuse values outside of their ranges."""
-        if self.model not in ("nonlinear", "quadratic"):
-            raise ValueError(f"`coarse.model` must be nonlinear or quadratic, got {self.model!r}")
-        given = [name for name in _NONLINEAR if getattr(self, name) != getattr(Recursion, name)]
-        if self.model == "quadratic" and given:
+        if self.model not in ("nonlinear", "quadratic", "auto"):
+            raise ValueError(f"`coarse.model` must be nonlinear, quadratic or auto, got {self.model!r}")
+        if self.model == "quadratic" and self.is_nonlinear:
+            name = next(name for name in _NONLINEAR if getattr(self, name) != getattr(Recursion, name))
             raise ValueError(
-                f"`coarse.{given[0]}` is for `coarse.model` nonlinear, got quadratic; set model=nonlinear, or leave it out"
+                f"`coarse.{name}` needs `coarse.model` nonlinear or auto, got quadratic; leave one of them out"
             )
         if self.cycle not in ("V", "W"):
             raise ValueError(f"`coarse.cycle` must be V or W, got {self.cycle!r}")
@@ -107,6 +109,11 @@ class Recursion:
                 raise ValueError(f"`coarse.{name}` must be >= 0, got {getattr(self, name)}")
         if self.nested >= 1:
             raise ValueError(f"`coarse.nested` must be in [0, 1), a factor of the criticality, got {self.nested}")
+
+    @property
+    def is_nonlinear(self) -> bool:
+        """Whether a field is set that only the nonlinear model has a use for."""
+        return any(getattr(self, name) != getattr(Recursion, name) for name in _NONLINEAR)
 
 
 @dataclass(frozen=True)
@@ -154,13 +161,7 @@ class MultilevelAdaGrad:
         ValueError
             A level does not offer what the quadratic model needs.
         """
-        quadratic = self.coarse.model == "quadratic"
-        for level in self.hierarchy.levels if quadratic else ():
-            for needs in ("hessian_product", "hessian_diagonal"):
-                if not offers(level.objective, needs):
-                    raise ValueError(
-                        f"`coarse.model` quadratic needs objectives with `{needs}`, got none; use nonlinear"
-                    )
+        quadratic = self._is_quadratic(objective)
         fine = self.smoother.init(objective, x)
         made = MultilevelState(levels=[fine])
         if quadratic:  # ADAGB2 iterations are those of the finest level
@@ -172,6 +173,18 @@ class MultilevelAdaGrad:
                 made.levels[-1].scale = fine.scale
         made.notes.update(fine.notes)
         return made
+
+    def _is_quadratic(self, objective: Objective) -> bool:
+        """Return whether recursive iterations minimise the quadratic model; refuse it where something is missing."""
+        levels = [objective, *(level.objective for level in self.hierarchy.levels[1:])]
+        if self.coarse.model == "quadratic":
+            for needs in ("hessian_product", "hessian_diagonal"):
+                if not all(offers(f, needs) for f in levels):
+                    raise ValueError(f"`coarse.model` quadratic needs levels with `{needs}`, got none; use nonlinear")
+            return True
+        if self.coarse.model == "nonlinear" or self.coarse.is_nonlinear:
+            return False
+        return all(offers(f, "hessian_diagonal") and curvature_of(self.smoother, f) == "exact" for f in levels)
 
     def step(self, objective: Objective, x: Tensor, state: MultilevelState) -> tuple[Tensor, MultilevelState]:
         """Do one iteration of the finest level, in place."""
@@ -255,7 +268,7 @@ class MultilevelAdaGrad:
         state : MultilevelState
             Weights of all levels.
         """
-        if self.coarse.model == "quadratic":
+        if state.largest:
             return self._to_model_solution(k, f, x, g, bounds, state)
         if k + 1 == len(self.hierarchy):
             return False
@@ -397,7 +410,8 @@ class MultilevelState(State):
     smoothing_left : int
         ADAGB2 iterations to do before the next recursive one.
     largest : list of float
-        Estimates of the largest eigenvalue of ``D^-1 H`` on every level, for the quadratic model; 0 where there is none.
+        Estimates of the largest eigenvalue of ``D^-1 H`` on every level, 0 where it is not known yet; empty where the
+        quadratic model is not used.
     """
 
     levels: list[AdaGradState] = field(default_factory=list)

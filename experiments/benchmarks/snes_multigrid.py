@@ -1,7 +1,8 @@
 """The peer of peers_pde.py: PETSc's SNES vinewtonrsls with an assembled matrix, multigrid and a sequence of grids.
 
-Residuals and matrices are written in numpy, without mldd; so is the measure, the infinity norm of ``project(x - g) - x``.
-Grids have their boundary nodes (whose rows are those of the identity), so that DMDA interpolates between them.
+Residuals and matrices are written in numpy, without mldd; so is the measure, the infinity norm of
+``project(x - g) - x``. Grids have their boundary nodes (whose rows are those of the identity), so that DMDA interpolates
+between them.
 """
 
 from __future__ import annotations
@@ -189,17 +190,17 @@ def solve(
     return start, newton, linear
 
 
-def _newton(PETSc: Any, da: Any, problem: Discrete, start: Array, goal: float, most: int) -> tuple[Array, int, int]:
+def _newton(petsc: Any, da: Any, problem: Discrete, start: Array, goal: float, most: int) -> tuple[Array, int, int]:
     """Return the solution of one grid, and the iterations."""
     shape, size = start.shape, start.size
-    snes = PETSc.SNES().create(PETSc.COMM_SELF)
+    snes = petsc.SNES().create(petsc.COMM_SELF)
     snes.setOptionsPrefix("peer_")
     snes.setDM(da)
     x, r, lower, upper = (da.createGlobalVec() for _ in range(4))
     x.setArray(start.ravel())
-    lower.setArray(np.maximum(problem.lower, PETSc.NINFINITY).ravel())
-    upper.setArray(np.minimum(problem.upper, PETSc.INFINITY).ravel())
-    matrix = PETSc.Mat().create(PETSc.COMM_SELF)
+    lower.setArray(np.maximum(problem.lower, petsc.NINFINITY).ravel())
+    upper.setArray(np.minimum(problem.upper, petsc.INFINITY).ravel())
+    matrix = petsc.Mat().create(petsc.COMM_SELF)
     matrix.setSizes((size, size))
     matrix.setType("aij")
     matrix.setPreallocationCOO(*problem.pattern())
@@ -213,8 +214,8 @@ def _newton(PETSc: Any, da: Any, problem: Discrete, start: Array, goal: float, m
     def test(snes: Any, its: int, norms: Any) -> Any:
         done = problem.measure(snes.getSolution().getArray(readonly=True).reshape(shape)) <= goal
         if done:
-            return PETSc.SNES.ConvergedReason.CONVERGED_FNORM_ABS
-        return PETSc.SNES.ConvergedReason.DIVERGED_MAX_IT if its >= most else PETSc.SNES.ConvergedReason.ITERATING
+            return petsc.SNES.ConvergedReason.CONVERGED_FNORM_ABS
+        return petsc.SNES.ConvergedReason.DIVERGED_MAX_IT if its >= most else petsc.SNES.ConvergedReason.ITERATING
 
     snes.setFunction(residual, r)
     snes.setJacobian(jacobian, matrix, matrix)

@@ -154,7 +154,7 @@ class GridProblem(Problem):
         solver : str
             Name of a solver on the command line.
         """
-        quadratic = {"coarse.model": "quadratic", "coarse.rtol": 0.01, "coarse.nested": 0.1}
+        quadratic = {"coarse.model": "auto", "coarse.rtol": 0.01, "coarse.nested": 0.1}
         return quadratic if solver == "ml-adagrad" else {}
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:

@@ -1,4 +1,4 @@
-"""Multigrid for the quadratic model of an objective on its free unknowns: V-cycles that precondition conjugate gradients.
+"""Multigrid for the quadratic model of an objective on free unknowns: V-cycles that precondition conjugate gradients.
 
 On every level Jacobi's method is accelerated by a Chebyshev polynomial, so that all a level has to offer is products
 with its Hessian and the diagonal of it.
