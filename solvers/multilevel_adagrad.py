@@ -29,7 +29,8 @@ from mldd.solvers.parts import Multigrid, conjugate_gradients, linear_stages
 
 UNSOLVED = "levels of the nested iteration that 100 iterations did not solve to `coarse.nested`"
 _MOST = 100
-_FALL = 0.5  # of the criticality, by a step to the solution of the quadratic model that is taken as it is
+_FALL = 0.5  # of the criticality, by a step to the solution of the quadratic model, or of the slope along it
+_SECANTS = 4
 _NONLINEAR = ("bounds", "cycle", "threshold", "cap", "safeguard")  # fields that the quadratic model has no use for
 
 
@@ -55,8 +56,8 @@ class Recursion:
     cycle : {"V", "W"}
         One or two recursive iterations per visit of an intermediate level.
     smoothing : int
-        ADAGB2 iterations before and after every recursive one; Jacobi steps on every level of the quadratic model, and
-        ADAGB2 iterations after a step to its solution that did not halve the criticality.
+        ADAGB2 iterations before and after every recursive one; with the quadratic model Jacobi steps on every level,
+        and ADAGB2 iterations after a recursive one that did not halve the criticality.
     threshold : float
         kappa_R of the recursion test ``||d_c||_2 >= threshold ||d||_2``.
     cap : float
@@ -128,6 +129,13 @@ class MultilevelAdaGrad:
     ``x + theta P (y - y0)``. It is tried only if the coarse criticality is not small, ``||d_c||_2 >= threshold
     ||d||_2``. One outer step is one iteration of the finest level; the weights of a level survive from visit to visit;
     no function value is used.
+
+    With the quadratic model a recursive iteration takes the step s with ``F (g + B s) = 0``, ``s = F s``, where F takes
+    away the unknowns at a bound that the gradient holds there, and goes to ``y = project(x + s)`` if that halves the
+    criticality (2-norm). If not, it goes along ``p = y - x``, by secants of the slope ``g^T p``, to where this is below
+    half of what it is at x, with the other sign (a quadratic objective has then fallen); or it is refused. ADAGB2
+    iterations follow in both cases. The coarse levels see the Hessians of their own objectives at the injected iterate,
+    and are fixed where the finest one is.
 
     Parameters
     ----------
@@ -305,27 +313,29 @@ class MultilevelAdaGrad:
         self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState
     ) -> bool:
         """Do the recursive iteration of the quadratic model, see above; return whether `x` was moved."""
-        d, here = bounds.criticality(x, g), hessian(f, x)
-        y = bounds.project(x + self._model_solution(k, here, x, g, bounds, state))
-        g_y = f.gradient(y)
-        fallen = float(torch.linalg.vector_norm(bounds.criticality(y, g_y)))
-        if fallen <= _FALL * float(torch.linalg.vector_norm(d)):
-            x.copy_(y)
-            remember(f, x, g_y)
-            state.smoothing_left = 0
-        else:
-            p = y.sub_(x)
-            if not float(dot(g, p)) <= 0:  # uphill, or not finite
+        y = bounds.project(x + self._model_solution(k, x, g, bounds, hessian(f, x), state))
+        g_y, p = f.gradient(y), y - x
+        before, after = (torch.linalg.vector_norm(bounds.criticality(*at)) for at in ((x, g), (y, g_y)))
+        if not bool(after <= _FALL * before):
+            state.smoothing_left = self.coarse.smoothing
+            slope = float(dot(g, p))
+            for _ in range(_SECANTS):
+                there = float(dot(g_y, p))
+                if not slope < 0 or there <= -_FALL * slope:
+                    break
+                y = bounds.project(torch.add(x, p.mul_(slope / (slope - there))), out=y)
+                slope, g_y = slope * slope / (slope - there), f.gradient(y)
+            if not (slope < 0 and float(dot(g_y, p)) <= -_FALL * slope):  # uphill, or not finite
                 state.rejected += 1
                 return False
-            bounds.project(x.add_(p, alpha=_scale(g, p, here.product(p))), out=x)
-            state.smoothing_left = self.coarse.smoothing
+        x.copy_(y)
+        remember(f, x, g_y)
         state.accepted += 1
         state.level = len(self.hierarchy) - 1
         return True
 
     def _model_solution(
-        self, k: int, here: Hessian, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState
+        self, k: int, x: Tensor, g: Tensor, bounds: Bounds, here: Hessian, state: MultilevelState
     ) -> Tensor:
         """Return the step ``s = F s`` with ``F (g + B s) = 0``, up to `coarse.rtol`."""
         held = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))

@@ -1,8 +1,8 @@
 """The peer of peers_pde.py: PETSc's SNES vinewtonrsls with an assembled matrix, multigrid and a sequence of grids.
 
 Residuals and matrices are written in numpy, without mldd; so is the measure, the infinity norm of
-``project(x - g) - x``. Grids have their boundary nodes (whose rows are those of the identity), so that DMDA interpolates
-between them.
+``project(x - g) - x``. Grids have their boundary nodes (whose rows are those of the identity), so that DMDA
+interpolates between them.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from mldd.algebra.objective import Around, Objective
@@ -29,7 +30,7 @@ class Hessian(Protocol):
         Parameters
         ----------
         v : Tensor, shape (n,) or (p, m)
-            The direction, of the shape of the point.
+            The direction, of the shape of the point, or several ones of a point of shape (n,).
         """
         ...
 
@@ -57,6 +58,8 @@ class ByProducts:
 
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
+        if v.dim() > self.x.dim():
+            return torch.stack([self.product(row) for row in v])
         found: Tensor = self.f.hessian_product(self.x, v)
         return found
 
