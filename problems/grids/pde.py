@@ -320,7 +320,7 @@ class MinimalSurface(GridProblem):
         """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         plate = ((x - 0.5).abs() <= 0.25) & ((y - 0.5).abs() <= 0.25)
-        lower = torch.where(plate, self.height, -torch.inf)
+        lower = torch.where(plate, self._constant(self.height), -torch.inf)
         frame = enneper(grid.n, self.torch_dtype, self.torch_device)
         free = Bounds.free(grid.size, dtype=self.torch_dtype, device=self.torch_device)
         bounds = free if self.height == -torch.inf else self._box(lower, torch.inf, grid)
