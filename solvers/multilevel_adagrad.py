@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Hierarchy, Objective, Rule, Truncated, difference, sampled
+from mldd.algebra import (
+    Bounds,
+    Corrected,
+    Hessian,
+    Hierarchy,
+    Objective,
+    Remembered,
+    Rule,
+    Truncated,
+    difference,
+    hessian,
+    offers,
+    remember,
+    sampled,
+)
 from mldd.loop import State
 from mldd.solvers.adagrad import AdaGrad, AdaGradState, curvature_of, dot, taylor_step
+from mldd.solvers.parts import Multigrid, conjugate_gradients, linear_stages
 
 UNSOLVED = "levels of the nested iteration that 100 iterations did not solve to `coarse.nested`"
 _MOST = 100
+_FALL = 0.5  # of the criticality, by a step to the solution of the quadratic model, or of the slope along it
+_SECANTS = 4
+_NONLINEAR = ("bounds", "cycle", "threshold", "cap", "safeguard")  # fields that the quadratic model has no use for
 
 
 @dataclass(frozen=True)
@@ -22,16 +40,24 @@ class Recursion:
 
     Parameters
     ----------
+    model : {"nonlinear", "quadratic", "auto"}
+        What a recursive iteration minimises: the first-order corrected objectives of the coarse levels, or the
+        quadratic model of the finest one, by conjugate gradients that a V-cycle over all levels preconditions, for
+        problems on grids. It needs Hessian products and diagonals; "auto" takes it where all levels offer them, a
+        product costs no more than a gradient, and none of the fields is set that only the nonlinear model has a use for
+        (`bounds`, `cycle`, `threshold`, `cap`, `safeguard`).
     steps : int
-        Most iterations per visit of the coarsest level.
+        Most iterations per visit of the coarsest level, or of conjugate gradients.
     rtol : float
-        A visit of the coarsest level ends once its criticality has fallen by this factor.
+        A visit of the coarsest level ends once its criticality has fallen by this factor; conjugate gradients once the
+        residual has.
     bounds : {"kornhuber", "gelman-mandel", "truncated"}
         Rule for the bounds of coarse levels. "truncated" also takes active unknowns out of P (they cannot move).
     cycle : {"V", "W"}
         One or two recursive iterations per visit of an intermediate level.
     smoothing : int
-        ADAGB2 iterations before and after every recursive one.
+        ADAGB2 iterations before and after every recursive one; with the quadratic model Jacobi steps on every level,
+        and ADAGB2 iterations after a recursive one that did not halve the criticality.
     threshold : float
         kappa_R of the recursion test ``||d_c||_2 >= threshold ||d||_2``.
     cap : float
@@ -52,6 +78,7 @@ class Recursion:
         Values out of range.
     """
 
+    model: Literal["nonlinear", "quadratic", "auto"] = "nonlinear"
     steps: int = 20
     rtol: float = 1e-3
     bounds: Rule = "kornhuber"
@@ -64,6 +91,13 @@ class Recursion:
 
     def __post_init__(self) -> None:
         """Refuse values outside of their ranges."""
+        if self.model not in ("nonlinear", "quadratic", "auto"):
+            raise ValueError(f"`coarse.model` must be nonlinear, quadratic or auto, got {self.model!r}")
+        if self.model == "quadratic" and self.is_nonlinear:
+            name = next(name for name in _NONLINEAR if getattr(self, name) != getattr(Recursion, name))
+            raise ValueError(
+                f"`coarse.{name}` needs `coarse.model` nonlinear or auto, got quadratic; leave one of them out"
+            )
         if self.cycle not in ("V", "W"):
             raise ValueError(f"`coarse.cycle` must be V or W, got {self.cycle!r}")
         if self.bounds not in ("kornhuber", "gelman-mandel", "truncated"):
@@ -76,6 +110,11 @@ class Recursion:
                 raise ValueError(f"`coarse.{name}` must be >= 0, got {getattr(self, name)}")
         if self.nested >= 1:
             raise ValueError(f"`coarse.nested` must be in [0, 1), a factor of the criticality, got {self.nested}")
+
+    @property
+    def is_nonlinear(self) -> bool:
+        """Whether a field is set that only the nonlinear model has a use for."""
+        return any(getattr(self, name) != getattr(Recursion, name) for name in _NONLINEAR)
 
 
 @dataclass(frozen=True)
@@ -90,6 +129,13 @@ class MultilevelAdaGrad:
     ``x + theta P (y - y0)``. It is tried only if the coarse criticality is not small, ``||d_c||_2 >= threshold
     ||d||_2``. One outer step is one iteration of the finest level; the weights of a level survive from visit to visit;
     no function value is used.
+
+    With the quadratic model a recursive iteration takes the step s with ``F (g + B s) = 0``, ``s = F s``, where F takes
+    away the unknowns at a bound that the gradient holds there, and goes to ``y = project(x + s)`` if that halves the
+    criticality (2-norm). If not, it goes along ``p = y - x``, by secants of the slope ``g^T p``, to where this is below
+    half of what it is at x, with the other sign (a quadratic objective has then fallen); or it is refused. ADAGB2
+    iterations follow in both cases. The coarse levels see the Hessians of their own objectives at the injected iterate,
+    and are fixed where the finest one is.
 
     Parameters
     ----------
@@ -108,7 +154,7 @@ class MultilevelAdaGrad:
     References
     ----------
     arXiv 2507.11513 (the recursion is a reconstruction from its theory), Kornhuber, Numer. Math. 69 (1994), for
-    truncation.
+    truncation; Hoppe, Numer. Math. 52 (1988), for linear multigrid on the free unknowns.
     """
 
     hierarchy: Hierarchy
@@ -116,15 +162,37 @@ class MultilevelAdaGrad:
     coarse: Recursion = Recursion()
 
     def init(self, objective: Objective, x: Tensor) -> MultilevelState:
-        """Return fresh weights for every level."""
-        sizes = [level.objective.size for level in self.hierarchy.levels[1:]]
+        """Return fresh weights for every level.
+
+        Raises
+        ------
+        ValueError
+            A level does not offer what the quadratic model needs.
+        """
+        quadratic = self._is_quadratic(objective)
         fine = self.smoother.init(objective, x)
-        coarse = [self.smoother.init(objective, x.new_zeros(size)) for size in sizes]
-        for state in coarse:
-            state.scale = fine.scale
-        made = MultilevelState(levels=[fine, *coarse], smoothing_left=self.coarse.smoothing)
+        made = MultilevelState(levels=[fine])
+        if quadratic:  # ADAGB2 iterations are those of the finest level
+            made.largest = [0.0] * len(self.hierarchy)
+        else:
+            made.smoothing_left = self.coarse.smoothing
+            for level in self.hierarchy.levels[1:]:
+                made.levels.append(self.smoother.init(objective, x.new_zeros(level.objective.size)))
+                made.levels[-1].scale = fine.scale
         made.notes.update(fine.notes)
         return made
+
+    def _is_quadratic(self, objective: Objective) -> bool:
+        """Return whether recursive iterations minimise the quadratic model; refuse it where something is missing."""
+        levels = [objective, *(level.objective for level in self.hierarchy.levels[1:])]
+        if self.coarse.model == "quadratic":
+            for needs in ("hessian_product", "hessian_diagonal"):
+                if not all(offers(f, needs) for f in levels):
+                    raise ValueError(f"`coarse.model` quadratic needs levels with `{needs}`, got none; use nonlinear")
+            return True
+        if self.coarse.model == "nonlinear" or self.coarse.is_nonlinear:
+            return False
+        return all(offers(f, "hessian_diagonal") and curvature_of(self.smoother, f) == "exact" for f in levels)
 
     def step(self, objective: Objective, x: Tensor, state: MultilevelState) -> tuple[Tensor, MultilevelState]:
         """Do one iteration of the finest level, in place."""
@@ -137,9 +205,7 @@ class MultilevelAdaGrad:
 
     def _iterate(self, k: int, f: Objective, x: Tensor, g: Tensor, state: MultilevelState) -> None:
         """Do one iteration of level `k` on `x` in place: a recursive one where it is its turn."""
-        if state.smoothing_left == 0 and self.recurse(k, f, x, g, f.bounds, state):
-            state.smoothing_left = self.coarse.smoothing
-        else:
+        if state.smoothing_left or not self.recurse(k, f, x, g, f.bounds, state):
             taylor_step(self.smoother, f, x, g, f.bounds, state.levels[k])
             state.smoothing_left = max(0, state.smoothing_left - 1)
 
@@ -158,27 +224,32 @@ class MultilevelAdaGrad:
         starts = self.hierarchy.injected(x.clone())
         y, coarsest = starts[-1].clone(), len(self.hierarchy) - 1
         for k in range(coarsest, 0, -1):
+            solver = replace(self, hierarchy=Hierarchy(self.hierarchy.levels[k:]))
+            f = Remembered(sampled(self.hierarchy[k].objective, state.step))
             # Fresh weights: those of a rough start would only shorten all later steps.
-            fresh = self.init(objective, x)
+            fresh = solver.init(f, f.bounds.project(y, out=y))
             fresh.step = state.step
-            if not self._solve(k, sampled(self.hierarchy[k].objective, state.step), y, fresh):
+            if state.largest:
+                fresh.largest = state.largest[k:]
+            if not solver._solve(f, y, fresh):
                 state.note(UNSOLVED)
+            if state.largest:
+                state.largest[k:] = fresh.largest
             y = self.hierarchy.refined(k, y, starts)
         objective.bounds.project(y, out=x)
         state.level = coarsest
 
-    def _solve(self, k: int, f: Objective, y: Tensor, state: MultilevelState) -> bool:
-        """Iterate on level `k` until the criticality has fallen by `coarse.nested`; return whether it has.
+    def _solve(self, f: Objective, y: Tensor, state: MultilevelState) -> bool:
+        """Iterate on the finest level until the criticality has fallen by `coarse.nested`; return whether it has.
 
         Where it ends above that of the start, `y` is the start again.
         """
-        f.bounds.project(y, out=y)
         g, start = f.gradient(y), y.clone()
         first = last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
         for _ in range(_MOST):
             if last <= self.coarse.nested * first:
                 return True
-            self._iterate(k, f, y, g, state)
+            self._iterate(0, f, y, g, state)
             g = f.gradient(y)
             last = float(torch.linalg.vector_norm(f.bounds.criticality(y, g)))
         if not last <= first:
@@ -205,6 +276,8 @@ class MultilevelAdaGrad:
         state : MultilevelState
             Weights of all levels.
         """
+        if state.largest:
+            return self._to_model_solution(k, f, x, g, bounds, state)
         if k + 1 == len(self.hierarchy):
             return False
         level, d, room = self.hierarchy[k + 1], bounds.criticality(x, g), bounds.shifted(x)
@@ -233,7 +306,43 @@ class MultilevelAdaGrad:
             bounds.project(x, out=x)
         state.accepted += 1
         state.level = max(state.level, k + 1)
+        state.smoothing_left = self.coarse.smoothing
         return True
+
+    def _to_model_solution(
+        self, k: int, f: Objective, x: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState
+    ) -> bool:
+        """Do the recursive iteration of the quadratic model, see above; return whether `x` was moved."""
+        y = bounds.project(x + self._model_solution(k, x, g, bounds, hessian(f, x), state))
+        g_y, p = f.gradient(y), y - x
+        before, after = (torch.linalg.vector_norm(bounds.criticality(*at)) for at in ((x, g), (y, g_y)))
+        if not bool(after <= _FALL * before):
+            state.smoothing_left = self.coarse.smoothing
+            slope = float(dot(g, p))
+            for _ in range(_SECANTS):
+                there = float(dot(g_y, p))
+                if not slope < 0 or there <= -_FALL * slope:
+                    break
+                y = bounds.project(torch.add(x, p.mul_(slope / (slope - there))), out=y)
+                slope, g_y = slope * slope / (slope - there), f.gradient(y)
+            if not (slope < 0 and float(dot(g_y, p)) <= -_FALL * slope):  # uphill, or not finite
+                state.rejected += 1
+                return False
+        x.copy_(y)
+        remember(f, x, g_y)
+        state.accepted += 1
+        state.level = len(self.hierarchy) - 1
+        return True
+
+    def _model_solution(
+        self, k: int, x: Tensor, g: Tensor, bounds: Bounds, here: Hessian, state: MultilevelState
+    ) -> Tensor:
+        """Return the step ``s = F s`` with ``F (g + B s) = 0``, up to `coarse.rtol`."""
+        held = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))
+        free = (~held).to(x.dtype)
+        stages = linear_stages(self.hierarchy, k, here, x, free, state.step, state.largest)
+        inverse = Multigrid(stages, self.coarse.smoothing, self.coarse.steps)
+        return conjugate_gradients(here.product, inverse, -g, free, self.coarse.rtol, self.coarse.steps)
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
         """Do the iterations of one visit to level `k` >= 1 on `y` in place; `g` is the gradient of `f` at `y`.
@@ -310,10 +419,14 @@ class MultilevelState(State):
         Weights of every level.
     smoothing_left : int
         ADAGB2 iterations to do before the next recursive one.
+    largest : list of float
+        Estimates of the largest eigenvalue of ``D^-1 H`` on every level, 0 where it is not known yet; empty where the
+        quadratic model is not used.
     """
 
     levels: list[AdaGradState] = field(default_factory=list)
     smoothing_left: int = 0
+    largest: list[float] = field(default_factory=list)
 
     def forget(self) -> None:
         """Make no pair of gradients of two functions, on any level."""

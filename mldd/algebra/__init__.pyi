@@ -17,6 +17,8 @@ from .cost import is_counted as is_counted
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
 from .cost import waiting as waiting
+from .curvature import Hessian as Hessian
+from .curvature import hessian as hessian
 from .decomposition import Build as Build
 from .decomposition import Combine as Combine
 from .decomposition import Decomposition as Decomposition

@@ -106,12 +106,12 @@ def start(net: Any, seed: int) -> Tensor:
     return x
 
 
-def first_layer(graphs: LocalGraphs, nodes: Ints, work: float) -> FirstLayer:
+def first_layer(graphs: SampledGraphs, nodes: Ints, work: float) -> FirstLayer:
     """Return the inputs of the network's first layer at some nodes, a row per node and sample.
 
     Parameters
     ----------
-    graphs : LocalGraphs
+    graphs : SampledGraphs
         The whole graph with its network and inputs.
     nodes : ndarray, shape (k,), int64
         Those of this rank.

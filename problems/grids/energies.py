@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -189,23 +190,35 @@ class StencilEnergy:
         value = 0.5 * (self._inner(x, linear) + self._work_of_load(x)) + self._reaction(x)
         return value, self._curve(x, linear)
 
+    def hessian(self, x: Tensor) -> StencilHessian:
+        """Return ``scale A + weight diag phi''(x)``, from one evaluation of phi''.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            The point.
+        """
+        if self.reaction is None:
+            return StencilHessian(self, None, self._constant.expand(x.shape))
+        bend = torch.empty_like(x)
+        for out, u in pieces(bend, x):
+            torch.mul(self.reaction.curvature(u), self.weight, out=out)
+        return StencilHessian(self, bend, bend + self._constant)
+
+    @cached_property
+    def _constant(self) -> Tensor:
+        """The diagonal of scale A, which broadcasts to points."""
+        if self.edges is None:
+            return self.bounds.lower.new_full((1,), 2.0 * len(self.shape) * self.scale)
+        return self.edges.diagonal.reshape(self.edges.diagonal.shape[:-2] + (-1,))
+
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``scale A v + weight phi''(x) v``."""
-        self.price.of_product(members(self.bounds, x))
-        v = v if self.valid is None else v * self.valid
-        out = self._apply(v, None)
-        if self.reaction is not None:
-            for part, u, w in pieces(out, x, v):
-                part.addcmul_(self.reaction.curvature(u), w, value=self.weight)
-        return out if self.valid is None else out.mul_(self.valid)
+        return self.hessian(x).product(v)
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
         """Return the diagonal of the Hessian (at padding that of its node)."""
-        if self.edges is None:
-            diagonal = torch.full_like(x, 2.0 * len(self.shape) * self.scale)
-        else:
-            diagonal = self.edges.diagonal.reshape(self.edges.diagonal.shape[:-2] + (-1,)).expand_as(x).clone()
-        return diagonal if self.reaction is None else diagonal.add_(self.reaction.curvature(x), alpha=self.weight)
+        return self.hessian(x).diagonal.clone()
 
     def local(self, decomposition: GridDecomposition, x: Tensor) -> StencilEnergy:
         """Return the batch of local energies ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants.
@@ -234,6 +247,35 @@ class StencilEnergy:
             price=local_price(self.price, decomposition),
             valid=decomposition.mask(x.dtype),
         )
+
+
+@dataclass(frozen=True)
+class StencilHessian:
+    """The Hessian of a `StencilEnergy` at one point.
+
+    Parameters
+    ----------
+    energy : StencilEnergy
+        Its matrix A and price are used.
+    bend : Tensor, shape (n,) or (p, n), optional
+        ``weight phi''`` at the point; None without a reaction.
+    diagonal : Tensor, shape (n,) or (p, n)
+        Of the Hessian (at padding that of its node).
+    """
+
+    energy: StencilEnergy
+    bend: Tensor | None
+    diagonal: Tensor
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``scale A v + weight phi'' v``."""
+        f = self.energy
+        f.price.of_product(members(f.bounds, v))
+        v = v if f.valid is None else v * f.valid
+        out = f._apply(v, None)
+        if self.bend is not None:
+            out.addcmul_(self.bend, v)
+        return out if f.valid is None else out.mul_(f.valid)
 
 
 @dataclass(frozen=True)

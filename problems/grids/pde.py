@@ -145,7 +145,7 @@ class GridProblem(Problem):
         return self.hierarchy(levels, 2**halvings)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters that suit this problem: ML-ADAGB2 begins with a sequence of grids.
+        """Return hyper-parameters that suit this problem: ML-ADAGB2 uses its quadratic model, on a sequence of grids.
 
         The solvers' other defaults are made for energies on grids.
 
@@ -154,7 +154,8 @@ class GridProblem(Problem):
         solver : str
             Name of a solver on the command line.
         """
-        return {"coarse.nested": 0.01} if solver == "ml-adagrad" else {}
+        quadratic = {"coarse.model": "auto", "coarse.rtol": 0.01, "coarse.nested": 0.1}
+        return quadratic if solver == "ml-adagrad" else {}
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:
         """Return the decomposition of the finest grid into rectangles.
@@ -319,7 +320,7 @@ class MinimalSurface(GridProblem):
         """
         x, y = grid.points(self.torch_dtype, self.torch_device)
         plate = ((x - 0.5).abs() <= 0.25) & ((y - 0.5).abs() <= 0.25)
-        lower = torch.where(plate, self.height, -torch.inf)
+        lower = torch.where(plate, self._constant(self.height), -torch.inf)
         frame = enneper(grid.n, self.torch_dtype, self.torch_device)
         free = Bounds.free(grid.size, dtype=self.torch_dtype, device=self.torch_device)
         bounds = free if self.height == -torch.inf else self._box(lower, torch.inf, grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -157,47 +158,54 @@ class SurfaceEnergy:
             self._slope(cells, self._grid(out)[..., a:b, :])
         return torch.stack(areas).sum(0), self._only_valid(out)
 
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v``: the fluxes s dx, s dy of all edges, differentiated along v."""
-        self.price.of_product(members(self.bounds, x))
-        v = v if self.valid is None else v * self.valid
-        out = v.new_empty(v.shape)
-        for a, b in self._blocks(x):
-            self._curve(self._cells(x, a, b), self._framed(v, a, b, None), self._grid(out)[..., a:b, :])
-        return self._only_valid(out)
+    def hessian(self, x: Tensor) -> SurfaceHessian:
+        """Return the Hessian as a weighted graph of the edges of the triangles.
 
-    def _curve(self, cells: _Cells, e: Tensor, out: Tensor) -> None:
-        ex, ey = e[..., 1:] - e[..., :-1], e[..., 1:, :] - e[..., :-1, :]
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            The point.
+        """
+        lead, (rows, columns) = x.shape[:-1], (k - 2 for k in self.frame.shape[-2:])
+        across = x.new_empty(*lead, rows, columns + 1)
+        down = x.new_empty(*lead, rows + 1, columns)
+        slant = x.new_empty(*lead, rows + 1, columns + 1)
+        for a, b in self._blocks(x):
+            self._couple(self._cells(x, a, b), (across[..., a:b, :], down[..., a : b + 1, :], slant[..., a : b + 1, :]))
+        diagonal = across[..., 1:] + across[..., :-1]
+        diagonal.add_(down[..., 1:, :]).add_(down[..., :-1, :]).add_(slant[..., 1:, :-1]).add_(slant[..., :-1, 1:])
+        links = x.new_zeros(3, *lead, rows, columns)  # by the end with the smaller number; edges to the ring left out
+        links[0][..., :-1] = across[..., 1:-1]
+        links[1][..., :-1, :] = down[..., 1:-1, :]
+        links[2][..., :-1, 1:] = slant[..., 1:-1, 1:-1]
+        offsets = (1, columns, columns - 1)
+        flat = [w.flatten(-2)[..., : rows * columns - k] for w, k in zip(links, offsets, strict=True)]
+        return SurfaceHessian(self, diagonal.flatten(-2), tuple(zip(offsets, flat, strict=True)))
+
+    def _couple(self, cells: _Cells, out: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Write the weights of the edges along rows, along columns and across the cells of a block into `out`.
+
+        With ``c = 4 s^3 / h^2`` the Hessian of a triangle is the graph with weights ``s - c dx (dx + dy)``,
+        ``s - c dy (dx + dy)`` and, on the long edge, ``c dx dy``.
+        """
         ax, ay, bx, by = cells.corners
-        # ds = -4 s^3 (dx ex + dy ey) / h^2
-        first = (ax * ex[..., :-1, :]).addcmul_(ay, ey[..., :-1]).mul_(cells.first**3).mul_(-4.0 / self.h**2)
-        second = (bx * ex[..., 1:, :]).addcmul_(by, ey[..., 1:]).mul_(cells.second**3).mul_(-4.0 / self.h**2)
-        across, down = cells.weights(cells.first, cells.second)
-        d_across, d_down = cells.weights(first, second)
-        dx, dy = cells.inner()
-        across.mul_(ex[..., 1:-1, :]).addcmul_(d_across, dx)
-        down.mul_(ey[..., 1:-1]).addcmul_(d_down, dy)
-        cells.divergence(across, down, out)
+        found = []
+        for s, dx, dy in ((cells.first, ax, ay), (cells.second, bx, by)):
+            cube, both = s**3 * (-4.0 / self.h**2), dx + dy
+            bent = cube * both
+            found.append((torch.addcmul(s, bent, dx), torch.addcmul(s, bent, dy), cube.mul_(dx).mul_(dy)))
+        (along, below, first), (along_second, below_second, second) = found
+        torch.add(along[..., 1:, :], along_second[..., :-1, :], out=out[0])
+        torch.add(below[..., 1:], below_second[..., :-1], out=out[1])
+        torch.add(first, second, out=out[2]).neg_()
+
+    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``H(x) v``."""
+        return self.hessian(x).product(v)
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
-        """Return the diagonal of the Hessian, triangle by triangle."""
-        out = x.new_zeros(x.shape)
-        for a, b in self._blocks(x):
-            self._diagonal(self._cells(x, a, b), self._grid(out)[..., a:b, :])
-        return out
-
-    def _diagonal(self, cells: _Cells, out: Tensor) -> None:
-        ax, ay, bx, by = cells.corners
-        # A triangle's part at its three nodes: from the cell before (up, left) or here (down, right) along each axis.
-        here, before = slice(1, None), slice(None, -1)
-        for s, dx, dy, corner, along, below in (
-            (cells.first, ax, ay, (here, here), (here, before), (before, here)),
-            (cells.second, bx, by, (before, before), (before, here), (here, before)),
-        ):
-            cube = s**3 * (4.0 / self.h**2)
-            out += (2.0 * s - cube * (dx + dy) ** 2)[..., corner[0], corner[1]]
-            out += (s - cube * dx**2)[..., along[0], along[1]]
-            out += (s - cube * dy**2)[..., below[0], below[1]]
+        """Return the diagonal of the Hessian."""
+        return self.hessian(x).diagonal
 
     def local(self, decomposition: GridDecomposition, x: Tensor) -> SurfaceEnergy:
         """Return the batch of local areas ``y_i -> f(x + P_i (y_i - R_i x))`` up to constants."""
@@ -208,6 +216,37 @@ class SurfaceEnergy:
             price=local_price(self.price, decomposition),
             valid=decomposition.mask(x.dtype),
         )
+
+
+@dataclass(frozen=True)
+class SurfaceHessian:
+    """The Hessian of a `SurfaceEnergy` at one point: ``(H v)_i = sum_j w_ij (v_i - v_j)``, v zero on the ring.
+
+    Parameters
+    ----------
+    energy : SurfaceEnergy
+        Its price and padding are used.
+    diagonal : Tensor, shape (n,) or (p, n)
+        The sum of the weights of a node's edges.
+    links : tuple of (int, Tensor)
+        Of the edges along rows, along columns and across cells: the distance k of their ends in the numbering of the
+        nodes, and their weights by the first end, shape (..., n - k), zero where there is no such edge.
+    """
+
+    energy: SurfaceEnergy
+    diagonal: Tensor
+    links: tuple[tuple[int, Tensor], ...]
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        f = self.energy
+        f.price.of_product(members(f.bounds, v))
+        v = v if f.valid is None else v * f.valid
+        out, n = self.diagonal * v, v.shape[-1]
+        for k, weight in self.links:
+            out.narrow(-1, 0, n - k).addcmul_(weight, v.narrow(-1, k, n - k), value=-1.0)
+            out.narrow(-1, k, n - k).addcmul_(weight, v.narrow(-1, 0, n - k), value=-1.0)
+        return f._only_valid(out)
 
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
@@ -229,23 +268,30 @@ def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.devic
     ----------
     MINPACK-2 test problem collection (Averick, Carter, Moré, Xue 1992), problem MSA.
     """
+    return _enneper(grid_n).to(device, dtype, copy=True)
+
+
+@lru_cache(maxsize=16)
+def _enneper(grid_n: int) -> Tensor:
+    """Return the frame in double precision; all levels of a problem ask for it more than once."""
     t = torch.arange(grid_n + 2, dtype=torch.float64) / (grid_n + 1) - 0.5
-    frame = torch.zeros((grid_n + 2, grid_n + 2), dtype=torch.float64)
     half = torch.full_like(t, 0.5)
-    for x, y, place in (
-        (t, -half, (0, slice(None))),
-        (t, half, (-1, slice(None))),
-        (-half, t, (slice(None), 0)),
-        (half, t, (slice(None), -1)),
-    ):
-        u, v = x.clone(), -y
-        for _ in range(20):
-            f1, f2 = u + u * v**2 - u**3 / 3 - x, -v - u**2 * v + v**3 / 3 - y
-            j11, j12, j21, j22 = 1 + v**2 - u**2, 2 * u * v, -2 * u * v, -1 - u**2 + v**2
-            determinant = j11 * j22 - j12 * j21
-            u, v = u - (f1 * j22 - f2 * j12) / determinant, v - (f2 * j11 - f1 * j21) / determinant
-        frame[place] = u**2 - v**2
-    return frame.to(device, dtype)
+    x, y = torch.stack([t, t, -half, half]), torch.stack([-half, half, t, t])
+    u, v = x.clone(), -y
+    for _ in range(20):
+        uu, vv, uv = u * u, v * v, u * v
+        f1, f2 = u + u * vv - u * uu / 3 - x, -v - uu * v + v * vv / 3 - y
+        # The Jacobian is ((1 + v^2 - u^2, 2 u v), (-2 u v, v^2 - u^2 - 1)).
+        j11, j12, j22 = 1 + vv - uu, 2 * uv, vv - uu - 1
+        determinant = j11 * j22 + j12 * j12
+        du, dv = (f1 * j22 - f2 * j12) / determinant, (f2 * j11 + f1 * j12) / determinant
+        u, v = u - du, v - dv
+        if float(du.abs().max() + dv.abs().max()) < 1e-15:
+            break
+    heights = u * u - v * v
+    frame = torch.zeros((grid_n + 2, grid_n + 2), dtype=torch.float64)
+    frame[0], frame[-1], frame[:, 0], frame[:, -1] = heights
+    return frame
 
 
 def transfinite(frame: Tensor) -> Tensor:

@@ -401,12 +401,12 @@ def _close(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
     )
 
 
-def first_of_samples(model: SampleModel, x: Tensor, comm: Communicator) -> FirstLayer:
+def first_of_samples(model: SampledModule, x: Tensor, comm: Communicator) -> FirstLayer:
     """Return what the first linear map of the module is applied to for this rank's share of the samples.
 
     Parameters
     ----------
-    model : SampleModel
+    model : SampledModule
         Module, loss and samples; in modes in which nothing is random.
     x : Tensor, shape (n,)
         Parameters of the module: those behind the first linear map do not matter.

@@ -318,3 +318,8 @@ def test_the_lifting_of_a_surface_is_exact_for_what_is_linear_between_opposite_s
     down, across = t[:, None], t[None, :]
     whole = (1.0 + down.square()) * (2.0 - across) + across.sin() * (1.0 - down)
     assert torch.allclose(transfinite(whole), whole[1:-1, 1:-1], atol=1e-14)
+
+
+def test_the_plate_is_as_high_as_it_is_said_to_be() -> None:
+    lower = MinimalSurface(n=7).objective().bounds.lower
+    assert {float(v) for v in lower[torch.isfinite(lower)]} == {0.1}
