@@ -29,6 +29,7 @@ ARROWS = {
     "mldd/graph": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     # a partitioner knows what it cuts; who cuts looks it up by name in a table, as the command line does a solver
     "mldd/graph/partitioners": {"mldd/algebra", "mldd/ranks", "mldd/graph"},
+    "mldd/advice": {"mldd/algebra", "mldd/ranks", "mldd/loop"},
     "mldd/figures": {"mldd/algebra", "mldd/ranks", "mldd/loop", "mldd/graph"},
     "mldd/command": {
         "mldd",
@@ -38,6 +39,7 @@ ARROWS = {
         "mldd/checkpoints",
         "mldd/models",
         "mldd/graph",
+        "mldd/advice",
         "mldd/figures",
     },
     "solvers": {"solvers/parts", "solvers/petsc"},

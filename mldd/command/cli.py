@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, data.
+"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, advise, data.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 ended as asked, 1 when it failed or a file could not be written, 2 for a bad argument, 130 after Ctrl-C, 143 after TERM
@@ -294,6 +294,19 @@ def _data(options: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
+def _advise(options: argparse.Namespace, stage: Stage) -> int:
+    spec = names.problem_spec(options.problem)
+    if stage.rank == 0:
+        from mldd.advice import advise
+        from mldd.command import builder
+        from mldd.ranks import SERIAL, Interconnect, prepare
+
+        prepare(SERIAL)
+        made = builder.build_problem(spec, options, options.seed, SERIAL)
+        print(*advise(made, options.ranks, Interconnect.of(options.network), options.seconds).lines(), sep="\n")
+    return 0
+
+
 def _partition(options: argparse.Namespace, stage: Stage) -> int:
     spec = names.problem_spec(options.problem)
     if stage.rank == 0:  # one process does it, however many there are
@@ -316,5 +329,6 @@ _COMMANDS = {
     "predict": _predict,
     "plot": _plot,
     "partition": _partition,
+    "advise": _advise,
     "data": _data,
 }

@@ -200,7 +200,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        dest="command", metavar="list | info | train | compare | supervise | predict | plot | partition | data"
+        dest="command", metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data"
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -222,6 +222,7 @@ def _parser() -> _Parser:
     data.add_argument("action", choices=("checksum",))
     data.add_argument("files", nargs="+", metavar="FILE", help="a file, or the folder of a Zarr store")
     data.add_argument("--overwrite", action="store_true", help="replace checksums that are others")
+    _add_advise(command("advise", "what a network between ranks and the time of a gradient say about methods"))
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
     return parser
 
@@ -255,6 +256,19 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace a figure that is there")
     add("--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ...")
     add("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
+
+
+def _add_advise(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("problem", metavar="PROBLEM")
+    add("--ranks", type=_at_least(2), required=True, metavar="P", help="processes that are to share the problem")
+    text = f"between them: {', '.join(NETWORKS)} or latency=10ms,bandwidth=1Gb/s; default infiniband"
+    add("--network", type=_read_by(Interconnect.of), default="infiniband", metavar="NETWORK", help=text)
+    add("--seconds", type=_positive, default=10.0, metavar="S", help="for measuring a gradient; default 10")
+    add("--seed", type=_seed, default=0, metavar="S", help="default 0")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    add("--dtype", choices=("float32", "float64"), help="default: the problem's")
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,2 @@
+from .advice import Advice as Advice
+from .advice import advise as advise
