@@ -106,7 +106,7 @@ class Forecasting(Problem):
         model = self.network.model
         if self.plan.rollout > 1 and model == "epd":
             raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
-        if self.local == "restricted" and model == "epd":
+        if self.spaces.local == "restricted" and model == "epd":
             raise ValueError("`local` restricted needs layers on the graph itself, got model=epd; use local=own")
         if self.links.weighted and (model == "epd" or not layer_of(model).weightable):
             raise ValueError(f"`weighted` needs the model sage or gcn, got {model}; leave it out")
