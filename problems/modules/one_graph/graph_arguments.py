@@ -70,7 +70,7 @@ def _stored(value: Tensor) -> tuple[Tensor, ...]:
     """Return what a tensor consists of: of a sparse one places and entries, for all its entries may be too many."""
     if value.layout is torch.strided:
         return (value.resolve_conj().resolve_neg(),)
-    entries = value.to_sparse_coo().coalesce()
+    entries = value.to_sparse(layout=torch.sparse_coo).coalesce()
     return entries.indices(), entries.values()
 
 
