@@ -21,7 +21,7 @@ demo:
 	@sh demo.sh
 
 # A process per core, at most four, for each holds torch; a file of tests is one process's, and so are all tests of ranks.
-PYTEST = .venv/bin/pytest -n auto --maxprocesses 4 --dist loadgroup
+PYTEST = .venv/bin/pytest -n auto --maxprocesses 4
 
 test: ready
 	$(PYTEST) $(ARGS)

@@ -16,14 +16,17 @@ for _name in ("MPIR_CVAR_ENABLE_HEAVY_YIELD", "MPIR_CVAR_POLLS_BEFORE_YIELD", "O
 from mldd.command.cli import main  # noqa: E402 (the environment is read when its libraries load)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Keep files together, for they have fixtures of their own, and all that starts ranks, which would be too many."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            is_mpi = item.get_closest_marker("mpi") is not None or "tests/mpi/" in item.nodeid
-            group = "ranks" if is_mpi else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "tests/mpi" if file.startswith("tests/mpi/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ def digits(subdomains):
 
 def graph(subdomains):
     pytest.importorskip("torch_geometric")
+    from mldd.problems.modules import Division
     from tests.problems.modules.one_graph.test_graph_models import some
 
-    return some(subdomains={"data": "graph", "parameters": "layers"}[subdomains])[0]
+    return some(division=Division({"data": "graph", "parameters": "layers"}[subdomains]))[0]
 
 
 @pytest.mark.parametrize("subdomains", ["parameters", "data"])

@@ -64,9 +64,17 @@ def checksum_of(data: Any) -> str:
         The graph.
     """
     fields = {key: value for key, value in sorted(fields_of_data(data).items()) if isinstance(value, Tensor)}
-    dense = (value.detach().to_dense().cpu() for value in fields.values())
-    arrays = (value.float() if value.dtype is torch.bfloat16 else value for value in dense)
-    return checksum(np.array(list(fields)), *(value.numpy() for value in arrays))
+    tensors = (part for value in fields.values() for part in _stored(value.detach().cpu()))
+    arrays = (part.float() if part.dtype is torch.bfloat16 else part for part in tensors)
+    return checksum(np.array(list(fields)), *(part.numpy() for part in arrays))
+
+
+def _stored(value: Tensor) -> tuple[Tensor, ...]:
+    """Return what a tensor consists of: of a sparse one places and entries, for all its entries may be too many."""
+    if value.layout is torch.strided:
+        return (value.resolve_conj().resolve_neg(),)
+    entries = value.to_sparse(layout=torch.sparse_coo).coalesce()
+    return entries.indices(), entries.values()
 
 
 def nodes_of(fields: Mapping[str, Any]) -> int:

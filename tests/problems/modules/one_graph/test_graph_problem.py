@@ -341,6 +341,19 @@ def test_a_layer_that_keeps_the_edges_of_the_whole_graph_is_refused_on_any_other
     assert again.hierarchy(2) and again.decomposition(2)
 
 
+def test_a_problem_is_known_by_its_data():
+    given = data()
+    adjacency = torch.sparse_coo_tensor(given["edge_index"], given["edge_weight"], (N, N)).coalesce()
+
+    def identity(**changes):
+        return problem("by hand", {**given, "adj": adjacency, **changes}).identity()
+
+    assert identity() == identity(adj=adjacency.to_sparse_csr()) != identity(adj=2 * adjacency)
+    others = ({"x": given["x"] + 1e-6}, {"y": given["y"].flip(0)}, {"more": given["y"]}, {"x": given["x"].bfloat16()})
+    assert len({identity(), *(identity(**change) for change in others)}) == 1 + len(others)
+    assert identity() == replace(problem("by hand", {**given, "adj": adjacency}), seed=3).identity()
+
+
 def test_nodes_without_a_label_do_not_count():
     given = data()
     given["y"] = torch.where(torch.arange(N) % 7 == 0, -1, given["y"])
