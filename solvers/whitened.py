@@ -27,7 +27,6 @@ from mldd.algebra import (
     whitening,
 )
 from mldd.loop import FINITE, REPLICATED, Solver, State
-from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS
 
 
@@ -54,8 +53,6 @@ class Whitened:
         Number r of directions; 0: all below 64 inputs, 16 of more.
     damping : float
         Of small eigenvalues, in units of the mean one.
-    comm : Communicator
-        The ranks that hold the inputs.
 
     Raises
     ------
@@ -72,7 +69,6 @@ class Whitened:
     metric: Metric = "inputs"
     rank: int = 0
     damping: float = 0.1
-    comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse a solver that cannot be used in other coordinates."""
@@ -94,9 +90,7 @@ class Whitened:
         """
         key = x.dtype, x.device
         if key not in self._made:
-            self._made[key] = whitening(
-                self.first, x, self.comm.sum, metric=self.metric, rank=self.rank, damping=self.damping
-            )
+            self._made[key] = whitening(self.first, x, metric=self.metric, rank=self.rank, damping=self.damping)
         return self._made[key]
 
     @cached_property

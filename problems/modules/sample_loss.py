@@ -412,4 +412,4 @@ def first_of_samples(model: SampleModel, x: Tensor, comm: Communicator) -> First
             model.loss(model.flat.module, samples.take(torch.arange(start, min(start + size, mine.stop))))
 
     with model.flat.at(x, modes=model.modes):
-        return first_linear(model.flat, called, comm.ranks)
+        return first_linear(model.flat, called, comm)
