@@ -32,9 +32,9 @@ from mldd.solvers.lbfgs import LBFGS
 
 @dataclass(frozen=True)
 class Whitened:
-    r"""A solver on ``v -> f(B v)``, where B makes the moments of the first layer's inputs nearly equal.
+    """A solver in coordinates in which the inputs of the first layer are white.
 
-    The formula of B is that of `mldd.algebra.Whitening`. Steps, pairs and scalings of the solver live in v; iterates,
+    It solves ``v -> f(B v)``, where B, see `mldd.algebra.Whitening`, makes the moments of the inputs nearly equal. Steps, pairs and scalings of the solver live in v; iterates,
     measures and records of the run are those of ``x = B v``. The same B is used on all coarse levels, which must have
     the same unknowns, and in the local models of parts of the graph or of the data. The method has no bounds.
 
