@@ -34,9 +34,10 @@ from mldd.solvers.lbfgs import LBFGS
 class Whitened:
     """A solver in coordinates in which the inputs of the first layer are white.
 
-    It solves ``v -> f(B v)``, where B, see `mldd.algebra.Whitening`, makes the moments of the inputs nearly equal. Steps, pairs and scalings of the solver live in v; iterates,
-    measures and records of the run are those of ``x = B v``. The same B is used on all coarse levels, which must have
-    the same unknowns, and in the local models of parts of the graph or of the data. The method has no bounds.
+    It solves ``v -> f(B v)``, where B, see `mldd.algebra.Whitening`, makes the moments of the inputs nearly equal.
+    Steps, pairs and scalings of the solver live in v; iterates, measures and records of the run are those of ``x = B
+    v``. The same B is used on all coarse levels, which must have the same unknowns, and in the local models of parts of
+    the graph or of the data. The method has no bounds.
 
     It matters where inputs differ much in size or are alike in most directions: rare and frequent words, and the
     constant input of the bias. Each evaluation takes two products with r columns more.

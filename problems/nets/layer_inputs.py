@@ -51,7 +51,9 @@ def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, total: Tota
     if samples > 1:  # every sample of a node is a row of its own
         terms = [np.asarray(term).reshape(len(term) * samples, -1) for term in terms]
     is_sparse = any(sp.issparse(term) for term in terms)
-    inputs = sp.hstack(terms, format="csr") if is_sparse else np.hstack(terms)
+    inputs = terms[0]
+    if len(terms) > 1:
+        inputs = sp.hstack(terms, format="csr") if is_sparse else np.hstack(terms)
     return FirstLayer((inputs,), torch.cat(rows), work, total)
 
 
