@@ -27,17 +27,17 @@ from mldd.algebra import (
     whitening,
 )
 from mldd.loop import FINITE, REPLICATED, Solver, State
-from mldd.ranks import SERIAL, Communicator
 from mldd.solvers.lbfgs import LBFGS
 
 
 @dataclass(frozen=True)
 class Whitened:
-    r"""A solver on ``v -> f(B v)``, where B makes the moments of the first layer's inputs nearly equal.
+    """A solver in coordinates in which the inputs of the first layer are white.
 
-    The formula of B is that of `mldd.algebra.Whitening`. Steps, pairs and scalings of the solver live in v; iterates,
-    measures and records of the run are those of ``x = B v``. The same B is used on all coarse levels, which must have
-    the same unknowns, and in the local models of parts of the graph or of the data. The method has no bounds.
+    It solves ``v -> f(B v)``, where B, see `mldd.algebra.Whitening`, makes the moments of the inputs nearly equal.
+    Steps, pairs and scalings of the solver live in v; iterates, measures and records of the run are those of ``x = B
+    v``. The same B is used on all coarse levels, which must have the same unknowns, and in the local models of parts of
+    the graph or of the data. The method has no bounds.
 
     It matters where inputs differ much in size or are alike in most directions: rare and frequent words, and the
     constant input of the bias. Each evaluation takes two products with r columns more.
@@ -54,8 +54,6 @@ class Whitened:
         Number r of directions; 0: all below 64 inputs, 16 of more.
     damping : float
         Of small eigenvalues, in units of the mean one.
-    comm : Communicator
-        The ranks that hold the inputs.
 
     Raises
     ------
@@ -72,7 +70,6 @@ class Whitened:
     metric: Metric = "inputs"
     rank: int = 0
     damping: float = 0.1
-    comm: Communicator = SERIAL
 
     def __post_init__(self) -> None:
         """Refuse a solver that cannot be used in other coordinates."""
@@ -94,9 +91,7 @@ class Whitened:
         """
         key = x.dtype, x.device
         if key not in self._made:
-            self._made[key] = whitening(
-                self.first, x, self.comm.sum, metric=self.metric, rank=self.rank, damping=self.damping
-            )
+            self._made[key] = whitening(self.first, x, metric=self.metric, rank=self.rank, damping=self.damping)
         return self._made[key]
 
     @cached_property

@@ -6,7 +6,7 @@ The same objective, of value and gradient together in float64, from the same sta
 it is by default and in white coordinates of the first layer, `scipy.optimize` (L-BFGS-B without bounds) and
 `torch.optim.LBFGS` with its strong Wolfe search. A run ends at the first evaluation that is as low as the target, which
 is counted, and its CPU time is taken there; set-up of the metric is inside. One thread, runs in turns. Ratios are mldd
-over the peer, medians over seeds: below one, mldd takes less.
+over the peer, medians over seeds: below one, mldd takes less, and 0 says that the peer has missed the target.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mldd.algebra import Around, value_and_gradient
 from mldd.loop import Detection, Stop, minimise
 from mldd.solvers import LBFGS, Whitened
 
-TARGETS = {"cora": 0.01, "digits": 1e-3, "burgers": 0.25}
+TARGETS = {"cora": 0.1, "digits": 1e-3, "burgers": 0.25}
 KEYS: dict[str, dict[str, Any]] = {"cora": {"hidden": 16, "dropout": 0.0, "labels": "all"}}
 MOST = 2500  # evaluations
 Run = Callable[["Watched", Tensor], None]

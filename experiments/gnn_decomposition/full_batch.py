@@ -127,7 +127,7 @@ def white(solver: Callable[[Preparation], Any], metric: Any = "inputs") -> Calla
 
     def make(preparation: Preparation) -> Whitened:
         inner = solver(preparation)
-        made = Whitened(preparation.first_layer(), inner, metric, comm=preparation.comm)
+        made = Whitened(preparation.first_layer(), inner, metric)
         preparation.prepared(made)
         return made
 

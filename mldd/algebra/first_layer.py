@@ -37,6 +37,8 @@ class FirstLayer:
         there is one: its input is 1.
     work : float
         Multiplications of a sweep forward over all data, by which products with a metric are priced.
+    total : callable
+        Returns the sum of a tensor over the ranks that hold inputs.
 
     Raises
     ------
@@ -47,6 +49,7 @@ class FirstLayer:
     inputs: Sequence[Any]
     places: Tensor
     work: float
+    total: Callable[[Tensor], Tensor]
 
     def __post_init__(self) -> None:
         """Check that inputs and weights fit."""
@@ -178,7 +181,6 @@ class Whitening:
 def whitening(
     first: FirstLayer,
     like: Tensor,
-    total: Callable[[Tensor], Tensor],
     *,
     metric: Metric = "inputs",
     rank: int = 0,
@@ -197,8 +199,6 @@ def whitening(
         The inputs of this rank.
     like : Tensor, shape (n,)
         The unknowns: type and device.
-    total : callable
-        Returns the sum of a tensor over all ranks.
     metric : {"inputs", "bias"}
         The leading directions of the inputs; or the constant one of the bias alone, whose second moment 1 is often
         much larger than those of features and is known without any pass.
@@ -216,7 +216,7 @@ def whitening(
         raise ValueError(f"`rank` and `damping` must be >= 0 and finite, got {rank} and {damping}")
     size = first.size
     r = min(rank or (size if size < _NARROW else _RANK), size)
-    e, U, trace = _bias(first, total) if metric == "bias" else _leading(first, r, total)
+    e, U, trace = _bias(first) if metric == "bias" else _leading(first, r)
     eps = damping * max(trace - float(e[0]), 0.0) / size
     others, rest = (size - len(e), trace - float(e.sum())) if len(e) < size else (size - 1, trace - float(e[0]))
     t = max(rest, 0.0) / max(others, 1) + eps
@@ -230,33 +230,33 @@ def whitening(
     return Whitening(first.places.to(like.device), torch.from_numpy(U.copy()).to(like), factors, price)
 
 
-def _summed(values: Floats, first: FirstLayer, total: Callable[[Tensor], Tensor]) -> tuple[Floats, float]:
+def _summed(values: Floats, first: FirstLayer) -> tuple[Floats, float]:
     """Return the sum over ranks of `values` over the number of rows, and the trace of C."""
     numbers = np.concatenate([values.ravel(), [first.squares, first.rows]])
-    *sums, squares, rows = total(torch.from_numpy(numbers)).numpy()
+    *sums, squares, rows = first.total(torch.from_numpy(numbers)).numpy()
     return np.reshape(sums, values.shape) / rows, float(squares / rows)
 
 
-def _bias(first: FirstLayer, total: Callable[[Tensor], Tensor]) -> tuple[Floats, Floats, float]:
+def _bias(first: FirstLayer) -> tuple[Floats, Floats, float]:
     if not first.has_bias:
         raise ValueError("`metric` bias needs a first layer with a bias, got one without; use inputs")
-    _, trace = _summed(np.zeros(0), first, total)
+    _, trace = _summed(np.zeros(0), first)
     unit = np.zeros((first.size, 1))
     unit[-1] = 1.0
     return np.ones(1), unit, trace
 
 
-def _leading(first: FirstLayer, rank: int, total: Callable[[Tensor], Tensor]) -> tuple[Floats, Floats, float]:
+def _leading(first: FirstLayer, rank: int) -> tuple[Floats, Floats, float]:
     """Return the `rank` leading eigenvalues of C, descending, their vectors, and the trace of C."""
     size = first.size
     if size < _NARROW or rank + _EXTRA >= size:
-        C, trace = _summed(first.moment(np.eye(size)), first, total)
+        C, trace = _summed(first.moment(np.eye(size)), first)
         e, U = np.linalg.eigh((C + C.T) / 2)
         return np.maximum(e[::-1][:rank], 0.0), U[:, ::-1][:, :rank], trace
     Q = np.random.default_rng(0).standard_normal((size, rank + _EXTRA))
     for _ in range(2):
-        Q, _ = _summed(first.moment(np.linalg.qr(Q)[0]), first, total)
+        Q, _ = _summed(first.moment(np.linalg.qr(Q)[0]), first)
     Q = np.linalg.qr(Q)[0]
-    CQ, trace = _summed(first.moment(Q), first, total)
+    CQ, trace = _summed(first.moment(Q), first)
     e, V = np.linalg.eigh((Q.T @ CQ + CQ.T @ Q) / 2)
     return np.maximum(e[::-1][:rank], 0.0), Q @ V[:, ::-1][:, :rank], trace

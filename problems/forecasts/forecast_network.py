@@ -28,6 +28,7 @@ from mldd.problems.nets import (
     stack_meshes,
 )
 from mldd.problems.nets.layers import check_kind
+from mldd.ranks import Communicator
 
 Floats = NDArray[np.float64]
 # Activations, relu for the others. GIN's last layer has as few hidden units as outputs: a single ReLU is often dead.
@@ -106,7 +107,7 @@ def start(net: Any, seed: int) -> Tensor:
     return x
 
 
-def first_layer(graphs: SampledGraphs, nodes: Ints, work: float) -> FirstLayer:
+def first_layer(graphs: SampledGraphs, nodes: Ints, work: float, comm: Communicator) -> FirstLayer:
     """Return the inputs of the network's first layer at some nodes, a row per node and sample.
 
     Parameters
@@ -117,6 +118,8 @@ def first_layer(graphs: SampledGraphs, nodes: Ints, work: float) -> FirstLayer:
         Those of this rank.
     work : float
         Multiplications of a sweep forward over all data.
+    comm : Communicator
+        The ranks that share the nodes.
 
     Raises
     ------
@@ -126,7 +129,8 @@ def first_layer(graphs: SampledGraphs, nodes: Ints, work: float) -> FirstLayer:
     if graphs.mesh is not None or graphs.turns > 1:
         got = "model=epd" if graphs.mesh is not None else f"rollout={graphs.turns}"
         raise ValueError(f"a metric of the inputs needs a network that reads the data alone, got {got}; leave it out")
-    return first_of_graph(graphs.net, [term[nodes] for term in graphs.source.terms], work, graphs.samples)
+    terms = [term[nodes] for term in graphs.source.terms]
+    return first_of_graph(graphs.net, terms, work, comm.sum, graphs.samples)
 
 
 @dataclass(frozen=True, eq=False)

@@ -320,7 +320,7 @@ class Forecasting(Problem):
 
     def first_layer(self) -> FirstLayer:
         """Return the inputs of the first layer at the nodes of this rank, a row per node and sample."""
-        return first_layer(self.local_graphs, self._nodes, self._work)
+        return first_layer(self.local_graphs, self._nodes, self._work, self.comm)
 
     def coarse(self, clusters: int) -> Any:
         """Return the loss on the whole graph, aggregated.

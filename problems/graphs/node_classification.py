@@ -290,8 +290,10 @@ class NodeClassification(Problem):
 
     def first_layer(self) -> FirstLayer:
         """Return the inputs of the first layer at the nodes of this rank, without dropout."""
-        mine = self._nodes.nonzero().flatten().numpy()
-        return first_of_graph(self.net, [term[mine] for term in self.source.terms], self._work)
+        terms, mine = self.source.terms, self._nodes.nonzero().flatten().numpy()
+        if self.comm.ranks > 1:
+            terms = tuple(term[mine] for term in terms)
+        return first_of_graph(self.net, terms, self._work, self.comm.sum)
 
     # -------------------------------------------------------------------------------- subdomains
 

@@ -303,7 +303,7 @@ class ShardedClassification(Problem):
 
     def first_layer(self) -> FirstLayer:
         """Return the inputs of the first layer at the own nodes, without dropout."""
-        return first_of_graph(self.net, self.graph.terms, self._work)
+        return first_of_graph(self.net, self.graph.terms, self._work, self.comm.sum)
 
     # -------------------------------------------------------------------------------- subdomains
 

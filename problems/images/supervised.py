@@ -343,7 +343,7 @@ class Digits(Problem):
     def first_layer(self) -> FirstLayer:
         """Return the pixels of this rank's share of the training samples."""
         mine = self.comm.share(self.samples)
-        return first_of_dense(self.net, self._permuted[0][mine.start : mine.stop], self.samples)
+        return first_of_dense(self.net, self._permuted[0][mine.start : mine.stop], self.samples, self.comm.sum)
 
     def module(self, x: Tensor) -> SampleModel:
         """Return the network with these parameters, which recognises any digits of 8 x 8 pixels in 0..1."""

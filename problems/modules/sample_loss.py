@@ -421,4 +421,4 @@ def first_of_samples(model: SampledModule, x: Tensor, comm: Communicator) -> Fir
             model.loss(model.flat.module, samples.take(torch.arange(start, min(start + size, mine.stop))))
 
     with model.flat.at(x, modes=model.modes):
-        return first_linear(model.flat, called, comm.ranks)
+        return first_linear(model.flat, called, comm)

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 
 from mldd.algebra import FirstLayer, FlatModule, trainable
 from mldd.problems.nets import places_of_linear
+from mldd.ranks import SERIAL, Communicator
 
 _NETWORK = ("net", "network", "model", "module")  # first argument of a loss that is given the network itself
 
@@ -217,7 +218,7 @@ def restarted(net: nn.Module, seed: int) -> Tensor:
     return flat.flat
 
 
-def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -> FirstLayer:
+def first_linear(flat: FlatModule, called: Callable[[], None], comm: Communicator = SERIAL) -> FirstLayer:
     """Return what the first linear map of a module is applied to, seen by a hook while the module is called.
 
     Parameters
@@ -226,8 +227,8 @@ def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -
         The module.
     called : callable
         Calls the module on all data of this rank.
-    ranks : int
-        How many ranks call it with other data.
+    comm : Communicator
+        The ranks that call it with other data.
 
     Raises
     ------
@@ -262,7 +263,7 @@ def first_linear(flat: FlatModule, called: Callable[[], None], ranks: int = 1) -
     where = None if bias is None else starts[id(bias)]
     places = places_of_linear(starts[id(weight)], weight.shape[1], weight.shape[0], where)
     rows = sum(map(len, inputs))
-    return FirstLayer([block.numpy() for block in inputs], places, float(rows * ranks * flat.size))
+    return FirstLayer([block.numpy() for block in inputs], places, float(rows * comm.ranks * flat.size), comm.sum)
 
 
 def _check_linear(module: nn.Module, given: Any, out: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from mldd.algebra import FirstLayer
 from mldd.problems.nets.dense import Dense
 from mldd.problems.nets.graph_net import GraphNet
 
+Total = Callable[[Tensor], Tensor]
 
-def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, samples: int = 1) -> FirstLayer:
+
+def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, total: Total, samples: int = 1) -> FirstLayer:
     """Return the first layer of a graph network.
 
     Parameters
@@ -26,6 +28,8 @@ def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, samples: in
         Inputs of every term at the nodes of this rank, already propagated where the layer does so.
     work : float
         Multiplications of a sweep forward over all data.
+    total : callable
+        Returns the sum of a tensor over ranks.
     samples : int
         Number S of samples that stand side by side.
 
@@ -47,11 +51,13 @@ def first_of_graph(net: GraphNet, terms: Sequence[Any], work: float, samples: in
     if samples > 1:  # every sample of a node is a row of its own
         terms = [np.asarray(term).reshape(len(term) * samples, -1) for term in terms]
     is_sparse = any(sp.issparse(term) for term in terms)
-    inputs = sp.hstack(terms, format="csr") if is_sparse else np.hstack(terms)
-    return FirstLayer((inputs,), torch.cat(rows), work)
+    inputs = terms[0]
+    if len(terms) > 1:
+        inputs = sp.hstack(terms, format="csr") if is_sparse else np.hstack(terms)
+    return FirstLayer((inputs,), torch.cat(rows), work, total)
 
 
-def first_of_dense(net: Dense, inputs: Tensor, samples: int) -> FirstLayer:
+def first_of_dense(net: Dense, inputs: Tensor, samples: int, total: Total) -> FirstLayer:
     """Return the first layer of a fully connected network.
 
     Parameters
@@ -62,9 +68,11 @@ def first_of_dense(net: Dense, inputs: Tensor, samples: int) -> FirstLayer:
         Samples of this rank.
     samples : int
         Those of all ranks.
+    total : callable
+        Returns the sum of a tensor over ranks.
     """
     work = samples * sum(a * b for a, b in zip(net.widths, net.widths[1:], strict=False))
-    return FirstLayer((inputs.detach().cpu().double().numpy(),), places_of_linear(0, *net.widths[:2]), work)
+    return FirstLayer((inputs.detach().cpu().double().numpy(),), places_of_linear(0, *net.widths[:2]), work, total)
 
 
 def places_of_linear(start: int, inner: int, outer: int, bias: int | None = -1) -> Tensor:

@@ -25,7 +25,7 @@ def decaying(rows: int, inputs: int, seed: int = 0) -> np.ndarray:
 
 def layer(Z: np.ndarray, outer: int = 3, *, bias: bool = False, sparse: bool = False) -> FirstLayer:
     size = Z.shape[1] + bias
-    return FirstLayer((sp.csr_matrix(Z) if sparse else Z,), torch.arange(size * outer).view(size, outer), 1e4)
+    return FirstLayer((sp.csr_matrix(Z) if sparse else Z,), torch.arange(size * outer).view(size, outer), 1e4, alone)
 
 
 def dense(change: object, n: int) -> Tensor:
@@ -41,7 +41,7 @@ LIKE = torch.zeros(1, dtype=torch.float64)
 def test_the_change_is_symmetric_positive_and_has_its_inverse(inputs: int, rank: int, bias: bool) -> None:
     first = layer(decaying(200, inputs), bias=bias)
     n = first.places.numel() + 5
-    change = whitening(first, LIKE, alone, rank=rank)
+    change = whitening(first, LIKE, rank=rank)
     B = dense(change, n)
     assert torch.allclose(B, B.mT, atol=1e-12)
     assert float(torch.linalg.eigvalsh(B).min()) > 0
@@ -53,7 +53,7 @@ def test_the_change_is_symmetric_positive_and_has_its_inverse(inputs: int, rank:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_subspace_iteration_finds_what_a_dense_decomposition_does(sparse: bool) -> None:
     Z, rank, damping = decaying(300, 90), 5, 0.1
-    change = whitening(layer(Z, 1, sparse=sparse), LIKE, alone, rank=rank, damping=damping)
+    change = whitening(layer(Z, 1, sparse=sparse), LIKE, rank=rank, damping=damping)
     C = Z.T @ Z / len(Z)
     e, U = np.linalg.eigh(C)
     e, U = e[::-1], U[:, ::-1]
@@ -66,7 +66,7 @@ def test_the_subspace_iteration_finds_what_a_dense_decomposition_does(sparse: bo
 
 def test_full_whitening_without_damping_makes_the_moments_one_number() -> None:
     Z = np.random.default_rng(1).standard_normal((100, 7)) @ np.diag([5, 3, 1, 1, 0.5, 0.2, 0.1]) + 1.0
-    change = whitening(layer(Z, 1, bias=True), LIKE, alone, damping=0.0)
+    change = whitening(layer(Z, 1, bias=True), LIKE, damping=0.0)
     with_ones = np.hstack([Z, np.ones((100, 1))])
     white = with_ones @ dense(change, 8).numpy()
     C = white.T @ white / 100
@@ -75,22 +75,22 @@ def test_full_whitening_without_damping_makes_the_moments_one_number() -> None:
 
 def test_the_metric_of_the_bias_scales_the_bias_alone() -> None:
     Z = 0.1 * np.random.default_rng(2).standard_normal((50, 4))
-    change = whitening(layer(Z, 2, bias=True), LIKE, alone, metric="bias", damping=0.1)
+    change = whitening(layer(Z, 2, bias=True), LIKE, metric="bias", damping=0.1)
     mean = (Z**2).sum() / 50 / 4
     eps = 0.1 * mean * 4 / 5
     wanted = torch.ones(10, dtype=torch.float64)
     wanted[8:] = ((mean + eps) / (1 + eps)) ** 0.5
     assert torch.allclose(dense(change, 10), torch.diag(wanted), rtol=1e-12)
     with pytest.raises(ValueError, match="needs a first layer with a bias, got one without"):
-        whitening(layer(Z, 2), LIKE, alone, metric="bias")
+        whitening(layer(Z, 2), LIKE, metric="bias")
 
 
 def test_places_may_be_scattered_and_unknowns_a_batch() -> None:
     Z = decaying(60, 5)
     order = torch.randperm(5 * 3 + 4, generator=torch.Generator().manual_seed(0))
-    plain = whitening(layer(Z), LIKE, alone)
-    first = FirstLayer((Z,), order[:15].view(5, 3), 1e4)
-    scattered = whitening(first, LIKE, alone)
+    plain = whitening(layer(Z), LIKE)
+    first = FirstLayer((Z,), order[:15].view(5, 3), 1e4, alone)
+    scattered = whitening(first, LIKE)
     x = torch.randn(2, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     moved = torch.empty_like(x)
     moved[:, order] = x
@@ -109,16 +109,16 @@ def test_rows_may_be_divided_over_ranks() -> None:
 
 def test_what_cannot_be_whitened_is_refused() -> None:
     with pytest.raises(ValueError, match="must vary in all directions to be whitened"):
-        whitening(layer(np.ones((10, 3))), LIKE, alone)
+        whitening(layer(np.ones((10, 3))), LIKE)
     with pytest.raises(ValueError, match="`rank` and `damping` must be >= 0"):
-        whitening(layer(decaying(10, 3)), LIKE, alone, damping=-1.0)
+        whitening(layer(decaying(10, 3)), LIKE, damping=-1.0)
     with pytest.raises(ValueError, match="`places` must have a row per input"):
-        FirstLayer((np.ones((4, 3)),), torch.arange(10).view(5, 2), 1.0)
+        FirstLayer((np.ones((4, 3)),), torch.arange(10).view(5, 2), 1.0, alone)
 
 
 def test_gradient_and_product_in_other_coordinates_are_differences_of_values() -> None:
     q = quadratic(18)
-    change = whitening(layer(decaying(60, 5)), LIKE, alone)
+    change = whitening(layer(decaying(60, 5)), LIKE)
     f = InCoordinates(q, change)
     v, d = torch.randn(2, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     slope = (f.value(v + 1e-4 * d) - f.value(v - 1e-4 * d)) / 2e-4  # exact for a quadratic, but for rounding
@@ -132,7 +132,7 @@ def test_gradient_and_product_in_other_coordinates_are_differences_of_values() -
 
 
 def test_an_evaluation_takes_two_products_and_what_is_known_none() -> None:
-    change = whitening(layer(decaying(60, 5)), LIKE, alone)
+    change = whitening(layer(decaying(60, 5)), LIKE)
     q = quadratic(18)
     f = Remembered(InCoordinates(Remembered(q, True), change), True)
     v = torch.ones(18, dtype=torch.float64)

@@ -28,7 +28,7 @@ SCRIPT = """
         options = {"hidden": 6, "labels": "all", "dropout": 0.0, "clusters": 20}
         problem = mldd.problem(NodeClassification, name=data, comm=comm, **options)
         solver = MultilevelLBFGS(problem.hierarchy(levels), 6, comm=comm)
-        solver = Whitened(problem.first_layer(), solver, rank=3, comm=comm) if white else solver
+        solver = Whitened(problem.first_layer(), solver, rank=3) if white else solver
         return minimise(problem.objective(), problem.initial(0), solver, stop=Stop(8), comm=comm)
 
     for levels, white in ((1, False), (3, False), (3, True)):
