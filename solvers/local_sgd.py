@@ -96,8 +96,9 @@ class LocalSgd:
     def rounds(self) -> Rounds:
         """The local steps of all parts and their average."""
         pace = Pace(self.local_steps, self.rates, self.growth)
-        options = {"control": self.control, "delay": self.delay, "together": self.together}
-        return Rounds(self.decomposition, self.local, pace, self.memory, comm=self.comm, **options)
+        return Rounds(
+            self.decomposition, self.local, pace, self.memory, self.control, self.delay, self.together, self.comm
+        )
 
     def init(self, objective: Objective, x: Tensor) -> LocalSgdState:
         """Return fresh states of the local solver, where they are kept."""

@@ -287,7 +287,7 @@ class Rounds:
         multiplies what was there `before` by a known factor.
         """
         n, failed = self.decomposition.size, round(float(total[-1]))
-        correction, *means = total[:-2].split(n)
+        correction, *means = torch.split(total[:-2], n)
         if self.control:
             state.variate = means.pop().clone()
         decays = getattr(self.solver, "memory_decay", {})

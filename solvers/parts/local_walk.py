@@ -79,7 +79,7 @@ class Parts:
         """
         if self.together:
             return [rows] if len(rows) else []
-        return list(rows.split(1)) if self.batched else list(rows)
+        return list(torch.split(rows, 1)) if self.batched else list(rows)
 
     def joined(self, pieces: list[Tensor], like: Tensor) -> Tensor:
         """Return what groups have as rows of all parts, shape (p, n).
