@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import counting
 from mldd.loop import Stop, minimise
 from mldd.problems.operators import (
@@ -209,6 +210,12 @@ def test_rollouts_are_repeated_steps():
     change = problem.stream.fields("validation", range(4))[:, 2].numpy()
     gap = (made[1] - truth[0]) - change
     assert problem.validation(x)["validation_loss"] == pytest.approx((gap**2).mean() / problem.scale**2, rel=1e-10)
+
+
+def test_one_call_from_python():
+    run = mldd.train("allen-cahn-operator", n=6, network=NetworkOptions(hidden=3, layers=1), validated=2, steps=1)
+    assert run.problem.net.hidden == 3
+    assert run.metrics["validation_loss"] > 0
 
 
 def test_pictures_are_drawn_of_what_a_rank_has(tmp_path):
