@@ -100,6 +100,7 @@ def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
     yield Method("local adam", "samples", 0, 20)
     yield Method("local adam", "parts", layers // 2, 20)
     yield Method("local adam", "parts", layers, 20)
+    yield Method("local adam", "parts", layers, 40)
     yield Method("local adam", "both", layers, 10, 2 if parts == 4 else 4)
 
 
