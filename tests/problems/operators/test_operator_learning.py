@@ -252,6 +252,7 @@ def test_training_learns_the_vorticity_equation():
         ({"subdomains": "parts"}, 0, 0, "`parts` must be >= 1"),
         ({"subdomains": "parts"}, 4, -1, "`overlap` must be >= 0"),
         ({"subdomains": "parts"}, 11, 0, "use another number of parts"),
+        ({"subdomains": "parts", "cut": "metis"}, 82, 0, "parts"),
     ],
     ids=str,
 )
