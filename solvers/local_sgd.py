@@ -118,8 +118,26 @@ class LocalAdam(LocalSgd):
 
     Parameters
     ----------
-    decomposition, local, local_steps, memory, rates, growth, control, delay, together, comm
-        As for `LocalSgd`.
+    decomposition : SharedDecomposition
+        Parts of the data or graph.
+    local : Solver
+        What every part does its steps with, Adam or another method that moves every unknown by its gradient alone.
+    local_steps : int
+        H, the steps between two synchronisations.
+    memory : {"reset", "keep", "average"}
+        What happens to the moments at a synchronisation.
+    rates : LearningRate
+        How the step size changes; its steps are rounds of `local_steps` local steps each.
+    growth : bool
+        Whether rounds grow as the step size decays, see `LocalSgd`.
+    control : bool
+        Whether local gradients are shifted by control variates, see `LocalSgd`.
+    delay : int
+        Local steps of the next round that are done while the average is under way, see `LocalSgd`.
+    together : bool
+        Whether the parts of a rank are evaluated in one batch, see `LocalSgd`.
+    comm : Communicator
+        Its ranks divide the parts.
 
     References
     ----------
@@ -145,8 +163,16 @@ class DiLoCo:
         What every part does its steps with (weight decay belongs to the loss).
     outer_lr, outer_momentum : float
         Step size and momentum of the outer step.
-    local_steps, memory, rates, together, comm
-        As for `LocalSgd`; the parts keep the state of their local solvers by default, as published.
+    local_steps : int
+        H, the steps between two synchronisations.
+    memory : {"reset", "keep", "average"}
+        What happens to the state of the local solver at a synchronisation; the parts keep it by default, as published.
+    rates : LearningRate
+        How the step size of `local` changes; its steps are rounds of `local_steps` local steps each.
+    together : bool
+        Whether the parts of a rank are evaluated in one batch, see `LocalSgd`.
+    comm : Communicator
+        Its ranks divide the parts.
 
     Raises
     ------

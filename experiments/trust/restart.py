@@ -102,6 +102,10 @@ CASES = {
     "localsgd": Case(DATA, "localsgd", parts=4),
     "localsgd that keeps momenta": Case(DATA, "localsgd:memory=keep,local=adam", parts=4),
     "localsgd that averages momenta": Case(DATA, "localsgd:memory=average,local=sgd(momentum=0.9)", parts=4),
+    "local-adam, delayed": Case(DATA, "local-adam:local_steps=4,delay=2", parts=4),
+    "local-adam, growing, with control variates": Case(
+        DATA, "local-adam:control=true,growth=true,schedule=cosine,length=12", parts=4
+    ),
     "diloco": Case(DATA, "diloco", parts=4),
     "adam": Case(GRAPH, "adam"),
     "adam, mini-batches": Case("digits:samples=200,hidden=16,batch=20", "adam"),

@@ -76,7 +76,7 @@ class Joined:
         return torch.cat([value for value, _ in found]), torch.cat([g for _, g in found])
 
     def _pairs(self, y: Tensor) -> list[tuple[Objective, Tensor]]:
-        return list(zip(self.batches, y.split(list(self.lengths)), strict=True))
+        return list(zip(self.batches, torch.split(y, list(self.lengths)), strict=True))
 
 
 def product(

@@ -156,7 +156,7 @@ class Builder:
             if getattr(self.options, name) is not None:
                 given[name] = getattr(self.options, name)
         key = "rates.schedule"
-        if whole and spec.has("rates") and spec.keys.get(key, given.get(key, "constant")) != "constant":
+        if not prefix and spec.has("rates") and spec.keys.get(key, given.get(key, "constant")) != "constant":
             given["rates.length"] = self.options.steps
         for name, nested in spec.keys.items():
             if isinstance(nested, Spec):

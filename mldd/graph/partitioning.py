@@ -54,6 +54,7 @@ def partition(
     =============  ==================================================================================================
     metis          few and weak edges cut (below 8 parts by bisection, which is balanced to 0.1 %)
     metis-volume   METIS's communication volume, few halo rows; edge weights play no role
+    mixed          unions of many small parts of METIS, at random: parts that resemble each other
     kahypar        few and weak edges cut, by Mt-KaHyPar
     kahypar-km1    few halo rows: connectivity of the hypergraph of neighbourhoods; edge weights play no role
     kahip          few and weak edges cut, by KaHIP

@@ -7,9 +7,11 @@ the columns. With one part per rank the messages are those of a usual sum: a sca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mldd.algebra import count, waiting
@@ -70,8 +72,8 @@ class PartSum:
         Parts on all ranks.
     like : Tensor, shape (n,)
         Of the kind of the result, and on its device.
-    request : object or None
-        Of the exchange; None on one rank.
+    exchange : tuple or None
+        What waits for the exchange, and what is being sent; None on one rank.
     arrived : dict of Tensor
         Sums over subtrees: of all columns on one rank, else of the columns of this rank, once the exchange is over.
     """
@@ -79,28 +81,28 @@ class PartSum:
     comm: Communicator
     parts: int
     like: Tensor
-    request: object
+    exchange: tuple[Any, list[Tensor]] | None
     arrived: Mapping[Block, Tensor]
 
     def advance(self) -> None:
         """Let the messages go on: some libraries only work while they are called."""
-        if self.request is not None:
-            self.request.Test()  # type: ignore[attr-defined]
+        if self.exchange is not None:
+            self.exchange[0].Test()
 
     def result(self) -> Tensor:
         """Return the sum over all parts, shape (n,), the same on all ranks."""
-        if self.request is None:
+        if self.exchange is None:
             return _added(self.arrived, 0, _size(self.parts), self.parts)
         columns = self.comm.shares(len(self.like))
         with waiting():
-            self.request.Wait()  # type: ignore[attr-defined]
+            self.exchange[0].Wait()
             mine = _added(self.arrived, 0, _size(self.parts), self.parts).contiguous()
             out = mine.new_empty(len(self.like))
             self.comm._gather(mine, out, [len(span) for span in columns])
         return out.to(self.like.device)
 
 
-def begin_part_sum(rows: Tensor, parts: int, comm: Communicator) -> PartSum:
+def begin_part_sum(rows: Tensor, held: Sequence[range], comm: Communicator) -> PartSum:
     """Begin the sum of one vector per part, in an order that does not depend on the number of ranks.
 
     It counts as one synchronisation.
@@ -108,35 +110,40 @@ def begin_part_sum(rows: Tensor, parts: int, comm: Communicator) -> PartSum:
     Parameters
     ----------
     rows : Tensor, shape (p, n)
-        The vectors of the parts of this rank, those of its ``share(parts)``; they may be written to afterwards.
-    parts : int
-        Parts on all ranks, as many as ranks or more.
+        The vectors of the parts of this rank; they may be written to afterwards.
+    held : sequence of range
+        The parts that every rank holds, one rank's behind the other's; some may hold none.
     comm : Communicator
         The ranks that share the parts.
+
+    Returns
+    -------
+    PartSum
+        What waits for the result.
     """
-    held = comm.share(parts)
-    own = {(k, k + 1): row for k, row in zip(held, rows, strict=True)}
-    subtrees = blocks_of(held, parts)
-    sums = [_added(own, a, _size(b - a), parts) for a, b in subtrees]
+    mine, parts = held[comm.rank], held[-1].stop
+    own = {(k, k + 1): row for k, row in zip(mine, rows, strict=True)}
+    sums = [_added(own, a, _size(b - a), parts) for a, b in blocks_of(mine, parts)]
     sent = 0 if comm.ranks == 1 else len(sums) * rows.shape[1] * rows.element_size()
     count(synchronisations=1, sent=sent)
     like = rows.new_empty(rows.shape[1])
     if comm.ranks == 1:
         return PartSum(comm, parts, like, None, {(0, parts): sums[0].clone() if parts == 1 else sums[0]})
-    staged = [s.detach().cpu() for s in sums]
-    columns = comm.shares(rows.shape[1])
-    width = len(columns[comm.rank])
-    there = [blocks_of(of_rank, parts) for of_rank in comm.shares(parts)]
-    into = [staged[0].new_empty(len(blocks), width) for blocks in there]
-    out = [staged[0].new_empty(len(staged), len(span)) for span in columns]
-    for piece, span in zip(out, columns, strict=True):
-        for row, s in zip(piece, staged, strict=True):
-            row.copy_(s[span.start : span.stop])
+    return _exchanged(sums, held, like, comm)
+
+
+def _exchanged(sums: list[Tensor], held: Sequence[range], like: Tensor, comm: Communicator) -> PartSum:
+    """Begin to give every rank its columns of the sums over all subtrees."""
+    parts, columns = held[-1].stop, comm.shares(len(like))
+    staged = torch.stack(sums).detach().cpu() if sums else like.new_empty(0, len(like), device="cpu")
+    there = [blocks_of(of_rank, parts) for of_rank in held]
+    into = [staged.new_empty(len(blocks), len(columns[comm.rank])) for blocks in there]
+    out = [staged[:, span.start : span.stop].contiguous() for span in columns]
     request = comm._exchange(out, into)
     arrived: dict[Block, Tensor] = {}
     for blocks, piece in zip(there, into, strict=True):
         arrived |= zip(blocks, piece, strict=True)
-    return PartSum(comm, parts, like, request, arrived)
+    return PartSum(comm, parts, like, (request, out), arrived)
 
 
 def part_sum(rows: Tensor, parts: int, comm: Communicator) -> Tensor:
@@ -145,10 +152,10 @@ def part_sum(rows: Tensor, parts: int, comm: Communicator) -> Tensor:
     Parameters
     ----------
     rows : Tensor, shape (p, n)
-        The vectors of the parts of this rank.
+        The vectors of the parts of this rank, those of its ``share(parts)``.
     parts : int
         Parts on all ranks.
     comm : Communicator
         The ranks that share the parts.
     """
-    return begin_part_sum(rows, parts, comm).result()
+    return begin_part_sum(rows, comm.shares(parts), comm).result()

@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.005},
+    "local-adam": {"local.lr": 0.005},
     "ml-lbfgs": {"coarse_steps": 40},
     "adagrad": {"rate": 0.05, "varsigma": 1e-3},
     "ml-adagrad": {"smoother.rate": 0.05, "smoother.varsigma": 1e-3, "coarse.steps": 5},

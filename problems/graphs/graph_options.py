@@ -16,6 +16,7 @@ SHARE = 0.037  # of the nodes: clusters of the first coarse graph, 100 for Cora;
 _LARGE_FEATURES = ("photo", "physics")  # hundreds of ones per node, not normalised: the same rate diverges
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"local.lr": 0.01},
     "sgd": {"lr": 0.5, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.1},
     "adagrad": {"rate": 0.1, "varsigma": 1e-3},
@@ -116,6 +117,9 @@ class Spaces:
     subdomains : {"graph", "parameters", "both"}
         What is decomposed: the graph (every subdomain updates all parameters), the layers of the network, or pairs of a
         graph part and a layer.
+    partition : str
+        Method that cuts the graph into parts, see `mldd.graph.partition`: metis, or mixed for parts that resemble each
+        other, say.
 
     Raises
     ------
@@ -130,6 +134,7 @@ class Spaces:
     coarsen: str = "graph"
     local: Literal["composite", "own", "restricted"] = "composite"
     subdomains: Literal["graph", "parameters", "both"] = "graph"
+    partition: str = "metis"
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

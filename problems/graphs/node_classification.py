@@ -285,7 +285,7 @@ class NodeClassification(Problem):
     # -------------------------------------------------------------------------------- subdomains
 
     def parts(self, parts: int) -> Tensor:
-        """Return the part of every node, shape (n,): METIS, which cuts edges between dissimilar nodes first.
+        """Return the part of every node, shape (n,), by `spaces.partition`: edges of dissimilar nodes are cut first.
 
         Parameters
         ----------
@@ -294,7 +294,7 @@ class NodeClassification(Problem):
         """
         graph = self.graph_data.graph
         weighted = Graph(graph.indptr, graph.indices, edge_weights(graph, self.graph_data.features))
-        return partition(weighted, parts, seed=self.seed)
+        return partition(weighted, parts, self.spaces.partition, seed=self.seed)
 
     def local_batch(
         self, part: Tensor, chosen: Sequence[int], overlap: int = 0, mask: Tensor | None = None

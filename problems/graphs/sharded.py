@@ -357,8 +357,12 @@ class ShardedClassification(Problem):
         build = corrected_models(lambda decomposition, f: losses(decomposition.local))
         _ = self._work  # here, where all ranks are together
         losses(mine)
-        layout, device = self.net.layout, self._kind["device"]
-        return SharedDecomposition(layout.size, parts, build, None, mine, blocks=layout.slices, device=device)
+        given: dict[str, Any] = {"blocks": self.net.layout.slices, "device": self._kind["device"]}
+        if self.local == "own":
+            counts = [float(self._labelled[part == k].sum()) for k in mine]
+            every = torch.tensor([n for of_rank in self.comm.gather_items(counts) for n in of_rank]).double()
+            given["shares"] = lambda f: every / every.sum()
+        return SharedDecomposition(self.net.layout.size, parts, build, None, mine, **given)
 
     # -------------------------------------------------------------------------------- what the user sees
 

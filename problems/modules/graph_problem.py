@@ -44,6 +44,7 @@ from mldd.ranks import device as pick_device
 _SHARE = 0.037  # of the nodes: clusters of the first coarse graph
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01},
+    "local-adam": {"local.lr": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.05},
     "adagrad": {"rate": 0.05, "varsigma": 1e-3},

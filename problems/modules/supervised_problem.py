@@ -37,6 +37,7 @@ from mldd.ranks import SERIAL, Communicator, device
 # Rates that lead somewhere for networks whose layers are started as torch does.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 3e-3},
+    "local-adam": {"local.lr": 3e-3},
     "sgd": {"lr": 0.1, "momentum": 0.9},
     "torch-adagrad": {"lr": 0.03},
     "adagrad": {"rate": 0.03, "varsigma": 1e-3},

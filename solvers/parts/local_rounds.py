@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, SharedDecomposition
-from mldd.loop import FINITE, PER_SUBDOMAIN, Solver, State
+from mldd.algebra import Objective, SharedDecomposition, uncounted
+from mldd.loop import FINITE, PER_SUBDOMAIN, REPLICATED, Solver, State
 from mldd.ranks import SERIAL, Communicator, PartSum, begin_part_sum
 from mldd.solvers.parts.group_rates import rate_of, with_rate
 from mldd.solvers.parts.learning_rate import LearningRate, Pace
@@ -56,7 +56,7 @@ class RoundState(State):
     ahead: int = 0
     places: Tensor = field(default_factory=lambda: torch.empty(0), metadata=PER_SUBDOMAIN | FINITE)
     variates: Tensor = field(default_factory=lambda: torch.empty(0), metadata=PER_SUBDOMAIN | FINITE)
-    variate: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE)
+    variate: Tensor = field(default_factory=lambda: torch.empty(0), metadata=FINITE | REPLICATED)
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,12 @@ class Rounds:
         batched = bool(getattr(self.solver, "batched", False))
         return Parts(self.decomposition, batched, batched and self.together)
 
+    @cached_property
+    def held(self) -> list[range]:
+        """The parts of every rank; all ranks ask together, when the solver is set up."""
+        with uncounted():
+            return self.comm.gather_items(self.decomposition.local)
+
     def solver_at(self, t: int) -> Solver:
         """Return the local solver with the step size of a local step.
 
@@ -203,7 +209,7 @@ class Rounds:
             A schedule without its length.
         """
         self.pace.factor(0)
-        d = self.decomposition
+        d, _ = self.decomposition, self.held
         state = RoundState(subdomains=list(d.local))
         if self.memory != "reset":
             walk = Walk(self.parts, objective, x)
@@ -241,7 +247,7 @@ class Rounds:
             state.local = states
             if not bool(good.all()):
                 self._restart(walk, ends, good, state)
-        sums = begin_part_sum(self._message(ends - x, good, shares, state), d.parts, self.comm)
+        sums = begin_part_sum(self._message(ends - x, good, shares, state), self.held, self.comm)
         found = self._overlapped(sums, walk, x, ends, state) if self.delay else self._received(sums.result(), state)
         if state.places.numel() and not objective.bounds.is_free:
             objective.bounds.project(state.places, out=state.places)

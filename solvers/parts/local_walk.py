@@ -96,6 +96,9 @@ class Parts:
         return torch.cat([piece.view(-1, like.shape[1]) for piece in pieces]) if pieces else like
 
 
+_NOTHING = (None, None, None, None)
+
+
 class Walk:
     """The local steps of the parts of this rank in a round.
 
@@ -117,7 +120,7 @@ class Walk:
         self.shifts: list[Tensor] = []
         self.totals: list[Tensor] = []
         self._sample: tuple[int, Objective] | None = None
-        self._fixed: dict[int, Objective] = {}
+        self._last: dict[int, tuple[Any, Any, Any, Any]] = {}
 
     def control(self, shifts: Tensor) -> Tensor:
         """Shift gradients from now on; return what adds up the gradients as they were, shape (p, n).
@@ -153,16 +156,15 @@ class Walk:
         t : int
             Number of the local step.
         """
-        if k in self._fixed:
-            return self._fixed[k], False
-        f = self.sample(t)
-        of_parts = self.groups[k].models(f, self.x, None)
+        f, (last_f, last_parts, last_step, last) = self.sample(t), self._last.get(k, _NOTHING)
+        of_parts = last_parts if f is last_f else self.groups[k].models(f, self.x, None)
         of_step = resampled(of_parts, t)
+        if of_step is last_step:  # nothing is stochastic, or the parts do not depend on the sample
+            return last, False
         local: Objective = Remembered(of_step if self.parts.batched else Row(of_step))
         if self.shifts:
             local = Controlled(local, self.shifts[k], self.totals[k])
-        if f is self.source and of_step is of_parts:
-            self._fixed[k] = local
+        self._last[k] = f, of_parts, of_step, local
         return local, True
 
     def go(self, here: Tensor, numbers: range, states: list[Any], solver: Any, sums: PartSum | None = None) -> Tensor:

@@ -65,7 +65,13 @@ def test_every_method_is_balanced_and_deterministic(method, parts):
     assert labels.dtype == torch.int64 and len(sizes) == parts and int(sizes.min()) >= 1
     assert int(sizes.max()) <= float(heaviest(np.ones(400), parts, 0.05))
     assert torch.equal(labels, partition(graph, parts, method, seed=3, coordinates=POINTS))
-    bound = 760 if method == "random" else 21 * (parts - 1) if method in ("contiguous", "petsc") else 45 * parts**0.5
+    bound = (
+        760
+        if method in ("random", "mixed")
+        else 21 * (parts - 1)
+        if method in ("contiguous", "petsc")
+        else 45 * parts**0.5
+    )
     assert report(graph, labels)["cut"] <= bound
 
 
@@ -89,6 +95,19 @@ def test_every_method_takes_islands_and_few_nodes(method):
         assert labels.unique().tolist() == list(range(parts))
     with pytest.raises(ValueError, match=r"`parts` must be >= 1 and <= nodes of the graph \(10\), got 11"):
         partition(islands, 11, method, coordinates=place)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mixed_parts_are_balanced_unions_that_resemble_each_other(weighted):
+    weights = torch.from_numpy(np.random.default_rng(0).uniform(1.0, 3.0, 400)) if weighted else None
+    labels = partition(grid(20), 4, "mixed", node_weights=weights, imbalance=0.2)
+    assert labels.unique().tolist() == [0, 1, 2, 3]
+    loads = torch.bincount(labels, weights=weights, minlength=4).double()
+    assert float(loads.max() - loads.min()) <= 12 * (3 if weighted else 1)  # a small part has about 4 nodes
+    of = lambda method: POINTS[partition(grid(20), 4, method) == 0].mean(0)  # noqa: E731
+    centre = POINTS.mean(0)
+    assert float((of("mixed") - centre).norm()) < 0.6 * float((of("metis") - centre).norm())
+    assert not torch.equal(labels, partition(grid(20), 4, "mixed", node_weights=weights, imbalance=0.2, seed=1))
 
 
 @pytest.mark.parametrize("method", ["metis", "kahypar", "kahip", "spectral"])

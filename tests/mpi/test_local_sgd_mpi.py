@@ -7,7 +7,12 @@ from tests.helpers import launch, needs_mpi
 SCRIPT = """
     import torch
     from mldd.ranks import SERIAL, world
+    import mldd
+    from mldd.problems.data.datasets import sbm
+    from mldd.problems.forecasts import Forecasting
+    from mldd.problems.graphs import NodeClassification
     from mldd.problems.images import Digits
+    from tests.small_series import waves
     from mldd.loop import Status, Stop, minimise
     from mldd.solvers import Adam, Sgd
     from mldd.solvers import DiLoCo, LocalAdam, LocalSgd
@@ -45,6 +50,20 @@ SCRIPT = """
         same(lambda p, d, comm: MultilevelAdaGrad(p.hierarchy(2), AdaGrad(rate=0.1)), False, **options)
         rate = {"local": AdaGrad(rate=0.1), "local_steps": 2, "combine": "wasm"}
         same(lambda p, d, comm: SchwarzAdaGrad(d, comm=comm, **rate), False, **options)
+
+    # Parts of a graph, cut off behind their overlap, and pairs of such a part and a share of the samples.
+    data, series = sbm(nodes=120, classes=3, features=5), waves(80, 4, 4)
+    def trained(kind, name, comm, **options):
+        problem = mldd.problem(kind, name=name, hidden=4, local="restricted", comm=comm, **options)
+        solver = LocalAdam(problem.decomposition(3, 1), Adam(0.01), local_steps=2, comm=comm)
+        stop = Stop(3)
+        return minimise(problem.objective(), problem.initial(0), solver, stop=stop, comm=comm, values=0).x
+    for kind, name, options in (
+        (NodeClassification, data, {"partition": "mixed"}),
+        (Forecasting, series, {"batch": 6, "shares": 2, "horizon": 2}),
+    ):
+        one, two = (trained(kind, name, comm, **options) for comm in (SERIAL, world()))
+        assert torch.equal(one, two), (kind, float((one - two).abs().max()))
 
     # One rank whose parts all diverge: counted alike everywhere, and nobody waits.
     class Bad(Adam):

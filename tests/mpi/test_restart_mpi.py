@@ -14,7 +14,7 @@ SHORT = (
     "dd-adagrad, graph",
     "schwarz that keeps memory",
     "aspin",
-    "localsgd that averages momenta",
+    "local-adam, delayed",
     "tao",
     "shards, smoothed stale halos",
 )

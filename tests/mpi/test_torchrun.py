@@ -67,7 +67,7 @@ def test_every_call_of_the_communicator():
     program = """
         import torch
         from mldd.algebra import counting
-        from mldd.ranks import Halo, world
+        from mldd.ranks import SERIAL, Halo, part_sum, world
         from mldd.ranks.messages import sent_to_owners
 
         comm = world()
@@ -75,13 +75,16 @@ def test_every_call_of_the_communicator():
         assert comm.ranks == 3 and world() is comm
         with counting() as cost:
             assert torch.equal(comm.sum(one * (r + 1)), 6 * one)
+            parts = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+            held = comm.share(5)
+            assert torch.equal(part_sum(parts[held.start : held.stop], 5, comm), part_sum(parts, 5, SERIAL))
             rows = comm.gather(torch.full((r + 1, 2), float(r)))
             assert rows.tolist() == [[k, k] for k in (0.0, 1.0, 1.0, 2.0, 2.0, 2.0)]
             mine = torch.arange(4)[comm.share(4).start : comm.share(4).stop]
             assert torch.equal(comm.gather(mine, 4), torch.arange(4))
             assert comm.sum_scalars([1.0, float(r)]) == [3.0, 3.0]
             assert comm.gather_items({"rank": r}) == [{"rank": k} for k in range(3)]
-        assert (cost.synchronisations, cost.scalar_synchronisations) == (3, 3)
+        assert (cost.synchronisations, cost.scalar_synchronisations) == (5, 3)
         assert comm.agree(False) == 3 and comm.agree(r > 0) == 1
         assert comm.agree(False, patience=5.0) == 3
         counts, got = sent_to_owners(comm, torch.tensor([1, 0, 2]), torch.tensor([r, 10 * r, 10 * r + 1]))

@@ -155,22 +155,6 @@ def shared(corrected: bool, parts: int = 3) -> tuple[Quadratic, SharedDecomposit
     return f, SharedDecomposition(6, parts, build, None, range(parts), corrected=corrected)
 
 
-def test_averaged_states_are_means_over_the_subdomains() -> None:
-    f, d = shared(corrected=False)
-    x = start(6)
-    sweep = Sweep(d, Sgd(lr=0.05, momentum=0.9), 4, combine="wasm", memory="average")
-    state = sweep.init(f, x)
-    sweep.correction(f, x, state)
-    momentum = torch.zeros(3, 6, dtype=torch.float64)
-    models, y = d.models(f, x, None), x.expand(3, 6).clone()
-    for _ in range(4):
-        momentum = 0.9 * momentum + models.gradient(y)
-        y = y - 0.05 * momentum
-    torch.testing.assert_close(state.local[0].momentum, momentum.mean(0).expand(3, 6))
-    with pytest.raises(ValueError, match="same unknowns; use keep or reset"):
-        Sweep(index_decomposition(f, contiguous([3, 3], 2)), Sgd(), memory="average")
-
-
 def test_one_corrected_local_step_is_a_step_on_the_whole() -> None:
     f, d = shared(corrected=True)
     x = start(6)
@@ -217,12 +201,11 @@ def test_sums_are_exact_per_unknown_whatever_the_order_and_however_large_another
         assert torch.equal(sweep.total(c[order], state), total)
 
 
-@pytest.mark.parametrize("memory", ["keep", "average"])
-def test_no_pair_mixes_two_models(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pair_mixes_two_models(monkeypatch: pytest.MonkeyPatch) -> None:
     f, d = shared(corrected=True)
     pairs: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(Secant, "push", lambda self, s, y: pairs.append((s, y)))
-    sweep, x = Sweep(d, AdaGrad(curvature="lbfgs"), 4, memory=memory), start(6)
+    sweep, x = Sweep(d, AdaGrad(curvature="lbfgs"), 4, memory="keep"), start(6)
     state = sweep.init(f, x)
     for _ in range(3):
         x = x + sweep.correction(f, x, state)
@@ -288,7 +271,7 @@ def test_local_steps_end_once_all_models_are_solved() -> None:
         ({"steps": -1}, "`steps` must be >= 0, got -1"),
         ({"combine": "mean"}, "`combine` must be one of asm, ras, wasm, got 'mean'"),
         ({"order": "random"}, "`order` must be one of additive, multiplicative"),
-        ({"memory": "lose"}, "`memory` must be one of reset, keep, average"),
+        ({"memory": "lose"}, "`memory` must be one of reset, keep"),
     ],
 )
 def test_bad_parameters_are_refused(given: dict[str, Any], message: str) -> None:

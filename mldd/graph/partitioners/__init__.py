@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 REGISTERED = {
     "metis": "mldd.graph.partitioners.metis:metis",
     "metis-volume": "mldd.graph.partitioners.metis:metis_volume",
+    "mixed": "mldd.graph.partitioners.mixed:mixed",
     "kahypar": "mldd.graph.partitioners.kahypar:kahypar",
     "kahypar-km1": "mldd.graph.partitioners.kahypar:kahypar_km1",
     "kahip": "mldd.graph.partitioners.kahip:kahip",

@@ -134,7 +134,7 @@ def test_own_local_models_are_mean_losses_on_the_graph_of_the_own_nodes(data, pa
     """By dense matrices: the rows of the propagation are those of the whole graph, its columns the own nodes."""
     one = ShardedClassification.of(data, part, network=Network(hidden=5, dropout=0.0, decay=0.0), local="own")
     f, x = one.objective(), one.initial(0) + 0.1
-    values = one.decomposition(4).models(f, x, None).f.value(x.expand(4, -1))
+    values = one.decomposition(4).models(f, x, None).value(x.expand(4, -1))
     A = torch.from_numpy(layer_of("gcn").operator(data.graph).toarray())
     w1, b1, w2, b2 = x.split([20, 5, 15, 3])
     hidden = torch.relu(A @ data.features.double() @ w1.view(4, 5) + b1)

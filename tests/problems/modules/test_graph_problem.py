@@ -335,7 +335,7 @@ def test_links_are_inner_products_of_states():
     inside = p.parts(3)[pairs[0]] == 0
     z = (z[pairs[0]] * z[pairs[1]]).sum(1)[inside]
     expected = functional.binary_cross_entropy_with_logits(z, linked[inside])
-    torch.testing.assert_close(d.models(p.objective(), x, None).f.value(x.expand(3, -1))[0], expected)
+    torch.testing.assert_close(d.models(p.objective(), x, None).value(x.expand(3, -1))[0], expected)
 
 
 def test_a_loss_of_the_network_is_decomposed_by_layers_alone():
