@@ -3,6 +3,7 @@
     python experiments/gnn_decomposition/data_rich.py [--sizes 24 48] [--parts 4 16] [--seeds 0 1 2] [--quick]
     python experiments/gnn_decomposition/data_rich.py --tune [--sizes 24]
     python experiments/gnn_decomposition/data_rich.py --sphere [--sizes 3 4]
+    python experiments/gnn_decomposition/data_rich.py --work [--sphere]
 
 Problem `allen-cahn-operator` on n x n nodes, or `barotropic-operator` on icospheres (--sphere, sizes are their
 resolutions, parts by METIS): 4 layers, width 24, batches of 8 (16 for shares among 16 parts) new samples, float32.
@@ -37,6 +38,7 @@ from mldd.problems.operators import (
     AllenCahnOperator,
     BarotropicOperator,
     CutOptions,
+    LocalGraph,
     NetworkOptions,
     OperatorProblem,
     SampleOptions,
@@ -100,6 +102,7 @@ def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
     yield Method("local adam", "samples", 0, 20)
     yield Method("local adam", "parts", layers // 2, 20)
     yield Method("local adam", "parts", layers, 20)
+    yield Method("local adam", "parts", layers, 40)
     yield Method("local adam", "both", layers, 10, 2 if parts == 4 else 4)
 
 
@@ -202,6 +205,31 @@ def bias(problem: OperatorProblem, parts: int, method: Method, x: Any) -> float 
     return round(float((mean - g).norm() / g.norm()), 6)
 
 
+def works(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield the work of the busiest rank for some overlaps, in units of its share of a synchronous step."""
+    problem = case.posed(0, Method("local adam", "parts"))
+    domain, layers = problem.domain, case.layers
+    part = domain.parts(case.parts, "auto")
+    all_entries = [mean.nnz for mean in problem.whole.means]
+    for overlap in sorted({0, layers // 2, layers}):
+        shares = []
+        for k in range(case.parts):
+            graph = LocalGraph.around(domain, part == k, overlap)
+            rows = [graph.sizes[min(overlap, layers - depth)] for depth in range(layers + 1)]
+            entries = [kept * e / domain.nodes for kept, e in zip(rows[1:], all_entries, strict=True)]
+            shares.append(problem.net.work(rows, entries) / problem.net.work(problem.whole.rows, all_entries))
+        side = math.sqrt(max(int((part == k).sum()) for k in range(case.parts)))
+        yield {
+            "problem": "barotropic" if case.sphere else "allen-cahn",
+            "nodes": domain.nodes,
+            "parts": case.parts,
+            "layers": layers,
+            "overlap": overlap,
+            "work": round(max(shares) * case.parts, 3),
+            "all_rings_in_all_layers": round((1 + 2 * overlap / side) ** 2, 3),
+        }
+
+
 def add(path: Path, row: dict[str, Any]) -> None:
     """Add a row to a table, in the place of an older one of the same run."""
     rows: list[dict[str, Any]] = []
@@ -225,8 +253,15 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="all rates of every method on the first seed")
     parser.add_argument("--only", default="", help="an expression: `local adam parts [024] 10`")
     parser.add_argument("--out", type=Path, default=Path("paper/results/gnn_decomposition"))
+    parser.add_argument("--work", action="store_true", help="no training: the work of overlaps on several sizes")
     options = parser.parse_args()
     prepare(SERIAL)
+    if options.work:
+        sizes = options.sizes or ((3, 4, 5) if options.sphere else (24, 48, 100, 316))
+        cases = [Case(n, p, k, options.sphere) for k in (4, 8, 16) for n in sizes for p in options.parts]
+        rows = [row for case in cases for row in works(case)]
+        write_table(options.out / f"work{'_sphere' if options.sphere else ''}.csv", rows)
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{'tuning' if options.tune else 'quick' if options.quick else 'data_rich'}.csv"
     steps = 100 if options.quick else options.steps

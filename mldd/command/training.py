@@ -18,14 +18,14 @@ from mldd.command.builder import check_options
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.options import parse
 from mldd.loop import History, Problem, Result, deferred, summary
-from mldd.ranks import Communicator, prepare, with_network, world
+from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: what is no single graph are samples.
 _ONE_GRAPH = "mldd.problems.modules.graph_samples:one_graph"
 _GRAPH = "mldd.problems.modules.one_graph.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
-_NOT_HERE = "command problem solver seed seeds device dtype data petsc debug began supervised".split()
+_NOT_HERE = "command problem solver seed seeds device dtype data network petsc debug began supervised".split()
 _PATHS = ("out", "checkpoint", "resume")
 
 
@@ -136,7 +136,7 @@ def train(
     seed : int
         Of the start, and of what is random in the problem.
     comm : Communicator, optional
-        The ranks; by default all that a launcher has started.
+        The ranks; by default all that a launcher has started. `mldd.ranks.with_network` puts a network between them.
     options : dict, optional
         Other options of ``mldd train`` by name: ``{"max_seconds": 60, "validate_every": 10, "keep": "best"}``.
     **keys : Any
@@ -164,8 +164,6 @@ def train(
         setattr(given, key, Path(value) if key in _PATHS and value is not None else value)
     given.seed = seed
     comm = world() if comm is None else comm
-    if given.network is not None:
-        comm = with_network(comm, given.network)
     prepare(comm)
     check_options(given, [solver_spec(solver)])
     return _trained(_problem_of(what, data, seed, comm, keys), given, comm)

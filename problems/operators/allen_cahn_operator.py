@@ -16,7 +16,9 @@ from mldd.problems.operators.torus import Torus
 
 @dataclass(frozen=True)
 class AllenCahnOperator(OperatorProblem):
-    """Learn the map (u_0, kappa) -> u(T) - u_0 of the Allen-Cahn equation by a residual GraphSAGE on a torus.
+    """Learn where the Allen-Cahn equation takes a state: operator learning on a torus.
+
+    The map is (u_0, kappa) -> u(T) - u_0, the network a residual GraphSAGE.
 
     Parameters
     ----------

@@ -13,7 +13,9 @@ from mldd.problems.operators.sphere import Sphere
 
 @dataclass(frozen=True)
 class BarotropicOperator(OperatorProblem):
-    """Learn the map zeta_0 -> zeta(T) - zeta_0 of the barotropic vorticity equation on the sphere by a GraphSAGE.
+    """Learn where the vorticity equation takes a state: operator learning on a sphere.
+
+    The map is zeta_0 -> zeta(T) - zeta_0 of the barotropic equation, the network a residual GraphSAGE.
 
     Besides means over neighbours its layers have derivatives to east and north.
 

@@ -42,9 +42,17 @@ def metis_parts(matrix: Any, parts: int, seed: int = 0) -> Ints:
         Number of parts.
     seed : int
         Of METIS.
+
+    Raises
+    ------
+    ValueError
+        A part without a node.
     """
     edges = torch.from_numpy(np.stack(matrix.nonzero()).astype(np.int64))
-    return np.asarray(partition(Graph.from_edges(edges, matrix.shape[0]), parts, seed=seed).numpy())
+    part = np.asarray(partition(Graph.from_edges(edges, matrix.shape[0]), parts, seed=seed).numpy())
+    if np.bincount(part, minlength=parts).min() == 0:
+        raise ValueError(f"every part needs a node, got one without of {parts}; use fewer parts")
+    return part
 
 
 class NodeDomain(Protocol):

@@ -207,7 +207,8 @@ class OperatorProblem(Problem):
         parts : int
             Number of subdomains; for subdomains=both, parts of the graph times shares.
         overlap : int
-            Rings of neighbours around every part; from the number of layers on, the losses of parts are exact.
+            Rings of neighbours around every part; from the number of layers on, the losses of parts are exact. Shares
+            of the samples have the whole graph anyway.
         comm : Communicator, optional
             The ranks that share the subdomains, the problem's own by default.
 

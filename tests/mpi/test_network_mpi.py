@@ -13,7 +13,7 @@ SCRIPT = """
     from mldd.command.cli import main
     from mldd.graph import CostModel, Work
     from mldd.loop import Stop, minimise
-    from mldd.ranks import EmulatedCommunicator, Interconnect, world
+    from mldd.ranks import EmulatedCommunicator, Interconnect, part_sum, world
     from mldd.solvers import Adam
     from tests.problems.operators.test_operator_learning import small, somewhere
 
@@ -44,6 +44,10 @@ SCRIPT = """
     gathered = comm.gather(torch.full((comm.rank + 1, 2), float(comm.rank)))
     assert (gathered == world().gather(torch.full((comm.rank + 1, 2), float(comm.rank)))).all()
     assert comm.gather_items(comm.rank) == [0, 1] and comm.agree(False) == 2
+
+    rows, before = torch.arange(10.0)[None] * (comm.rank + 1), replace(comm.booked)
+    assert (part_sum(rows, 2, comm) == part_sum(rows, 2, world())).all()
+    assert abs(comm.booked.collective_seconds - before.collective_seconds - network.sum_seconds(40, 2)) < 1e-12
 
     network = "latency=100us,bandwidth=10Gb/s"
     words = ["train", "allen-cahn-operator:n=8,layers=2,sharing=nodes,validated=2", "--solver", "adam", "--steps", "2"]

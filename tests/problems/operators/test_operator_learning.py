@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import mldd
 from mldd.algebra import counting
 from mldd.loop import Stop, minimise
 from mldd.problems.operators import (
@@ -211,6 +212,12 @@ def test_rollouts_are_repeated_steps():
     assert problem.validation(x)["validation_loss"] == pytest.approx((gap**2).mean() / problem.scale**2, rel=1e-10)
 
 
+def test_one_call_from_python():
+    run = mldd.train("allen-cahn-operator", n=6, network=NetworkOptions(hidden=3, layers=1), validated=2, steps=1)
+    assert run.problem.net.hidden == 3
+    assert run.metrics["validation_loss"] > 0
+
+
 def test_pictures_are_drawn_of_what_a_rank_has(tmp_path):
     for problem in (small(n=6), on_sphere()):
         folder = tmp_path / type(problem).__name__
@@ -245,6 +252,7 @@ def test_training_learns_the_vorticity_equation():
         ({"subdomains": "parts"}, 0, 0, "`parts` must be >= 1"),
         ({"subdomains": "parts"}, 4, -1, "`overlap` must be >= 0"),
         ({"subdomains": "parts"}, 11, 0, "use another number of parts"),
+        ({"subdomains": "parts", "cut": "metis"}, 82, 0, "parts"),
     ],
     ids=str,
 )
