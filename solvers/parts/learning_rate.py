@@ -115,7 +115,7 @@ class Pace:
 
     References
     ----------
-    Gu, Lyu, Huang and Arora, arXiv 2310.14423, equation 2 (the quadratic synchronisation rule), with their constant
+    Gu, Lyu, Arora, Zhang and Huang, arXiv 2310.14423, equation 2 (the quadratic synchronisation rule), with their constant
     chosen such that the first rounds have H local steps.
     """
 
