@@ -71,8 +71,9 @@ class LocalSgd:
     References
     ----------
     Stich, arXiv 1805.09767, algorithm 1 (with the average taken at every synchronisation; momentum and `memory` are
-    additions). `growth`: Gu, Lyu, Arora, Zhang and Huang, arXiv 2310.14423, equation 2. `control`: Karimireddy et al., arXiv
-    1910.06378, equation 3 with option II of equation 4, all parts taking part. `delay`: Zhou et al., arXiv 2006.00441.
+    additions). `growth`: Gu, Lyu, Arora, Zhang and Huang, arXiv 2310.14423, equation 2. `control`: Karimireddy et al.,
+    arXiv 1910.06378, equation 3 with option II of equation 4, all parts taking part. `delay`: Zhou et al., arXiv
+    2006.00441.
     """
 
     decomposition: SharedDecomposition

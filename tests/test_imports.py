@@ -19,7 +19,8 @@ SPEAK_MPI_OR_PETSC = ("mldd/ranks", "solvers/petsc")
 # Every room, and those of the same top folder that it may import from.
 ARROWS = {
     "mldd": {"mldd/command"},  # python -m mldd
-    "mldd/algebra": set(),
+    "mldd/algebra": {"mldd/algebra/decompositions"},
+    "mldd/algebra/decompositions": {"mldd/algebra"},
     "mldd/ranks": {"mldd/algebra"},
     # a room below another one is part of it: the watch reads records and states of the loop
     "mldd/loop": {"mldd/algebra", "mldd/ranks", "mldd/loop/guards"},

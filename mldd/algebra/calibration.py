@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.cost import counting, rescaled, uncounted
-from mldd.algebra.decomposition import Decomposition, SharedDecomposition
+from mldd.algebra.decompositions import Decomposition, SharedDecomposition
 from mldd.algebra.hierarchy import Hierarchy, Level
 from mldd.algebra.objective import Around, Objective, offers, sampled, value_and_gradient
 

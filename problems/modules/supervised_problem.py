@@ -150,9 +150,7 @@ class SupervisedProblem(Problem):
         ValueError
             A class that does not say.
         """
-        raise ValueError(
-            f"{type(self).__name__} needs `net`, `data` and `loss`; give them, or add `make()`, which returns them"
-        )
+        raise ValueError(f"{type(self).__name__} needs `net`, `data` and `loss`; give them, or add `make()`")
 
     def _made(self, seed: int) -> tuple[Any, ...]:
         with torch.random.fork_rng([]):

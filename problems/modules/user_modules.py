@@ -218,7 +218,7 @@ def restarted(net: nn.Module, seed: int) -> Tensor:
     return flat.flat
 
 
-def first_linear(flat: FlatModule, called: Callable[[], None], comm: Communicator = SERIAL) -> FirstLayer:
+def first_linear(flat: FlatModule, called: Callable[[], Any], comm: Communicator = SERIAL) -> FirstLayer:
     """Return what the first linear map of a module is applied to, seen by a hook while the module is called.
 
     Parameters

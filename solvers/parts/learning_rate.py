@@ -115,8 +115,8 @@ class Pace:
 
     References
     ----------
-    Gu, Lyu, Arora, Zhang and Huang, arXiv 2310.14423, equation 2 (the quadratic synchronisation rule), with their constant
-    chosen such that the first rounds have H local steps.
+    Gu, Lyu, Arora, Zhang and Huang, arXiv 2310.14423, equation 2 (the quadratic synchronisation rule),
+    with their constant chosen such that the first rounds have H local steps.
     """
 
     steps: int = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -239,6 +239,17 @@ class Arguments:
     def whole(self) -> dict[str, Any]:
         """The arguments on the whole graph."""
         return {name: self.fields[name] for name in self.names}
+
+    def unused(self, read: Collection[str]) -> list[str]:
+        """Return the names of tensors that the network is not called with.
+
+        Parameters
+        ----------
+        read : collection of str
+            Names of those that are used otherwise.
+        """
+        fields = self.fields.items()
+        return [key for key, value in fields if key not in {*self.names, *read} and isinstance(value, Tensor)]
 
     def reached(self, nodes: Tensor, hops: int) -> Tensor:
         """Return the nodes that the outputs at some nodes depend on, these first, shape (m,), int64.

@@ -332,12 +332,8 @@ class GraphProblem(Problem):
 
     def first_layer(self) -> FirstLayer:
         """Return what the network's first linear map is applied to on the whole graph, in evaluation mode."""
-
-        def called() -> None:
-            self.arguments.call(self.net, self.arguments.whole)
-
         with self.model.at(self._start, modes=modes(self.net, False)), torch.no_grad():
-            return first_linear(self.model, called)
+            return first_linear(self.model, lambda: self.arguments.call(self.net, self.arguments.whole))
 
     def decomposition(self, parts: int, overlap: int = 0, comm: Communicator | None = None) -> Any:
         """Return the decomposition into parts of the graph or runs of layers (`subdomains`).
@@ -437,9 +433,7 @@ class GraphProblem(Problem):
 
     def details(self) -> dict[str, Any]:
         """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
-        used = {*self.arguments.names, *READ}
-        fields = self.arguments.fields
-        lost = [key for key, value in fields.items() if key not in used and isinstance(value, Tensor)]
+        lost = self.arguments.unused(READ)
         with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
             lost += ignored(self.net, self.arguments)
         notes = [f"not used: {', '.join(lost)}"] if lost else []

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import mldd
-import mldd.algebra.decomposition
 import mldd.problems.graphs.node_classification
-from mldd.algebra import sampled
+from mldd.algebra import Decomposition, SharedDecomposition, sampled
 from mldd.problems.data.datasets import sbm
 from mldd.problems.graphs import NodeClassification, SubdomainNetworks
 from mldd.problems.nets import Sparse
@@ -50,9 +49,9 @@ def product(self, dense):
 def meta(monkeypatch):
     monkeypatch.setattr(mldd.problems.graphs.node_classification, "pick_device", lambda *_: META)
     monkeypatch.setattr(Sparse, "__matmul__", product)
-    for kind in (mldd.algebra.decomposition.Decomposition, mldd.algebra.decomposition.SharedDecomposition):
+    for kind in (Decomposition, SharedDecomposition):
         monkeypatch.setattr(kind, "__post_init__", lambda _: None)
-    monkeypatch.setattr(mldd.algebra.decomposition.Decomposition, "runs", None)
+    monkeypatch.setattr(Decomposition, "runs", None)
     monkeypatch.setattr(torch, "equal", lambda *_: True)
 
 

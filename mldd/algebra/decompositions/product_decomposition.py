@@ -9,10 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mldd.algebra.bounds import Bounds
-from mldd.algebra.decomposition import SharedDecomposition
-from mldd.algebra.models import Corrected
-from mldd.algebra.objective import Objective, value_and_gradient
+from mldd.algebra import Bounds, Corrected, Objective, value_and_gradient
+from mldd.algebra.decompositions.shared_decomposition import SharedDecomposition
 
 
 @dataclass(frozen=True)

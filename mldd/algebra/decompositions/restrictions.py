@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra.bounds import Bounds
-from mldd.algebra.cost import on_this_rank
-from mldd.algebra.decomposition import Build, Decomposition, Subdomain
-from mldd.algebra.models import Corrected
-from mldd.algebra.objective import Objective, value_and_gradient
+from mldd.algebra import Bounds, Corrected, Objective, on_this_rank, value_and_gradient
+from mldd.algebra.decompositions.decomposition import Build, Decomposition, Subdomain
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,13 @@
+from .decomposition import Build as Build
+from .decomposition import Combine as Combine
+from .decomposition import Decomposition as Decomposition
+from .decomposition import Subdomain as Subdomain
+from .decomposition import split as split
+from .product_decomposition import Joined as Joined
+from .product_decomposition import product as product
+from .restrictions import LocalRestrictions as LocalRestrictions
+from .restrictions import contiguous as contiguous
+from .restrictions import corrected_models as corrected_models
+from .restrictions import index_decomposition as index_decomposition
+from .restrictions import local_restrictions as local_restrictions
+from .shared_decomposition import SharedDecomposition as SharedDecomposition
