@@ -224,7 +224,7 @@ def main() -> None:
         best[key] = min(best.get(key, np.inf), row["ratio"] if row["measure"] <= 2 * options.rtol else np.inf)
     print("best mldd / peer: " + ", ".join(f"{name} {n}: {ratio:.2f}" for (name, n), ratio in best.items()))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    options.out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     print(f"written  {options.out}")
 
 
