@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import DIFFERENCES, Bounds, Objective, difference, offers, product_price
+from mldd.algebra import DIFFERENCES, Bounds, Objective, difference, hessian, offers, product_price
 from mldd.loop import FINITE, REPLICATED, RISING, SCRATCH, State
 from mldd.solvers.parts import Secant
 
@@ -312,7 +312,7 @@ def _model(
 ) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
     """Return the product with B and, where it is cheap, the step ``-B^{-1} g``."""
     if curvature == "exact":
-        return (lambda v: f.hessian_product(x, v)), None  # type: ignore[attr-defined]
+        return hessian(f, x).product, None
     if curvature == "differences":
         return partial(difference, f.gradient, x, g), None
     if curvature == "diagonal":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -49,11 +49,14 @@ class SchwarzAdaGrad:
     local : AdaGrad
         The ADAGB2 iteration of subdomains, of coarse levels and of the global steps.
     coarse : Recursion
-        How coarse levels are used.
+        How coarse levels are used. `coarse.model` is that of the nested iteration; the coarse correction of an outer
+        step is nonlinear, as its smoothing is left to the subdomains.
     combine : {"ras", "wasm", "asm"}, optional
         Weights of the local corrections, see `Sweep`.
     local_steps, global_steps : int
-        ADAGB2 iterations on every subdomain, and on all unknowns, in an outer step.
+        ADAGB2 iterations on every subdomain (at most), and on all unknowns, in an outer step.
+    local_rtol : float
+        Local iterations end once the criticality of every local model has fallen by this factor; 0 does all of them.
     subspace_steps : int
         Combine the local corrections, split by layer, in the small coarse space they span, by at most this many
         iterations of a TAO solver (options prefix ``coarse_``); 0 for the plain weighted sum. It uses function values.
@@ -78,6 +81,7 @@ class SchwarzAdaGrad:
     coarse: Recursion = Recursion()
     combine: Combine | None = None
     local_steps: int = 10
+    local_rtol: float = 0.0
     global_steps: int = 2
     subspace_steps: int = 0
     damping: float = 0.0
@@ -85,7 +89,7 @@ class SchwarzAdaGrad:
 
     def __post_init__(self) -> None:
         """Refuse parameters outside of their ranges."""
-        for name in ("local_steps", "global_steps", "subspace_steps", "damping"):
+        for name in ("local_steps", "local_rtol", "global_steps", "subspace_steps", "damping"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}")
         _ = self.sweep
@@ -95,7 +99,7 @@ class SchwarzAdaGrad:
         """The recursion over the coarse levels."""
         if self.hierarchy is None or len(self.hierarchy) == 1:
             return None
-        return MultilevelAdaGrad(self.hierarchy, self.local, self.coarse)
+        return MultilevelAdaGrad(self.hierarchy, self.local, replace(self.coarse, model="nonlinear"))
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -104,6 +108,7 @@ class SchwarzAdaGrad:
             self.decomposition,
             self.local,
             self.local_steps,
+            self.local_rtol,
             combine=self.combine,
             damping=self.damping,
             memory="keep",
@@ -136,7 +141,7 @@ class SchwarzAdaGrad:
         """Do one outer step, in place."""
         state.level = 0
         if self.coarse.nested and state.step == 0 and self.multilevel is not None:
-            self.multilevel.nest(objective, x, state.levels)
+            replace(self.multilevel, coarse=self.coarse).nest(objective, x, state.levels)
             return x, state
         if self.multilevel is not None:
             self._correct(objective, x, state)

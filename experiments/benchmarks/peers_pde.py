@@ -10,7 +10,8 @@ of the time. CPU seconds of one thread, medians of --repeats runs that take turn
 of the time that the work units explain, each at the price of a gradient measured in the same run.
 
 Every solution is checked by the peer's own residual, in numpy, and by its distance to the peer's solution. dd-adagrad
-has 16 subdomains and runs up to --most-dd nodes per side, TAO's and SNES's solvers as mldd's doors up to --most-doors.
+has 16 subdomains on one process and runs up to --most-dd nodes per side, TAO's and SNES's solvers as mldd's doors up to
+--most-doors. Both mldd solvers have the settings of the problem, and levels down to 7 (ml) or 15 (dd) nodes per side.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from math import pi
@@ -26,8 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from snes_multigrid import Array, Discrete, solve
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.benchmarks.snes_multigrid import Array, Discrete, solve
 from mldd.loop import Result, Stop, minimise
 from mldd.problems.grids import Bratu, GridProblem, Ignition, MinimalSurface, Obstacle
 from mldd.ranks import SERIAL, prepare
@@ -113,13 +117,20 @@ PROBLEMS: dict[str, tuple[Callable[[int], Discrete], type[GridProblem]]] = {
 def solvers(problem: GridProblem, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Return what makes each of mldd's solvers, with its levels and subdomains: part of the time."""
 
+    depth = problem.n.bit_length()
+
+    def coarse(solver: str) -> Recursion:
+        said = problem.settings(solver).items()
+        return Recursion(**{key.removeprefix("coarse."): value for key, value in said if key.startswith("coarse.")})
+
     def multilevel() -> MultilevelAdaGrad:
-        said = problem.settings("ml-adagrad")
-        coarse = Recursion(**{key.removeprefix("coarse."): value for key, value in said.items()})
-        return MultilevelAdaGrad(problem.hierarchy(problem.n.bit_length() - 2), AdaGrad(), coarse)
+        return MultilevelAdaGrad(problem.hierarchy(depth - 2), AdaGrad(), coarse("ml-adagrad"))
 
     def schwarz() -> SchwarzAdaGrad:
-        return SchwarzAdaGrad(problem.decomposition(PARTS, 2), problem.coarse_hierarchy(2, PARTS))
+        levels, local_rtol = problem.coarse_hierarchy(depth - 3, PARTS), problem.settings("dd-adagrad")["local_rtol"]
+        return SchwarzAdaGrad(
+            problem.decomposition(PARTS, 2), levels, coarse=coarse("dd-adagrad"), local_rtol=local_rtol
+        )
 
     made: dict[str, Callable[[], Any]] = {"ml-adagrad": multilevel}
     if problem.n <= options.most_dd:
@@ -197,8 +208,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[63, 127, 255])
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--rtol", type=float, default=1e-8)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--most-dd", type=int, default=127)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--most-dd", type=int, default=255)
     parser.add_argument("--most-doors", type=int, default=63)
     parser.add_argument("--max-seconds", type=float, default=60.0, help="of every run")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/peers_pde.json"))
@@ -216,7 +227,7 @@ def main() -> None:
         best[key] = min(best.get(key, np.inf), row["ratio"] if row["measure"] <= 2 * options.rtol else np.inf)
     print("best mldd / peer: " + ", ".join(f"{name} {n}: {ratio:.2f}" for (name, n), ratio in best.items()))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    options.out.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     print(f"written  {options.out}")
 
 

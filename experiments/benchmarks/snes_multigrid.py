@@ -1,5 +1,7 @@
 """The peer of peers_pde.py: PETSc's SNES vinewtonrsls with an assembled matrix, multigrid and a sequence of grids.
 
+    python experiments/benchmarks/snes_multigrid.py [N]     iterations of every grid for an obstacle problem
+
 Residuals and matrices are written in numpy, without mldd; so is the measure, the infinity norm of
 ``project(x - g) - x``. Grids have their boundary nodes (whose rows are those of the identity), so that DMDA
 interpolates between them.
@@ -7,6 +9,7 @@ interpolates between them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -228,3 +231,20 @@ def _newton(petsc: Any, da: Any, problem: Discrete, start: Array, goal: float, m
         int(snes.getIterationNumber()),
         int(snes.getLinearSolveIterations()),
     )
+
+
+def main() -> None:
+    """Print the iterations of every grid for a membrane over a flat obstacle."""
+
+    def membrane(n: int) -> Discrete:
+        zero = np.zeros((n + 2, n + 2))
+        lower = np.full_like(zero, -np.inf)
+        lower[1:-1, 1:-1] = -0.25
+        return Discrete(n, lower, np.full_like(zero, np.inf), zero, load=10 / (n + 1) ** 2)
+
+    _, newton, linear = solve(membrane, int(sys.argv[1]) if len(sys.argv) > 1 else 63, 1e-8)
+    print(f"Newton {newton}, linear {linear}, coarsest grid first")
+
+
+if __name__ == "__main__":
+    main()

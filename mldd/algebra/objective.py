@@ -19,8 +19,8 @@ class Objective(Protocol):
 
     A *batch* of p independent objectives is an objective of a (p, m) tensor whose value has shape (p,): solvers treat
     the last axis as the vector. Calls have no side effect besides counting (`mldd.algebra.cost`). Optional methods that
-    solvers look for: ``value_and_gradient(x)``, ``hessian_product(x, v)``, ``hessian_diagonal(x)`` and
-    ``sample(step)``.
+    solvers look for: ``value_and_gradient(x)``, ``hessian_product(x, v)``, ``hessian_diagonal(x)``, ``hessian(x)``
+    (see `mldd.algebra.hessian`) and ``sample(step)``.
     """
 
     @property

@@ -145,17 +145,22 @@ class GridProblem(Problem):
         return self.hierarchy(levels, 2**halvings)
 
     def settings(self, solver: str) -> dict[str, Any]:
-        """Return hyper-parameters that suit this problem: ML-ADAGB2 uses its quadratic model, on a sequence of grids.
+        """Return hyper-parameters that suit this problem: a sequence of grids, and the quadratic model of ML-ADAGB2.
 
-        The solvers' other defaults are made for energies on grids.
+        Local solves of DD-ADAGB2 end early: coarse levels and seams have the next word. The solvers' other defaults are
+        made for energies on grids.
 
         Parameters
         ----------
         solver : str
             Name of a solver on the command line.
         """
-        quadratic = {"coarse.model": "auto", "coarse.rtol": 0.01, "coarse.nested": 0.1}
-        return quadratic if solver == "ml-adagrad" else {}
+        sequence = {"coarse.model": "auto", "coarse.nested": 0.1}
+        suits = {
+            "ml-adagrad": sequence | {"coarse.rtol": 0.01},
+            "dd-adagrad": sequence | {"local_rtol": 0.3},
+        }
+        return suits.get(solver, {})
 
     def decomposition(self, parts: int, overlap: int = 1, comm: Communicator = SERIAL) -> Decomposition:
         """Return the decomposition of the finest grid into rectangles.

@@ -22,7 +22,7 @@ _POWER = 5  # steps of the power method for the largest eigenvalue
 
 
 @dataclass(frozen=True)
-class Stage:
+class GridStage:
     """One level: ``F H F`` for the Hessian H and the projection F onto free unknowns.
 
     Parameters
@@ -97,7 +97,7 @@ class Multigrid:
 
     Parameters
     ----------
-    stages : list of Stage
+    stages : list of GridStage
         The finest first.
     degree : int
         Of the polynomial, before and after every coarse correction.
@@ -105,7 +105,7 @@ class Multigrid:
         Its degree on a coarsest level that is too large for factors.
     """
 
-    def __init__(self, stages: list[Stage], degree: int, last: int) -> None:
+    def __init__(self, stages: list[GridStage], degree: int, last: int) -> None:
         self._stages = stages
         self._steps = [stage.steps(degree) for stage in stages[:-1]]
         self._is_direct = len(stages[-1].free) <= DENSE
@@ -184,7 +184,7 @@ def conjugate_gradients(
 
 def linear_stages(
     hierarchy: Hierarchy, k: int, here: Hessian, x: Tensor, free: Tensor, step: int, largest: list[float]
-) -> list[Stage]:
+) -> list[GridStage]:
     """Return the levels from `k` down, each linearised at the injected iterate and fixed where the finer one is.
 
     Parameters
@@ -212,5 +212,5 @@ def linear_stages(
             x, free = transfer.inject(x), (transfer.inject(free) > 0.5).to(free.dtype)
             here = hessian(sampled(hierarchy[j].objective, step), x)
         largest[j] = largest[j] or largest_eigenvalue(here, x)
-        found.append(Stage(here, free, largest[j], hierarchy[j + 1].transfer if j + 1 < len(hierarchy) else None))
+        found.append(GridStage(here, free, largest[j], hierarchy[j + 1].transfer if j + 1 < len(hierarchy) else None))
     return found

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mldd.algebra import Combine, Decomposition, Objective, Proximal, Remembered, Row, SharedDecomposition
+from mldd.algebra import Around, Combine, Decomposition, Objective, Proximal, Remembered, Row, SharedDecomposition
 from mldd.loop import FINITE, PER_SUBDOMAIN, SCRATCH, Solver, State, Status
 from mldd.ranks import SERIAL, Communicator
 
@@ -37,7 +37,8 @@ class Sweep:
     steps : int
         Of the local solver.
     rtol : float
-        End the local steps once the measure of every local model has fallen by this factor; 0 does all `steps`.
+        A subdomain is left alone once the measure of its local model has fallen by this factor, whatever the others in
+        its batch do; 0 does all `steps`.
     combine : {"ras", "wasm", "asm"}, optional
         The weights D_i of an additive sweep; a multiplicative one adds each correction as it is. By default ras, and
         wasm where the subdomains update the same unknowns, which then have no owner.
@@ -246,9 +247,13 @@ class Sweep:
             mine.forget()  # `f` is another model than that of the last sweep
         first = self._measure(f, y) if self.rtol > 0 else None
         for _ in range(self.steps):
-            if first is not None and bool((self._measure(f, y) <= self.rtol * first).all()):
-                break
-            y, mine = self.solver.step(f, y, mine)
+            model = f
+            if first is not None:
+                moving = self._measure(f, y) > self.rtol * first
+                if not bool(moving.any()):
+                    break
+                model = f if bool(moving.all()) else Paused(f, moving[:, None])
+            y, mine = self.solver.step(model, y, mine)
             mine.step += 1
             if mine.status is not None:
                 break
@@ -261,6 +266,23 @@ class Sweep:
         """Return the 2-norm of every row's criticality vector."""
         d = f.bounds.criticality(y, f.gradient(y))
         return d.square().sum(-1).sqrt_()
+
+
+@dataclass(frozen=True)
+class Paused(Around):
+    """A batch some of whose members are solved: their gradients are zero, so that a solver leaves them where they are.
+
+    Parameters
+    ----------
+    moving : Tensor, shape (p, 1), bool
+        Members that are not solved.
+    """
+
+    moving: Tensor
+
+    def gradient(self, y: Tensor) -> Tensor:
+        """Return the gradient of `f`, zero for members that are solved."""
+        return self.f.gradient(y) * self.moving
 
 
 def _quanta(x: Tensor) -> Tensor:

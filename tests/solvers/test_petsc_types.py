@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -370,9 +371,11 @@ def builder(**options):
 def test_options_name_solvers(name):
     problem = Obstacle(n=15)
     f, x = problem.objective(), problem.initial()
+    recursion = Recursion(model="auto", nested=0.1)  # as the problem asks for
+    levels, parts = problem.coarse_hierarchy(3, 4), problem.decomposition(4, 1)
     solver = {
-        "ml_adagrad": MultilevelAdaGrad(problem.hierarchy(3), coarse=Recursion(nested=0.01)),  # as the problem asks for
-        "dd_adagrad": SchwarzAdaGrad(problem.decomposition(4, 1), problem.coarse_hierarchy(3, 4)),
+        "ml_adagrad": MultilevelAdaGrad(problem.hierarchy(3), coarse=replace(recursion, rtol=0.01)),
+        "dd_adagrad": SchwarzAdaGrad(parts, levels, coarse=recursion, local_rtol=0.3),
         "adagrad": AdaGrad(),
     }[name]
     expected, _ = iterates(f, x, solver, 4)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mldd import Stop, minimise
 from mldd.algebra import Hierarchy, Identity, Level, contiguous, counting, index_decomposition
 from mldd.problems.graphs import Network, NodeClassification
-from mldd.problems.grids import Obstacle
+from mldd.problems.grids import MinimalSurface, Obstacle
 from mldd.ranks import load_petsc
 from mldd.solvers import AdaGrad, NonlinearSchwarz, Recursion, SchwarzAdaGrad
 from tests.helpers import Quadratic, WithoutValue, quadratic
@@ -129,6 +129,17 @@ def test_two_level_counts_do_not_grow_with_the_number_of_subdomains(obstacle: Ob
         result = minimise(obstacle.objective(), obstacle.initial(0), solver, stop=Stop(100, atol=1e-6))
         steps.append(result.record.step)
     assert steps[1] <= steps[0]
+
+
+def test_steps_with_all_levels_are_bounded_in_subdomains_and_mesh() -> None:
+    for problem in (Obstacle(n=31), Obstacle(n=63), MinimalSurface(n=31)):
+        hierarchy, settings = problem.hierarchy(problem.n.bit_length() - 2), problem.settings("dd-adagrad")
+        coarse = Recursion(model=settings["coarse.model"], nested=settings["coarse.nested"])
+        for parts in (4, 16):
+            decomposition = problem.decomposition(parts, 2)
+            solver = SchwarzAdaGrad(decomposition, hierarchy, coarse=coarse, local_rtol=settings["local_rtol"])
+            result = minimise(problem.objective(), problem.initial(0), solver, stop=Stop(20, rtol=1e-8))
+            assert result.status.name == "converged_rtol"
 
 
 def test_local_work_counts_the_unknowns_of_all_subdomains(obstacle: Obstacle) -> None:

@@ -408,3 +408,26 @@ def test_a_decomposition_of_other_ranks_is_refused():
         Sweep(problem.decomposition(4, 1, OneOfFour()), AdaGrad())
     with pytest.raises(ValueError, match="got 4 ranks of the solver and 4 of 4 subdomains on this one"):
         Sweep(problem.decomposition(4, 1), AdaGrad(), comm=OneOfFour())
+
+
+@dataclass(frozen=True)
+class OneByOne(AdaGrad):
+    """AdaGrad that gets one subdomain after the other."""
+
+    batched: ClassVar[bool] = False
+
+
+def test_a_subdomain_that_is_solved_does_not_wait_for_others() -> None:
+    """Else the result would depend on which subdomains share a rank."""
+    problem = Obstacle(n=15)
+    f = problem.objective()
+    x = minimise(f, problem.initial(), AdaGrad(), stop=Stop(2)).x
+    x[: len(x) // 2] *= 0.1
+    d = problem.decomposition(4, 1)
+    found = []
+    for solver in (AdaGrad(), OneByOne()):
+        sweep = Sweep(d, solver, 9, rtol=0.3)
+        found.append(sweep.corrections(f, x, sweep.init(f, x)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-13)
+    whole = Sweep(d, AdaGrad(), 9)
+    assert not torch.allclose(found[0], whole.corrections(f, x, whole.init(f, x)), rtol=1e-3)
