@@ -428,10 +428,8 @@ class SupervisedProblem(Problem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""
-        found = dict(_SETTINGS.get(solver, {}))
-        if self.subdomains == "layers":
-            found["parts"] = min(4, len(self.layers.names))
-        return found
+        parts = {"parts": min(4, len(self.layers.names))} if self.subdomains == "layers" else {}
+        return _SETTINGS.get(solver, {}) | parts
 
     def identity(self) -> str:
         """Return the checksum of the samples."""

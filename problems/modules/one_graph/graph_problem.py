@@ -121,9 +121,7 @@ class GraphProblem(Problem):
 
     @cached_property
     def _device(self) -> torch.device:
-        if not self.device:
-            return first_parameter(self.net).device
-        return pick_device(self.device, self.comm)
+        return pick_device(self.device, self.comm) if self.device else first_parameter(self.net).device
 
     @cached_property
     def arguments(self) -> Arguments:
@@ -444,9 +442,9 @@ class GraphProblem(Problem):
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}
         if "hops" in vars(self):
             told["hops"] = self.hops
-        if not self._whole_loss and is_model(self.net):
-            by = f"torch_geometric, as {self._built_in}" if self.fast is None else "built-in layers"
-            notes.append(f"{type(self.net).__name__} is evaluated by {by}")
         if not self._whole_loss:
             told["task"] = self.task.kind
+            if is_model(self.net):
+                by = f"torch_geometric, as {self._built_in}" if self.fast is None else "built-in layers"
+                notes.append(f"{type(self.net).__name__} is evaluated by {by}")
         return told | ({"notes": notes} if notes else {})
