@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import re
 import shutil
 import statistics
@@ -20,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = ("paper", "methods", "results", "tutorial", "installation", "clusters", "silent_errors")
+PAGES = ("paper", "methods", "results", "operator_learning", "tutorial", "installation", "clusters", "silent_errors")
 Row = dict[str, Any]
 
 
@@ -42,6 +43,93 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def shown(cell: Any) -> str:
     """Return a cell as text."""
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+
+
+def median_of(rows: Sequence[Row], column: str) -> float:
+    """Return the median of a column; rows without a number count as infinite."""
+    return statistics.median(float(row[column]) if row[column] not in ("", "nan") else math.inf for row in rows)
+
+
+def full_batch_rows() -> list[Row]:
+    """Return medians at the last target of every graph and method; of several settings, that of the fewest sums."""
+    found = []
+    for path in sorted((RESULTS / "gnn_decomposition").glob("full_batch_*_1.csv")):
+        rows = read(f"gnn_decomposition/{path.name}")
+        last = min(float(row["target"]) for row in rows)
+        kinds: dict[str, dict[str, list[Row]]] = {}
+        for row in (row for row in rows if float(row["target"]) == last):
+            kinds.setdefault(row["method"], {}).setdefault(row["setting"], []).append(row)
+        for method, settings in kinds.items():
+            best = min(settings.values(), key=lambda of: median_of(of, "synchronisations"))
+            made = {name: median_of(best, name) for name in ("synchronisations", "work", "cpu_seconds", "test_score")}
+            found.append(
+                {"graph": path.stem.split("_")[2], "target": last, "method": method, "seeds": len(best), **made}
+            )
+    return found
+
+
+def full_batch() -> str:
+    """Return what a metric, coarse graphs and local training save on a full batch."""
+    head = ["graph", "loss", "method", "seeds", "synchronisations", "work", "CPU seconds", "test"]
+    return table(head, [row.values() for row in full_batch_rows()])
+
+
+def data_rich_rows() -> list[Row]:
+    """Return medians over seeds of every case and method."""
+    names = ("problem", "nodes", "parts", "layers", "method", "subdomains", "overlap", "local_steps")
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in read("gnn_decomposition/data_rich.csv"):
+        kinds.setdefault(tuple(row[name] for name in names), []).append(row)
+    shown_too = ("synchronisations", "halo_MB", "work", "validation_loss", "rollout_skill")
+    return [
+        {
+            **dict(zip(names, kind, strict=True)),
+            "seeds": len(rows),
+            **{name: median_of(rows, name) for name in shown_too},
+        }
+        for kind, rows in kinds.items()
+    ]
+
+
+def data_rich() -> str:
+    """Return what local training reaches where samples never end."""
+    rows = data_rich_rows()
+    return table([name.replace("_", " ") for name in rows[0]], [row.values() for row in rows])
+
+
+def networks() -> str:
+    """Return seconds of two real ranks on emulated networks."""
+    rows = read("gnn_decomposition/networks.csv")
+    names = (
+        "nodes",
+        "method",
+        "synchronisations",
+        "halo_MB",
+        "infiniband",
+        "infiniband_speedup",
+        "sites",
+        "sites_speedup",
+    )
+    return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+
+
+def grids() -> str:
+    """Return CPU seconds of bound-constrained energies over those of SNES with multigrid."""
+    names = ("problem", "n", "solver", "steps", "cpu", "peer_cpu", "ratio", "distance")
+    rows = [row for row in read("peers_pde.json") if row.get("ratio")]
+    return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+
+
+def lbfgs() -> str:
+    """Return evaluations of L-BFGS beside its peers."""
+    rows = []
+    for problem, found in read("lbfgs.json").items():
+        if isinstance(found, dict):
+            for name, runs in found["runs"].items():
+                rows.append(
+                    (problem, found["target"], name, len(runs), *map(statistics.median, zip(*runs, strict=True)))
+                )
+    return table(["problem", "loss", "method", "seeds", "evaluations", "CPU seconds"], rows)
 
 
 def books() -> str:
@@ -95,6 +183,44 @@ def fuzzing() -> str:
 # Sections: title, file, command, what the table says, and what makes it.
 SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
     (
+        "Where data are plentiful: local training of overlapping parts",
+        "gnn_decomposition/data_rich.csv",
+        "experiments/gnn_decomposition/data_rich.py",
+        "Operator learning, equally many gradient steps from the same starts; medians over the seeds. Work is that of "
+        "the busiest rank over its share of synchronous steps.",
+        data_rich,
+    ),
+    (
+        "The same on a network",
+        "gnn_decomposition/networks.csv",
+        "mpiexec -n 2 python -m mpi4py experiments/gnn_decomposition/networks.py",
+        "Seconds of two real ranks whose messages are held back, and their ratio to the first row of the same size.",
+        networks,
+    ),
+    (
+        "On a full batch: a metric of the first layer, coarse graphs, local training",
+        "gnn_decomposition/full_batch_cora_1.csv",
+        "experiments/gnn_decomposition/full_batch.py GRAPH",
+        "The last of three training losses of every graph; medians over seeds, set-up inside, inf for not reached. "
+        "`rows` is L-BFGS scaled by rows, `white` the same with metric=inputs, `white-nested` after nested iteration.",
+        full_batch,
+    ),
+    (
+        "Bound-constrained energies beside SNES with multigrid",
+        "peers_pde.json",
+        "experiments/benchmarks/peers_pde.py",
+        "To 1e-8 of the first projected gradient, one thread, set-up inside, medians of runs that alternate with the "
+        "peer: vinewtonrsls, assembled matrix, Galerkin multigrid, a sequence of grids. Below 1 mldd is faster.",
+        grids,
+    ),
+    (
+        "L-BFGS beside SciPy and torch",
+        "lbfgs.json",
+        "experiments/benchmarks/lbfgs.py",
+        "Evaluations of value and gradient, and CPU seconds, until a loss is reached, from the same starts.",
+        lbfgs,
+    ),
+    (
         "Networks of a user's own",
         "user_networks.json",
         "experiments/benchmarks/user_networks.py",
@@ -135,7 +261,10 @@ def results() -> str:
     ]
     for title, name, command, says, make in SECTIONS:
         if (RESULTS / name).exists():
-            text += [f"## {title}\n", f"{says} `results/{name}`, by `{command}`.\n", make()]
+            text += [f"## {title}\n", f"{says} `results/{name}`, by `{command}`.\n"]
+            picture = HERE / "figures" / Path(name).name.replace("_cora_1", "").replace(".csv", ".png")
+            text += [f"![{title}](figures/{picture.name})\n"] if picture.exists() else []
+            text.append(make())
     return "\n".join(text)
 
 
@@ -160,7 +289,8 @@ def main() -> None:
     import pypandoc
 
     options.out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(RESULTS, options.out / "results", dirs_exist_ok=True)
+    for folder in ("results", "figures"):
+        shutil.copytree(HERE / folder, options.out / folder, dirs_exist_ok=True)
     more = ["--standalone", "--mathml", "--toc", "--citeproc", f"--bibliography={HERE / 'paper.bib'}"]
     more += ["--css=paper.css", f"--lua-filter={HERE / 'links.lua'}"]
     shutil.copy(HERE / "paper.css", options.out)
