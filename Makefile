@@ -56,6 +56,8 @@ trust: ready
 # mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.
 # Pages of paper/ as HTML in build/paper; results.md is written anew from the files in paper/results.
 paper: ready
+	.venv/bin/python paper/build.py --results
+	.venv/bin/python paper/figures.py
 	.venv/bin/python paper/build.py
 
 lint: ready

@@ -1,8 +1,9 @@
-"""Build the pages of this folder: results.md from the files of the experiments, then HTML of all pages by pandoc.
+"""Build the pages of this folder: results.md from the files of the experiments, or HTML of all pages by pandoc.
 
-    python paper/build.py [--out build/paper] [--results]
+    python paper/build.py --results
+    python paper/build.py [--out build/paper]
 
-Every table of results.md names its file and its command. With ``--results`` that page alone is written. Pandoc comes
+Every table of results.md names its file and its command. Pandoc comes
 with the package pypandoc_binary; where it and LaTeX are there, paper.pdf is made as well.
 """
 
@@ -279,13 +280,13 @@ def main() -> None:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "paper")
-    parser.add_argument("--results", action="store_true", help="write results.md alone")
+    parser.add_argument("--results", action="store_true", help="write results.md, and no HTML")
     options = parser.parse_args()
-    (HERE / "results.md").write_text(results(), encoding="utf-8")
+    if options.results:
+        (HERE / "results.md").write_text(results(), encoding="utf-8")
+        return
     if lost := unfounded((HERE / "paper.md").read_text(encoding="utf-8")):
         parser.exit(1, f"paper.md has numbers that are in no table of results.md: {' '.join(lost)}\n")
-    if options.results:
-        return
     import pypandoc
 
     options.out.mkdir(parents=True, exist_ok=True)

@@ -411,21 +411,26 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
     nodes_of(fields)
     dtype = first_parameter(net).dtype
     moved = {key: _to(value, device, dtype) for key, value in fields.items()}
-    if any(isinstance(value, Tensor) and value.layout is not torch.strided for value in moved.values()):
-        raise ValueError(
-            "`data` must have edges as edge_index of shape (2, E), got a sparse matrix (adj_t); leave it out, and call "
-            "layers with edge_index"
-        )
     x = moved.get("x")
     if isinstance(x, Tensor) and not bool(x.isfinite().all()):
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
     if not given and takes_graph(net):
-        made = Arguments(tuple(sorted(moved.keys() - _NO_INPUT)), moved, "graph")
+        made = Arguments(
+            tuple(sorted(key for key in moved.keys() - _NO_INPUT if not _is_sparse(moved[key]))), moved, "graph"
+        )
     else:
         made = Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
+    if sparse := [name for name in made.names if _is_sparse(moved[name])]:
+        raise ValueError(
+            f"`{sparse[0]}` of {type(net).__name__} must be no sparse matrix, got one; call layers with edge_index (2, E)"
+        )
     initialise(net, lambda: made.call(net, made.whole))
     return made
+
+
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is not torch.strided
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -327,7 +327,7 @@ def test_single_precision():
         ({"hidden": 0}, "`hidden` must be >= 1, got 0"),
         ({"layers": 0}, "`layers` must be >= 1, got 0"),
         ({"model": "cheb"}, "`model` must be one of gcn, sage, .*, gatv2, transformer, or file.py:Class, got 'cheb'"),
-        ({"local": "global"}, "`local` must be one of composite, own, got 'global'"),
+        ({"local": "global"}, "`local` must be one of composite, own, restricted, got 'global'"),
         ({"labels": "test"}, "`labels` must be one of train, all"),
         ({"dtype": "float16"}, "`dtype` must be one of"),
         ({"decay": -1.0}, "`decay` must be >= 0"),

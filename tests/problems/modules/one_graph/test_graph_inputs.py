@@ -35,6 +35,11 @@ class OfGraph(Net):
         return self.conv(data.x, data.edge_index) * (data.num_nodes / data.num_nodes)
 
 
+class OfMatrix(Net):
+    def forward(self, x, adj_t):
+        return self.conv(x, adj_t)
+
+
 class PerNode(Net):
     def __init__(self):
         super().__init__()
@@ -92,7 +97,7 @@ def test_lazy_layers_are_made_by_a_call():
         (Net(), {"train_mask": torch.ones(7, dtype=torch.bool)}, "say of each of 40 nodes .* got 7 values"),
         (Net(), {"train_mask": torch.arange(N)}, "numbers of nodes are train_idx"),
         (Net(), {"train_idx": torch.tensor([40])}, r"numbers of nodes in 0\.\.39"),
-        (Net(), {"adj_t": torch.eye(N).to_sparse()}, "got a sparse matrix"),
+        (OfMatrix(), {"adj_t": torch.eye(N).to_sparse()}, "`adj_t` of OfMatrix must be no sparse matrix"),
         (torch.compile(Net(), backend="eager"), {}, "before it is compiled"),
         (nn.Identity(), {}, "must have a trainable parameter, got none in Identity"),
     ],
