@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
         It has none, or some that a first call makes.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    if any(isinstance(p, UninitializedTensorMixin) for p in parameters):
+    if any(isinstance(p, UninitializedParameter) for p in parameters):
         raise ValueError(f"parameters must have shapes, got lazy ones in {type(module).__name__}; call it once before")
     if not parameters:
         raise ValueError(f"`module` must have a trainable parameter, got none in {type(module).__name__}")

@@ -59,13 +59,13 @@ def decomposition(problem: Forecasting, parts: int, overlap: int, comm: Communic
         rows = _rows(f)
         return pieces(torch.arange(problem.local_graphs.samples) if rows is None else rows, shares)
 
-    def of_share(f: Objective, j: int) -> OfRows:
+    def of_share(f: Objective, j: int) -> Any:
         return OfRows(cut(f)[j], f.bounds)
 
     build = corrected_models(lambda decomposition, f: losses(decomposition.local).drawn(_rows(f)))
     weights = None if problem.spaces.local == "composite" else _shares(problem, part, parts, overlap)
-    given: dict[str, Any] = {"blocks": layout.slices, "device": problem.kind["device"], "shares": weights}
-    made = SharedDecomposition(layout.size, parts, build, None, comm.share(parts), **given)
+    more: dict[str, Any] = {"blocks": layout.slices, "device": problem.kind["device"], "shares": weights}
+    made = SharedDecomposition(layout.size, parts, build, None, comm.share(parts), **more)
     if shares > 1:
         made = product(made, shares, of_share, lambda f: shares_of(cut(f)), mine)
     losses(range(mine.start % parts, min(mine.start % parts + len(mine), parts)))  # bad parts are refused here

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mldd.algebra import FirstLayer, FlatModule, trainable
 from mldd.problems.nets import places_of_linear
@@ -109,7 +109,7 @@ def initialise(net: nn.Module, call: Callable[[], Any]) -> None:
     call : callable
         Evaluates it.
     """
-    if any(isinstance(p, UninitializedTensorMixin) for p in (*net.parameters(), *net.buffers())):
+    if any(isinstance(p, UninitializedBuffer | UninitializedParameter) for p in (*net.parameters(), *net.buffers())):
         with torch.no_grad():
             call()
 

@@ -416,14 +416,13 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
     if not given and takes_graph(net):
-        made = Arguments(
-            tuple(sorted(key for key in moved.keys() - _NO_INPUT if not _is_sparse(moved[key]))), moved, "graph"
-        )
+        dense = [name for name in sorted(moved.keys() - _NO_INPUT) if not _is_sparse(moved[name])]
+        made = Arguments(tuple(dense), moved, "graph")
     else:
         made = Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
     if sparse := [name for name in made.names if _is_sparse(moved[name])]:
         raise ValueError(
-            f"`{sparse[0]}` of {type(net).__name__} must be no sparse matrix, got one; call layers with edge_index (2, E)"
+            f"`{sparse[0]}` of {type(net).__name__} must be no sparse matrix, got one; call layers with edge_index"
         )
     initialise(net, lambda: made.call(net, made.whole))
     return made
