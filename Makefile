@@ -2,7 +2,7 @@
 .PHONY: help demo test test-portable trust paper lint setup ready clean
 
 help:
-	@echo 'make demo           train a graph network by two-level domain decomposition on two MPI ranks, next to Adam'
+	@echo 'make demo           train graph networks by domain decomposition on two MPI ranks, next to synchronous training'
 	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them, ARGS="-n 0" in one process)'
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
 	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
