@@ -169,7 +169,7 @@ def check_validated(labels: str) -> None:
         )
 
 
-def settings_of(solver: str, name: str) -> dict[str, Any]:
+def settings_of(solver: str, name: str, layers: int = 0) -> dict[str, Any]:
     """Return hyper-parameters of a solver of the command line that suit the classification of the graph `name`.
 
     Parameters
@@ -178,8 +178,10 @@ def settings_of(solver: str, name: str) -> dict[str, Any]:
         Name of the solver on the command line.
     name : str
         Of the graph.
+    layers : int
+        How many the network has, where these are the subdomains; else 0.
     """
-    advised = dict(_SETTINGS.get(solver, {}))
+    advised = _SETTINGS.get(solver, {}) | ({"parts": min(4, layers)} if layers else {})
     if name in _LARGE_FEATURES:
         advised |= {key: 0.1 * advised[key] for key in ("rate", "smoother.rate", "local.rate") if key in advised}
     return advised

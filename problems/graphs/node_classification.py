@@ -424,7 +424,8 @@ class NodeClassification(Problem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
-        return settings_of(solver, self.graph_data.name)
+        by_layers = self.spaces.subdomains == "parameters"
+        return settings_of(solver, self.graph_data.name, len(self.net.layout.blocks) if by_layers else 0)
 
     def write_shards(self, part: Tensor, folder: str | os.PathLike[str]) -> None:
         """Write the graph into `folder`, cut by the part of every node, shape (n,): see `mldd.problems.data.write`."""

@@ -351,7 +351,10 @@ class Digits(Problem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit this problem."""
-        return dict(_SETTINGS.get(solver, {}))
+        found = dict(_SETTINGS.get(solver, {}))
+        if self.subdomains == "parameters":
+            found["parts"] = min(found.get("parts", 2), len(self.net.layout.blocks))
+        return found
 
     def metrics(self, x: Tensor) -> dict[str, float]:
         """Return the accuracies on training and test samples."""

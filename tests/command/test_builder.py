@@ -135,3 +135,9 @@ def test_a_builder_in_use_is_the_current_one():
     with builder.in_use():
         assert current() is builder
     assert current() is None
+
+
+@pytest.mark.parametrize("problem", ["digits", "sbm:subdomains=parameters"])
+def test_layers_as_subdomains_have_as_many_parts_as_there_are_layers_by_default(problem, run):
+    code, out, err = run(f"train {problem} --solver aspqn:local_steps=1,global_steps=0 --steps 1")
+    assert (code, err) == (0, "") and "max_steps" in out

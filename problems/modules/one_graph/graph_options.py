@@ -54,12 +54,14 @@ class Division:
         check_least(self, {"clusters": 0})
 
 
-def settings_of(solver: str) -> dict[str, Any]:
+def settings_of(solver: str, layers: int = 0) -> dict[str, Any]:
     """Return hyper-parameters of a solver of the command line that suit small networks on graphs.
 
     Parameters
     ----------
     solver : str
         Name of the solver on the command line.
+    layers : int
+        How many the network has, where these are the subdomains; else 0.
     """
-    return dict(_SETTINGS.get(solver, {}))
+    return _SETTINGS.get(solver, {}) | ({"parts": min(4, layers)} if layers else {})

@@ -359,7 +359,7 @@ class GraphProblem(Problem):
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that suit small networks on graphs."""
-        return settings_of(solver)
+        return settings_of(solver, len(self._layers.names) if self.division.subdomains == "layers" else 0)
 
     def module(self, x: Tensor) -> nn.Module:
         """Return the network with parameters `x`, and with the running statistics of the graph they were fitted on.
