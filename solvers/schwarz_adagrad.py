@@ -56,7 +56,8 @@ class SchwarzAdaGrad:
     local_steps, global_steps : int
         ADAGB2 iterations on every subdomain (at most), and on all unknowns, in an outer step.
     local_rtol : float
-        Local iterations end once the criticality of every local model has fallen by this factor; 0 does all of them.
+        A subdomain is left alone once the criticality of its local model has fallen by this factor; 0 does all
+        iterations.
     subspace_steps : int
         Combine the local corrections, split by layer, in the small coarse space they span, by at most this many
         iterations of a TAO solver (options prefix ``coarse_``); 0 for the plain weighted sum. It uses function values.

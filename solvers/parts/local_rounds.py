@@ -21,6 +21,7 @@ from mldd.ranks import SERIAL, Communicator, PartSum, begin_part_sum
 from mldd.solvers.parts.group_rates import rate_of, with_rate
 from mldd.solvers.parts.learning_rate import LearningRate, Pace
 from mldd.solvers.parts.local_walk import Parts, Walk
+from mldd.solvers.parts.sweep import check_same_ranks
 
 LocalMemory = Literal["reset", "keep", "average"]
 
@@ -121,12 +122,7 @@ class Rounds:
                 "`delay` needs a memory that is kept or averaged and no control variates, got "
                 f"memory={self.memory} and control={self.control}; set memory=average and control=False"
             )
-        held, parts = len(self.decomposition.local), self.decomposition.parts
-        if (held < parts) != (self.comm.ranks > 1):
-            raise ValueError(
-                f"decomposition and solver must be made with the same `comm`, got {self.comm.ranks} ranks of the solver"
-                f" and {held} of {parts} parts on this one; give both the same"
-            )
+        check_same_ranks(self.decomposition, self.comm)
 
     def _check_rates(self) -> None:
         of_local = getattr(self.solver, "rates", LearningRate())

@@ -19,6 +19,31 @@ Memory = Literal["reset", "keep"]
 NOT_FINITE = "local solves that were not finite"  # a note
 
 
+def check_same_ranks(decomposition: Decomposition | SharedDecomposition, comm: Communicator) -> None:
+    """Refuse a decomposition that is shared among other ranks than a solver.
+
+    Corrections would be left out, or be counted once per rank.
+
+    Parameters
+    ----------
+    decomposition : Decomposition or SharedDecomposition
+        The subdomains.
+    comm : Communicator
+        Of the solver.
+
+    Raises
+    ------
+    ValueError
+        The ranks are others.
+    """
+    held, parts = len(decomposition.local), decomposition.parts
+    if (held < parts) != (comm.ranks > 1):
+        raise ValueError(
+            f"decomposition and solver must be made with the same `comm`, got {comm.ranks} ranks of the solver"
+            f" and {held} of {parts} subdomains on this one; give both the same"
+        )
+
+
 @dataclass(frozen=True)
 class Sweep:
     r"""The nonlinear Schwarz map ``G(x) = x + damping sum_i P_i D_i (y_i - R_i x)``.
@@ -77,12 +102,7 @@ class Sweep:
             raise ValueError(f"`order` must be one of additive, multiplicative, got {self.order!r}")
         if self.memory not in ("reset", "keep"):
             raise ValueError(f"`memory` must be one of reset, keep, got {self.memory!r}")
-        held, parts = len(self.decomposition.local), self.decomposition.parts
-        if (held < parts) != (self.comm.ranks > 1):  # corrections would be left out, or be counted once per rank
-            raise ValueError(
-                f"decomposition and solver must be made with the same `comm`, got {self.comm.ranks} ranks of the solver"
-                f" and {held} of {parts} subdomains on this one; give both the same"
-            )
+        check_same_ranks(self.decomposition, self.comm)
 
     @property
     def kind(self) -> Combine:
