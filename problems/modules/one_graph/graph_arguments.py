@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from mldd.graph import Graph
 from mldd.problems.data import checksum
 from mldd.problems.modules import explained, first_parameter, initialise
+from mldd.problems.modules.one_graph.graph_task import READ
 
 Of = Literal["edges", "nodes", "index", "all"]  # what an argument has a row for
 Ints = NDArray[np.int64]
 _WEIGHTS = "edge_weight"
 _GRAPHS = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the graph
-_NO_INPUT = frozenset("y train_mask val_mask test_mask train_idx val_idx test_idx num_nodes".split())
+_NO_INPUT = frozenset(READ) - {"edge_index"}
 
 
 def fields_of_data(data: Any) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def test_numbers_of_nodes_are_as_good_as_a_mask():
 
 def test_a_network_that_takes_the_graph_itself_is_called_with_it_and_has_parts():
     net = OfGraph()
-    problem, by_name = GraphProblem(net, graph(train_idx=torch.arange(9))), GraphProblem(Net(), graph())
+    split = {"train_idx": torch.arange(9), "valid_idx": torch.arange(9, 12)}
+    problem, by_name = GraphProblem(net, graph(**split)), GraphProblem(Net(), graph())
     assert problem.arguments.names == ("edge_index", "x")
     expected = functional.cross_entropy(net.conv(X, EDGES)[:9], CLASSES[:9])
     torch.testing.assert_close(problem.objective().value(problem.initial(0)), expected.detach())
