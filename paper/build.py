@@ -101,16 +101,7 @@ def data_rich() -> str:
 def networks() -> str:
     """Return seconds of two real ranks on emulated networks."""
     rows = read("gnn_decomposition/networks.csv")
-    names = (
-        "nodes",
-        "method",
-        "synchronisations",
-        "halo_MB",
-        "infiniband",
-        "infiniband_speedup",
-        "sites",
-        "sites_speedup",
-    )
+    names = "nodes method synchronisations halo_MB infiniband infiniband_speedup sites sites_speedup".split()
     return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
 
 
@@ -263,7 +254,7 @@ def results() -> str:
     for title, name, command, says, make in SECTIONS:
         if (RESULTS / name).exists():
             text += [f"## {title}\n", f"{says} `results/{name}`, by `{command}`.\n"]
-            picture = HERE / "figures" / Path(name).name.replace("_cora_1", "").replace(".csv", ".png")
+            picture = HERE / "figures" / f"{make.__name__}.png"
             text += [f"![{title}](figures/{picture.name})\n"] if picture.exists() else []
             text.append(make())
     return "\n".join(text)
