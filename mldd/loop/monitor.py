@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from operator import add
+from operator import add, attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mldd.loop.status import Status
 from mldd.loop.untrusted import check_fits, check_regular
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What a run on all its ranks has cost so far.
 
@@ -69,10 +69,15 @@ class Cost:
             Of the last record before.
         """
         # not `astuple`, which copies deeply: this is done in every step
-        return Cost(*map(add, vars(self).values(), vars(past).values()))
+        return Cost(*map(add, _spent(self), _spent(past)))
 
 
-@dataclass(frozen=True)
+_COSTS = tuple(f.name for f in fields(Cost))
+_spent = attrgetter(*_COSTS)
+_NO_VALIDATION: Mapping[str, float] = {}  # one for all records, of which a run may keep a million
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One outer step; record 0 is the start.
 
@@ -99,7 +104,7 @@ class Record:
     accepted: int
     rejected: int
     cost: Cost
-    validation: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=lambda: _NO_VALIDATION)
 
     @staticmethod
     def of(row: Sequence[Any], validation: Mapping[str, float] | None = None) -> Record:
@@ -115,11 +120,14 @@ class Record:
         numbers: list[Any] = [kind(entry) for kind, entry in zip(KINDS.values(), row, strict=True)]
         own = len(_OWN)
         step, level, measure, value, accepted, rejected = numbers[:own]
-        return Record(step, level, measure, value, accepted, rejected, Cost(*numbers[own:]), validation or {})
+        return Record(
+            step, level, measure, value, accepted, rejected, Cost(*numbers[own:]), validation or _NO_VALIDATION
+        )
 
     def row(self) -> dict[str, Any]:
         """Return the record as a row of a table: its numbers, those of its cost and of the validation, by name."""
-        return {f.name: getattr(self, f.name) for f in _OWN} | vars(self.cost) | dict(self.validation)
+        own = {f.name: getattr(self, f.name) for f in _OWN}
+        return own | dict(zip(_COSTS, _spent(self.cost), strict=True)) | dict(self.validation)
 
 
 Monitor = Callable[[Record], None]
