@@ -77,7 +77,7 @@ class GraphProblem(Problem):
     labels : {"train", "all"}
         Fit to the training nodes, or to all that are not for testing.
     batch : int
-        Labelled nodes (or pairs) per gradient, drawn anew for every step; 0: all.
+        Labelled nodes (or pairs) per gradient of the whole loss, drawn anew for every step; 0: all.
     seed : int
         Of dropout, mini-batches and partitions.
     device : str
@@ -296,8 +296,6 @@ class GraphProblem(Problem):
             return self._start.clone()
         return restarted(self.net, seed).to(self._start)
 
-    # -------------------------------------------------------------------------------- levels and subdomains
-
     @cached_property
     def spaces(self) -> GraphSpaces:
         """Losses on parts of the graph and on coarser graphs."""
@@ -437,6 +435,8 @@ class GraphProblem(Problem):
         notes = [f"not used: {', '.join(lost)}"] if lost else []
         if self.comm.ranks > 1 and "shares" in vars(self):
             notes.append(f"halos of ranks are {self.shares.told}")
+        if "spaces" in vars(self) and self.batch:
+            notes.append(f"batch={self.batch} is of the whole loss: local losses are over all nodes of a part")
         if "spaces" in vars(self) and self.spaces.one_by_one > 1:
             notes.append("subdomains are evaluated one after the other: parts of a graph have different sizes")
         told: dict[str, Any] = {"arguments": list(self.arguments.names), "nodes": self.arguments.nodes}

@@ -247,6 +247,13 @@ def test_a_mini_batch_is_the_mean_over_some_nodes():
     torch.testing.assert_close(mean, functional.cross_entropy(p.outputs(x)[chosen], p.data["y"][chosen]))
 
 
+def test_that_local_losses_know_no_mini_batches_is_said():
+    p = problem("by hand", batch=10)
+    assert not [note for note in p.details().get("notes", []) if "batch" in note]
+    p.decomposition(3)
+    assert [note for note in p.details()["notes"] if note.startswith("batch=10 is of the whole loss")]
+
+
 def test_a_layer_that_sees_all_nodes_is_refused_for_graph_parts_and_can_be_decomposed_by_layers():
     torch.manual_seed(0)
     p = GraphProblem(GlobalNorm().double(), data(), division=Division(local="own"))
