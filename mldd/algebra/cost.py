@@ -8,7 +8,7 @@ is counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -65,6 +65,7 @@ class Ledger:
 
 
 _ledger: ContextVar[Ledger | None] = ContextVar("mldd_cost", default=None)
+_look: ContextVar[Callable[[], None] | None] = ContextVar("mldd_look", default=None)
 
 
 @contextmanager
@@ -99,6 +100,22 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _ledger.reset(token)
+
+
+@contextmanager
+def attended(look: Callable[[], None] | None) -> Iterator[None]:
+    """Yield nothing; `look` is called at whatever is counted inside the block, and may end it by raising.
+
+    Parameters
+    ----------
+    look : callable or None
+        None for no one.
+    """
+    token = _look.set(look)
+    try:
+        yield
+    finally:
+        _look.reset(token)
 
 
 def is_counted() -> bool:
@@ -145,6 +162,9 @@ def count(
     cost.halo_rows += halo_rows
     cost.halo_bytes += halo_bytes
     cost.exchanges += exchanges
+    look = _look.get()
+    if look is not None:
+        look()
 
 
 @contextmanager

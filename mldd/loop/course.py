@@ -44,6 +44,11 @@ class Course:
         Records so far; they are added to elsewhere.
     setup : Cost
         What was spent before the run.
+
+    Attributes
+    ----------
+    is_torn : bool
+        A step was given up, and the state is not that of the iterate.
     """
 
     def __init__(
@@ -54,7 +59,7 @@ class Course:
         self.together = getattr(solver, "needs_value", False)
         self.f, self.clock, self.good = Remembered(objective, self.together), Clock(), x.clone()
         self.status: Status | None = None
-        self.risen = False
+        self.risen = self.is_torn = False
         records = history.records
         self.first = records[0].measure if records else math.nan
         self.seconds = records[-1].cost.seconds if records else 0.0
@@ -174,6 +179,21 @@ class Course:
     def step(self) -> None:
         """Do one step of the solver."""
         self.good.copy_(self.x)
-        done = self.state.step
+        self.done = done = self.state.step
         self.x, self.state = self.solver.step(self.f, self.x, self.state)
         self.state.step = done + 1  # also where the solver has counted this step, or returns a new state
+
+    def give_up(self, copy: tuple[Tensor, Any] | None) -> None:
+        """Go back to before a step that was not done to its end.
+
+        Parameters
+        ----------
+        copy : tuple of Tensor and State, optional
+            Iterate and state of a step that has passed all checks. Without one the run has its iterate before the step,
+            and is torn: nobody can go on from its state.
+        """
+        if copy is None:
+            self.is_torn, self.state.step = True, self.done
+            copy = self.good.clone(), self.state
+        self.take(*copy, None)
+        self.state.note("steps given up, as the time of the run was over")

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, counting
+from mldd.algebra import Objective, attended, counting
 from mldd.loop import summary
 from mldd.loop.course import Course
 from mldd.loop.guards import Detection, Detector, Ending
 from mldd.loop.monitor import Cost, History, Monitor, Record
-from mldd.loop.schedule import Evaluations, Schedule
+from mldd.loop.schedule import Evaluations, Overdue, Schedule
 from mldd.loop.signals import deferred
 from mldd.loop.solver import Solver
 from mldd.loop.status import Status
@@ -116,7 +116,8 @@ def minimise(
 
     Per step: gradient -> measure -> stop test (the same decision on all ranks) -> step of the solver. A stochastic
     objective (one with ``sample(step)``) is sampled anew for every step, seeded by its number. The signals INT, TERM
-    and USR1 of any rank end the run after its step; a second one of the same kind raises at once.
+    and USR1 of any rank end the run after its step; a second one of the same kind raises at once. On one rank a step
+    that goes on for long after a signal or the end of the time is given up: several ranks would wait for one another.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def minimise(
                 record, status = _validated(validation, run, record, status, comm)
                 record, status = _valued(eyes, run, record, status, comm)
             status = run.judged(record, status)
-            is_kept = _keeps(totals.spoken, status) and run.state.step >= run.told
+            is_kept = _keeps(totals.spoken, status) and run.state.step >= run.told and not run.is_torn
             found = guard.look(run.f, run.x, run.state, record, _ending(status, is_kept))
             if found:
                 run.take(*guard.go_back(found, run.x, run.state, history, validation))
@@ -204,7 +205,13 @@ def minimise(
             if status is None:
                 guard.keep(run.x, run.state, history, validation)
                 schedule.step_begins()
-                run.step()
+                left = stop.max_seconds - totals.spoken.wall - run.seconds
+                look = schedule.patience(stop.max_seconds, left, signals) if comm.ranks == 1 else None
+                try:
+                    with attended(look):
+                        run.step()
+                except Overdue:
+                    run.give_up(guard.last(history, validation))
     history.status = run.status
     return Result(run.end, run.status, run.state, history, projected, validation, guard.rollbacks)
 

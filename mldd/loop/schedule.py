@@ -16,11 +16,20 @@ from torch import Tensor
 
 from mldd.algebra import Objective
 from mldd.loop.monitor import History
+from mldd.loop.signals import Signals
 from mldd.loop.times import Interval, TimeLimit
 
 _EYES = 0.1  # of the time, at most, for values at the interval "auto", ...
 _FREE = 2.0  # ... which may take so many seconds in any case: short runs have all values
 _RECENT = 20  # steps and checkpoints whose longest one is expected to come again
+
+# A step that goes on at the end of the run's time is waited for: so many seconds, or this share of the time if longer.
+_GRACE, _GRACE_SHARE = 1.0, 0.1
+_HEED = 5.0  # seconds after a signal until a step is given up: batch systems kill after 30
+
+
+class Overdue(RuntimeError):  # noqa: N818 (it is how a run ends)
+    """Raised inside of a step that goes on after the run should have ended."""
 
 
 @dataclass
@@ -176,6 +185,27 @@ class Schedule:
     def step_begins(self) -> None:
         """Note that a step begins."""
         self._began = time.perf_counter()
+
+    def patience(self, seconds: float, left: float, signals: Signals) -> Callable[[], None]:
+        """Return what raises `Overdue` when it is called in a step that should be given up.
+
+        Parameters
+        ----------
+        seconds, left : float
+            Wall time that the run may take, and what is left of it.
+        signals : Signals
+            Those that end the run.
+        """
+        end = time.monotonic() + left + max(_GRACE, _GRACE_SHARE * seconds)
+        reserve = max(self._writes, default=0.0)
+
+        def look() -> None:
+            now = time.monotonic()
+            heeds = any(now > first + _HEED for first in signals.first.values())
+            if now > end or heeds or (self.limit is not None and self.limit.left() <= reserve):
+                raise Overdue("a step was given up, as the time of the run was over")
+
+        return look
 
     def step_ends(self) -> None:
         """Note that the step and the gradient behind it have ended."""

@@ -1,14 +1,17 @@
 """Times: what texts mean, when rank 0's wall clock says what, and what a run does then."""
 
 import math
+import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mldd.algebra import Bounds
-from mldd.loop import Interval, Schedule, Status, Stop, TimeLimit, minimise, seconds_of
+from mldd.loop import Detection, Interval, Schedule, State, Status, Stop, TimeLimit, minimise, schedule, seconds_of
 from mldd.loop.schedule import Evaluations
 from mldd.solvers import Sgd
 from tests.helpers import quadratic
@@ -170,3 +173,89 @@ def test_a_failed_run_writes_no_checkpoint_at_its_end(clock):
     schedule = Schedule(keep=lambda x, state, history: found.append(state.step), every=Interval(math.inf))
     result = minimise(quadratic(6), X, Sgd(1e200), stop=Stop(9), values=True, schedule=schedule)
     assert result.status is Status.diverged and found == [0]
+
+
+@dataclass(frozen=True)
+class Endless:
+    """Gradient descent with momentum, one of whose steps would evaluate gradients without an end."""
+
+    endless: int
+    before: Callable[[], None] = lambda: None
+
+    def init(self, objective, x):
+        return Pace(momentum=torch.zeros_like(x))
+
+    def step(self, objective, x, state):
+        state.momentum.mul_(0.9).add_(objective.gradient(x))
+        x.sub_(0.01 * state.momentum)
+        if state.step == self.endless:
+            self.before()
+            while True:
+                objective.gradient(x.add_(1.0))
+        return x, state
+
+
+@dataclass
+class Pace(State):
+    """Its velocity."""
+
+    momentum: torch.Tensor = None
+
+
+@pytest.mark.parametrize("share", [0.01, 0.0], ids=["with a copy", "without a copy"])
+def test_a_step_that_goes_on_at_the_end_of_the_time_is_given_up(share, monkeypatch):
+    monkeypatch.setattr(schedule, "_GRACE", 0.05)
+    f, written = quadratic(6), []
+    kept = Schedule(lambda x, state, history: written.append(state.step), every=Interval(steps=1))
+    stop = Stop(100, max_seconds=0.2)
+    late = minimise(f, X, Endless(5), stop=stop, detection=Detection(share=share), schedule=kept)
+    assert late.status is Status.max_seconds
+    done = late.state.step
+    same = minimise(f, X, Endless(-1), stop=Stop(done))
+    torch.testing.assert_close(late.x, same.x, rtol=0, atol=0)
+    assert [record.step for record in late.history.records] == list(range(done + 1))
+    assert any("given up" in note for note in late.state.notes)
+    if share:  # the state is that of the iterate: the run goes on from it as if nothing had been
+        assert written[-1] == done
+        torch.testing.assert_close(late.state.momentum, same.state.momentum, rtol=0, atol=0)
+    else:
+        assert done == 5 and written.count(5) == 1, "no checkpoint of a state in the middle of a step"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_step_is_given_up_when_it_goes_on_after_a_signal(number, monkeypatch):
+    monkeypatch.setattr(schedule, "_HEED", 0.05)
+    ended = minimise(quadratic(6), X, Endless(3, lambda: signal.raise_signal(number)), stop=Stop(100))
+    assert ended.status is (Status.terminated if number == signal.SIGTERM else Status.interrupted)
+    assert ended.state.step <= 3
+    torch.testing.assert_close(ended.x, minimise(quadratic(6), X, Endless(-1), stop=Stop(ended.state.step)).x)
+
+
+class Late:
+    """A quadratic whose evaluations take long from the third one on."""
+
+    def __init__(self):
+        self.f, self.made = quadratic(6), 0
+        self.size, self.bounds = 6, Bounds.free(6)
+
+    def _wait(self):
+        self.made += 1
+        time.sleep(0.2 * (self.made > 2))
+
+    def gradient(self, x):
+        self._wait()
+        return self.f.gradient(x)
+
+    def value(self, x):
+        self._wait()
+        return self.f.value(x)
+
+
+def test_a_step_inside_of_petsc_is_given_up(monkeypatch):
+    pytest.importorskip("petsc4py")
+    from mldd.solvers.petsc import Tao
+
+    monkeypatch.setattr(schedule, "_GRACE", 0.05)
+    ended = minimise(Late(), X, Tao(type="lmvm"), stop=Stop(50, max_seconds=0.1), values=False)
+    assert ended.status is Status.max_seconds and ended.state.step == 0
+    torch.testing.assert_close(ended.x, X, rtol=0, atol=0)

@@ -194,10 +194,29 @@ class Detector:
             self._say(f"step {step}: {found}; the run {'ends with' if is_over else 'goes back to'} step {to}")
             kept.rewind(history, validation)
             kept.state.note(f"silent errors, after which the run went back: {found}")
+        return *self._again(kept), Status.corrupted if is_over else None
+
+    def _again(self, kept: Snapshot) -> tuple[Tensor, Any]:
         x, state = kept.iterate()
         if self._memory is not None:
             self._memory.restore(kept.memory, x.device)
-        return x, state, Status.corrupted if is_over else None
+        return x, state
+
+    def last(self, history: History, validation: Validation | None) -> tuple[Tensor, Any] | None:
+        """Return the last iterate and state that have passed; None where none was kept.
+
+        Parameters
+        ----------
+        history : History
+            All records; those behind the state that is returned are dropped.
+        validation : Validation or None
+            That of the run.
+        """
+        kept = self._kept
+        if kept is None or kept.is_damaged:
+            return None
+        kept.rewind(history, validation)
+        return self._again(kept)
 
     def _say(self, text: str) -> None:
         if self.comm.rank == 0:
