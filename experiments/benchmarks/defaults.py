@@ -1,6 +1,6 @@
 """Every solver with its defaults on every problem, from the command line and from Python: none may end above its start.
 
-    python experiments/benchmarks/defaults.py [--steps 20] [--seconds 60] [--problems cora,sbm] [--solvers lbfgs] [--out DIR]
+    python experiments/benchmarks/defaults.py [--steps 20] [--seconds 60] [--problems A,B] [--solvers C,D] [--out DIR]
 
 A row is a problem and a solver: values at the start and at the end, and the status, first with what the command line
 would use (``problem.settings``), then with what ``Solver(...)`` alone has. Exit status 1 if a run ends above its start
