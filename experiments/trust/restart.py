@@ -1,14 +1,14 @@
-"""Restart matrix: runs that are cut in two by a checkpoint, beside uninterrupted ones, on one and two ranks.
+"""Restart matrix: runs that are cut in two by a checkpoint, beside uninterrupted ones, on one and more ranks.
 
-    python experiments/trust/restart.py [--out paper/results/trust] [--cases NAME ...]
+    python experiments/trust/restart.py [--ranks 1 2] [--out paper/results/trust] [--cases NAME ...]
 
-Every case is run whole, and to the middle with a checkpoint, on 1 and on 2 ranks; each checkpoint is then resumed on 1
-and on 2 ranks. The resumed run is compared with the uninterrupted one of the ranks that wrote the checkpoint: the
-iterate, all columns of the history that are no seconds, and the gradients and work that were counted. On the same ranks
+Every case is run whole, and to the middle with a checkpoint, on 1 and on 2 ranks, or on others that are named, as far
+as there are subdomains for them; each checkpoint is then resumed on all of these. The resumed run is compared with the
+uninterrupted one of the ranks that wrote the checkpoint: the iterate, all columns of the history that are no seconds, and the gradients and work that were counted. On the same ranks
 all have to be the same bits; where the number changed, the iterate and the loss to rounding. A solver whose memory
 cannot be saved has to be refused in one line.
 
-Written are ``restart.json`` and the table ``restart.txt``.
+Written are ``restart.json`` and the table ``restart.txt``, with the numbers of ranks in the name if they are others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Case:
     steps : int
         Of the whole run; the checkpoint is written after half of them.
     ranks : tuple of int
-        Numbers of ranks that it can be run on.
+        Numbers of ranks that it can be run on; empty for any, as far as there are parts.
     refused : str
         Words of the message where its checkpoint cannot be written, or be resumed on other ranks.
     """
@@ -70,13 +70,23 @@ class Case:
     parts: int = 0
     levels: int = 0
     steps: int = 6
-    ranks: tuple[int, ...] = RANKS
+    ranks: tuple[int, ...] = ()
     refused: str = ""
 
     @property
     def keys(self) -> dict[str, int]:
         """Options of `mldd.train`."""
         return {name: getattr(self, name) for name in ("parts", "levels") if getattr(self, name)}
+
+    def runs_on(self, ranks: int) -> bool:
+        """Return whether it can be run on so many ranks.
+
+        Parameters
+        ----------
+        ranks : int
+            Their number.
+        """
+        return (not self.ranks or ranks in self.ranks) and (not self.parts or ranks <= self.parts)
 
 
 OBSTACLE, SURFACE, QUADRATIC, GRAPH = "obstacle:n=15", "morebv:n=15", "quadratic:n=31", "graph.npz"
@@ -129,39 +139,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("paper/results/trust"), help="folder of the table")
     parser.add_argument("--cases", nargs="*", default=list(CASES), metavar="NAME", help="names of cases")
+    parser.add_argument("--ranks", nargs="*", type=int, default=list(RANKS), metavar="P", help="numbers of ranks")
     parser.add_argument("--stage", choices=("begin", "resume"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage is not None:
-        work(options.stage, options.cases)
+        work(options.stage, options.cases, options.ranks)
         return
-    rows = matrix(options.cases)
+    rows = matrix(options.cases, options.ranks)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("restart.json", json.dumps(rows, indent=1) + "\n"), ("restart.txt", table(rows))):
-        with replacing(options.out / name) as new:
+    name = "restart" if options.ranks == list(RANKS) else "restart_" + "_".join(map(str, options.ranks))
+    for ending, text in ((".json", json.dumps(rows, indent=1) + "\n"), (".txt", table(rows))):
+        with replacing(options.out / (name + ending)) as new:
             new.write_text(text)
     print(table(rows), end="")
     sys.exit(0 if all(row["as_it_should_be"] for row in rows) else 1)
 
 
-def matrix(cases: Sequence[str]) -> list[dict[str, Any]]:
+def matrix(cases: Sequence[str], numbers: Sequence[int] = RANKS) -> list[dict[str, Any]]:
     """Return one row per case, ranks before and ranks after.
 
     Parameters
     ----------
     cases : sequence of str
         Names of them.
+    numbers : sequence of int
+        Numbers of ranks.
     """
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         _make_data(here)
         for stage in ("begin", "resume"):
-            for ranks in RANKS:
-                _start(here, ranks, stage, cases)
-        pairs = [(before, after) for before in RANKS for after in RANKS]
-        return [compared(here, name, *pair) for name in cases for pair in pairs if set(pair) <= set(CASES[name].ranks)]
+            for ranks in numbers:
+                _start(here, ranks, stage, cases, numbers)
+        pairs = [(before, after) for before in numbers for after in numbers]
+        return [compared(here, name, *pair) for name in cases for pair in pairs if all(map(CASES[name].runs_on, pair))]
 
 
-def work(stage: str, cases: Sequence[str]) -> None:
+def work(stage: str, cases: Sequence[str], numbers: Sequence[int]) -> None:
     """Do one stage of the cases on the ranks that there are, in the current folder.
 
     Parameters
@@ -170,13 +184,15 @@ def work(stage: str, cases: Sequence[str]) -> None:
         Whole runs and runs to the middle, or from there to the end.
     cases : sequence of str
         Names of them.
+    numbers : sequence of int
+        Numbers of ranks, of this process among others.
     """
     comm = world()
     prepare(comm)
     warnings.simplefilter("ignore")  # of single precision and notes of problems
     for name in cases:
         case = CASES[name]
-        if comm.ranks not in case.ranks:
+        if not case.runs_on(comm.ranks):
             continue
         if stage == "begin":
             _run(case, comm, _file(name, comm.ranks, "whole"))
@@ -188,7 +204,7 @@ def work(stage: str, cases: Sequence[str]) -> None:
                 checkpoint=_checkpoint(name, comm.ranks),
             )
             continue
-        for before in case.ranks:
+        for before in filter(case.runs_on, numbers):
             _run(case, comm, _file(name, before, f"to{comm.ranks}"), resume=_checkpoint(name, before))
 
 
@@ -299,10 +315,10 @@ def _make_data(here: Path) -> None:
     NodeClassification(str(here / "graph.npz")).write_shards(torch.arange(n) * 2 // n, here / "shards")
 
 
-def _start(here: Path, ranks: int, stage: str, cases: Sequence[str]) -> None:
+def _start(here: Path, ranks: int, stage: str, cases: Sequence[str], numbers: Sequence[int]) -> None:
     own = Path(sys.executable).with_name("mpiexec")  # that of the MPI library beside this Python
     launcher = [str(own) if own.exists() else "mpiexec", "-n", str(ranks), sys.executable, "-m", "mpi4py"]
-    words = [str(Path(__file__).resolve()), "--stage", stage, "--cases", *cases]
+    words = [str(Path(__file__).resolve()), "--stage", stage, "--ranks", *map(str, numbers), "--cases", *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums depend on the threads that share them
     subprocess.run([*(launcher if ranks > 1 else [sys.executable]), *words], cwd=here, check=True, env=environment)
 
