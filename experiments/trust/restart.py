@@ -4,9 +4,9 @@
 
 Every case is run whole, and to the middle with a checkpoint, on 1 and on 2 ranks, or on others that are named, as far
 as there are subdomains for them; each checkpoint is then resumed on all of these. The resumed run is compared with the
-uninterrupted one of the ranks that wrote the checkpoint: the iterate, all columns of the history that are no seconds, and the gradients and work that were counted. On the same ranks
-all have to be the same bits; where the number changed, the iterate and the loss to rounding. A solver whose memory
-cannot be saved has to be refused in one line.
+uninterrupted one of the ranks that wrote the checkpoint: the iterate, all columns of the history that are no seconds,
+and the gradients and work that were counted. On the same ranks all have to be the same bits; where the number changed,
+the iterate and the loss to rounding. A solver whose memory cannot be saved has to be refused in one line.
 
 Written are ``restart.json`` and the table ``restart.txt``, with the numbers of ranks in the name if they are others.
 """
