@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import torch
 from matplotlib import pyplot
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -84,6 +85,40 @@ def data_rich() -> None:
     written(figure, "data_rich")
 
 
+def regions() -> None:
+    """Draw where local Adam is faster than synchronous Adam by the cost model, by network, time and devices."""
+    rows = build.read("gnn_decomposition/regions.csv")
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    figure, axes = pyplot.subplots(2, 4, figsize=(6.6, 3.4), sharex=True, sharey=True, layout="constrained")
+    levels = [0.0, 0.98, 1.1, 1.5, 2.0, 4.0, 8.0, 16.0, 1e9]
+    blues = ["#F6C6A8", "#FFFFFF", *(pyplot.colormaps["Blues"](k / 6) for k in range(1, 7))]  # slower, alike, faster
+    for name, column in zip(names, axes.T, strict=True):
+        own = [row for row in rows if row["network"] == name]
+        x, y = ([float(v) for v in dict.fromkeys(row[k] for row in own)] for k in ("gradient_seconds", "ranks"))
+        for kind, axis in zip(("shares", "parts"), column, strict=True):
+            both = [[float(row[f"{how}_{kind}"]) for row in own] for how in ("synchronous", "local")]
+            synchronous, local = (torch.tensor(of).reshape(len(x), len(y)).T for of in both)
+            filled = axis.contourf(x, y, synchronous / local, levels, colors=blues)
+            one = torch.tensor(x).expand_as(local)
+            axis.contourf(
+                x, y, (torch.minimum(local, synchronous) > one).double(), [0.5, 1.5], colors="none", hatches=["////"]
+            )
+            axis.contour(x, y, synchronous / local, [1.5], colors="#D55E00", linewidths=1)
+            axis.set_xscale("log")
+            axis.set_yscale("log", base=2)
+            axis.set_yticks([4, 32, 256], ["4", "32", "256"])
+            axis.set_xticks([1e-3, 1e-1, 1e1], ["1 ms", "0.1 s", "10 s"])
+            axis.minorticks_off()
+        column[0].set_title(name, fontsize=8)
+    for axis, kind in zip(axes[:, 0], ("shares of samples", "parts of the graph"), strict=True):
+        axis.set_ylabel(f"{kind}\ndevices P")
+    figure.supxlabel("time T of a gradient over the batch on one device", fontsize=8)
+    bar = figure.colorbar(filled, ax=axes, ticks=levels[1:-1], shrink=0.9, spacing="uniform")
+    bar.ax.set_yticklabels([f"{level:g}" for level in levels[1:-1]], fontsize=7)
+    bar.set_label("synchronous / local step", fontsize=8)
+    written(figure, "regions")
+
+
 def named(figure: Any, marks: dict[str, str], methods: Collection[str]) -> None:
     """Add legends beside the axes: what is decomposed by mark, the method by colour."""
     decomposed = [line(mark, "#555555", name) for name, mark in marks.items()]
@@ -112,3 +147,4 @@ def written(figure: Any, name: str) -> None:
 if __name__ == "__main__":
     full_batch()
     data_rich()
+    regions()
