@@ -12,8 +12,8 @@ Two layers, ReLU, cross-entropy over all nodes, float32 on one thread; the same 
 - torch_geometric in the fastest of its public forms (adjacency as edge list or as CSR tensor, normalisation cached;
   features dense or sparse where its layers take them), and the same with A X given to its first layer.
 
-All are called in turn, and what is printed are medians of process time over the repeats; a ratio is mldd's time over the
-peer's, and the bar is 0.8 of plain torch. Losses and gradients are compared (relative maximum norm), in float64 on a
+All are called in turn, and what is printed are medians of process time over the repeats; a ratio is mldd's time over
+the peer's; the bar is 0.8 of plain torch. Losses and gradients are compared (relative maximum norm), in float64 on a
 small mesh first. A form whose messages would take more than `--most-gib` is left out and says so.
 
 The aggregation A H alone is put beside a copy of H in the same run: bytes that must move (every array once) over time;

@@ -1,4 +1,6 @@
 from .attention import attend as attend
+from .attention import bent as bent
+from .attention import sampled as sampled
 from .coarse_networks import coarser as coarser
 from .coarse_networks import copies as copies
 from .coarse_networks import most_levels as most_levels

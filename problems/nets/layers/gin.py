@@ -55,7 +55,7 @@ class GIN(Layer):
 
         own = states[0]
         if operator is None:
-            z = scaled(linear(own, first), 1.0 + epsilon) + linear(states[1], first)
+            z = linear(own, first * (1.0 + epsilon)[..., None]) + linear(states[1], first)
         elif isinstance(own, Sparse) or not sparse_first(operator, first.shape[-2], first.shape[-1], layer == 0):
             z = summed(linear(own, first))
         else:

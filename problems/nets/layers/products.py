@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Operator, Sparse, one_dnn, tall
+from mldd.problems.nets import Operator, Sparse, attend, one_dnn, tall
 
 _TALL = 2**17  # entries of a state from which oneDNN saves more than its call costs (measured)
 
@@ -134,23 +134,32 @@ def propagated(operator: Operator, state: Tensor | Sparse, weight: Tensor, featu
     return linear(applied(operator, state), weight)
 
 
-def softmax(scores: Tensor, row: Tensor, rows: int, multiplicity: Tensor) -> Tensor:
-    """Return the softmax over the entries of every row of a sparse pattern, of the shape of the scores.
+def by_head(vector: Tensor, heads: int) -> Tensor:
+    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of a vector.
 
     Parameters
     ----------
-    scores : Tensor, shape (nnz, ...)
-        One per entry (and sample and head).
-    row : Tensor, shape (nnz,), int64
-        Row of every entry.
-    rows : int
-        Number of rows.
-    multiplicity : Tensor, shape (nnz,)
-        How often an entry counts.
+    vector : Tensor, shape (.., heads f)
+        Head after head.
+    heads : int
+        Number of heads.
     """
-    index = row.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
-    with torch.no_grad():  # the softmax does not depend on what is subtracted
-        most = scores.new_zeros(rows, *scores.shape[1:]).scatter_reduce(0, index, scores, "amax", include_self=False)
-    weights = (scores - most[row]).exp() * multiplicity.view(-1, *[1] * (scores.dim() - 1))
-    sums = scores.new_zeros(rows, *scores.shape[1:]).index_add(0, row, weights)
-    return weights / sums[row]
+    eye = torch.eye(heads, dtype=vector.dtype, device=vector.device)
+    parts = vector.view(*vector.shape[:-1], heads, vector.shape[-1] // heads)
+    return (parts[..., None] * eye[:, None]).flatten(-3, -2)
+
+
+def attended(pattern: Sparse, scores: Tensor, sent: Tensor) -> Tensor:
+    """Return the attention-weighted means of what is sent, head by head, shape (m samples heads, f).
+
+    Parameters
+    ----------
+    pattern : Sparse, shape (m, n)
+        The matrix of the graph.
+    scores : Tensor, shape (nnz, samples heads)
+        Of every entry.
+    sent : Tensor, shape (n, [samples,] heads f)
+        States of the columns.
+    """
+    copies = pattern.repeated(scores.shape[1])
+    return attend(copies, pattern.of_copies(scores), sent.reshape(copies.shape[1], -1))
