@@ -53,6 +53,7 @@ from .network_model import classified as classified
 from .network_model import network_of as network_of
 from .operators import Operator as Operator
 from .operators import Sparse as Sparse
+from .operators import add_outer as add_outer
 from .operators import multiply as multiply
 from .operators import one_dnn as one_dnn
 from .operators import tall as tall

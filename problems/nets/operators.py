@@ -378,6 +378,26 @@ def tall(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def add_outer(target: Tensor, x: Tensor, g: Tensor) -> None:
+    """Add X^T G to a matrix; not differentiable.
+
+    The narrower factor goes first: libraries are up to 17 times slower the other way round (measured for 4 columns).
+
+    Parameters
+    ----------
+    target : Tensor, shape (k, n)
+        What is added to.
+    x : Tensor, shape (m, k)
+        X, with many rows.
+    g : Tensor, shape (m, n)
+        G.
+    """
+    if g.shape[1] < x.shape[1]:
+        target.add_((g.t() @ x).t())
+    else:
+        target.addmm_(x.t(), g)
+
+
 def _csr(matrix: Any, values: Tensor) -> Tensor:
     """Make a CSR tensor of 32-bit indices: the sparse library works on these without converting."""
     indptr, indices = (torch.from_numpy(a.astype(np.int32)).to(values.device) for a in (matrix.indptr, matrix.indices))

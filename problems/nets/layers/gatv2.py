@@ -61,7 +61,7 @@ class GATv2(Layer):
         with torch.autocast(sent.device.type, enabled=False):
             pairs = bent(pattern, centres.flatten(1), sent.flatten(1)).view(-1, batch.samples, width)
             if score.dim() == 1:
-                scores = pairs @ by_head(score, heads)
+                scores = linear(pairs, by_head(score, heads))
             else:  # one vector a per graph of a batch
                 vectors = score[pattern.entries[0] // rows].view(-1, 1, heads, width // heads)
                 scores = (pairs.unflatten(-1, (heads, -1)) * vectors).sum(-1)

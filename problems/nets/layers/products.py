@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Operator, Sparse, attend, one_dnn, tall
+from mldd.problems.nets import Operator, Sparse, add_outer, attend, one_dnn, tall
 
 _TALL = 2**17  # entries of a state from which oneDNN saves more than its call costs (measured)
 
 
-def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
-    """Return H W for one graph, or block by block for weights of shape (p, in, out).
+def linear(state: Tensor | Sparse, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return H W (+ b) for one graph, or block by block for weights of shape (p, in, out).
 
     Parameters
     ----------
@@ -24,30 +24,44 @@ def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
         H.
     weight : Tensor, shape (in, out) or (p, in, out)
         W.
+    bias : Tensor, shape (out,) or (p, out), optional
+        b.
     """
-    if isinstance(state, Sparse):
-        return state @ weight.reshape(-1, weight.shape[-1])
-    if weight.dim() == 2:
+    if weight.dim() == 2 and not isinstance(state, Sparse):
         if one_dnn(state) and state.numel() >= _TALL and not torch.is_autocast_enabled("cpu"):
-            out: Tensor = _Linear.apply(state, weight)  # type: ignore[no-untyped-call]
+            out: Tensor = _Linear.apply(state, weight, bias)  # type: ignore[no-untyped-call]
             return out
-        return state @ weight
-    blocks = state.reshape(len(weight), -1, weight.shape[1])
-    return torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
+        return torch.nn.functional.linear(state, weight.t(), bias)
+    if isinstance(state, Sparse):
+        product = state @ weight.reshape(-1, weight.shape[-1])
+    else:
+        blocks = state.reshape(len(weight), -1, weight.shape[1])
+        product = torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
+    return product if bias is None else shifted(product, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, state: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(state, weight)
-        return tall(state, weight)
+        return tall(state, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         state, weight = ctx.saved_tensors
-        of_state = linear(g.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = state.flatten(0, -2).t() @ g.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return of_state, of_weight
+        needed, rows = ctx.needs_input_grad, g.flatten(0, -2)
+        of_state = linear(g.contiguous(), weight.t()) if needed[0] else None
+        of_weight = _outer(state.flatten(0, -2), rows) if needed[1] else None
+        return of_state, of_weight, rows.sum(0) if needed[2] else None
+
+
+def _outer(x: Tensor, g: Tensor) -> Tensor:
+    """Return X^T G, differentiable."""
+    if torch.is_grad_enabled():
+        return x.t() @ g
+    out = x.new_zeros(x.shape[1], g.shape[1])
+    add_outer(out, x, g)
+    return out
 
 
 def shifted(state: Tensor, bias: Tensor) -> Tensor:
