@@ -177,50 +177,42 @@ static void squash(REAL *z, REAL bias, long block) {
     for (long k = 0; k < block; k++) z[k] = 2 / (1 + exponential(-2 * (z[k] + bias))) - 1;
 }
 
+/* The vector at an address, to read and to write: compilers doubt that six pointers do not overlap. */
+#define AT(address) (*(loose *)(address))
+
 /* Turn the streams of z of one unit into those of h. */
 static void activate(const Shape *s, REAL *row, REAL bias) {
     const long block = s->block, flat = s->slopes - s->bends;
     squash(row, bias, block);
     for (long j = 0; j < s->slopes; j++) {
-        REAL *restrict slope = row + (1 + j) * block;
-        const REAL *restrict t = row;
-        if (j < flat) {
-            for (long k = 0; k < block; k++) slope[k] *= 1 - t[k] * t[k];
-        } else {
-            REAL *restrict bend = row + (1 + s->slopes + j - flat) * block;
-            for (long k = 0; k < block; k++) {
-                const REAL d = 1 - t[k] * t[k], h = d * slope[k];
-                bend[k] = d * bend[k] - 2 * t[k] * h * slope[k];
-                slope[k] = h;
-            }
+        REAL *slope = row + (1 + j) * block, *bend = row + (1 + s->slopes + j - flat) * block;
+        for (long k = 0; k < block; k += LANES) {
+            const vector t = AT(row + k), d = 1 - t * t, z = AT(slope + k), h = d * z;
+            AT(slope + k) = h;
+            if (j >= flat) AT(bend + k) = d * AT(bend + k) - 2 * t * h * z;
         }
     }
 }
 
 /* Turn the adjoints of the streams of h of one unit into those of z. */
-static void pull(const Shape *s, const REAL *row, REAL *adjoint) {
+static void pull(const Shape *s, REAL *row, REAL *a) {
     const long block = s->block, flat = s->slopes - s->bends;
-    const REAL *restrict t = row;
-    REAL *restrict a = adjoint;
-    for (long k = 0; k < block; k++) a[k] *= 1 - t[k] * t[k];
-    for (long j = 0; j < s->slopes; j++) {
-        const REAL *restrict h = row + (1 + j) * block;
-        REAL *restrict of_slope = adjoint + (1 + j) * block;
-        if (j < flat) {
-            for (long k = 0; k < block; k++) {
-                a[k] -= 2 * t[k] * h[k] * of_slope[k];
-                of_slope[k] *= 1 - t[k] * t[k];
-            }
-        } else {
-            const REAL *restrict hh = row + (1 + s->slopes + j - flat) * block;
-            REAL *restrict of_bend = adjoint + (1 + s->slopes + j - flat) * block;
-            for (long k = 0; k < block; k++) {
-                const REAL d = 1 - t[k] * t[k];
-                a[k] -= 2 * (t[k] * (h[k] * of_slope[k] + hh[k] * of_bend[k]) + h[k] * h[k] * of_bend[k]);
-                of_slope[k] = d * of_slope[k] - 4 * t[k] * h[k] * of_bend[k];
-                of_bend[k] *= d;
+    for (long k = 0; k < block; k += LANES) {
+        const vector t = AT(row + k), d = 1 - t * t;
+        vector sum = d * AT(a + k);
+        for (long j = 0; j < s->slopes; j++) {
+            const long slope = (1 + j) * block + k, bend = (1 + s->slopes + j - flat) * block + k;
+            const vector h = AT(row + slope), of_slope = AT(a + slope);
+            sum -= 2 * t * h * of_slope;
+            AT(a + slope) = d * of_slope;
+            if (j >= flat) {
+                const vector of_bend = AT(a + bend), both = h * of_bend;
+                sum -= 2 * (t * AT(row + bend) * of_bend + h * both);
+                AT(a + slope) -= 4 * t * both;
+                AT(a + bend) = d * of_bend;
             }
         }
+        AT(a + k) = sum;
     }
 }
 
@@ -304,7 +296,7 @@ void backward(const Shape *s, REAL *const *parameters, const long *strides, cons
         for (long b = 0; b < blocks; b++) {
             REAL *a = scratch, *other = scratch + widest * length;
             const REAL *x = points + p * s->stride + b * s->widths[0] * s->block;
-            const REAL *state = states + (p * blocks + b + 1) * states_of(s);
+            REAL *state = states + (p * blocks + b + 1) * states_of(s);
             exchange(s, b * s->block, g + p * count * s->points * s->widths[s->layers], a, 1);
             for (long l = last; l >= 1; l--) {
                 const REAL *w = parameters[2 * l] + p * strides[2 * l];
