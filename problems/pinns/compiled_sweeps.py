@@ -103,6 +103,7 @@ class CompiledEvaluation:
         self.scratch = like.new_empty(2 * max(net.widths[1:]) * row)
         whole = like.new_empty((p, source.count, m, net.widths[-1]))
         self.streams = whole if batch else whole[0]
+        self.seeds = torch.empty_like(self.streams)
         self.library: Any = library(like.dtype)
         self._buffers = self.states.data_ptr(), self.scratch.data_ptr()
         self._given: _Arrays | None = None
@@ -154,6 +155,37 @@ class CompiledEvaluation:
         )
         wanted.finish()
         self.release()
+
+    def add_fields(self, coefficients: Tensor, places: Tensor, fields: Tensor) -> None:
+        """Add to fields what the networks give there.
+
+        Parameters
+        ----------
+        coefficients : Tensor, shape (p, R, S, m)
+            Derivatives of R fields with respect to the streams.
+        places : Tensor, shape (p R m,), int64
+            Where the fields of a network lie in all fields.
+        fields : Tensor
+            All fields.
+        """
+        pointers = (t.data_ptr() for t in (coefficients, places, self.streams, fields))
+        self.library.add_fields(self.shape, coefficients.shape[1], *pointers)
+
+    def pulled(self, coefficients: Tensor, places: Tensor, g: Tensor) -> Tensor:
+        """Return the gradient with respect to the streams, in a buffer, from that with respect to fields.
+
+        Parameters
+        ----------
+        coefficients : Tensor, shape (p, R, S, m)
+            As for `add_fields`.
+        places : Tensor, shape (p R m,), int64
+            As for `add_fields`.
+        g : Tensor
+            Gradient with respect to all fields.
+        """
+        pointers = (t.data_ptr() for t in (coefficients, places, g, self.seeds))
+        self.library.pull_fields(self.shape, coefficients.shape[1], *pointers)
+        return self.seeds
 
     def release(self) -> None:
         """Leave the buffers to the next evaluation of this kind."""
@@ -232,7 +264,10 @@ def library(dtype: torch.dtype) -> Any:
     shape = ctypes.POINTER(_Shape)
     found.forward.argtypes = [shape, pointers, longs, *[pointer] * 4]
     found.backward.argtypes = [shape, pointers, longs, *[pointer] * 4, pointers, longs]
-    found.forward.restype = found.backward.restype = None
+    for function in (found.add_fields, found.pull_fields):
+        function.argtypes = [shape, ctypes.c_long, *[pointer] * 4]
+    for function in (found.forward, found.backward, found.add_fields, found.pull_fields):
+        function.restype = None
     return found
 
 

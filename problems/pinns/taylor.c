@@ -315,3 +315,28 @@ void backward(const Shape *s, REAL *const *parameters, const long *strides, cons
         }
     }
 }
+
+/* Fields are sums over networks of coefficients, (networks, fields, S, points), times their streams of one output each;
+   places, (networks, fields, points), say where in all fields those of a network lie. */
+void add_fields(const Shape *s, long fields, const REAL *coefficients, const int64_t *places, const REAL *streams,
+                REAL *out) {
+    const long count = streams_of(s), m = s->points;
+    for (long p = 0; p < s->networks; p++, streams += count * m)
+        for (long r = 0; r < fields; r++, places += m, coefficients += count * m)
+            for (long k = 0; k < m; k++) {
+                REAL sum = 0;
+                for (long j = 0; j < count; j++) sum += coefficients[j * m + k] * streams[j * m + k];
+                out[places[k]] += sum;
+            }
+}
+
+/* The gradient with respect to the streams from g, that with respect to the fields. */
+void pull_fields(const Shape *s, long fields, const REAL *coefficients, const int64_t *places, const REAL *g,
+                 REAL *of_streams) {
+    const long count = streams_of(s), m = s->points;
+    memset(of_streams, 0, s->networks * count * m * sizeof(REAL));
+    for (long p = 0; p < s->networks; p++, of_streams += count * m)
+        for (long r = 0; r < fields; r++, places += m, coefficients += count * m)
+            for (long j = 0; j < count; j++)
+                for (long k = 0; k < m; k++) of_streams[j * m + k] += coefficients[j * m + k] * g[places[k]];
+}
