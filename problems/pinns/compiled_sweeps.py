@@ -47,8 +47,8 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def suited(source: Streams, parameters: Sequence[Tensor]) -> bool:
-    """Whether the compiled sweeps take these points and parameters, and are there.
+def suited(source: Streams, parameters: Sequence[Tensor]) -> Any:
+    """Return the compiled functions that take these points and parameters, or None.
 
     Parameters
     ----------
@@ -59,15 +59,15 @@ def suited(source: Streams, parameters: Sequence[Tensor]) -> bool:
     """
     net, points, first = source.net, source.points, parameters[0]
     if net.kind != "dense" or first.device.type != "cpu" or points.device.type != "cpu" or not points.numel():
-        return False
+        return None
     if first.dtype not in _REAL or first.dtype != points.dtype:
-        return False
+        return None
     networks = len(first) if first.dim() == 3 else 1
     if torch.get_num_threads() > 1:
         weights = sum(i * o for i, o in zip(net.widths, net.widths[1:], strict=False))
         if networks * source.count * points.shape[-2] * weights > _SMALL:
-            return False
-    return networks > 0 and library(first.dtype) is not None
+            return None
+    return library(first.dtype) if networks else None
 
 
 class CompiledEvaluation:
@@ -81,6 +81,8 @@ class CompiledEvaluation:
         The points and derivatives that are asked for.
     batch : int
         Number p of networks; 0 where the parameters have no leading axis.
+    functions : object
+        What `library` returns.
 
     Attributes
     ----------
@@ -88,7 +90,7 @@ class CompiledEvaluation:
         The result; it is written to again after `release`.
     """
 
-    def __init__(self, key: Any, source: Streams, batch: int) -> None:
+    def __init__(self, key: Any, source: Streams, batch: int, functions: Any) -> None:
         net, like, m = source.net, source.points, source.points.shape[-2]
         self.key, self.net, self.batch = key, net, batch
         self.block = block_of(m)
@@ -104,7 +106,7 @@ class CompiledEvaluation:
         whole = like.new_empty((p, source.count, m, net.widths[-1]))
         self.streams = whole if batch else whole[0]
         self.seeds = torch.empty_like(self.streams)
-        self.library: Any = library(like.dtype)
+        self.library = functions
         self._buffers = self.states.data_ptr(), self.scratch.data_ptr()
         self._given: _Arrays | None = None
         self._wanted: _Arrays | None = None
@@ -168,7 +170,7 @@ class CompiledEvaluation:
         fields : Tensor
             All fields.
         """
-        pointers = (t.data_ptr() for t in (coefficients, places, self.streams, fields))
+        pointers = (t.data_ptr() for t in (coefficients, places, self.streams, fields.view(-1)))
         self.library.add_fields(self.shape, coefficients.shape[1], *pointers)
 
     def pulled(self, coefficients: Tensor, places: Tensor, g: Tensor) -> Tensor:
@@ -183,7 +185,7 @@ class CompiledEvaluation:
         g : Tensor
             Gradient with respect to all fields.
         """
-        pointers = (t.data_ptr() for t in (coefficients, places, g, self.seeds))
+        pointers = (t.data_ptr() for t in (coefficients, places, g.view(-1), self.seeds))
         self.library.pull_fields(self.shape, coefficients.shape[1], *pointers)
         return self.seeds
 
@@ -268,7 +270,28 @@ def library(dtype: torch.dtype) -> Any:
         function.argtypes = [shape, ctypes.c_long, *[pointer] * 4]
     for function in (found.forward, found.backward, found.add_fields, found.pull_fields):
         function.restype = None
-    return found
+    if _is_right(found, dtype):
+        return found
+    warnings.warn(f"{found._name} gives wrong numbers, sweeps in torch are used; delete it, or set CC", stacklevel=2)
+    return None
+
+
+def _is_right(functions: Any, dtype: torch.dtype) -> bool:
+    """Compare with the sweeps in torch on a small network."""
+    from mldd.problems.pinns.taylor import TaylorNetwork
+
+    net = TaylorNetwork((2, 9, 7, 2))
+    x = torch.stack([net.initial(0), net.initial(1)]).to(dtype)
+    source = net.at(torch.linspace(-1, 1, 300, dtype=dtype).view(150, 2), (2, 1))
+    found = []
+    for evaluation in (source.layered(net.layout.views(x)), CompiledEvaluation((), source, 2, functions)):
+        if isinstance(evaluation, CompiledEvaluation):
+            evaluation.run(source, net.layout.views(x))
+        g = torch.empty_like(x)
+        streams = evaluation.streams.clone()
+        evaluation.backward(streams.tanh(), net.layout.views(g))
+        found.append(torch.cat([streams.reshape(-1), g.view(-1)]))
+    return bool((found[0] - found[1]).abs().max() <= _TOLERANCE[dtype] * found[0].abs().max())
 
 
 def _compiled(real: str) -> Any:

@@ -276,13 +276,14 @@ class Streams:
         parameters : sequence of Tensor
             The views of the layout; with a leading axis where the points have one.
         """
-        if not compiled.suited(self, parameters):
+        functions = compiled.suited(self, parameters)
+        if functions is None:
             return self.layered(parameters)
         batch = len(parameters[0]) if parameters[0].dim() == 3 else 0
         key = ("compiled", batch, *self._key)
         left = self.net._spare.get(key)
         evaluation: compiled.CompiledEvaluation
-        evaluation = left.pop() if left else compiled.CompiledEvaluation(key, self, batch)
+        evaluation = left.pop() if left else compiled.CompiledEvaluation(key, self, batch, functions)
         evaluation.run(self, parameters)
         return evaluation
 
