@@ -20,6 +20,19 @@
 typedef REAL vector __attribute__((vector_size(BYTES)));
 typedef REAL loose __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
+/* Small loops over registers are unrolled at once, and a vector that is used several times is loaded once: compilers else
+   read it from memory with every product. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 8")
+#else
+#define UNROLL _Pragma("clang loop unroll(full)")
+#endif
+#if defined(__x86_64__) && (defined(__AVX__) || defined(__AVX512F__))
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v)
+#endif
+
 #define IS_FLOAT (sizeof(REAL) == 4)
 
 typedef struct {
@@ -83,20 +96,23 @@ static inline REAL exponential(REAL x) {
 
 /* out[r][0 .. columns vectors) = sum_k w[r][k] x[k][...] for `rows` <= ROWS rows; w has any strides. */
 #define PRODUCT(NAME, R, C)                                                                                            \
-    static inline void NAME(const REAL *w, long wr, long wk, const REAL *x, long n, long length, REAL *out) {         \
+    static inline void NAME(const REAL *w, long wr, long wk, const REAL *x, long n, long length, REAL *out) {          \
         vector sum[R][C];                                                                                              \
-        for (int r = 0; r < R; r++)                                                                                    \
-            for (int c = 0; c < C; c++) sum[r][c] = (vector){0};                                                       \
+        UNROLL for (int r = 0; r < R; r++)                                                                             \
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = (vector){0};                                                \
         for (long k = 0; k < n; k++) {                                                                                 \
             vector row[C];                                                                                             \
-            for (int c = 0; c < C; c++) row[c] = *(const loose *)(x + k * length + c * LANES);                         \
-            for (int r = 0; r < R; r++) {                                                                              \
+            UNROLL for (int c = 0; c < C; c++) {                                                                       \
+                row[c] = *(const loose *)(x + k * length + c * LANES);                                                 \
+                KEEP(row[c]);                                                                                          \
+            }                                                                                                          \
+            UNROLL for (int r = 0; r < R; r++) {                                                                       \
                 const REAL factor = w[r * wr + k * wk];                                                                \
-                for (int c = 0; c < C; c++) sum[r][c] += factor * row[c];                                              \
+                UNROLL for (int c = 0; c < C; c++) sum[r][c] += factor * row[c];                                       \
             }                                                                                                          \
         }                                                                                                              \
-        for (int r = 0; r < R; r++)                                                                                    \
-            for (int c = 0; c < C; c++) *(loose *)(out + r * length + c * LANES) = sum[r][c];                          \
+        UNROLL for (int r = 0; r < R; r++)                                                                             \
+            UNROLL for (int c = 0; c < C; c++) *(loose *)(out + r * length + c * LANES) = sum[r][c];                   \
     }
 PRODUCT(product_43, ROWS, COLUMNS)
 PRODUCT(product_41, ROWS, 1)
@@ -132,20 +148,23 @@ static inline REAL total(vector v) { /* of the lanes, by halves */
 }
 
 #define OUTER(NAME, R, C)                                                                                              \
-    static inline void NAME(const REAL *a, const REAL *x, long length, REAL *out, long n) {                           \
+    static inline void NAME(const REAL *a, const REAL *x, long length, REAL *out, long n) {                            \
         vector sum[R][C];                                                                                              \
-        for (int r = 0; r < R; r++)                                                                                    \
-            for (int c = 0; c < C; c++) sum[r][c] = (vector){0};                                                       \
+        UNROLL for (int r = 0; r < R; r++)                                                                             \
+            UNROLL for (int c = 0; c < C; c++) sum[r][c] = (vector){0};                                                \
         for (long k = 0; k < length; k += LANES) {                                                                     \
             vector row[C];                                                                                             \
-            for (int c = 0; c < C; c++) row[c] = *(const loose *)(x + c * length + k);                                 \
-            for (int r = 0; r < R; r++) {                                                                              \
+            UNROLL for (int c = 0; c < C; c++) {                                                                       \
+                row[c] = *(const loose *)(x + c * length + k);                                                         \
+                KEEP(row[c]);                                                                                          \
+            }                                                                                                          \
+            UNROLL for (int r = 0; r < R; r++) {                                                                       \
                 const vector left = *(const loose *)(a + r * length + k);                                              \
-                for (int c = 0; c < C; c++) sum[r][c] += left * row[c];                                                \
+                UNROLL for (int c = 0; c < C; c++) sum[r][c] += left * row[c];                                         \
             }                                                                                                          \
         }                                                                                                              \
-        for (int r = 0; r < R; r++)                                                                                    \
-            for (int c = 0; c < C; c++) out[r * n + c] += total(sum[r][c]);                                            \
+        UNROLL for (int r = 0; r < R; r++)                                                                             \
+            UNROLL for (int c = 0; c < C; c++) out[r * n + c] += total(sum[r][c]);                                     \
     }
 OUTER(outer_43, ROWS, COLUMNS)
 OUTER(outer_41, ROWS, 1)
