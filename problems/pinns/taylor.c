@@ -9,14 +9,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#ifdef __AVX512F__ /* 32 registers hold a tile of 4 x 5 vectors, 16 one of 4 x 3 */
 #define BYTES 64
+#define COLUMNS 5
 #else
 #define BYTES 32
+#define COLUMNS 3
 #endif
 #define LANES ((long)(BYTES / sizeof(REAL)))
 #define ROWS 4
-#define COLUMNS 3
 typedef REAL vector __attribute__((vector_size(BYTES)));
 typedef REAL loose __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
@@ -114,10 +115,10 @@ static inline REAL exponential(REAL x) {
         UNROLL for (int r = 0; r < R; r++)                                                                             \
             UNROLL for (int c = 0; c < C; c++) *(loose *)(out + r * length + c * LANES) = sum[r][c];                   \
     }
-PRODUCT(product_43, ROWS, COLUMNS)
-PRODUCT(product_41, ROWS, 1)
-PRODUCT(product_13, 1, COLUMNS)
-PRODUCT(product_11, 1, 1)
+PRODUCT(product_tile, ROWS, COLUMNS)
+PRODUCT(product_column, ROWS, 1)
+PRODUCT(product_row, 1, COLUMNS)
+PRODUCT(product_vector, 1, 1)
 
 /* out = W x for W of shape (m, n), strides wr and wk; x and out are rows of `length` numbers, full vectors. */
 static void multiply(const REAL *w, long wr, long wk, const REAL *x, long m, long n, long length, REAL *out) {
@@ -125,9 +126,9 @@ static void multiply(const REAL *w, long wr, long wk, const REAL *x, long m, lon
         const int wide = c + COLUMNS * LANES <= length;
         long r = 0;
         for (; r + ROWS <= m; r += ROWS)
-            (wide ? product_43 : product_41)(w + r * wr, wr, wk, x + c, n, length, out + r * length + c);
+            (wide ? product_tile : product_column)(w + r * wr, wr, wk, x + c, n, length, out + r * length + c);
         for (; r < m; r++)
-            (wide ? product_13 : product_11)(w + r * wr, wr, wk, x + c, n, length, out + r * length + c);
+            (wide ? product_row : product_vector)(w + r * wr, wr, wk, x + c, n, length, out + r * length + c);
         c += (wide ? COLUMNS : 1) * LANES;
     }
 }
@@ -166,10 +167,10 @@ static inline REAL total(vector v) { /* of the lanes, by halves */
         UNROLL for (int r = 0; r < R; r++)                                                                             \
             UNROLL for (int c = 0; c < C; c++) out[r * n + c] += total(sum[r][c]);                                     \
     }
-OUTER(outer_43, ROWS, COLUMNS)
-OUTER(outer_41, ROWS, 1)
-OUTER(outer_13, 1, COLUMNS)
-OUTER(outer_11, 1, 1)
+OUTER(outer_tile, ROWS, COLUMNS)
+OUTER(outer_column, ROWS, 1)
+OUTER(outer_row, 1, COLUMNS)
+OUTER(outer_vector, 1, 1)
 
 /* out += a x^T for a of m rows and x of n rows; out has shape (m, n). */
 static void add_outer(const REAL *a, const REAL *x, long m, long n, long length, REAL *out) {
@@ -177,7 +178,7 @@ static void add_outer(const REAL *a, const REAL *x, long m, long n, long length,
         const int tall = r + ROWS <= m;
         for (long c = 0; c < n;) {
             const int wide = c + COLUMNS <= n;
-            (tall ? (wide ? outer_43 : outer_41) : (wide ? outer_13 : outer_11))(
+            (tall ? (wide ? outer_tile : outer_column) : (wide ? outer_row : outer_vector))(
                 a + r * length, x + c * length, length, out + r * n + c, n);
             c += wide ? COLUMNS : 1;
         }
@@ -254,7 +255,7 @@ static void leave(const Shape *s, const REAL *a, const REAL *x, REAL *of_w, REAL
     const long block = s->block, length = streams_of(s) * block, d = s->widths[0];
     for (long o = 0; o < s->widths[1]; o++) {
         const REAL *row = a + o * length;
-        for (long i = 0; i < d; i++) outer_11(row, x + i * block, block, of_w + o * d + i, d);
+        for (long i = 0; i < d; i++) outer_vector(row, x + i * block, block, of_w + o * d + i, d);
         for (long j = 0; j < s->slopes; j++) of_w[o * d + s->coordinates[j]] += sum_of(row + (1 + j) * block, block);
         of_b[o] += sum_of(row, block);
     }
