@@ -319,11 +319,11 @@ def _compile(compiler: str, real: str, file: Path) -> None:
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
         command = [compiler, *_FLAGS, f"-DREAL={real}", "-o", str(made), str(_SOURCE)]
-        done = subprocess.run([*command, "-march=native"], capture_output=True, timeout=120, check=False)
+        done = subprocess.run([*command, "-march=native"], capture_output=True, timeout=120, check=False, text=True)
         if done.returncode != 0:
             done = subprocess.run(command, capture_output=True, timeout=120, check=False, text=True)
         if done.returncode != 0:
-            raise OSError(str(done.stderr).strip()[-300:])
+            raise OSError(done.stderr.strip()[-300:])
         os.replace(made, file)
 
 

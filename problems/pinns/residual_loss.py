@@ -235,6 +235,6 @@ class PointSet:
             return self.streams.pullback(parameters, self.squares, out)
         offset, slopes = self._affine
         evaluation = self.streams.forward(parameters)
-        r = torch.linalg.vecdot(evaluation.streams, slopes, dim=-3).add_(offset)
+        r: Tensor = torch.linalg.vecdot(evaluation.streams, slopes, dim=-3).add_(offset)
         evaluation.backward(slopes * r.unsqueeze(-3).mul(2.0), out)
         return r.square_().sum((-2, -1))

@@ -64,7 +64,7 @@ class GATv2(Layer):
                 scores = linear(pairs, by_head(score, heads))
             else:  # one vector a per graph of a batch
                 vectors = score[pattern.entries[0] // rows].view(-1, 1, heads, width // heads)
-                scores = (pairs.unflatten(-1, (heads, -1)) * vectors).sum(-1)
+                scores = (pairs.view(*pairs.shape[:2], heads, width // heads) * vectors).sum(-1)
             out = attended(pattern, scores.flatten(1), sent)
         out = out.view(*centres.shape[:-1], heads, width // heads)
         return shifted(out.flatten(-2) if bias.shape[-1] == width else out.mean(-2), bias)
