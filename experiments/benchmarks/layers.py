@@ -1,16 +1,20 @@
-"""How fast is one full-graph value and gradient of GCN and GraphSAGE, beside the layers of torch_geometric?
+"""How fast is one full-graph value and gradient of each kind of graph layer, beside plain torch and torch_geometric?
 
-    python experiments/benchmarks/layers.py [--data physics mesh] [--models gcn sage] [--forms edges csr]
-                                            [--side 300] [--hidden 64 256] [--repeats 5]
-                                            [--most-gib 8] [--out DIR]
+    python experiments/benchmarks/layers.py [--data physics mesh] [--models gcn sage gin gat gatv2 transformer]
+                                            [--side 300] [--hidden 64 256] [--heads 4] [--repeats 9]
+                                            [--most-gib 4] [--out paper/results/layers.json]
 
 Two layers, ReLU, cross-entropy over all nodes, float32 on one thread; the same weights and the same graph: `physics`
-(sparse features) or a triangulated grid of side^2 nodes with 64 features (--side 1000: a million nodes). Ours runs in
-both ways that the problems have: the first propagation done once beforehand (no dropout), or in every gradient
-(dropout). The peer gets its adjacency as edge list and as CSR tensor, its normalisation cached; dense features and,
-where its layer can take them, sparse ones. Medians of process time; the ratio is the peer's time over ours, the bar is
-1.5. Losses and gradients of ours and the peer are compared (relative maximum norm), in float64 on a small mesh first. A
-variant of the peer whose messages would take more than `--most-gib` is left out and says so.
+(sparse features) or a triangulated grid of side^2 nodes with 64 features (--side 1000: a million nodes). Each row has
+
+- mldd: without dropout, so that A X is computed once where the layer is linear in it;
+- plain torch (`plain_layers`): CSR with its transpose stored, A X computed once, attention on edges;
+- torch_geometric in the fastest of its public forms (adjacency as edge list or as CSR tensor, normalisation cached;
+  features dense or sparse where its layers take them), and the same with A X given to its first layer.
+
+All are called in turn, and what is printed are medians of process time over the repeats; a ratio is mldd's time over
+the peer's; the bar is 0.8 of plain torch. Losses and gradients are compared (relative maximum norm), in float64 on a
+small mesh first. A form whose messages would take more than `--most-gib` is left out and says so.
 
 The aggregation A H alone is put beside a copy of H in the same run: bytes that must move (every array once) over time;
 block by block into an array that is there, as in a sweep, and as one product into new memory.
@@ -19,6 +23,7 @@ block by block into an array that is there, as in a sweep, and as one product in
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -27,33 +32,37 @@ from typing import Any
 
 import numpy as np
 import torch
+from geometric_layers import GeometricNetwork
+from machine import processor
+from plain_layers import network, pair
 from torch import Tensor
-from torch_geometric import nn
 
 from mldd.graph import Graph
-from mldd.loop import write_table
 from mldd.problems.data import from_tensor, grid_mesh, load_graph
 from mldd.problems.graphs import NodeLoss
 from mldd.problems.nets import GraphNet, Source, multiply, stack
 from mldd.problems.nets.layers import layer_of
 
-BAR = 1.5
+BAR = 0.8
 CLASSES, FEATURES = 16, 64  # of the mesh
+KINDS = ("gcn", "sage", "gin", "gat", "gatv2", "transformer")
 Evaluation = Callable[[], tuple[Tensor, list[Tensor]]]
+Given = tuple[Graph, Any, Tensor]
 
 
-def median(call: Callable[[], Any], repeats: int) -> float:
-    """Return the median of the process time of `call`, in seconds, after one call to warm up."""
-    call()
-    seconds = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        call()
-        seconds.append(time.process_time() - begin)
-    return statistics.median(seconds)
+def seconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Return process times of calls made in turn, after one round to warm up."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            begin = time.process_time()
+            call()
+            if turn > 0:
+                found[name].append(time.process_time() - begin)
+    return found
 
 
-def data(name: str, side: int) -> tuple[Graph, Any, Tensor]:
+def data(name: str, side: int) -> Given:
     """Return graph, features (NumPy or SciPy) and labels."""
     if name == "physics":
         found = load_graph("physics")
@@ -64,156 +73,147 @@ def data(name: str, side: int) -> tuple[Graph, Any, Tensor]:
     return graph, features, torch.from_numpy(random.integers(CLASSES, size=graph.nodes))
 
 
-def ours(net: GraphNet, graph: Graph, features: Any, labels: Tensor, beforehand: bool, dtype: torch.dtype) -> NodeLoss:
+def ours(net: GraphNet, given: Given, dtype: torch.dtype) -> NodeLoss:
     """Return the mean cross-entropy over all nodes."""
+    graph, features, labels = given
     targets = torch.nn.functional.one_hot(labels).numpy() / len(labels)
     source = Source.of(net.kind, layer_of(net.kind).operator(graph), features, targets)
-    piece = source.piece(np.arange(graph.nodes), net.layers, propagated=beforehand)
+    piece = source.piece(np.arange(graph.nodes), net.layers, propagated=net.layer.beforehand)
     return NodeLoss(net, stack([piece], single=True, dtype=dtype, device="cpu"))
 
 
+def plain(net: GraphNet, given: Given, x: Tensor) -> Evaluation:
+    """Return the evaluation in plain torch."""
+    graph, features, labels = given
+    outputs = network(net.kind, layer_of(net.kind).operator(graph), features, net.heads, x.dtype)
+
+    def evaluate() -> tuple[Tensor, list[Tensor]]:
+        leaves = net.layout.leaves(x)
+        loss = torch.nn.functional.cross_entropy(outputs(leaves), labels)
+        return loss.detach(), list(torch.autograd.grad(loss, leaves))
+
+    return evaluate
+
+
 def adjacency(graph: Graph, form: str, dtype: torch.dtype) -> Tensor:
-    """Return the (symmetric) graph as the peer wants it."""
+    """Return the (symmetric) graph as torch_geometric wants it."""
     if form == "edges":
         return graph.edge_index
     values = torch.ones(graph.edges, dtype=dtype)
     return torch.sparse_csr_tensor(graph.indptr, graph.indices, values, (graph.nodes, graph.nodes))
 
 
-def peer(net: GraphNet, views: list[Tensor], given: Tensor, features: Tensor, labels: Tensor) -> Evaluation:
-    """Return the evaluation of the same network by torch_geometric."""
-    cached: dict[str, Any] = {"cached": True} if net.kind == "gcn" else {}
-    make = nn.GCNConv if net.kind == "gcn" else nn.SAGEConv
-    layers = [make(*pair, **cached).to(views[0].dtype) for pair in zip(net.widths, net.widths[1:], strict=False)]
-    count = len(views) // 2
-    with torch.no_grad():
-        for k, layer in enumerate(layers):
-            if net.kind == "gcn":
-                pairs = zip((layer.lin.weight, layer.bias), views[2 * k : 2 * k + 2], strict=True)
-            else:
-                tensors = layer.lin_r.weight, layer.lin_l.weight, layer.lin_l.bias
-                pairs = zip(tensors, views[count * k : count * k + count], strict=True)
-            for own, view in pairs:
-                own.copy_(view.t() if view.dim() == 2 else view)
-
-    def evaluate() -> tuple[Tensor, list[Tensor]]:
-        parameters = [p for layer in layers for p in layer.parameters()]
-        state = torch.relu(layers[0](features, given))
-        loss = torch.nn.functional.cross_entropy(layers[1](state, given), labels)
-        return loss.detach(), list(torch.autograd.grad(loss, parameters))
-
-    def in_order() -> tuple[Tensor, list[Tensor]]:
-        """Return the gradient tensor by tensor in the order of ours."""
-        loss, g = evaluate()
-        names = [f"{k}.{name}" for k, layer in enumerate(layers) for name, _ in layer.named_parameters()]
-        named = dict(zip(names, g, strict=True))
-        wanted = ("lin.weight", "bias") if net.kind == "gcn" else ("lin_r.weight", "lin_l.weight", "lin_l.bias")
-        return loss, [named[f"{k}.{name}"].t() for k in range(2) for name in wanted]
-
-    evaluate.in_order = in_order  # type: ignore[attr-defined]
-    return evaluate
-
-
-def difference(net: GraphNet, f: NodeLoss, x: Tensor, other: Evaluation) -> float:
-    """Return the larger relative difference of loss and gradient."""
-    value, g = f.value_and_gradient(x)
-    loss, found = other.in_order()  # type: ignore[attr-defined]
-    expected = net.layout.pack([t.contiguous() for t in found])
-    return max(float((value - loss).abs() / loss.abs()), float((g - expected).abs().max() / expected.abs().max()))
-
-
-def message_bytes(net: GraphNet, graph: Graph, form: str) -> int:
-    """Return what the largest messages of the peer take: one row per edge; GraphSAGE sends its inputs."""
-    widths = net.widths[:-1] if net.kind == "sage" else net.widths[1:]
-    return 4 * max(widths) * (graph.edges if form == "edges" else graph.nodes)
-
-
-def case(name: str, kind: Any, hidden: int, given: tuple[Graph, Any, Tensor], options: Any) -> list[dict[str, Any]]:
-    """Time ours in both ways and all variants of the peer."""
+def geometric(
+    net: GraphNet, given: Given, x: Tensor, form: str, kept: str, cached: bool = False
+) -> tuple[Evaluation, GeometricNetwork]:
+    """Return the evaluation by torch_geometric in one form."""
     graph, features, labels = given
-    net = GraphNet(kind, (features.shape[1], hidden, int(labels.max()) + 1))
+    made = GeometricNetwork(net.kind, net.widths, net.heads, net.layout.views(x))
+
+    def as_kept(matrix: Any) -> Tensor:
+        if kept == "sparse":
+            return pair(matrix, x.dtype)[0]
+        return torch.from_numpy(matrix if isinstance(matrix, np.ndarray) else matrix.toarray()).to(x.dtype)
+
+    propagated = as_kept(layer_of(net.kind).operator(graph) @ features) if cached else None
+    return made.evaluation(as_kept(features), adjacency(graph, form, x.dtype), labels, propagated), made
+
+
+def message_bytes(net: GraphNet, graph: Graph, form: str, kept: str) -> int:
+    """Return what the largest messages of torch_geometric take: one row per edge; some kinds send their inputs."""
+    before = net.kind in ("sage", "gin")
+    widths = [*net.widths[:-1]] if before else [*net.widths[1:-1], net.widths[-1] * net.heads]
+    return 4 * max(widths) * (graph.nodes if form == "csr" and net.kind in ("gcn", "sage", "gin") else graph.edges)
+
+
+def forms(net: GraphNet, given: Given, x: Tensor, most: float) -> tuple[dict[str, Evaluation], list[str]]:
+    """Return the forms of torch_geometric that work, checked against ours, and why others do not."""
+    found: dict[str, Evaluation] = {}
+    notes = []
+    expected = ours(net, given, x.dtype).value_and_gradient(x)
+    for kept in ("dense",) if isinstance(given[1], np.ndarray) else ("dense", "sparse"):
+        for form in ("edges", "csr"):
+            for cached in (False, True) if net.kind in ("gcn", "sage") else (False,):
+                name = f"{form}, {kept} features" + ", A X kept" * cached
+                size = message_bytes(net, given[0], form, kept)
+                if size > most * 2**30 and not (kept == "sparse" or cached):
+                    notes.append(f"{name}: messages of {size / 2**30:.1f} GiB")
+                    continue
+                try:
+                    evaluate, made = geometric(net, given, x, form, kept, cached)
+                    loss, g = evaluate()
+                except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                    notes.append(f"{name}: {str(error).splitlines()[0][:60]}")
+                    continue
+                check(net, name, expected, loss, made.in_order(g, net.layout.shapes))
+                found[name] = evaluate
+    return found, notes
+
+
+def check(net: GraphNet, name: str, expected: tuple[Tensor, Tensor], loss: Tensor, g: list[Tensor]) -> None:
+    """Refuse a peer that computes something else."""
+    packed, tolerance = net.layout.pack(g), 1e-10 if loss.dtype == torch.float64 else 1e-3
+    apart = float((expected[1] - packed).abs().max() / expected[1].abs().max())
+    apart = max(apart, float((expected[0] - loss).abs() / loss.abs()))
+    if not apart < tolerance:
+        raise RuntimeError(f"{net.kind}, {name}: loss and gradient differ by {apart:.0e} from ours")
+
+
+def case(name: str, kind: str, hidden: int, given: Given, options: Any) -> dict[str, Any]:
+    """Time ours beside plain torch and the fastest forms of torch_geometric."""
+    graph, features, labels = given
+    heads = options.heads if layer_of(kind).many_heads else 1
+    net = GraphNet(kind, (features.shape[1], hidden, int(labels.max()) + 1), heads=heads)
     x = net.initial(0).float()
-    fs = {way: ours(net, graph, features, labels, way == "beforehand", torch.float32) for way in ("beforehand", "anew")}
-    seconds = {way: median(lambda f=f: f.value_and_gradient(x), options.repeats) for way, f in fs.items()}
-    rows = []
-    sparse = not isinstance(features, np.ndarray)
-    for form in options.forms:
-        for kept in ("dense", "sparse")[: 2 if sparse else 1]:
-            row = {"data": name, "model": kind, "hidden": hidden, "peer": f"{form}, {kept} features"}
-            row |= {f"ours_{way}": t for way, t in seconds.items()}
-            rows.append(row | against(net, given, fs["anew"], x, form, kept, options))
-            report(rows[-1])
-    return rows
+    f, torch_alone = ours(net, given, torch.float32), plain(net, given, x)
+    check(net, "plain torch", f.value_and_gradient(x), *torch_alone())
+    found, notes = forms(net, given, x, options.most_gib) if options.geometric else ({}, [])
+    calls: dict[str, Callable[[], Any]] = {"mldd": lambda: f.value_and_gradient(x), "plain": torch_alone}
+    for way, kept in (("geometric", False), ("geometric, A X kept", True)):
+        once = {key: min(seconds({key: call}, 1)[key]) for key, call in found.items() if ("A X" in key) == kept}
+        if once:
+            best = min(once, key=once.__getitem__)
+            calls[way] = found[best]
+            notes.append(f"{way}: {best}")
+    measured = seconds(calls, options.repeats)
+    row: dict[str, Any] = {"data": name, "model": kind, "hidden": hidden, "heads": heads}
+    row |= {"ms": {key: round(1e3 * statistics.median(times), 3) for key, times in measured.items()}}
+    row |= {"ratio": {key: round(ratio(measured, key), 3) for key in calls if key != "mldd"}, "notes": notes}
+    report(row)
+    return row
 
 
-def against(
-    net: GraphNet, given: tuple[Graph, Any, Tensor], f: NodeLoss, x: Tensor, form: str, kept: str, options: Any
-) -> dict[str, Any]:
-    """Time one variant of the peer; `note` says why there is none."""
-    graph, features, labels = given
-    size = message_bytes(net, graph, form)
-    if size > options.most_gib * 2**30 and kept == "dense":
-        return {"note": f"messages of {size / 2**30:.1f} GiB"}
-    if kept == "sparse":
-        inputs = torch.sparse_csr_tensor(
-            *(torch.from_numpy(a) for a in (features.indptr, features.indices, features.data.astype(np.float32))),
-            features.shape,
-        )
-    else:
-        dense = features if isinstance(features, np.ndarray) else features.astype(np.float32).toarray()
-        inputs = torch.from_numpy(dense)
-    other = peer(net, net.layout.views(x), adjacency(graph, form, torch.float32), inputs, labels)
-    try:
-        apart = difference(net, f, x, other)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return {"note": f"refused: {str(error).splitlines()[0][:60]}"}
-    return {"peer_seconds": median(other, options.repeats), "difference": apart, "note": ""}
+def ratio(measured: dict[str, list[float]], peer: str) -> float:
+    """Return the median over rounds of mldd's time over the peer's."""
+    return statistics.median(a / b for a, b in zip(measured["mldd"], measured[peer], strict=True))
 
 
 def report(row: dict[str, Any]) -> None:
     """Print a row."""
-    label = f"{row['data']:<8} {row['model']:<5} {row['hidden']:>4}  {row['peer']:<22}"
-    times = f"ours {row['ours_beforehand']:.4f} / {row['ours_anew']:.4f} s"
-    if row["note"]:
-        print(f"{label} {times}  peer: {row['note']}", flush=True)
-        return
-    row["ratio_beforehand"] = row["peer_seconds"] / row["ours_beforehand"]
-    row["ratio_anew"] = row["peer_seconds"] / row["ours_anew"]
-    verdict = "" if min(row["ratio_anew"], row["ratio_beforehand"]) >= BAR else "  MISSED"
-    print(
-        f"{label} {times}  peer {row['peer_seconds']:.4f} s  ratio {row['ratio_beforehand']:.2f} / "
-        f"{row['ratio_anew']:.2f}  difference {row['difference']:.0e}{verdict}",
-        flush=True,
-    )
+    times = "  ".join(f"{key} {ms:.1f} ms" for key, ms in row["ms"].items())
+    ratios = "  ".join(f"{value:.2f} of {key}" for key, value in row["ratio"].items())
+    missed = "" if row["ratio"]["plain"] <= BAR else "  MISSED"
+    print(f"{row['data']:<8} {row['model']:<11} {row['hidden']:>4}  {times}\n{'':>26}{ratios}{missed}", flush=True)
 
 
-def check() -> None:
+def exact() -> None:
     """Compare in float64 on a small mesh."""
     given = data("mesh", 20)
-    graph, features, labels = given
-    for kind in ("gcn", "sage"):
-        net = GraphNet(kind, (FEATURES, 32, CLASSES))
+    for kind in KINDS:
+        net = GraphNet(kind, (FEATURES, 32, CLASSES), heads=2 if layer_of(kind).many_heads else 1)
         x = net.initial(0)
-        for form in ("edges", "csr"):
-            inputs = torch.from_numpy(features.astype(np.float64))
-            other = peer(net, net.layout.views(x), adjacency(graph, form, torch.float64), inputs, labels)
-            for way in (True, False):
-                f = ours(net, graph, features.astype(np.float64), labels, way, torch.float64)
-                apart = difference(net, f, x, other)
-                print(f"float64  {kind:<5} {form:<6} difference {apart:.0e} {'' if apart < 1e-10 else 'MISSED'}")
+        check(net, "plain torch", ours(net, given, torch.float64).value_and_gradient(x), *plain(net, given, x)())
+        print(f"float64  {kind}: as plain torch" + "".join(f"; {name}" for name in forms(net, given, x, 4.0)[0]))
 
 
-def bandwidth(name: str, hidden: int, given: tuple[Graph, Any, Tensor], repeats: int) -> dict[str, Any]:
+def bandwidth(name: str, hidden: int, given: Given, repeats: int) -> dict[str, Any]:
     """Time A H and a copy of H."""
     graph = given[0]
-    f = ours(GraphNet("gcn", (1, 1, 2)), graph, np.ones((graph.nodes, 1)), given[2] % 2, False, torch.float32)
+    f = ours(GraphNet("gat", (1, 1, 2)), (graph, np.ones((graph.nodes, 1)), given[2] % 2), torch.float32)
     operator = f.batch.operators[0][0]
     assert operator is not None
     state = torch.randn(graph.nodes, hidden)
     target = torch.empty_like(state)
-    copied = 2 * 4 * state.numel() / median(lambda: target.copy_(state), repeats)
-    fresh = 2 * 4 * state.numel() / median(state.clone, repeats)
-    moved = 8 * operator.nnz + 4 * graph.nodes + 2 * 4 * state.numel()
     rows = 2**17 // hidden
     blocks = list(zip(operator.pattern.blocks(rows), target.split(rows), strict=True))
 
@@ -221,42 +221,38 @@ def bandwidth(name: str, hidden: int, given: tuple[Graph, Any, Tensor], repeats:
         for block, out in blocks:
             out.copy_(multiply(block, state))
 
-    rate = moved / median(aggregate, repeats)
-    whole = moved / median(lambda: operator @ state, repeats)
-    print(
-        f"{name:<8} width {hidden:>4}: aggregation {rate / 1e9:.1f} GB/s, copy {copied / 1e9:.1f} GB/s "
-        f"({rate / copied:.0%}); to new memory: {whole / 1e9:.1f}, {fresh / 1e9:.1f} GB/s ({whole / fresh:.0%})",
-        flush=True,
-    )
-    return {"data": name, "width": hidden, "aggregation": rate, "copy": copied, "new": whole, "copy_to_new": fresh}
+    calls = {"aggregation": aggregate, "copy": lambda: target.copy_(state)}
+    calls |= {"new": lambda: operator @ state, "copy_to_new": state.clone}
+    moved = {key: 2 * 4 * state.numel() + (0 if "copy" in key else 8 * operator.nnz + 4 * graph.nodes) for key in calls}
+    rates = {key: moved[key] / 1e9 / statistics.median(times) for key, times in seconds(calls, repeats).items()}
+    shown = ", ".join(f"{key} {rate:.1f} GB/s" for key, rate in rates.items())
+    print(f"{name:<8} width {hidden:>4}: {shown}", flush=True)
+    return {"data": name, "width": hidden} | {key: round(rate, 2) for key, rate in rates.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["physics", "mesh"], choices=["physics", "mesh"])
-    parser.add_argument("--models", nargs="+", default=["gcn", "sage"], choices=["gcn", "sage"])
+    parser.add_argument("--models", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--hidden", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--forms", nargs="+", default=["edges", "csr"], choices=["edges", "csr"])
+    parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--side", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--most-gib", type=float, default=8.0)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/layers"))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--most-gib", type=float, default=4.0)
+    parser.add_argument("--no-geometric", dest="geometric", action="store_false", help="plain torch alone")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    check()
+    exact()
     rows, rates = [], []
     for name in options.data:
         given = data(name, options.side)
         print(f"{name}: {given[0].nodes} nodes, {given[0].edges} entries, {given[1].shape[1]} features", flush=True)
         rates += [bandwidth(name, hidden, given, options.repeats) for hidden in options.hidden]
-        for kind in options.models:
-            for hidden in options.hidden:
-                rows += case(name, kind, hidden, given, options)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    write_table(options.out / "table.csv", [{key: row.get(key, "") for key in keys} for row in rows])
-    write_table(options.out / "bandwidth.csv", rates)
-    print(f"written  {options.out}")
+        rows += [case(name, kind, hidden, given, options) for kind in options.models for hidden in options.hidden]
+    if options.out is not None:
+        made = {"processor": processor(), "torch": torch.__version__, "side": options.side, "rows": rows}
+        options.out.write_text(json.dumps(made | {"bandwidth": rates}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from .coordinates import coordinates_of as coordinates_of
 from .coordinates import in_coordinates as in_coordinates
 from .cost import Ledger as Ledger
 from .cost import Price as Price
+from .cost import Uncounted as Uncounted
 from .cost import attended as attended
 from .cost import count as count
 from .cost import counting as counting

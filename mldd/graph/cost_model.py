@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from scipy.optimize import nnls
 
 COMPUTE = ("calls", "dense", "sparse", "touched")
 EXCHANGE = ("messages", "halo_bytes")
@@ -237,6 +236,8 @@ def fit(works: Sequence[Work], measured: Mapping[str, Sequence[float]]) -> CostM
 def _rates(
     works: Sequence[Work], seconds: np.ndarray[tuple[int], np.dtype[np.float64]], terms: Sequence[str], piece: str
 ) -> dict[str, float]:
+    from scipy.optimize import nnls
+
     if seconds.shape != (len(works),) or not np.isfinite(seconds).all() or (seconds < 0).any():
         raise ValueError(f"times of `{piece}` must be {len(works)} numbers >= 0, one per work, got {seconds.tolist()}")
     kept = seconds > 0

@@ -12,7 +12,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mldd.algebra import from_outside, loaded, registered, way_to_install
@@ -267,6 +266,8 @@ def repartition(
 
 def _matched(old: Ints, new: Ints, parts: int) -> Ints:
     """Renumber `new` such that it agrees with `old` at as many nodes as possible."""
+    from scipy.optimize import linear_sum_assignment
+
     agree = np.bincount(new * parts + old, minlength=parts * parts).reshape(parts, parts)
     number = linear_sum_assignment(agree, maximize=True)[1]
     return np.asarray(number[new], dtype=np.int64)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mldd.algebra import uncounted
+from mldd.algebra import Uncounted
 
 
 @dataclass
@@ -17,20 +15,13 @@ class Clock:
     _started: float = field(default_factory=lambda: time.perf_counter())
     _paused: float = 0.0
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Yield nothing; `seconds` stand still inside the block."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._paused += time.perf_counter() - begin
+    def pause(self) -> Paused:
+        """Return a context in whose block `seconds` stand still."""
+        return Paused(self)
 
-    @contextmanager
-    def unseen(self) -> Iterator[None]:
-        """Yield nothing; inside the block, for the user's eyes, `seconds` stand still and nothing is counted."""
-        with self.pause(), uncounted():
-            yield
+    def unseen(self) -> Unseen:
+        """Return a context in whose block, for the user's eyes, `seconds` stand still and nothing is counted."""
+        return Unseen(self)
 
     @property
     def seconds(self) -> float:
@@ -41,3 +32,38 @@ class Clock:
     def wall(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._started
+
+
+class Paused:
+    """A block that takes no time on a clock.
+
+    Parameters
+    ----------
+    clock : Clock
+        The clock that stands still.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def __enter__(self) -> None:
+        """Note when the block begins."""
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        """Take its time off the clock."""
+        self._clock._paused += time.perf_counter() - self._begin
+
+
+class Unseen(Paused, Uncounted):
+    """A block that takes no time on a clock and is not counted."""
+
+    def __enter__(self) -> None:
+        """Note when the block begins, and put the ledger away."""
+        Paused.__enter__(self)
+        Uncounted.__enter__(self)
+
+    def __exit__(self, *_: object) -> None:
+        """Take its time off the clock, and the ledger out again."""
+        Uncounted.__exit__(self)
+        Paused.__exit__(self)

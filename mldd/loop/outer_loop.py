@@ -268,8 +268,10 @@ def _spoken(run: Course, norm: float, eyes: Evaluations, schedule: Schedule) -> 
     run.begin()
     done, clock = run.state.step, run.clock
     is_asked = run.is_new and (eyes.is_due(done) or (eyes.at_the_ends and run.rise.is_blank))
-    with clock.unseen():
-        value = eyes.value(run.objective, run.x) if is_asked else math.nan
+    value = math.nan
+    if is_asked:
+        with clock.unseen():
+            value = eyes.value(run.objective, run.x)
     wall = clock.wall
     decided = (eyes.may_go_on(wall), schedule.is_due(wall, done), schedule.is_late(eyes.longest))
     return Spoken(clock.seconds, measure, value, wall, *map(float, decided)), is_asked

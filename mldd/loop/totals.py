@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from mldd.algebra import Ledger
@@ -124,6 +125,7 @@ def summed(comm: Communicator, ledger: Ledger, spoken: Spoken, signals: Signals,
         tuple(float(status is reason) for reason in _REASONS),
         tuple(ledger.work if k == comm.rank else 0.0 for k in range(comm.ranks)),
     )
-    sums = iter(comm.sum_scalars([number for group in own for number in group]))
-    spent, said, caught, reasons, works = (tuple(next(sums) for _ in group) for group in own)
+    sums = tuple(comm.sum_scalars([number for group in own for number in group]))
+    ends = list(accumulate(map(len, own)))
+    spent, said, caught, reasons, works = (sums[b - len(group) : b] for group, b in zip(own, ends, strict=True))
     return Totals(spent, Spoken(*said), caught, reasons, works)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from mldd.graph import Graph
 from mldd.problems.data.mesh_levels import farthest_points, on_sphere
@@ -46,6 +45,8 @@ def nearest(points: Floats, neighbours: int) -> Ints:
     ValueError
         As many neighbours as points, or none.
     """
+    from scipy.spatial import cKDTree
+
     n = len(points)
     if not 1 <= neighbours < n:
         raise ValueError(f"`neighbours` must be in 1..{n - 1} for {n} nodes, got {neighbours}")
@@ -96,6 +97,8 @@ def connect(
     ValueError
         No such kind, no grid, or a number of neighbours or a radius that makes no sense.
     """
+    from scipy.spatial import cKDTree
+
     points = on_sphere(latitude, longitude)
     if kind == "knn":
         ends = nearest(points, neighbours)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mldd.problems.data.meshes import icosphere, icosphere_levels
@@ -210,6 +209,8 @@ def nearest(points: Floats, to: Floats, k: int) -> Ints:
     k : int
         Points per place.
     """
+    from scipy.spatial import cKDTree
+
     found = cKDTree(points).query(to, k)[1]
     return np.asarray(found, dtype=np.int64).reshape(len(to), k)
 

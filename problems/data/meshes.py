@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from mldd.graph import Graph
@@ -285,6 +284,8 @@ def geometric(
 
 def _nearest(points: Floats, k: int) -> Ints:
     """List the edges from every point to its k nearest, shape (2, n k)."""
+    from scipy.spatial import cKDTree
+
     if not 1 <= k < len(points):
         raise ValueError(f"`k` must be in 1..{len(points) - 1}, got {k}")
     found = cKDTree(points).query(points, k + 1)[1][:, 1:]
@@ -293,6 +294,8 @@ def _nearest(points: Floats, k: int) -> Ints:
 
 def _within(points: Floats, radius: float) -> Ints:
     """List the pairs of points at most `radius` apart, shape (2, pairs)."""
+    from scipy.spatial import cKDTree
+
     if not radius > 0:
         raise ValueError(f"`radius` must be > 0, got {radius}")
     return np.ascontiguousarray(cKDTree(points).query_pairs(radius, output_type="ndarray").T)

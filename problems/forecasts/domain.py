@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from mldd.graph import Graph
 from mldd.problems.data import Calendar, DataError, Series, on_sphere
@@ -151,6 +150,8 @@ class Domain:
 
     def _places(self, series: Series) -> NDArray[np.int64]:
         """Return which node of a series every node of the domain is, shape (n,)."""
+        from scipy.spatial import cKDTree
+
         own, other = on_sphere(self.latitude, self.longitude), on_sphere(series.latitude, series.longitude)
         if own.shape == other.shape and np.linalg.norm(own - other, axis=1).max() < _APART:
             return np.arange(len(own))

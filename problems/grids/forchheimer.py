@@ -8,7 +8,6 @@ from math import pi
 from typing import ClassVar
 
 import torch
-from scipy.linalg import solveh_banded
 from torch import Tensor
 
 from mldd.algebra import Bounds, Hierarchy, Level, MatrixTransfer, Price, Restricted, uncounted
@@ -279,6 +278,8 @@ class Forchheimer(GridProblem):
 
 def _tridiagonal_solve(stiffness: Tensor, b: Tensor) -> Tensor:
     """Solve with the matrix of the Hessian, shape (n, n), from the weights of its n + 1 cells."""
+    from scipy.linalg import solveh_banded
+
     bands = torch.zeros(2, len(b), dtype=b.dtype)
     bands[0, 1:] = -stiffness[1:-1]
     bands[1] = stiffness[:-1] + stiffness[1:]

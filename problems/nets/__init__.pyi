@@ -1,4 +1,6 @@
 from .attention import attend as attend
+from .attention import bent as bent
+from .attention import sampled as sampled
 from .coarse_networks import coarser as coarser
 from .coarse_networks import copies as copies
 from .coarse_networks import most_levels as most_levels
@@ -51,6 +53,7 @@ from .network_model import classified as classified
 from .network_model import network_of as network_of
 from .operators import Operator as Operator
 from .operators import Sparse as Sparse
+from .operators import add_outer as add_outer
 from .operators import multiply as multiply
 from .operators import one_dnn as one_dnn
 from .operators import tall as tall

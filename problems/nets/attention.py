@@ -1,12 +1,12 @@
 """Attention along the entries of a sparse pattern, differentiable any number of times, by products of compressed rows.
 
-With the entries (i, j) of a matrix m, scores c and n of its rows and columns and states z of its columns::
+With the entries (i, j) of a matrix m, scores e of the entries and states z of its columns::
 
-    out_i = sum_j alpha_ij z_j,    alpha_ij = m_ij exp(e_ij) / sum_k m_ik exp(e_ik),    e_ij = LeakyReLU(c_i + n_j)
+    out_i = sum_j alpha_ij z_j,    alpha_ij = m_ij exp(e_ij) / sum_k m_ik exp(e_ik)
 
 m is one on a graph; on an aggregated graph it counts neighbours, so that nodes with equal states may be merged. Every
-step and its derivative is one of three: a product with a matrix of the pattern, a product that is sampled on it, and
-the sums of rows and columns. Several heads are a graph of its own, `Sparse.repeated`: no loop over heads or edges.
+step and its derivative is a product with a matrix of the pattern or one that is sampled on it. Several heads are a
+graph of its own, `Sparse.repeated`: no loop over heads or edges.
 """
 
 from __future__ import annotations
@@ -16,36 +16,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.problems.nets.operators import Sparse, multiply, revalued
+from mldd.problems.nets.operators import Sparse, multiply, permuted, revalued
 
 SLOPE = 0.2  # of LeakyReLU for negative arguments
 
 
-def attend(pattern: Sparse, centre: Tensor, neighbour: Tensor, state: Tensor) -> Tensor:
+def attend(pattern: Sparse, scores: Tensor, state: Tensor, told: Tensor | None = None) -> Tensor:
     """Return the attention-weighted means of the states, shape (m, F); zero in a row without entries.
 
     Parameters
     ----------
     pattern : Sparse, shape (m, n)
         Its entries are the (positive) multiplicities.
-    centre, neighbour : Tensor, shapes (m,) and (n,)
-        Scores c and n.
+    scores : Tensor, shape (nnz,)
+        Scores e of the entries, row by row.
     state : Tensor, shape (n, F)
         States of the columns.
+    told : Tensor, shape (nnz, k), optional
+        Numbers of the entries, whose means are k further columns of the result.
 
     References
     ----------
-    Velickovic et al., arXiv:1710.10903, equations 1 to 4, the scores a^T [W h_i || W h_j] given as two summands.
+    Velickovic et al., arXiv:1710.10903, equations 1 to 4.
     """
-    e = torch.nn.functional.leaky_relu(_outer_sum(pattern, centre, neighbour), SLOPE)
     with torch.no_grad():  # the softmax does not depend on what is subtracted
         offsets = pattern.matrix.crow_indices().long()
-        most = torch.segment_reduce(e, "max", offsets=offsets, axis=0, unsafe=True).index_select(0, pattern.row)
-    weights = (e - most).exp()
+        most = torch.segment_reduce(scores, "max", offsets=offsets, axis=0, unsafe=True).index_select(0, pattern.row)
+    weights = (scores - most).exp()
     if not pattern.ones:
         weights = weights * pattern.values
     sums = weighted(pattern, weights, torch.cat([state, state.new_ones(len(state), 1)], 1))
-    return sums[:, :-1] / sums[:, -1:].clamp_min(torch.finfo(sums.dtype).tiny)
+    total, sums = sums[:, -1:].clamp_min(torch.finfo(sums.dtype).tiny), sums[:, :-1]
+    if told is not None:
+        of_entries = told.new_zeros(len(sums), told.shape[1]).index_add(0, pattern.row, weights[:, None] * told)
+        sums = torch.cat([sums, of_entries], 1)
+    return sums / total
+
+
+def bent(pattern: Sparse, centres: Tensor, neighbours: Tensor) -> Tensor:
+    """Return ``LeakyReLU(c_i + n_j)`` of every entry (i, j), shape (nnz, F), differentiable in both.
+
+    Parameters
+    ----------
+    pattern : Sparse, shape (m, n)
+        Which entries are asked for.
+    centres : Tensor, shape (m, F)
+        What belongs to rows, c.
+    neighbours : Tensor, shape (n, F)
+        What belongs to columns, n.
+    """
+    return torch.nn.functional.leaky_relu_(pattern.ends @ torch.cat([centres, neighbours]), SLOPE)
 
 
 def weighted(pattern: Sparse, values: Tensor, dense: Tensor) -> Tensor:
@@ -80,20 +100,9 @@ def sampled(pattern: Sparse, left: Tensor, right: Tensor) -> Tensor:
     return out
 
 
-def _outer_sum(pattern: Sparse, rows: Tensor, columns: Tensor) -> Tensor:
-    out: Tensor = _OuterSum.apply(pattern, rows, columns)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _sums(pattern: Sparse, values: Tensor) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = _Sums.apply(pattern, values)  # type: ignore[no-untyped-call]
-    return out
-
-
 def _turned(pattern: Sparse, values: Tensor) -> Tensor:
     """Return the entries of the matrix in the order of its transpose."""
-    out: Tensor = _Turned.apply(pattern, values)  # type: ignore[no-untyped-call]
-    return out
+    return permuted(values, pattern.order, pattern.inverse)
 
 
 class _Weighted(torch.autograd.Function):
@@ -126,41 +135,3 @@ class _Sampled(torch.autograd.Function):
         of_left = weighted(pattern, g, right) if ctx.needs_input_grad[1] else None
         of_right = weighted(pattern.t, _turned(pattern, g), left) if ctx.needs_input_grad[2] else None
         return None, of_left, of_right
-
-
-class _OuterSum(torch.autograd.Function):
-    """c_i + n_j on the pattern; its adjoint sums over rows and over columns."""
-
-    @staticmethod
-    def forward(ctx: Any, pattern: Sparse, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        return rows.index_select(0, pattern.row).add_(columns.index_select(0, pattern.column))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_sums(ctx.pattern, g)
-
-
-class _Sums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pattern: Sparse, values: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.pattern = pattern
-        m, n = pattern.shape
-        turned = values.index_select(0, pattern.order)
-        rows = multiply(revalued(pattern.matrix, values), values.new_ones(n, 1))
-        return rows[:, 0], multiply(revalued(pattern.transposed, turned), values.new_ones(m, 1))[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, rows: Tensor, columns: Tensor) -> tuple[Tensor | None, ...]:
-        return None, _outer_sum(ctx.pattern, rows, columns)
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pattern: Sparse, values: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        return values.index_select(0, pattern.order)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return None, _turned(ctx.pattern.t, g)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import splu
 
 from mldd.problems.data import icosphere, icosphere_faces, on_sphere
 from mldd.problems.operators.local_graphs import Cut, Floats, Ints, metis_parts
@@ -94,6 +93,8 @@ class Sphere:
 
     @cached_property
     def _solve(self) -> Callable[[Floats], Floats]:
+        from scipy.sparse.linalg import splu
+
         solve: Callable[[Floats], Floats] = splu(sp.csc_matrix(self.stiffness)[1:, 1:]).solve
         return solve
 

@@ -62,7 +62,7 @@ class LayerModels(LocalRestrictions):
         if not any(layers.start for layers in self._layers):
             return [[Tail(piece, layers, None) for piece in pieces] for layers in self._layers]
         for piece in pieces:
-            whole = piece.streams.forward(parameters)
+            whole = piece.streams.layered(parameters)
             for own, layers in zip(tails, self._layers, strict=True):
                 state = whole.states[layers.start - 1] if layers.start else None
                 own.append(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import solve_sylvester
 from torch import Tensor
 
 Array = Any  # numpy.ndarray of float64
@@ -168,6 +167,8 @@ def diffusion_advection(n: int = 96) -> Polynomial:
     n : int
         Degree in each variable.
     """
+    from scipy.linalg import solve_sylvester
+
     x, D = chebyshev(n, 0.0, 1.0)
     L = (D - ADVECTION_DIFFUSION * D @ D)[1:-1, 1:-1]
     U = np.zeros((n + 1, n + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -132,12 +133,14 @@ class ResidualLoss:
         """
         self.price.of_gradient(self._rows(x))
         parameters = self.net.layout.views(x.detach())
-        total = x.new_zeros((*x.shape[:-1], self.size + 1))
-        part = torch.empty_like(total)
-        out = self.net.layout.views(part[..., :-1])
-        for piece in self.pieces(x):
-            part[..., -1] = piece.streams.pullback(parameters, piece.squares, out)
-            total += part
+        pieces = self.pieces(x)
+        parts = x.new_zeros((min(len(pieces), 2), *x.shape[:-1], self.size + 1))  # the sum, and the part of a piece
+        total = parts[0]
+        for k, piece in enumerate(pieces):
+            part = parts[min(k, 1)]
+            part[..., -1] = piece.pullback(parameters, self.net.layout.views(part[..., :-1]))
+            if k > 0:
+                total += part
         total = self._summed(total.div_(self.total))
         return total[..., -1].clone(), total[..., :-1]
 
@@ -208,3 +211,30 @@ class PointSet:
             Values and derivatives of the network.
         """
         return self.residuals(jets).square().sum((-2, -1))
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Of a linear equation the residuals of zero streams, shape (m, 1), and their slopes, shape (S, m, 1)."""
+        zero = self.points.new_zeros((self.streams.count, len(self.points), 1)).requires_grad_()
+        with torch.enable_grad():
+            residuals = self.residuals(self.streams.split(zero))
+            (slopes,) = torch.autograd.grad(residuals.sum(), zero)
+        return residuals.detach(), slopes
+
+    def pullback(self, parameters: Sequence[Tensor], out: Sequence[Tensor]) -> Tensor:
+        """Return the sum of the squares of the residuals, and write its gradient to `out`.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            Views of the layout, with or without a leading axis.
+        out : sequence of Tensor
+            Gets the gradient, shaped as the parameters.
+        """
+        if not self.equation.linear:
+            return self.streams.pullback(parameters, self.squares, out)
+        offset, slopes = self._affine
+        evaluation = self.streams.forward(parameters)
+        r: Tensor = torch.linalg.vecdot(evaluation.streams, slopes, dim=-3).add_(offset)
+        evaluation.backward(slopes * r.unsqueeze(-3).mul(2.0), out)
+        return r.square_().sum((-2, -1))

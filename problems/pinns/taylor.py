@@ -16,12 +16,13 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mldd.algebra import Layout
+from mldd.problems.pinns import compiled_sweeps as compiled
 from mldd.problems.pinns.taylor_sweeps import Propagation, StreamEvaluation, scaled
 
 Kind = Literal["dense", "residual"]
@@ -149,7 +150,7 @@ class TaylorNetwork:
         return self.horizon / max(1, self.layers - 2)
 
     @cached_property
-    def _spare(self) -> dict[Hashable, list[StreamEvaluation]]:
+    def _spare(self) -> dict[Hashable, list[Any]]:
         """Buffers of finished evaluations, to be used again."""
         return {}
 
@@ -262,7 +263,12 @@ class Streams:
         evaluation.release()
         return self.split(streams)
 
-    def forward(self, parameters: Sequence[Tensor]) -> StreamEvaluation:
+    @cached_property
+    def blocks(self) -> Tensor:
+        """The points as the compiled sweeps read them."""
+        return compiled.blocks_of(self.points)
+
+    def forward(self, parameters: Sequence[Tensor]) -> StreamEvaluation | compiled.CompiledEvaluation:
         """Return an evaluation without a graph, in buffers: the way with the least overhead to values and gradients.
 
         Parameters
@@ -270,9 +276,28 @@ class Streams:
         parameters : sequence of Tensor
             The views of the layout; with a leading axis where the points have one.
         """
+        functions = compiled.suited(self, parameters)
+        if functions is None:
+            return self.layered(parameters)
+        batch = len(parameters[0]) if parameters[0].dim() == 3 else 0
+        key = ("compiled", batch, *self._key)
+        left = self.net._spare.get(key)
+        evaluation: compiled.CompiledEvaluation
+        evaluation = left.pop() if left else compiled.CompiledEvaluation(key, self, batch, functions)
+        evaluation.run(self, parameters)
+        return evaluation
+
+    def layered(self, parameters: Sequence[Tensor]) -> StreamEvaluation:
+        """Return an evaluation that keeps the streams of every layer, in torch.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+            As for `forward`.
+        """
         key = (len(parameters[0]) if parameters[0].dim() == 3 else 0, *self._key)
         left = self.net._spare.get(key)
-        evaluation = left.pop() if left else StreamEvaluation(key, self)
+        evaluation: StreamEvaluation = left.pop() if left else StreamEvaluation(key, self)
         with torch.no_grad():
             evaluation._forward(self, parameters)
         return evaluation
@@ -301,7 +326,7 @@ class Streams:
 
     @cached_property
     def _key(self) -> tuple[Hashable, ...]:
-        return self.points.shape[-2], self.orders, self.points.dtype, self.points.device
+        return self.points.shape[-2], self.points.dim(), self.orders, self.points.dtype, self.points.device
 
     def split(self, streams: Tensor) -> Jets:
         """Return the streams, shape (..., S, m, outputs), as a record of views.

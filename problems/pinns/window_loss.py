@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Decomposition, Price, on_this_rank
+from mldd.problems.pinns.compiled_sweeps import CompiledEvaluation
 from mldd.problems.pinns.equations import Equation
 from mldd.problems.pinns.taylor import Streams
 from mldd.problems.pinns.taylor_sweeps import StreamEvaluation
 from mldd.ranks import SERIAL, Communicator
 
 Unknowns = slice | Tensor
+Evaluation = StreamEvaluation | CompiledEvaluation
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Patch:
         """
         x.view(-1)[self.unknowns] = rows.view(-1)
 
-    def forward(self, x: Tensor) -> StreamEvaluation:
+    def forward(self, x: Tensor) -> Evaluation:
         """Return the evaluation of the networks with their parameters in `x`.
 
         Parameters
@@ -90,27 +92,48 @@ class Patch:
         rows.copy_(self.of(x))
         return self.streams.forward(views)
 
-    def backward(self, evaluation: StreamEvaluation, g: Tensor, x: Tensor) -> None:
+    def backward(self, evaluation: Evaluation, g: Tensor, x: Tensor) -> None:
         """Write the gradient with respect to the parameters to `x`, given that with respect to the fields, `g`.
 
         Parameters
         ----------
-        evaluation : StreamEvaluation
+        evaluation : StreamEvaluation or CompiledEvaluation
             The one of `forward`.
         g : Tensor
             Gradient with respect to the fields.
         x : Tensor, shape (n,)
             Parameters of all networks.
         """
+        rows, views = self._gradients
+        evaluation.backward(self._seeds(evaluation, g), views)
+        self.store(rows, x)
+
+    def _seeds(self, evaluation: Evaluation, g: Tensor) -> Tensor:
+        """Return the gradient with respect to the streams, shape (p, S, m, 1)."""
+        if isinstance(evaluation, CompiledEvaluation):
+            return evaluation.pulled(self.coefficients, self.places, g.contiguous())
         p, fields, _, points = self.coefficients.shape
         here = g.view(-1).index_select(0, self.places)
         if fields == 1:
             seed = self._only * here.view(p, 1, points)
         else:
             seed = (self.coefficients * here.view(p, fields, 1, points)).sum(1)
-        rows, views = self._gradients
-        evaluation.backward(seed.unsqueeze(-1), views)
-        self.store(rows, x)
+        return seed.unsqueeze(-1)
+
+    def add(self, evaluation: Evaluation, fields: Tensor) -> None:
+        """Add what the evaluated networks give to all fields.
+
+        Parameters
+        ----------
+        evaluation : StreamEvaluation or CompiledEvaluation
+            The one of `forward`.
+        fields : Tensor, shape (R, k, M)
+            All fields.
+        """
+        if isinstance(evaluation, CompiledEvaluation):
+            evaluation.add_fields(self.coefficients, self.places, fields)
+        else:
+            fields.view(-1).index_add_(0, self.places, self.contributions(evaluation.streams))
 
     def contributions(self, streams: Tensor) -> Tensor:
         """Return what networks with these `streams`, shape (p, S, m, 1), add to the fields, shape (p R m,).
@@ -180,12 +203,12 @@ class WindowLoss:
         """No bounds."""
         return Bounds.free(*self.shape, dtype=self.frozen.dtype, device=self.frozen.device)
 
-    def _start(self, x: Tensor) -> tuple[Tensor, list[StreamEvaluation]]:
+    def _start(self, x: Tensor) -> tuple[Tensor, list[Evaluation]]:
         """Return the fields, shape (R, k, M), and the evaluations that they came from."""
         fields, evaluations = self.frozen.clone(), []
         for patch in self.patches:
             evaluations.append(patch.forward(x))
-            fields.view(-1).index_add_(0, patch.places, patch.contributions(evaluations[-1].streams))
+            patch.add(evaluations[-1], fields)
         return fields, evaluations
 
     def fields(self, x: Tensor) -> Tensor:
@@ -267,7 +290,7 @@ class WindowLoss:
             self.comm.sum(buffer)
         return buffer[-1].clone(), buffer[:-1]
 
-    def _pulled(self, evaluations: list[StreamEvaluation], g: Tensor, out: Tensor) -> Tensor:
+    def _pulled(self, evaluations: list[Evaluation], g: Tensor, out: Tensor) -> Tensor:
         for patch, evaluation in zip(self.patches, evaluations, strict=True):
             patch.backward(evaluation, g, out)
         return out

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Sparse, attend
+from mldd.problems.nets import Sparse, bent
 from mldd.problems.nets.layers.layer import Act, Layer
-from mldd.problems.nets.layers.products import linear, shifted
+from mldd.problems.nets.layers.products import attended, by_head, linear, shifted
 
 if TYPE_CHECKING:
     from mldd.problems.nets import Batch
@@ -56,25 +56,9 @@ class GAT(Layer):
         z = operator.extend(linear(states[0], weight))
         scores = linear(z, torch.cat([by_head(centre, heads), by_head(neighbour, heads)], -1))
         of_centre = batch.first(scores[..., :heads], batch.rows[layer + 1])
-        pattern = operator.pattern.repeated(heads * batch.samples)
-        each = z.reshape(pattern.shape[1], z.shape[-1] // heads)
+        pattern = operator.pattern
         with torch.autocast(z.device.type, enabled=False):
-            given = (s.to(pattern.values.dtype) for s in (of_centre.reshape(-1), scores[..., heads:].reshape(-1), each))
-            out = attend(pattern, *given)
-        out = out.view(*of_centre.shape, each.shape[1])
+            own, other, sent = (t.to(pattern.values.dtype) for t in (of_centre, scores[..., heads:], z))
+            out = attended(pattern, bent(pattern, own.flatten(1), other.flatten(1)), sent)
+        out = out.view(*of_centre.shape, z.shape[-1] // heads)
         return shifted(out.flatten(-2) if bias.shape[-1] == z.shape[-1] else out.mean(-2), bias)
-
-
-def by_head(vector: Tensor, heads: int) -> Tensor:
-    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of a vector.
-
-    Parameters
-    ----------
-    vector : Tensor, shape (.., heads f)
-        Head after head.
-    heads : int
-        Number of heads.
-    """
-    eye = torch.eye(heads, dtype=vector.dtype, device=vector.device)
-    parts = vector.view(*vector.shape[:-1], heads, vector.shape[-1] // heads)
-    return (parts[..., None] * eye[:, None]).flatten(-3, -2)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Sparse
+from mldd.problems.nets import Sparse, bent
 from mldd.problems.nets.layers.layer import Act, Layer
-from mldd.problems.nets.layers.products import linear, shifted, softmax
+from mldd.problems.nets.layers.products import attended, by_head, linear, shifted
 
 if TYPE_CHECKING:
     from mldd.problems.nets import Batch
-
-_SLOPE = 0.2  # of LeakyReLU for negative arguments
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,16 @@ class GATv2(Layer):
         operator, rows = batch.operators[layer][0], batch.rows[layer + 1]
         assert operator is not None
         pattern = operator.pattern
-        row, column = pattern.entries
-        sent = operator.extend(linear(states[0], weight)).to(pattern.values.dtype)[column]
+        sent = operator.extend(linear(states[0], weight)).to(pattern.values.dtype)
         centres = batch.first(linear(states[0], centre), rows).to(pattern.values.dtype)
-        bent = torch.nn.functional.leaky_relu(centres[row] + sent, _SLOPE)
-        # one vector a per graph of a batch: entries of a graph follow each other
-        vector = score if score.dim() == 1 else score[row // rows].view(-1, *[1] * (bent.dim() - 2), score.shape[-1])
-        shape = (*bent.shape[:-1], heads, bent.shape[-1] // heads)
-        alpha = softmax((bent * vector).view(shape).sum(-1), row, len(centres), pattern.values)
-        out = centres.new_zeros(len(centres), *shape[1:]).index_add(0, row, alpha[..., None] * sent.view(shape))
-        return shifted(out.flatten(-2) if bias.shape[-1] == bent.shape[-1] else out.mean(-2), bias)
+        width = centres.shape[-1]
+        with torch.autocast(sent.device.type, enabled=False):
+            pairs = bent(pattern, centres.flatten(1), sent.flatten(1)).view(-1, batch.samples, width)
+            if score.dim() == 1:
+                scores = linear(pairs, by_head(score, heads))
+            else:  # one vector a per graph of a batch
+                vectors = score[pattern.entries[0] // rows].view(-1, 1, heads, width // heads)
+                scores = (pairs.view(*pairs.shape[:2], heads, width // heads) * vectors).sum(-1)
+            out = attended(pattern, scores.flatten(1), sent)
+        out = out.view(*centres.shape[:-1], heads, width // heads)
+        return shifted(out.flatten(-2) if bias.shape[-1] == width else out.mean(-2), bias)

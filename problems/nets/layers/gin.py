@@ -55,9 +55,9 @@ class GIN(Layer):
 
         own = states[0]
         if operator is None:
-            z = scaled(linear(own, first), 1.0 + epsilon) + linear(states[1], first)
+            z = linear(own, first * (1.0 + epsilon)[..., None], shift) + linear(states[1], first)
         elif isinstance(own, Sparse) or not sparse_first(operator, first.shape[-2], first.shape[-1], layer == 0):
-            z = summed(linear(own, first))
+            z = shifted(summed(linear(own, first)), shift)
         else:
-            z = linear(summed(own), first)
-        return shifted(linear(act(shifted(z, shift)), second), bias)
+            z = linear(summed(own), first, shift)
+        return linear(act(z), second, bias)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Operator, Sparse, one_dnn, tall
+from mldd.problems.nets import Operator, Sparse, add_outer, attend, one_dnn, tall
 
 _TALL = 2**17  # entries of a state from which oneDNN saves more than its call costs (measured)
 
 
-def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
-    """Return H W for one graph, or block by block for weights of shape (p, in, out).
+def linear(state: Tensor | Sparse, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return H W (+ b) for one graph, or block by block for weights of shape (p, in, out).
 
     Parameters
     ----------
@@ -24,30 +24,44 @@ def linear(state: Tensor | Sparse, weight: Tensor) -> Tensor:
         H.
     weight : Tensor, shape (in, out) or (p, in, out)
         W.
+    bias : Tensor, shape (out,) or (p, out), optional
+        b.
     """
-    if isinstance(state, Sparse):
-        return state @ weight.reshape(-1, weight.shape[-1])
-    if weight.dim() == 2:
+    if weight.dim() == 2 and not isinstance(state, Sparse):
         if one_dnn(state) and state.numel() >= _TALL and not torch.is_autocast_enabled("cpu"):
-            out: Tensor = _Linear.apply(state, weight)  # type: ignore[no-untyped-call]
+            out: Tensor = _Linear.apply(state, weight, bias)  # type: ignore[no-untyped-call]
             return out
-        return state @ weight
-    blocks = state.reshape(len(weight), -1, weight.shape[1])
-    return torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
+        return torch.nn.functional.linear(state, weight.t(), bias)
+    if isinstance(state, Sparse):
+        product = state @ weight.reshape(-1, weight.shape[-1])
+    else:
+        blocks = state.reshape(len(weight), -1, weight.shape[1])
+        product = torch.bmm(blocks, weight).view(*state.shape[:-1], weight.shape[2])
+    return product if bias is None else shifted(product, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, state: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(state, weight)
-        return tall(state, weight)
+        return tall(state, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         state, weight = ctx.saved_tensors
-        of_state = linear(g.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = state.flatten(0, -2).t() @ g.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return of_state, of_weight
+        needed, rows = ctx.needs_input_grad, g.flatten(0, -2)
+        of_state = linear(g.contiguous(), weight.t()) if needed[0] else None
+        of_weight = _outer(state.flatten(0, -2), rows) if needed[1] else None
+        return of_state, of_weight, rows.sum(0) if needed[2] else None
+
+
+def _outer(x: Tensor, g: Tensor) -> Tensor:
+    """Return X^T G, differentiable."""
+    if torch.is_grad_enabled():
+        return x.t() @ g
+    out = x.new_zeros(x.shape[1], g.shape[1])
+    add_outer(out, x, g)
+    return out
 
 
 def shifted(state: Tensor, bias: Tensor) -> Tensor:
@@ -134,23 +148,32 @@ def propagated(operator: Operator, state: Tensor | Sparse, weight: Tensor, featu
     return linear(applied(operator, state), weight)
 
 
-def softmax(scores: Tensor, row: Tensor, rows: int, multiplicity: Tensor) -> Tensor:
-    """Return the softmax over the entries of every row of a sparse pattern, of the shape of the scores.
+def by_head(vector: Tensor, heads: int) -> Tensor:
+    """Return the matrix, shape (.., heads f, heads), that multiplies each head with its part of a vector.
 
     Parameters
     ----------
-    scores : Tensor, shape (nnz, ...)
-        One per entry (and sample and head).
-    row : Tensor, shape (nnz,), int64
-        Row of every entry.
-    rows : int
-        Number of rows.
-    multiplicity : Tensor, shape (nnz,)
-        How often an entry counts.
+    vector : Tensor, shape (.., heads f)
+        Head after head.
+    heads : int
+        Number of heads.
     """
-    index = row.view(-1, *[1] * (scores.dim() - 1)).expand_as(scores)
-    with torch.no_grad():  # the softmax does not depend on what is subtracted
-        most = scores.new_zeros(rows, *scores.shape[1:]).scatter_reduce(0, index, scores, "amax", include_self=False)
-    weights = (scores - most[row]).exp() * multiplicity.view(-1, *[1] * (scores.dim() - 1))
-    sums = scores.new_zeros(rows, *scores.shape[1:]).index_add(0, row, weights)
-    return weights / sums[row]
+    eye = torch.eye(heads, dtype=vector.dtype, device=vector.device)
+    parts = vector.view(*vector.shape[:-1], heads, vector.shape[-1] // heads)
+    return (parts[..., None] * eye[:, None]).flatten(-3, -2)
+
+
+def attended(pattern: Sparse, scores: Tensor, sent: Tensor) -> Tensor:
+    """Return the attention-weighted means of what is sent, head by head, shape (m samples heads, f).
+
+    Parameters
+    ----------
+    pattern : Sparse, shape (m, n)
+        The matrix of the graph.
+    scores : Tensor, shape (nnz, samples heads)
+        Of every entry.
+    sent : Tensor, shape (n, [samples,] heads f)
+        States of the columns.
+    """
+    copies = pattern.repeated(scores.shape[1])
+    return attend(copies, pattern.of_copies(scores), sent.reshape(copies.shape[1], -1))

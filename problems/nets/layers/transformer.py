@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.problems.nets import Sparse
+from mldd.problems.nets import Sparse, attend, sampled
 from mldd.problems.nets.layers.layer import Act, Layer
-from mldd.problems.nets.layers.products import linear, shifted, softmax
+from mldd.problems.nets.layers.products import linear, shifted
 
 if TYPE_CHECKING:
     from mldd.problems.nets import Batch
@@ -67,26 +67,34 @@ class Transformer(Layer):
         operator, rows = batch.operators[layer][0], batch.rows[layer + 1]
         assert operator is not None
         pattern, width = operator.pattern, key.shape[-1]
-        row, column = pattern.entries
+        dtype, shape = pattern.values.dtype, (batch.samples, heads, width // heads)
         x = states[0] if isinstance(states[0], Sparse) else batch.first(states[0], rows)
-        own = batch.first(linear(x, torch.cat([query, skip], -1)), rows).to(pattern.values.dtype)
-        sent = operator.extend(linear(states[0], torch.cat([key, value], -1))).to(pattern.values.dtype)[column]
-        pairs = sent.view(*sent.shape[:-1], 2, heads, width // heads)  # of key and value
-        if edge:
-            told = _of_edges(batch.attributes[layer], edge[0], row // rows)
-            pairs = pairs + told.view(len(told), *[1] * (pairs.dim() - 3), *pairs.shape[-2:])
-        asked = own[..., :width].reshape(*own.shape[:-1], heads, width // heads)[row]
-        score = (asked * pairs[..., 0, :, :]).sum(-1) * self.score_factor(width // heads)
-        alpha = softmax(score, row, len(own), pattern.values)
-        each = own.new_zeros(len(own), *pairs.shape[1:-3], *pairs.shape[-2:])
-        each = each.index_add(0, row, alpha[..., None] * pairs[..., 1, :, :])
-        out = each.flatten(-2) if bias.shape[-1] == width else each.mean(-2)
-        return shifted(out + own[..., width:], bias)
+        own = batch.first(linear(x, torch.cat([query, skip], -1)), rows).to(dtype)
+        sent = operator.extend(linear(states[0], torch.cat([key, value], -1))).to(dtype)
+        asked = own[..., :width].reshape(-1, *shape) * self.score_factor(width // heads)
+        keys, values = (sent[..., part].reshape(-1, shape[-1]) for part in (slice(width), slice(width, None)))
+        with torch.autocast(sent.device.type, enabled=False):
+            copies = pattern.repeated(batch.samples * heads)
+            scores = sampled(copies, asked.flatten(0, 2), keys)
+            if edge:
+                matrix = edge[0].to(dtype).view(batch.parts or 1, -1, *shape[1:])  # (p, attributes, heads, f)
+                told = batch.attributes[layer].index_select(0, pattern.originals(batch.samples * heads))
+                out = _told(copies, scores, asked, values, matrix, told)
+            else:
+                out = attend(copies, scores, values)
+        out = out.view(*own.shape[:-1], *shape[1:])
+        return shifted((out.flatten(-2) if bias.shape[-1] == width else out.mean(-2)) + own[..., width:], bias)
 
 
-def _of_edges(attributes: Tensor, weight: Tensor, graph: Tensor) -> Tensor:
-    """Return W_e e of every edge, shape (nnz, width), with the weight of its graph if each has its own."""
-    with torch.autocast(weight.device.type, enabled=False):
-        if weight.dim() == 2:
-            return attributes @ weight
-        return torch.bmm(attributes[:, None], weight[graph])[:, 0]
+def _told(copies: Sparse, scores: Tensor, asked: Tensor, values: Tensor, matrix: Tensor, told: Tensor) -> Tensor:
+    """Return what `attend` does where keys and values have W_e e added, without making these for every edge.
+
+    ``q^T W_e e = (W_e^T q)^T e`` is taken per row and entry, ``sum_j alpha_ij W_e e_ij = W_e sum_j alpha_ij e_ij``.
+    """
+    graphs = asked.view(len(matrix), -1, *asked.shape[1:])
+    pulled = torch.einsum("prshf,pkhf->prshk", graphs, matrix).flatten(0, 3)
+    scores = scores + torch.linalg.vecdot(pulled.index_select(0, copies.row), told)
+    out = attend(copies, scores, values, told)
+    width = values.shape[1]
+    means = out[:, width:].view(*graphs.shape[:-1], -1)
+    return out[:, :width] + torch.einsum("prshk,pkhf->prshf", means, matrix).reshape(-1, width)
