@@ -98,7 +98,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
         tuple(replace(level, objective=inexact(level.objective, kind, seed + k)) for k, level in enumerate(clean.levels))
     )
     f = Judged(hierarchy[0].objective, clean[0].objective)
-    smoother = smoother_of(problem, "products")
+    smoother = smoother_of(problem, case["problem"], "products")
     method = MultilevelAdaGrad(hierarchy, smoother, Recursion(steps=config.coarse_steps)) if len(clean) > 1 else smoother
     x = problem.initial()
     first = float(f.value(x))
