@@ -30,6 +30,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     points: int = 10000
     work: float = 5000.0
+    looks: int = 100
 
 
 def cases(config: Config) -> Iterator[Case]:
@@ -56,7 +57,7 @@ STUDY = Study(
     __file__,
     "third-party notes on figures 3 to 6 of arXiv 2306.17648 (in words); ours is a reference run in a fixed budget",
     Config(),
-    Config(problems=("klein-gordon",), methods=("mspqn",), cuts=("layers",), local_steps=(10,), points=100, work=150.0),
+    Config(problems=("klein-gordon",), methods=("mspqn",), cuts=("layers",), local_steps=(10,), points=50, work=30.0, looks=2),
     cases,
     run,
     Picture("local_steps", "error", ("method", "subdomains"), ("problem",), "xy", ("local steps", "least error")),
