@@ -11,12 +11,11 @@ import torch
 from scipy.optimize import minimize
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # experiments are not installed
 
-from experiments.study import Study, read  # noqa: E402
-from mldd.problems import PhysicsInformed  # noqa: E402
-from mldd.problems.grids import Obstacle  # noqa: E402
-from mldd.ranks import SERIAL  # noqa: E402
+from experiments.study import Study, read
+from mldd.problems import PhysicsInformed
+from mldd.problems.grids import Obstacle
+from mldd.ranks import SERIAL
 
 SCRIPTS = sorted(path for folder in (ROOT / "experiments").glob("*/job.slurm") for path in folder.parent.glob("*.py"))
 
