@@ -1,12 +1,13 @@
 """Draw the tables of an experiment that follows a paper: one PNG beside every CSV.
 
-    python -m experiments.pictures KEY [--results DIR]
+python -m experiments.pictures KEY [--results DIR]
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mldd.loop import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
+REACHED = re.compile("converged|target")
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
@@ -51,6 +53,8 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
             k = names.index(name)
             style = MARKERS[k % 7] + ("-", "--", ":")[k // 7 % 3]
             ax.plot(*points(of_curve, picture), style, color=COLOURS[k % 7], markersize=4, label=name)
+            missed = [row for row in of_curve if not REACHED.match(row.get("status", "converged"))]
+            ax.plot(*points(missed, picture), "o", color=COLOURS[k % 7], markersize=9, markerfacecolor="none")
         if "x" in picture.log:
             ax.set_xscale("log", base=2)
         if "y" in picture.log:
@@ -59,12 +63,10 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
         ax.grid(color="#dddddd", linewidth=0.6)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    handles = {
-        text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
+    handles = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
-        title=title, title_fontsize=9,
+        title=title + ("; circled: not reached" if "status" in rows[0] else ""), title_fontsize=9,
     )  # fmt: skip
     with replacing(path) as new:
         figure.savefig(new, dpi=130)

@@ -162,7 +162,7 @@ def version_of(package: str) -> str:
 
 
 def commit_of(key: str) -> str:
-    """Return the last commit that changed the code behind the experiments of a paper, "+" if there are changes since."""
+    """Return the last commit that changed the code behind the experiments of a paper, and "+" if it has changed since."""
     code = ["mldd", "problems", "solvers", "experiments/study.py", f"experiments/{key}/*.py"]
     try:
         commit = subprocess.check_output(["git", "log", "-1", "--format=%h", "--", *code], cwd=ROOT, text=True)

@@ -10,13 +10,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-ROOT = Path(__file__).parents[1]
-
 from experiments.study import Study, read
 from mldd.problems import PhysicsInformed
 from mldd.problems.grids import Obstacle
 from mldd.ranks import SERIAL
 
+ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for folder in (ROOT / "experiments").glob("*/job.slurm") for path in folder.parent.glob("*.py"))
 
 

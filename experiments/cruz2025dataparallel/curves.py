@@ -61,7 +61,11 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
         step = TrustRegion(MODELS[order], "2", Radius(1.0, 1e-3, 4.0), memory=5)
         subdomains = problem.decomposition(case["parts"], 0, comm)
         solver = Apts(subdomains, step, step, combine=combine, local_steps=config.local_steps, comm=comm)
-        published = PUBLISHED.get((order, case["parts"]), float("nan")) if combine == "asm" and config.data == "mnist" else float("nan")
+        published = (
+            PUBLISHED.get((order, case["parts"]), float("nan"))
+            if combine == "asm" and config.data == "mnist"
+            else float("nan")
+        )
     shares = (10, 25, 50, 100)
     curve = {f"accuracy_{share}": float("nan") for share in shares}
 

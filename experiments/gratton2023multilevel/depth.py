@@ -1,4 +1,4 @@
-"""MOFFTR on residual networks whose levels are depths: work to a loss, exact and noisy gradients, one level and several.
+"""MOFFTR on residual networks whose levels are depths: work to a loss with exact and noisy gradients.
 
     python -m experiments.gratton2023multilevel.depth [--quick] [--data digits] [--levels 1 2 3 4] [--noise 0 0.1]
 
@@ -78,7 +78,9 @@ def copies(fine: Residual, coarse: Residual) -> MatrixTransfer:
     return MatrixTransfer(torch.sparse_coo_tensor(entries, ones, (len(column), at), check_invariants=True).coalesce())
 
 
-def residual_hierarchy(data: str, sizes: tuple[int, int, float], levels: int, seed: int, box: float = math.inf) -> Hierarchy:
+def residual_hierarchy(
+    data: str, sizes: tuple[int, int, float], levels: int, seed: int, box: float = math.inf
+) -> Hierarchy:
     """Return the losses of networks of L, L / 2, L / 4, ... residual steps; all parameters lie in [-box, box]."""
     width, blocks, horizon = sizes
     images, labels, test = images_of(data)
@@ -105,7 +107,9 @@ def noisy(hierarchy: Hierarchy, noise: float, seed: int) -> Hierarchy:
     """Return the hierarchy with noise on the gradients of all levels."""
     if noise == 0.0:
         return hierarchy
-    made = (replace(level, objective=Noisy(level.objective, noise, seed + k)) for k, level in enumerate(hierarchy.levels))
+    made = (
+        replace(level, objective=Noisy(level.objective, noise, seed + k)) for k, level in enumerate(hierarchy.levels)
+    )
     return Hierarchy(tuple(made))
 
 
@@ -129,7 +133,9 @@ def cases(config: Config) -> Iterator[Case]:
 def run(config: Config, case: Case, comm: Communicator) -> Case:
     """Train one network."""
     sizes = (config.width, config.blocks, config.horizon)
-    hierarchy = noisy(residual_hierarchy(config.data, sizes, case["levels"], case["seed"]), case["noise"], 10 * case["seed"])
+    hierarchy = noisy(
+        residual_hierarchy(config.data, sizes, case["levels"], case["seed"]), case["noise"], 10 * case["seed"]
+    )
     f = hierarchy[0].objective
     inner = f.f if case["noise"] else f
     smoother = AdaGrad(varsigma=0.1, curvature="none", rate=config.rate)

@@ -90,7 +90,9 @@ STUDY = Study(
     __file__,
     "own reference run of the methods of arXiv 2507.11513 (reconstructed)",
     Config(),
-    Config(networks=("residual",), methods=("ml-adagrad", "dd-adagrad"), blocks=4, width=16, levels=2, seeds=(0,), steps=8),
+    Config(
+        networks=("residual",), methods=("ml-adagrad", "dd-adagrad"), blocks=4, width=16, levels=2, seeds=(0,), steps=8
+    ),
     cases,
     run,
 )

@@ -19,9 +19,10 @@ import torch
 
 import mldd
 from experiments.gratton2025recursive.levels import smoother_of
-from experiments.study import Case, Picture, Study, counts
+from experiments.study import Case, Study, counts
 from mldd import Stop, minimise
-from mldd.algebra import Around, Hierarchy, Noisy
+from mldd.algebra import Around, Hierarchy, Noisy, uncounted
+from mldd.loop import Status
 from mldd.ranks import Communicator
 from mldd.solvers import MultilevelAdaGrad, Recursion
 
@@ -61,26 +62,6 @@ class Rounded(Around):
         return g.to(self.low).to(g.dtype)
 
 
-@dataclass(frozen=True)
-class Judged(Around):
-    """An inexact objective whose *value*, which ADAGB2 never asks for, is the exact criticality: the loop's target."""
-
-    exact: Any
-
-    def sample(self, step: int) -> Judged:
-        """Return the objective with the noise of an outer step."""
-        f: Any = self.f
-        return replace(self, f=f.sample(step)) if hasattr(f, "sample") else self
-
-    def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the inexact gradient."""
-        return self.f.gradient(x)
-
-    def value(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the criticality of the exact gradient."""
-        return x.new_tensor(self.bounds.measure(x, self.exact.gradient(x)))
-
-
 def inexact(f: Any, kind: str, seed: int) -> Any:
     """Return an objective with the errors of a kind in its gradients."""
     if kind == "exact":
@@ -95,16 +76,27 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     problem = mldd.problem(case["problem"], n=config.n)
     clean, seed, kind = problem.hierarchy(case["levels"]), 10 * case["seed"], case["noise"]
     hierarchy = Hierarchy(
-        tuple(replace(level, objective=inexact(level.objective, kind, seed + k)) for k, level in enumerate(clean.levels))
+        tuple(
+            replace(level, objective=inexact(level.objective, kind, seed + k)) for k, level in enumerate(clean.levels)
+        )
     )
-    f = Judged(hierarchy[0].objective, clean[0].objective)
     smoother = smoother_of(problem, case["problem"], "products")
-    method = MultilevelAdaGrad(hierarchy, smoother, Recursion(steps=config.coarse_steps)) if len(clean) > 1 else smoother
-    x = problem.initial()
-    first = float(f.value(x))
-    result = minimise(f, x, method, stop=Stop(config.max_steps, target=config.rtol * first))
-    lowest = min(result.history.column("value")) / first
-    return counts(result) | {"fall": lowest, "violation": float(f.bounds.violation(result.x))}
+    method = (
+        MultilevelAdaGrad(hierarchy, smoother, Recursion(steps=config.coarse_steps)) if len(clean) > 1 else smoother
+    )
+    exact, x = clean[0].objective, problem.initial()
+    falls = [1.0]
+
+    def judge(x: torch.Tensor, state: Any, history: Any) -> None:
+        with uncounted():
+            falls.append(exact.bounds.measure(x, exact.gradient(x)) / first)
+        if falls[-1] <= config.rtol:
+            state.status = Status.target_reached
+
+    with uncounted():
+        first = exact.bounds.measure(x, exact.gradient(x))
+    result = minimise(hierarchy[0].objective, x, method, stop=Stop(config.max_steps), values=0, after_step=judge)
+    return counts(result) | {"fall": min(falls), "violation": float(exact.bounds.violation(result.x))}
 
 
 STUDY = Study(

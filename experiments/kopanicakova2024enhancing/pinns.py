@@ -106,7 +106,9 @@ class Curve:
                 error = self.problem.metrics(x)["relative_l2_paper"]
                 loss = float(self.problem.objective().value(x))
             price = self.setting.update_cost(self.problem, cost.gradient_evaluations, step)
-            self.rows.append({"steps": step, "update_cost": price, "work": cost.work_units, "loss": loss, "error": error})
+            self.rows.append(
+                {"steps": step, "update_cost": price, "work": cost.work_units, "loss": loss, "error": error}
+            )
         if over:
             state.status = Status.max_steps
 

@@ -117,7 +117,7 @@ STUDY = Study(
     __file__,
     "own reference run of the methods of arXiv 2211.14780 (reconstructed from third-party notes)",
     Config(),
-    Config(problems=("minimal-surface",), n=31, parts=(4, 16), methods=("newton", "nras-b", "tl-nras-b + newton")),
+    Config(problems=("minimal-surface",), n=23, parts=(4, 16), methods=("newton", "nras-b", "tl-nras-b + newton")),
     cases,
     run,
     Picture("parts", "steps", ("method",), ("problem",), "xy", ("subdomains", "outer steps")),

@@ -69,7 +69,9 @@ STUDY = Study(
     __file__,
     "own reference run of the method of arXiv 2406.10997 (from public code of its authors)",
     Config(),
-    Config(problems=("klein-gordon",), overlaps=(1,), coarse=(5,), local_steps=5, seeds=(0,), points=50, work=60.0, looks=2),
+    Config(
+        problems=("klein-gordon",), overlaps=(1,), coarse=(5,), local_steps=5, seeds=(0,), points=50, work=60.0, looks=2
+    ),
     cases,
     run,
     Picture("overlap", "error", ("coarse_steps",), ("problem",), "y", ("overlap, layers", "least error")),
