@@ -26,7 +26,9 @@ from typing import Any
 
 import torch
 
+from mldd import Objective
 from mldd.loop import Result, replacing
+from mldd.loop import minimise as loop
 from mldd.ranks import Communicator, prepare, world
 
 ROOT = Path(__file__).parents[1]
@@ -153,6 +155,14 @@ class Study:
         return replace(self.quick if quick else self.config, **given), out or folder, fresh
 
 
+def minimise(objective: Objective, x: torch.Tensor, solver: Any, **options: Any) -> Result:
+    """Run the loop of mldd; a run that a signal has ended is no result, and ends the study before its row is written."""
+    result = loop(objective, x, solver, **options)
+    if result.status.is_unfinished:
+        raise SystemExit(result.status.exit_code)
+    return result
+
+
 def version_of(package: str) -> str:
     """Return the version of a package, "none" where it is not installed."""
     try:
@@ -162,7 +172,7 @@ def version_of(package: str) -> str:
 
 
 def commit_of(key: str) -> str:
-    """Return the last commit that changed the code behind the experiments of a paper, and "+" if it has changed since."""
+    """Return the last commit that changed the code behind a paper's experiments, and "+" if it has changed since."""
     code = ["mldd", "problems", "solvers", "experiments/study.py", f"experiments/{key}/*.py"]
     try:
         commit = subprocess.check_output(["git", "log", "-1", "--format=%h", "--", *code], cwd=ROOT, text=True)

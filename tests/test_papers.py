@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from experiments.study import Study, read
+from experiments.study import Study, minimise, read
+from mldd import Stop
 from mldd.problems import PhysicsInformed
 from mldd.problems.grids import Obstacle
 from mldd.ranks import SERIAL
+from mldd.solvers import AdaGrad
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for folder in (ROOT / "experiments").glob("*/job.slurm") for path in folder.parent.glob("*.py"))
@@ -212,3 +215,22 @@ def test_a_file_of_another_configuration_is_refused_and_can_be_begun_anew(tmp_pa
     sys.argv.append("--fresh")
     study(tmp_path, []).command()
     assert [row["double"] for row in read(tmp_path / "table.csv")[1]] == ["3", "6"]
+
+
+def test_a_run_that_a_signal_ends_leaves_no_row(tmp_path, monkeypatch):
+    def run(config, case, comm):
+        problem, raised = Obstacle(7), []
+
+        def terminate(x, state, history):
+            if case["number"] == 2 and not raised:
+                raised.append(signal.raise_signal(signal.SIGTERM))
+
+        end = minimise(problem.objective(), problem.initial(), AdaGrad(), stop=Stop(4), after_step=terminate)
+        return {"steps": end.record.step}
+
+    cases = lambda config: ({"number": number} for number in config.numbers)  # noqa: E731
+    monkeypatch.setattr(sys, "argv", ["table", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        Study(str(tmp_path / "key" / "table.py"), "own reference run", Config(), Config(), cases, run).command()
+    assert ended.value.code == 143
+    assert read(tmp_path / "table.csv")[1] == [{"number": "1", "steps": "4"}]

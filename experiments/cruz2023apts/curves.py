@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from experiments.images import classifier
-from experiments.study import Case, Picture, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Stop
 from mldd.algebra import Decomposition, Subdomain, index_decomposition
 from mldd.problems import SupervisedProblem
 from mldd.ranks import Communicator

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 
 from experiments.images import classifier
-from experiments.study import Case, Picture, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Stop
 from mldd.ranks import Communicator
 from mldd.solvers import Adam, Apts, Radius, TrustRegion
 

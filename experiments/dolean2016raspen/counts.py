@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mldd
-from experiments.study import Case, Picture, Study, counts
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, counts, minimise
+from mldd import Stop
 from mldd.ranks import Communicator
 from mldd.solvers import Aspin, NewtonCG, NonlinearSchwarz, Raspen
 

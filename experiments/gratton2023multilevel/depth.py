@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from experiments.images import images_of
-from experiments.study import Case, Picture, Study
-from mldd import Bounds, Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Bounds, Stop
 from mldd.algebra import Hierarchy, Level, MatrixTransfer, ModuleObjective, Noisy, Price
 from mldd.loop import Result
 from mldd.ranks import Communicator

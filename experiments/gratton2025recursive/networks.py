@@ -18,8 +18,8 @@ from typing import Any
 
 import mldd
 from experiments.gratton2023multilevel.depth import costs_to, residual_hierarchy
-from experiments.study import Case, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Study, minimise
+from mldd import Stop
 from mldd.algebra import Hierarchy, contiguous, index_decomposition
 from mldd.ranks import Communicator
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion, SchwarzAdaGrad

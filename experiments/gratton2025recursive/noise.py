@@ -19,8 +19,8 @@ import torch
 
 import mldd
 from experiments.gratton2025recursive.levels import smoother_of
-from experiments.study import Case, Study, counts
-from mldd import Stop, minimise
+from experiments.study import Case, Study, counts, minimise
+from mldd import Stop
 from mldd.algebra import Around, Hierarchy, Noisy, uncounted
 from mldd.loop import Status
 from mldd.ranks import Communicator

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mldd
-from experiments.study import Case, Picture, Study, counts
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, counts, minimise
+from mldd import Stop
 from mldd.ranks import Communicator
 from mldd.solvers import SchwarzAdaGrad
 

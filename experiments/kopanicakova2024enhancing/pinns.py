@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from experiments.study import Case, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Study, minimise
+from mldd import Stop
 from mldd.algebra import uncounted
 from mldd.loop import Status
 from mldd.problems import PhysicsInformed

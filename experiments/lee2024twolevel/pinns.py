@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.kopanicakova2024enhancing.pinns import Curve, Setting, baseline, compared
-from experiments.study import Case, Picture, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Stop
 from mldd.problems import PhysicsInformed
 from mldd.ranks import Communicator
 from mldd.solvers import CoarseStep, SchwarzLBFGS

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import mldd
-from experiments.study import Case, Picture, Study
-from mldd import Objective, Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Objective, Stop
 from mldd.loop import State
 from mldd.ranks import Communicator
 from mldd.solvers import Adam, LocalSgd

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mldd
-from experiments.study import Case, Picture, Study
-from mldd import Stop, minimise
+from experiments.study import Case, Picture, Study, minimise
+from mldd import Stop
 from mldd.loop import Status
 from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, SchwarzLBFGS
