@@ -156,7 +156,7 @@ class Study:
 
 
 def minimise(objective: Objective, x: torch.Tensor, solver: Any, **options: Any) -> Result:
-    """Run the loop of mldd; a run that a signal has ended is no result, and ends the study before its row is written."""
+    """Run the loop of mldd; a run that a signal has ended is no result, and ends the study with no row of it."""
     result = loop(objective, x, solver, **options)
     if result.status.is_unfinished:
         raise SystemExit(result.status.exit_code)
