@@ -1,11 +1,12 @@
-# make demo | test | test-portable | trust | paper | lint | setup | clean. Every target does the set-up that is missing, in .venv.
-.PHONY: help demo test test-portable trust paper lint setup ready clean
+# make demo | test | test-portable | trust | experiments | paper | lint | setup | clean. Every target does the set-up that is missing, in .venv.
+.PHONY: help demo test test-portable trust experiments paper lint setup ready clean
 
 help:
 	@echo 'make demo           train graph networks by domain decomposition on two MPI ranks, next to synchronous training'
 	@echo 'make test           run all tests (ARGS="-k schwarz" for some of them, ARGS="-n 0" in one process)'
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
 	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
+	@echo 'make experiments    follow papers, KEY=dolean2016raspen for one; what was broken off goes on (hours)'
 	@echo 'make paper          write the pages of paper/ as HTML, the results from their files'
 	@echo 'make lint           check style and types'
 	@echo 'make setup          the set-up alone; tries again what could not be built'
@@ -50,6 +51,21 @@ trust: ready
 		case $$script in */mutations.py) continue;; esac; \
 		echo "== $$script"; \
 		OMP_NUM_THREADS=1 .venv/bin/python $$script $(ARGS) || { echo "== failed: $$script"; failed=1; }; \
+	done; \
+	exit $$failed
+
+# Folders with a job.slurm follow a paper each. All scripts run, also after one that failed; then tables are drawn.
+KEY = $(patsubst experiments/%/job.slurm,%,$(wildcard experiments/*/job.slurm))
+experiments: ready
+	@failed=0; \
+	for key in $(KEY); do \
+		for script in experiments/$$key/*.py; do \
+			name=experiments.$$key.$$(basename $$script .py); \
+			echo "== $$name"; \
+			OMP_NUM_THREADS=1 .venv/bin/python -m $$name --out paper/results/$$key $(ARGS) \
+				|| { echo "== failed: $$name"; failed=1; }; \
+		done; \
+		.venv/bin/python -m experiments.pictures $$key || failed=1; \
 	done; \
 	exit $$failed
 

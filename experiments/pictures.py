@@ -1,0 +1,91 @@
+"""Draw the tables of an experiment that follows a paper: one PNG beside every CSV.
+
+python -m experiments.pictures KEY [--results DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.study import ROOT, Case, Picture, Study, read
+from mldd.loop import replacing
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<>"
+REACHED = re.compile("converged|target")
+
+
+def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
+    """Return the rows by their values of some columns."""
+    found: dict[str, list[Case]] = {}
+    for row in rows:
+        found.setdefault(", ".join(row[name] for name in names), []).append(row)
+    return found
+
+
+def points(rows: list[Case], picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Return the medians of y over all rows of the same x; cells without a number leave a gap."""
+    by_x: dict[float, list[float]] = {}
+    for row in rows:
+        by_x.setdefault(float(row[picture.x]), []).append(float(row[picture.y] or "nan"))
+    x = np.array(sorted(by_x))
+    return x, np.array([np.median(by_x[value]) for value in x])
+
+
+def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
+    """Draw a panel per value of `panels` and a curve per value of `curves`."""
+    panels = groups(rows, picture.panels)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.0 + 3.2 * columns, 1.2 + 2.5 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    names = list(groups(rows, picture.curves))
+    for ax, (panel, of_panel) in zip(axes, panels.items(), strict=False):
+        for name, of_curve in groups(of_panel, picture.curves).items():
+            k = names.index(name)
+            style = MARKERS[k % 7] + ("-", "--", ":")[k // 7 % 3]
+            ax.plot(*points(of_curve, picture), style, color=COLOURS[k % 7], markersize=4, label=name)
+            missed = [row for row in of_curve if not REACHED.match(row.get("status", "converged"))]
+            ax.plot(*points(missed, picture), "o", color=COLOURS[k % 7], markersize=9, markerfacecolor="none")
+        if "x" in picture.log:
+            ax.set_xscale("log", base=2)
+        if "y" in picture.log:
+            ax.set_yscale("log")
+        ax.set(title=panel, xlabel=picture.labels[0] or picture.x, ylabel=picture.labels[1] or picture.y)
+        ax.grid(color="#dddddd", linewidth=0.6)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    handles = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
+        title=title + ("; circled: not reached" if "status" in rows[0] else ""), title_fontsize=9,
+    )  # fmt: skip
+    with replacing(path) as new:
+        figure.savefig(new, dpi=130)
+
+
+def main() -> None:
+    """Draw all tables of a paper that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("key")
+    parser.add_argument("--results", type=Path, default=ROOT / "paper" / "results")
+    options = parser.parse_args()
+    for script in sorted((ROOT / "experiments" / options.key).glob("*.py")):
+        study: Study = importlib.import_module(f"experiments.{options.key}.{script.stem}").STUDY
+        table = options.results / options.key / f"{script.stem}.csv"
+        if study.picture is not None and table.exists():
+            _, rows = read(table)
+            draw(study.picture, rows, table.with_suffix(".png"), study.source)
+            print(f"written  {table.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
