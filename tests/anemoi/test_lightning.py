@@ -21,7 +21,7 @@ lightning = pytest.importorskip("pytorch_lightning")
 environments = pytest.importorskip("lightning_fabric.plugins.environments")
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 SCHWARZ = partial(SchwarzLBFGS, local_steps=2)
-STEPS, HALF, RANKS = 6, 3, 2
+STEPS, HALF, RANKS = 4, 2, 2
 PARTS = ("encoder", "processor", "decoder")
 
 
