@@ -106,7 +106,9 @@ def attached_parts(votes: sp.csr_matrix, others: Ints, sizes: Ints, factors: lis
     """
     total = len(sizes)
     labels, count = np.zeros(votes.shape[0], dtype=np.int64), 1
-    between = (votes @ votes.T).tocsr()  # nodes are neighbours where they share a node of the other type
+    between = sp.csr_matrix(votes @ votes.T)
+    between.setdiag(0)
+    between.eliminate_zeros()  # nodes are neighbours where they share a node of the other type
     for factor in factors:
         count *= factor
         wanted = sizes.reshape(count, -1).sum(1)

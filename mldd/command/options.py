@@ -200,7 +200,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        dest="command", metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data"
+        dest="command",
+        metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data | anemoi",
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -224,7 +225,23 @@ def _parser() -> _Parser:
     data.add_argument("--overwrite", action="store_true", help="replace checksums that are others")
     _add_advise(command("advise", "what a network between ranks and the time of a gradient say about methods"))
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
+    _add_anemoi(command("anemoi", "renumber graph and data of Anemoi, so that its ranks read little of each other"))
     return parser
+
+
+def _add_anemoi(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("action", choices=("reorder",))
+    add("graph", type=Path, metavar="GRAPH.pt", help="a graph file of Anemoi (system.input.graph)")
+    add("data", nargs="*", type=Path, metavar="DATA.zarr", help="the data sets whose cells are nodes of the graph")
+    add("--ranks", type=_counts, required=True, metavar="2,4,8", help="over which a model is cut; one file serves all")
+    add("--seed", type=_seed, default=0, metavar="S", help="of the partitioner; default 0")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder for graph, data and rows.csv")
+
+
+def _counts(text: str) -> list[int]:
+    """Read numbers of ranks."""
+    return [_at_least(2)(word) for word in _words(text)]
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

@@ -178,7 +178,10 @@ def scaled():
 
 
 REFUSED = {
-    "gradient_clip_val": ({"gradient_clip_val": 32.0}, r"must not be clipped .* got gradient_clip_val=32.0; set it to 0"),
+    "gradient_clip_val": (
+        {"gradient_clip_val": 32.0},
+        r"must not be clipped .* got gradient_clip_val=32.0; set it to 0",
+    ),
     "accumulate_grad_batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2; set it to 1"),
     "scaler": ({"plugins": [scaled]}, "GradScaler, which evaluates it once; set precision to bf16-mixed or 32-true"),
 }
@@ -219,7 +222,11 @@ def worker(rank, folder, queue):
     # as a launcher sets them; the group is made before, so that one start serves all trainings
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="1")
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
     )
     options = {"strategy": "ddp", "devices": RANKS, "use_distributed_sampler": False}
     found = {}
