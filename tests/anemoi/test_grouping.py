@@ -96,9 +96,7 @@ def test_what_is_no_optimizer_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"got betas, amsgrad; .*~training.optimization.optimizer.betas ~tr"):
         optimizer(net.parameters(), lr=0.1, solver=Adam(), betas=[0.9, 0.95], amsgrad=True)
     for solver in (SchwarzLBFGS, partial(SchwarzLBFGS, local_steps=2)):
-        with pytest.raises(
-            ValueError, match=r"SchwarzLBFGS needs groups .* got a single one; put mldd.anemoi.Subdomains"
-        ):
+        with pytest.raises(ValueError, match=r"SchwarzLBFGS needs groups .* got a single one; put mldd.anemoi.Sub"):
             optimizer(net.parameters(), lr=0.1, solver=solver)
     with pytest.raises(ValueError, match="`solver` must be a solver of mldd"):
         optimizer(net.parameters(), lr=0.1, solver="lbfgs")

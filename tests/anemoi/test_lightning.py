@@ -180,7 +180,7 @@ def scaled():
 REFUSED = {
     "gradient_clip_val": (
         {"gradient_clip_val": 32.0},
-        r"must not be clipped .* got gradient_clip_val=32.0; set it to 0",
+        "must not be clipped .* gradient_clip_val=32.0; set it to 0",
     ),
     "accumulate_grad_batches": ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2; set it to 1"),
     "scaler": ({"plugins": [scaled]}, "GradScaler, which evaluates it once; set precision to bf16-mixed or 32-true"),
