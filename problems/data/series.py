@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mldd.graph import Graph
 from mldd.problems.data.calendars import STANDARD, Calendar, monthly
-from mldd.problems.data.contents import DataError, checksum
+from mldd.problems.data.contents import DataError, Supplement, checksum
 from mldd.problems.data.geography import area_weights
 
 Floats = NDArray[np.float64]
@@ -47,6 +47,8 @@ class Series:
         What was done to the data, and what the user should know about them.
     calendar : Calendar
         How times follow each other: equal steps of the standard calendar by default.
+    supplement : Supplement
+        Static fields, shape (n,) each, and mean and deviation of the variables, where the file has them.
 
     Raises
     ------
@@ -66,6 +68,7 @@ class Series:
     units: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calendar: Calendar = STANDARD
+    supplement: Supplement = Supplement()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         """Refuse what is no series."""
@@ -95,6 +98,7 @@ class Series:
     def _check_nodes(self) -> None:
         n = self.nodes
         given = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
+        given |= self.supplement.static
         for name, array in given.items():
             if array is not None and (array.shape != (n,) or not np.isfinite(array).all()):
                 bad = int((~np.isfinite(array)).sum())
@@ -173,7 +177,8 @@ class Series:
                 _refuse(self.name, f"variable must be one of {', '.join(self.variables)}, got {name!r}")
         index = [self.variables.index(name) for name in names]
         units = tuple(self.units[k] for k in index) if self.units else ()
-        return replace(self, values=np.ascontiguousarray(self.values[:, :, index]), variables=names, units=units)
+        values, supplement = np.ascontiguousarray(self.values[:, :, index]), self.supplement.of_variables(index)
+        return replace(self, values=values, variables=names, units=units, supplement=supplement)
 
     @cached_property
     def digest(self) -> str:

@@ -180,8 +180,10 @@ def _series(
     values = values.astype(np.float64)
     altitude = None if arrays.altitude is None else arrays.altitude.astype(np.float64).ravel()
     notes = list(arrays.notes)
+    supplement = arrays.supplement.of_nodes(np.arange(latitude.size))
     kept, grid, why = _kept(latitude, longitude, grid)
     if why and len(shape) == 2:
+        supplement = supplement.of_nodes(kept)
         notes.append(why)
         latitude, longitude, values = latitude[kept], longitude[kept], values[:, kept]
         altitude = None if altitude is None else altitude[kept]
@@ -203,6 +205,7 @@ def _series(
         grid=grid,
         units=tuple((dict(arrays.units) | _UNITS.get(key, {})).get(name, "") for name in names),
         notes=(*notes, *unused_note(unused)) if key not in NAMES else tuple(notes),
+        supplement=supplement,
     )
 
 
