@@ -55,7 +55,7 @@ def rows_needed(edge_index: Ints, source: Ints, target: Ints, ranks: int) -> Int
 
 
 def nested_parts(adjacency: sp.csr_matrix, sizes: Ints, factors: list[int], seed: int = 0) -> Ints:
-    """Cut a graph into parts of given sizes, which are cuts of larger parts, shape (n,): few edges between parts.
+    """Return parts of given sizes with few edges between them, which are cuts of larger parts, shape (n,).
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _cut(adjacency: sp.csr_matrix, sizes: Ints, seed: int) -> Ints:
 
 
 def attached_parts(votes: sp.csr_matrix, others: Ints, sizes: Ints, factors: list[int]) -> Ints:
-    """Put nodes into the parts of the nodes of another type that they share edges with, in parts of given sizes.
+    """Return parts of given sizes for nodes that go where their neighbours of another type are, shape (n,).
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def attached_parts(votes: sp.csr_matrix, others: Ints, sizes: Ints, factors: lis
 
 
 def exactly(adjacency: sp.csr_matrix, labels: Ints, sizes: Ints) -> Ints:
-    """Move nodes between neighbouring parts until every part has exactly its size, shape (n,).
+    """Return parts of exactly given sizes, made by moving nodes between neighbouring parts, shape (n,).
 
     Surplus nodes go along the shortest way from part to part to one that lacks some; on each of its steps the node is
     moved that loses the fewest neighbours.

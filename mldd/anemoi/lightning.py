@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mldd.algebra import way_to_install
 from mldd.anemoi.grouping import Regroup, regrouping
@@ -15,6 +15,149 @@ else:
         from pytorch_lightning import Callback
     except ModuleNotFoundError:
         Callback = object  # who makes a callback without Lightning is told so
+
+
+class Hooks(Protocol):
+    """What Lightning calls of the callbacks here, by its names and in this order."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Be called before optimizers are made.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        stage : str
+            "fit" for a training.
+        """
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Be called once there are optimizers, before a checkpoint is loaded into them.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Be called before the first step.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        """
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Be called before a batch.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        batch : object
+            What is evaluated.
+        batch_idx : int
+            Its number in the epoch.
+        """
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Be called in every evaluation, before its gradient.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        loss : Tensor, shape ()
+            Divided by the number of batches that are accumulated.
+        """
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Be called in every evaluation of a step, behind its gradient.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        optimizer : Optimizer
+            Which is doing a step.
+        """
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Be called after a batch.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        outputs : object
+            What the module returned.
+        batch : object
+            What was evaluated.
+        batch_idx : int
+            Its number in the epoch.
+        """
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Be called before a validation.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        """
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Be called after a validation.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        """
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Be called after the last step.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        """
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Be called where a training fails.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            Of Lightning.
+        pl_module : LightningModule
+            What is trained.
+        exception : BaseException
+            Why.
+        """
 
 
 def check_lightning(name: str) -> None:

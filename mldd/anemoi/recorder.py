@@ -81,6 +81,9 @@ class Recorder(Callback):
         made = mldd_optimizer(trainer)
         if made is not None:
             check_trainer(trainer, made)
+        self._check_free()
+
+    def _check_free(self) -> None:
         if self._step == 0 and self._file.exists() and not self._overwrite:
             raise OSError(f"{self._file} must be a new file, got one that is there; give another `out`, or overwrite")
 
@@ -209,7 +212,13 @@ class Recorder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a checkpoint.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` has returned.
+        """
         self._step, self._cost = state_dict["step"], Cost(**state_dict["cost"])
         self._corrections = tuple(state_dict["corrections"])
         self._validation = dict(state_dict["validation"])

@@ -21,7 +21,7 @@ _NOTES = (
 
 
 def reorder(options: argparse.Namespace) -> Iterator[str]:
-    """Renumber a graph, copy the data sets in its order, and yield the lines that say what came of it.
+    """Yield what came of renumbering a graph and its data sets in lines; files are written on the way.
 
     Parameters
     ----------

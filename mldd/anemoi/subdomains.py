@@ -6,6 +6,7 @@ from typing import Any
 
 from mldd.anemoi.grouping import Groups, check_groups, grouped
 from mldd.anemoi.lightning import Callback, around_optimizers, check_lightning, check_trainer, mldd_optimizer
+from mldd.solvers import Optimizer
 
 
 class Subdomains(Callback):
@@ -40,17 +41,7 @@ class Subdomains(Callback):
         self.groups: Groups = groups if isinstance(groups, str) else dict(groups)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Put the groups around what makes the optimizers, which is called next.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            Of Lightning.
-        pl_module : LightningModule
-            What is trained.
-        stage : str
-            "fit" where it is trained.
-        """
+        """Put the groups around what makes the optimizers, which is called next."""
         if stage != "fit":
             return
         named = {name: p for name, p in pl_module.named_parameters() if p.requires_grad}
@@ -62,23 +53,19 @@ class Subdomains(Callback):
         around_optimizers(pl_module, regroup)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Say how large the groups are, and refuse what does not fit.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            Of Lightning.
-        pl_module : LightningModule
-            What is trained.
-        """
-        made = mldd_optimizer(trainer)
-        if made is None:
-            raise ValueError(
-                "mldd.anemoi.Subdomains needs the optimizer mldd.anemoi.optimizer, got "
-                f"{type(trainer.optimizers[0]).__name__}; name it as `_target_` of the optimizer, or leave out the "
-                "callback"
-            )
+        """Say how large the groups are, and refuse what does not fit."""
+        made = _ours(trainer)
         check_trainer(trainer, made)
         if trainer.is_global_zero:
             sizes = (f"{group['name']} {sum(p.numel() for p in group['params'])}" for group in made.param_groups)
             print(f"mldd: subdomains (parameters): {', '.join(sizes)}", flush=True)
+
+
+def _ours(trainer: Any) -> Optimizer:
+    made = mldd_optimizer(trainer)
+    if made is None:
+        raise ValueError(
+            "mldd.anemoi.Subdomains needs the optimizer mldd.anemoi.optimizer, got "
+            f"{type(trainer.optimizers[0]).__name__}; name it as `_target_` of the optimizer, or leave out the callback"
+        )
+    return made

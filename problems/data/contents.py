@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mldd.graph import Graph
 from mldd.loop import UntrustedError, check_fits, check_regular
 
 Array = NDArray[Any]
@@ -107,11 +108,14 @@ class Supplement:
         Fields that do not change in time, one number per node, or laid out as the nodes are in the file.
     mean, deviation : array, shape (V,), optional
         By which the variables are to be normalised, instead of their own over the training part.
+    graph : Graph, optional
+        Of the nodes (roads), instead of one from coordinates.
     """
 
     static: Mapping[str, Array] = field(default_factory=dict)
     mean: Array | None = None
     deviation: Array | None = None
+    graph: Graph | None = None
 
     def of_nodes(self, kept: Array) -> Supplement:
         """Return what belongs to some of the nodes.

@@ -39,8 +39,6 @@ class Series:
         Metres.
     grid : tuple of int, optional
         Rows and columns of a latitude-longitude grid, nodes row by row.
-    graph : Graph, optional
-        Given with the data (roads), instead of one from coordinates.
     units : tuple of str
         Of the variables, where they are known.
     notes : tuple of str
@@ -48,7 +46,7 @@ class Series:
     calendar : Calendar
         How times follow each other: equal steps of the standard calendar by default.
     supplement : Supplement
-        Static fields, shape (n,) each, and mean and deviation of the variables, where the file has them.
+        Static fields, shape (n,) each, mean and deviation of the variables, a graph: where the file has them.
 
     Raises
     ------
@@ -64,7 +62,6 @@ class Series:
     variables: tuple[str, ...]
     altitude: Floats | None = None
     grid: tuple[int, int] | None = None
-    graph: Graph | None = None
     units: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calendar: Calendar = STANDARD
@@ -116,6 +113,11 @@ class Series:
             _refuse(self.name, f"the graph must have {n} nodes, got {self.graph.nodes}")
 
     # -------------------------------------------------------------------------------- sizes
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph that is given with the data, if there is one."""
+        return self.supplement.graph
 
     @property
     def times(self) -> int:

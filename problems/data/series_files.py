@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import DataError, SeriesArrays, unused_note
+from mldd.problems.data.contents import DataError, SeriesArrays, Supplement, unused_note
 from mldd.problems.data.formats import Archive, is_file_name, no_variable, read_molene, read_series
 from mldd.problems.data.known_files import KnownFile, obtain
 from mldd.problems.data.series import Series, arranged
@@ -261,7 +261,7 @@ def _metr_la(paths: Mapping[str, Any], variables: tuple[str, ...], missing: floa
         places[:, 2],
         places[:, 3],
         ("speed",),
-        graph=Graph.from_edges(edges, len(adjacency), weights),
+        supplement=Supplement(graph=Graph.from_edges(edges, len(adjacency), weights)),
         units=("mile/h",),
         notes=() if missing is None else (f"{int(taken.sum())} values equal to {missing:g} were taken for missing",),
     )

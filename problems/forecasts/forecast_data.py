@@ -152,16 +152,13 @@ class ForecastData:
     @cached_property
     def mean(self) -> Floats:
         """Mean of every variable over the fitted part, or that of the file, shape (V,)."""
-        if self.series.supplement.mean is not None:
-            return self.series.supplement.mean
-        return np.asarray(np.nan_to_num(np.nanmean(self._past, axis=(0, 1))))
+        given = self.series.supplement.mean
+        return np.asarray(np.nan_to_num(np.nanmean(self._past, axis=(0, 1))) if given is None else given)
 
     @cached_property
     def deviation(self) -> Floats:
         """Standard deviation of every variable over the fitted part, or that of the file; 1 where it is 0; (V,)."""
-        if self.series.supplement.deviation is not None:
-            return _scale(self.series.supplement.deviation)
-        return _scale(np.nanstd(self._past, axis=(0, 1)))
+        return _scale(np.nanstd(self._past, (0, 1)) if (given := self.series.supplement.deviation) is None else given)
 
     @property
     def _past(self) -> Floats:
