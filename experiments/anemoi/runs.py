@@ -1,9 +1,9 @@
-"""Run Anemoi's tiny training with solvers of mldd: one process, data parallel, model cut in two, each launcher, resumed.
+"""Run a tiny training of Anemoi with solvers of mldd: one process, data parallel, model cut in two, resumed.
 
     .venv-anemoi/bin/python experiments/anemoi/runs.py --data runs/anemoi/era5uk.zarr --out runs/anemoi/table
 
-Every step has another sample: the losses show that it runs and what agrees with what, not which method is better. Writes
-a row for every run, with the loss where each step begins, to ``--table``.
+Every step has another sample: the losses show that it runs and what agrees with what, not which method is better. A
+row for every run, with the loss where each step begins, is written to ``--table``.
 """
 
 import argparse
