@@ -1,4 +1,4 @@
-"""Copies of Anemoi's data sets with their cells in another order."""
+"""Copies of Anemoi's data sets with their cells in another order, or with some of them."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def check_cells(nodes: NDArray[np.float64], store: Path, name: str) -> None:
         )
 
 
-def copy_permuted(store: Path, target: Path, order: Ints) -> None:
-    """Write a data set with its cells in another order; metadata, compression and chunks stay as they are.
+def copy_cells(store: Path, target: Path, cells: Ints) -> None:
+    """Write a data set with some or all of its cells, in any order; statistics, compression, metadata stay as they are.
 
     ``field_shape`` becomes the number of cells, for rows and columns are no more, and ``uuid`` a new one.
 
@@ -83,7 +83,7 @@ def copy_permuted(store: Path, target: Path, order: Ints) -> None:
         Anemoi's data set, of Zarr format 2.
     target : Path
         The folder of the copy, which is not there yet.
-    order : ndarray, shape (C,), int64
+    cells : ndarray, shape (c,), int64
         The old cell at each new place.
 
     Raises
@@ -100,20 +100,30 @@ def copy_permuted(store: Path, target: Path, order: Ints) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     for path in sorted(store.iterdir()):
-        if path.is_dir() and axes.get(path.name) is not None:
+        axis = axes.get(path.name)
+        if path.is_dir() and axis is not None:
             (unfinished / path.name).mkdir()
-            for metadata in path.glob(".z*"):
-                shutil.copy(metadata, unfinished / path.name)
+            shutil.copy(path / ".zattrs", unfinished / path.name)
+            _write_shape(path / ".zarray", unfinished / path.name / ".zarray", axis, len(cells))
         elif path.is_dir():
             shutil.copytree(path, unfinished / path.name)
-        elif path.name != ".zmetadata":  # a copy of attributes that are changed below
+        elif path.name != ".zmetadata":  # a copy of what is changed here
             shutil.copy(path, unfinished)
-    _change_attributes(unfinished / ".zattrs", order)
+    _change_attributes(unfinished / ".zattrs", cells)
     source, copy = zarr.open_group(str(store), mode="r"), zarr.open_group(str(unfinished), mode="r+")
     for name, axis in axes.items():
         if axis is not None:
-            _permute(source[name], copy[name], axis, order)
+            _copy(source[name], copy[name], axis, cells)
     unfinished.rename(target)
+
+
+def _write_shape(source: Path, target: Path, axis: int, cells: int) -> None:
+    """Write the metadata of an array with another number of cells; chunks that held all of them do so again."""
+    metadata = json.loads(source.read_text(encoding="utf-8"))
+    whole = metadata["chunks"][axis] >= metadata["shape"][axis]
+    metadata["chunks"][axis] = cells if whole else min(cells, metadata["chunks"][axis])
+    metadata["shape"][axis] = cells
+    target.write_text(json.dumps(metadata, indent=4), encoding="utf-8")
 
 
 def _cell_axis(metadata: Path) -> int | None:
@@ -127,19 +137,19 @@ def _cell_axis(metadata: Path) -> int | None:
     return dimensions.index(_CELL) if _CELL in dimensions else None
 
 
-def _permute(source: Any, copy: Any, axis: int, order: Ints) -> None:
+def _copy(source: Any, copy: Any, axis: int, cells: Ints) -> None:
     """Copy an array chunk by chunk of its first dimension, so that one chunk is in memory."""
     if axis == 0:
-        copy[:] = source[:][order]
+        copy[:] = source[:][cells]
         return
     rows = source.chunks[0]
     for start in range(0, source.shape[0], rows):
-        copy[start : start + rows] = np.take(source[start : start + rows], order, axis=axis)
+        copy[start : start + rows] = np.take(source[start : start + rows], cells, axis=axis)
 
 
-def _change_attributes(path: Path, order: Ints) -> None:
+def _change_attributes(path: Path, cells: Ints) -> None:
     attributes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    attributes["field_shape"] = [len(order)]
+    attributes["field_shape"] = [len(cells)]
     if "uuid" in attributes:
-        attributes["uuid"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{attributes['uuid']} {order.tobytes().hex()}"))
+        attributes["uuid"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{attributes['uuid']} {cells.tobytes().hex()}"))
     path.write_text(json.dumps(attributes, indent=4), encoding="utf-8")

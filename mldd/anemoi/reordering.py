@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mldd.anemoi.cells import check_cells, copy_permuted
+from mldd.anemoi.cells import check_cells, copy_cells
 from mldd.anemoi.numbering import Rows, numbering, renumbered, rows_table
 from mldd.loop import write_table
 from mldd.problems.data import DataError, File
@@ -47,7 +47,7 @@ def reorder(options: argparse.Namespace) -> Iterator[str]:
     write_typed_graph(made, written[0])
     for name, store in stores.items():
         written.append(options.out / store.name)
-        copy_permuted(store, written[-1], orders[name])
+        copy_cells(store, written[-1], orders[name])
     written.append(options.out / "rows.csv")
     write_table(written[-1], table)
     yield from lines_of(table)

@@ -298,7 +298,7 @@ def _anemoi(options: argparse.Namespace, stage: Stage) -> int:
     from mldd.algebra import loaded
 
     if stage.rank == 0:
-        for line in loaded("mldd.anemoi:reorder", "function")(options):
+        for line in loaded(f"mldd.anemoi:{options.action}", "function")(options):
             print(line)
     return 0
 
