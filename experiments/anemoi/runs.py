@@ -56,9 +56,10 @@ def environment(data, out):
     return {**os.environ, **given, **libraries, "PYTHONPATH": str(HERE / "stubs"), "OMP_NUM_THREADS": "1"}
 
 
-def options_of(name, out):
+def options_of(name, out, callbacks=()):
     """The words of a command line for a solver; those of torch's AdamW are the configuration's own."""
     recorder = f"{{_target_: mldd.anemoi.Recorder, out: {out.absolute()}, problem: tiny}}"
+    recorder = ",".join([recorder, *callbacks])
     if name == "AdamW":
         return [f"diagnostics.callbacks=[{recorder}]"]
     solver, groups = SOLVERS[name]
@@ -70,12 +71,12 @@ def options_of(name, out):
     ]
 
 
-def train(name, out, data, launch="one process", more=(), limit=600, config="tiny"):
+def train(name, out, data, launch="one process", more=(), limit=600, callbacks=()):
     """Train, and return the wall time; what it says is in ``log`` beside the records."""
     before, added = LAUNCHES[launch]
     out.mkdir(parents=True, exist_ok=True)
     command = [*before, str(BIN / "anemoi-training"), "train", f"--config-path={HERE.absolute()}"]
-    command += [f"--config-name={config}", *options_of(name, out / "records"), *added, *more]
+    command += ["--config-name=tiny", *options_of(name, out / "records", callbacks), *added, *more]
     began = time.perf_counter()
     with (out / "log").open("w") as log:
         done = subprocess.run(

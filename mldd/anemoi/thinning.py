@@ -19,8 +19,9 @@ Ints = NDArray[np.int64]
 def cells_near_mesh(latitude: NDArray[np.float64], longitude: NDArray[np.float64], resolution: int) -> Ints:
     """Return the cells nearest to the nodes of an icosahedral mesh, ascending, shape (c,).
 
-    A node counts that has a cell within half of the distance to its neighbours: a region has those of its nodes. As
-    the nodes of a coarser mesh are nodes of the finer one, the cells of a coarser level are among those of a finer one.
+    A node counts that has a cell within half of the distance to its neighbours: a region has those of its nodes. The
+    nodes of a coarser mesh are nodes of the finer one, so cells of a coarser level are cells of a finer one, but for
+    those at the border of a region.
 
     Parameters
     ----------

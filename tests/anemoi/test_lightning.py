@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from mldd.anemoi import Recorder, Subdomains, optimizer
+from mldd.anemoi import CoarseStart, KeepWeights, Recorder, Subdomains, optimizer
 from mldd.loop import read_csv
 from mldd.solvers import LBFGS, Adam, Optimizer, SchwarzLBFGS
 
@@ -67,9 +67,9 @@ def loader(rank=None):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=len(inputs))
 
 
-def fitted(folder, make, callbacks, *, steps=STEPS, rank=None, start=None, keep=None, **options):
+def fitted(folder, make, callbacks, *, steps=STEPS, rank=None, start=None, keep=None, module=None, **options):
     """The module after a training of full batches."""
-    module = Regression(make)
+    module = Regression(make) if module is None else module
     # or else Lightning would start MPI to ask it for ranks
     plugins = [environments.LightningEnvironment(), *options.pop("plugins", ())]
     off = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
@@ -211,6 +211,55 @@ def test_one_gradient_a_step_bears_clipped_and_accumulated_ones(tmp_path):
 def test_subdomains_need_an_optimizer_of_mldd(tmp_path):
     with pytest.raises(ValueError, match=r"needs the optimizer mldd.anemoi.optimizer, got Adam; name it as `_target_`"):
         fitted(tmp_path, CASES["torch"][0], [Subdomains()])
+
+
+# ---------------------------------------------------------------------------------------------------- coarse start
+
+
+class WithNodes(Regression):
+    """It has parameters of single nodes, whose number depends on the mesh."""
+
+    def __init__(self, make, nodes=3):
+        super().__init__(make)
+        self.trainable = nn.Parameter(torch.zeros(nodes, dtype=torch.float64))
+
+    def forward(self, x):
+        return super().forward(x) + self.trainable.mean()
+
+
+def test_weights_are_handed_from_run_to_run(tmp_path, capsys):
+    make, kept = CASES["torch"][0], tmp_path / "kept.pt"
+    fine_make = partial(torch.optim.SGD, lr=0.0)  # it stays where it starts
+    coarse = fitted(tmp_path, make, [KeepWeights(kept)], module=WithNodes(make, 3))
+    fine = fitted(tmp_path, fine_make, [CoarseStart(kept)], module=WithNodes(fine_make, 5))
+    for part in PARTS:
+        assert torch.equal(flat(getattr(fine, part)), flat(getattr(coarse, part)))
+    assert not fine.trainable.any() and coarse.trainable.all()
+    assert "73 of 78 parameters start from" in capsys.readouterr().out
+    ours = fitted(tmp_path, CASES["schwarz"][0], [CoarseStart(kept), Subdomains()], steps=1)
+    started = by_hand(lambda net: torch.optim.SGD(net.parameters(), 0.0))[1][0][0]
+    assert loss_of(ours) < loss_of(coarse) < started  # solvers of mldd start there, too
+
+
+def loss_of(module):
+    inputs, targets = samples()
+    return float(nn.functional.mse_loss(module(inputs), targets).detach())
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    make = CASES["torch"][0]
+    torch.save({"other": torch.zeros(2)}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 no archive")
+    said = {
+        "other": "this network, got other, ",
+        "list": "got list",
+        "broken": "must hold parameters",
+        "none": "got none",
+    }
+    for name, words in said.items():
+        with pytest.raises(ValueError, match=words):
+            fitted(tmp_path, make, [CoarseStart(tmp_path / f"{name}.pt")], steps=1)
 
 
 # ---------------------------------------------------------------------------------------------------- two ranks
