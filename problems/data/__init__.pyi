@@ -29,6 +29,8 @@ from .graph_file import graph_fields as graph_fields
 from .graph_file import many_graphs as many_graphs
 from .graph_inputs import GraphInputs as GraphInputs
 from .graph_inputs import inputs_of as inputs_of
+from .mesh_graph import graph_digest as graph_digest
+from .mesh_graph import mesh_of_graph as mesh_of_graph
 from .mesh_levels import HiddenMesh as HiddenMesh
 from .mesh_levels import Link as Link
 from .mesh_levels import hidden_mesh as hidden_mesh
