@@ -1,6 +1,6 @@
 """Measure nested iteration in Anemoi: the same network first on a coarser mesh with fewer cells, its weights handed on.
 
-    .venv-anemoi/bin/python -m experiments.anemoi.coarse_start --data runs/anemoi/era5uk.zarr --out runs/anemoi/coarse
+    PYTHONPATH=. .venv-anemoi/bin/python experiments/anemoi/coarse_start.py --data DATA --out runs/anemoi/coarse
 
 Both ways train with AdamW at the same rate and batches; the validation loss is that on all cells. Seconds are those of
 the steps without validations, the coarse training's with those of the fine one; synchronisations are the sums of

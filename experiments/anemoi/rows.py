@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from anemoi.graphs.create import GraphCreator
-from anemoi.utils.config import DotDict
 
 from mldd.anemoi.numbering import numbering, renumbered, rows_table
 from mldd.problems.data import File
@@ -36,6 +34,9 @@ def octahedral(lines):
 
 def build(lines, resolution, path):
     """Build a graph by Anemoi, and write it."""
+    from anemoi.graphs.create import GraphCreator
+    from anemoi.utils.config import DotDict
+
     latitudes, longitudes = octahedral(lines)
     kinds = "anemoi.graphs.edges.attributes"
     attributes = {
