@@ -102,7 +102,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         what = type(found).__name__
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         _refuse(path, f"parameters by name, got {what}")
-    return found
+    return dict(found)
 
 
 def _summary(own: dict[str, Any], fits: list[str], path: Path) -> str:

@@ -9,10 +9,10 @@ from mldd.anemoi.grouping import Regroup, regrouping
 from mldd.solvers import Optimizer
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback as Callback
 else:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback as Callback
     except ModuleNotFoundError:
         Callback = object  # who makes a callback without Lightning is told so
 

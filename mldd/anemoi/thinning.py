@@ -63,7 +63,7 @@ def thin(options: argparse.Namespace) -> Iterator[str]:
     if target.exists():
         raise OSError(f"{target} must be a new folder, got one that is there; give another --out")
     place = np.degrees(coordinates(options.data))
-    cells = cells_near_mesh(*place.T, options.resolution)
+    cells = cells_near_mesh(place[:, 0], place[:, 1], options.resolution)
     if not 2 <= len(cells) < len(place):
         raise ValueError(
             f"`resolution` must leave fewer than all {len(place)} cells, and two at least, got {len(cells)} for "

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from mldd.problems.data.contents import DataError, File
 from mldd.problems.data.formats import TypedGraph, read_typed_graph
-from mldd.problems.data.geography import on_sphere
-from mldd.problems.data.mesh_levels import HiddenMesh, Link
+from mldd.problems.data.mesh_levels import HiddenMesh, Link, on_sphere
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
