@@ -81,7 +81,8 @@ class Recorder(Callback):
         made = mldd_optimizer(trainer)
         if made is not None:
             check_trainer(trainer, made)
-        self._check_free()
+        if trainer.is_global_zero:  # who writes; it may be about to, where another rank looks
+            self._check_free()
 
     def _check_free(self) -> None:
         if self._step == 0 and self._file.exists() and not self._overwrite:
@@ -139,8 +140,7 @@ class Recorder(Callback):
         if self._start is not None:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm(gradients, math.inf)
-        self._start = float(torch.stack([n.detach() for n in norms]).max()), self._spent()
+        self._start = float(torch.nn.utils.get_total_norm(gradients, math.inf)), self._spent()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write the record of the step that has been done, if this batch was the last one of a step."""

@@ -45,6 +45,7 @@ def test_the_commands_of_the_page_train_and_draw(folder):
     assert (folder / "runs/anemoi/both.png").stat().st_size > 10_000
     log = (folder / "log").read_text(errors="replace")
     assert "subdomains (parameters): encoder" in log and "LBFGS has no rate" in log
+    assert re.search(r"mldd: (\d+) of \1 parameters start from", log)
     assert "rows that ranks read of each other" in log and "test rmse" in log
 
 
