@@ -111,7 +111,9 @@ class Recorder(Callback):
         self._cost = replace(self._cost, seconds=self._seconds())
         if self._writer is None:
             return
+        validation = self._validation
         self._record(math.nan, math.nan, self._cost)
+        self._validation = validation  # of the next record, should the training go on from here
         self._writer.close()
         self._writer = None
         self._write_result(trainer, pl_module)
