@@ -14,7 +14,6 @@ from mldd.loop import read_csv
 pytest.importorskip("anemoi.training", reason="needs Anemoi: make anemoi")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "paper/manual/anemoi.md").read_text(encoding="utf-8")
-sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope="module")
