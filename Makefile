@@ -1,5 +1,5 @@
-# make demo | test | test-portable | trust | experiments | paper | lint | setup | clean. Every target does the set-up that is missing, in .venv.
-.PHONY: help demo test test-portable trust experiments paper lint setup ready clean
+# make demo | test | test-portable | trust | experiments | anemoi | paper | lint | setup | clean: each does the set-up that is missing.
+.PHONY: help demo test test-portable trust experiments anemoi paper lint setup ready clean
 
 help:
 	@echo 'make demo           train graph networks by domain decomposition on two MPI ranks, next to synchronous training'
@@ -7,6 +7,7 @@ help:
 	@echo 'make test-portable  run all tests as on other processors, with other kernels and numbers of threads'
 	@echo 'make trust          damage files, lines and runs by the thousand; tables go to paper/results/trust (hours)'
 	@echo 'make experiments    follow papers, KEY=dolean2016raspen for one; what was broken off goes on (hours)'
+	@echo 'make anemoi         make .venv-anemoi with Anemoi on a CPU, and run the tests that need it (minutes)'
 	@echo 'make paper          write the pages of paper/ as HTML, the results from their files'
 	@echo 'make lint           check style and types'
 	@echo 'make setup          the set-up alone; tries again what could not be built'
@@ -69,6 +70,11 @@ experiments: ready
 	done; \
 	exit $$failed
 
+# Anemoi's pins and ours exclude each other: an environment of its own, which is no part of the other targets.
+anemoi:
+	@sh experiments/anemoi/setup.sh
+	OMP_NUM_THREADS=1 .venv-anemoi/bin/python -m pytest tests/anemoi $(ARGS)
+
 # mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.
 # Pages of paper/ as HTML in build/paper; results.md is written anew from the files in paper/results.
 paper: ready
@@ -84,4 +90,4 @@ lint: ready
 	MYPYPATH=build/tree .venv/bin/mypy --strict -p mldd
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-anemoi build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -172,6 +172,30 @@ def fuzzing() -> str:
     return table(["what was damaged", "number", "refused in one line", "faults"], rows)
 
 
+def anemoi_rows() -> str:
+    """Return the rows that Anemoi's ranks read of each other, for three numberings of one mesh."""
+    head = ("mesh", "data nodes", "hidden nodes", "ranks", "role")
+    kinds: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in read("anemoi/rows.csv"):
+        kinds.setdefault(tuple(row[name] for name in head), {})[row["numbering"]] = f"{row['rows']} ({row['largest']})"
+    numberings = ("as numbered", "nested for 2 to 64", "for these ranks alone")
+    rows = [[*kind, *(found.get(name, "") for name in numberings)] for kind, found in kinds.items()]
+    return table([*head, *numberings], rows)
+
+
+def anemoi_runs() -> str:
+    """Return the losses where the steps of Anemoi's tiny training begin."""
+    rows = read("anemoi/runs.csv")
+    names = [name for name in rows[0] if name != "seconds"]
+    return table(names, [[row[name] for name in names] for row in rows])
+
+
+def anemoi_coarse_start() -> str:
+    """Return the validation losses of a training on all cells, and of one that began on a coarser mesh."""
+    rows = read("anemoi/coarse_start.csv")
+    return table(list(rows[0]), [row.values() for row in rows])
+
+
 # Sections: title, file, command, what the table says, and what makes it.
 SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
     (
@@ -225,6 +249,29 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "experiments/benchmarks/books.py --prices measured",
         "Counted work of the busiest rank over its measured CPU time, in gradients of one process.",
         books,
+    ),
+    (
+        "Anemoi: rows that ranks read of each other",
+        "anemoi/rows.csv",
+        "experiments/anemoi/rows.py",
+        "In all, and the most of a rank, for the edges of encoder, processor (per layer) and decoder; numberings by "
+        "`mldd anemoi reorder`.",
+        anemoi_rows,
+    ),
+    (
+        "Anemoi: a tiny training by solvers of mldd",
+        "anemoi/runs.csv",
+        "experiments/anemoi/runs.py",
+        "Losses where the steps begin. Every step has another sample: they show what agrees with what. A resumed "
+        "training draws the samples of its second half anew.",
+        anemoi_runs,
+    ),
+    (
+        "Anemoi: a start from a coarser mesh",
+        "anemoi/coarse_start.csv",
+        "experiments/anemoi/coarse_start.py",
+        "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh.",
+        anemoi_coarse_start,
     ),
     (
         "Kills, signals, time limits, full disks",

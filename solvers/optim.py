@@ -250,6 +250,11 @@ class Optimizer(torch.optim.Optimizer):
         return self._status
 
     @property
+    def solver(self) -> Solver:
+        """The solver, as it was given or made, with the rate of the first group."""
+        return self._solver
+
+    @property
     def solver_state(self) -> State | None:
         """What the solver remembers; None before the first step."""
         return self._state
@@ -282,7 +287,7 @@ class Optimizer(torch.optim.Optimizer):
                 if not bool(torch.isfinite(g).all() & (True if value is None else torch.isfinite(value))):
                     x.copy_(x if self._state is None else self._good)
                     self._end(Status.diverged)
-                elif self._entrywise or spans[0].moves:
+                elif self.entrywise or spans[0].moves:
                     self._good.copy_(x)
                     self._advance(f, x, g, spans)
                     self._examine(f, value, g)
@@ -293,7 +298,7 @@ class Optimizer(torch.optim.Optimizer):
     def _spans(self) -> list[Span]:
         """Return the solvers of neighbouring groups with one rate, with the rates that the groups have now."""
         rates, name = [float(group["lr"]) for group in self.param_groups], type(self._solver).__name__
-        if len(set(rates)) > 1 and not self._entrywise:
+        if len(set(rates)) > 1 and not self.entrywise:
             raise ValueError(
                 f"`lr` must be the same for all groups of parameters with {name}, got {rates}; take a solver that "
                 "moves each unknown by its own gradient (Adam, Sgd, TorchAdaGrad, AdaGrad without curvature), or make "
@@ -339,7 +344,8 @@ class Optimizer(torch.optim.Optimizer):
         self._end(state.status)
 
     @property
-    def _entrywise(self) -> bool:
+    def entrywise(self) -> bool:
+        """Whether the solver moves each unknown by its own gradient, of which it needs one a step, and no loss."""
         return getattr(self._solver, "entrywise", False)
 
     def _ready(self, objective: Remembered, x: Tensor) -> Any:
@@ -428,4 +434,4 @@ def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[s
 
 
 def _is_solver(thing: object) -> bool:
-    return hasattr(thing, "init") and hasattr(thing, "step")
+    return hasattr(thing, "init") and hasattr(thing, "step") and not isinstance(thing, type)

@@ -43,6 +43,7 @@ ARROWS = {
         "mldd/advice",
         "mldd/figures",
     },
+    "mldd/anemoi": {"mldd/algebra", "mldd/graph", "mldd/graph/partitioners", "mldd/loop", "mldd/ranks"},
     "solvers": {"solvers/parts", "solvers/petsc"},
     "solvers/parts": set(),
     "solvers/petsc": {"solvers/parts"},
@@ -63,6 +64,8 @@ ARROWS = {
 }
 # The core knows neither solvers nor problems; these do not know each other.
 TOPS = {"mldd": {"mldd"}, "solvers": {"mldd", "solvers"}, "problems": {"mldd", "problems"}}
+# An outermost room, which nothing imports, may know all of them.
+OUTERMOST = {"mldd/anemoi": {"mldd", "solvers", "problems"}}
 
 
 class Import(NamedTuple):
@@ -115,7 +118,8 @@ def test_rooms_are_entered_by_their_doors_and_in_order(path):
         target = folder_of(found.module)
         if target is None:
             continue
-        assert target.parts[0] in TOPS[room.parts[0]], f"{where}: {room.parts[0]} knows nothing of {target.parts[0]}"
+        known = OUTERMOST.get(room.as_posix(), TOPS[room.parts[0]])
+        assert target.parts[0] in known, f"{where}: {room} knows nothing of {target.parts[0]}"
         home = target if target in ROOMS else target.parent
         if home == room:
             continue

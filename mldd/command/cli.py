@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, advise, data.
+"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, advise, data, anemoi.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 ended as asked, 1 when it failed or a file could not be written, 2 for a bad argument, 130 after Ctrl-C, 143 after TERM
@@ -294,6 +294,15 @@ def _data(options: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
+def _anemoi(options: argparse.Namespace, stage: Stage) -> int:
+    from mldd.algebra import loaded
+
+    if stage.rank == 0:
+        for line in loaded(f"mldd.anemoi:{options.action}", "function")(options):
+            print(line)
+    return 0
+
+
 def _advise(options: argparse.Namespace, stage: Stage) -> int:
     spec = names.problem_spec(options.problem)
     if stage.rank == 0:
@@ -331,4 +340,5 @@ _COMMANDS = {
     "partition": _partition,
     "advise": _advise,
     "data": _data,
+    "anemoi": _anemoi,
 }

@@ -200,7 +200,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(
-        dest="command", metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data"
+        dest="command",
+        metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data | anemoi",
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -224,7 +225,31 @@ def _parser() -> _Parser:
     data.add_argument("--overwrite", action="store_true", help="replace checksums that are others")
     _add_advise(command("advise", "what a network between ranks and the time of a gradient say about methods"))
     _add_partition(command("partition", "cut the graph of a problem, compare the methods, draw the parts"))
+    _add_anemoi(command("anemoi", "graphs and data sets of Anemoi: renumber them for ranks, thin them out"))
     return parser
+
+
+def _add_anemoi(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="reorder | thin", required=True)
+    text = "renumber graph and data, so that ranks read little of each other"
+    reorder = actions.add_parser("reorder", help=text, description=text, allow_abbrev=False)
+    add = reorder.add_argument
+    add("graph", type=Path, metavar="GRAPH.pt", help="a graph file of Anemoi (system.input.graph)")
+    add("data", nargs="*", type=Path, metavar="DATA.zarr", help="the data sets whose cells are nodes of the graph")
+    add("--ranks", type=_counts, required=True, metavar="2,4,8", help="over which a model is cut; one file serves all")
+    add("--seed", type=_seed, default=0, metavar="S", help="of the partitioner; default 0")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder for graph, data and rows.csv")
+    text = "write a data set with the cells nearest to a coarser mesh, for nested iteration"
+    thin = actions.add_parser("thin", help=text, description=text, allow_abbrev=False)
+    thin.add_argument("data", type=Path, metavar="DATA.zarr", help="a data set of Anemoi")
+    cut = "of the icosahedral mesh: how often its triangles are cut into four"
+    thin.add_argument("--resolution", type=_at_least(0), required=True, metavar="R", help=cut)
+    thin.add_argument("--out", type=Path, required=True, metavar="NEW.zarr", help="a new folder")
+
+
+def _counts(text: str) -> list[int]:
+    """Read numbers of ranks."""
+    return [_at_least(2)(word) for word in _words(text)]
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

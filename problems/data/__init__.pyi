@@ -10,6 +10,7 @@ from .contents import File as File
 from .contents import GraphArrays as GraphArrays
 from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
+from .contents import Supplement as Supplement
 from .contents import checksum as checksum
 from .contents import one_line as one_line
 from .contents import unused_note as unused_note
@@ -28,6 +29,8 @@ from .graph_file import graph_fields as graph_fields
 from .graph_file import many_graphs as many_graphs
 from .graph_inputs import GraphInputs as GraphInputs
 from .graph_inputs import inputs_of as inputs_of
+from .mesh_graph import graph_digest as graph_digest
+from .mesh_graph import mesh_of_graph as mesh_of_graph
 from .mesh_levels import HiddenMesh as HiddenMesh
 from .mesh_levels import Link as Link
 from .mesh_levels import hidden_mesh as hidden_mesh

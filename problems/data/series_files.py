@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import DataError, SeriesArrays, unused_note
+from mldd.problems.data.contents import DataError, SeriesArrays, Supplement, unused_note
 from mldd.problems.data.formats import Archive, is_file_name, no_variable, read_molene, read_series
 from mldd.problems.data.known_files import KnownFile, obtain
 from mldd.problems.data.series import Series, arranged
@@ -180,8 +180,10 @@ def _series(
     values = values.astype(np.float64)
     altitude = None if arrays.altitude is None else arrays.altitude.astype(np.float64).ravel()
     notes = list(arrays.notes)
+    supplement = arrays.supplement.of_nodes(np.arange(latitude.size))
     kept, grid, why = _kept(latitude, longitude, grid)
     if why and len(shape) == 2:
+        supplement = supplement.of_nodes(kept)
         notes.append(why)
         latitude, longitude, values = latitude[kept], longitude[kept], values[:, kept]
         altitude = None if altitude is None else altitude[kept]
@@ -203,6 +205,7 @@ def _series(
         grid=grid,
         units=tuple((dict(arrays.units) | _UNITS.get(key, {})).get(name, "") for name in names),
         notes=(*notes, *unused_note(unused)) if key not in NAMES else tuple(notes),
+        supplement=supplement,
     )
 
 
@@ -258,7 +261,7 @@ def _metr_la(paths: Mapping[str, Any], variables: tuple[str, ...], missing: floa
         places[:, 2],
         places[:, 3],
         ("speed",),
-        graph=Graph.from_edges(edges, len(adjacency), weights),
+        supplement=Supplement(graph=Graph.from_edges(edges, len(adjacency), weights)),
         units=("mile/h",),
         notes=() if missing is None else (f"{int(taken.sum())} values equal to {missing:g} were taken for missing",),
     )

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data import Calendar, DataError, Series, on_sphere
+from mldd.problems.data import Calendar, DataError, Series, Supplement, on_sphere
 
 Floats = NDArray[np.float64]
 _APART = np.radians(1e-3)  # of the sphere: nodes that are nearer to each other are the same
@@ -130,7 +130,7 @@ class Domain:
             longitude=self.longitude,
             altitude=self.altitude,
             grid=self.grid,
-            graph=self.given,
+            supplement=Supplement(graph=self.given),
             units=self.units or chosen.units,
             notes=(*series.notes, *more),
         )

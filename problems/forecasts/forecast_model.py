@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.models import Prediction
-from mldd.problems.data import DataError, Series, hidden_mesh, load_series
+from mldd.problems.data import DataError, HiddenMesh, Series, graph_digest, hidden_mesh, load_series, mesh_of_graph
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import ForecastData
 from mldd.problems.forecasts.forecast_plan import Plan
@@ -127,9 +127,32 @@ class ForecastModel(NetworkModel):
         """
         domain = self.domain
         is_mesh = isinstance(self.net, EncodeProcessDecode)
-        mesh = hidden_mesh(domain.latitude, domain.longitude, self.options["mesh_nodes"]) if is_mesh else None
+        mesh = mesh_of(domain, self.options) if is_mesh else None
         forecaster = Forecaster(data, self.net, domain.graph, mesh, self.options["weighted"], self.kind)
         return forecaster([p.detach() for p in self.tensors], origins)
+
+
+def mesh_of(place: Series | Domain, options: Mapping[str, Any]) -> HiddenMesh:
+    """Return the hidden mesh of a network: that of a graph file, or one that is made for the nodes.
+
+    Parameters
+    ----------
+    place : Series or Domain
+        Its nodes.
+    options : dict
+        ``mesh_nodes``, or ``mesh_graph`` (the file) and ``mesh_digest``, its checksum.
+
+    Raises
+    ------
+    DataError
+        The graph file is another one than that of the training.
+    """
+    path = options.get("mesh_graph")
+    if not path:
+        return hidden_mesh(place.latitude, place.longitude, options["mesh_nodes"])
+    if options["mesh_digest"] != graph_digest(path):
+        raise DataError(f"{path}: expected the graph of the training, got another one; put that one back")
+    return mesh_of_graph(path, place.latitude, place.longitude)
 
 
 def _filled(series: Series) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mldd.algebra import FirstLayer, check_least
 from mldd.graph import Graph, grow
-from mldd.problems.data import HiddenMesh
+from mldd.problems.data import HiddenMesh, graph_digest
 from mldd.problems.nets import (
     EncodeProcessDecode,
     GraphNet,
@@ -47,6 +47,8 @@ class ForecastNetwork:
         Width and number of layers (of `epd`: rounds of message passing inside the mesh).
     mesh_nodes : int
         Nodes of the hidden mesh of `epd`; 0: a quarter of all nodes.
+    mesh_graph : str
+        A graph file of Anemoi whose hidden mesh and edges `epd` takes instead.
     activation : str
         Of the network; `auto` for what is usual.
     decay : float
@@ -62,6 +64,7 @@ class ForecastNetwork:
     hidden: int = 32
     layers: int = 2
     mesh_nodes: int = 0
+    mesh_graph: str = ""
     activation: str = "auto"
     decay: float = 0.0
 
@@ -69,8 +72,21 @@ class ForecastNetwork:
         """Refuse values out of range."""
         check_kind(self.model, "model", ("epd",))
         check_least(self, {"hidden": 1, "layers": 1, "mesh_nodes": 0})
+        if self.mesh_graph and (self.model != "epd" or self.mesh_nodes):
+            got = f"model={self.model}" if self.model != "epd" else f"mesh_nodes={self.mesh_nodes}"
+            raise ValueError(
+                f"`mesh_graph` is the mesh of model=epd without mesh_nodes, got {got}; leave one of them out"
+            )
         if not 0 <= self.decay < np.inf:
             raise ValueError(f"`decay` must be >= 0 and finite, got {self.decay}")
+
+    @cached_property
+    def mesh_options(self) -> dict[str, Any]:
+        """What is to be known of the hidden mesh, also where a trained network is used."""
+        made: dict[str, Any] = {"mesh_nodes": self.mesh_nodes}
+        if self.mesh_graph:
+            made |= {"mesh_graph": self.mesh_graph, "mesh_digest": graph_digest(self.mesh_graph)}
+        return made
 
     def made(self, inputs: int, outputs: int) -> Any:
         """Return the network.

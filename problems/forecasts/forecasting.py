@@ -16,12 +16,12 @@ from torch import Tensor
 from mldd.algebra import FirstLayer, Hierarchy, Identity, Level, Price, SharedDecomposition, check_choices, sampled
 from mldd.graph import Graph, aggregate, partition
 from mldd.loop import Problem
-from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, hidden_mesh, load_series
+from mldd.problems.data import DataError, GraphKind, HiddenMesh, Series, connect, load_series
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import PARTS, ForecastData
 from mldd.problems.forecasts.forecast_loss import ForecastLoss, StochasticForecastLoss
 from mldd.problems.forecasts.forecast_metrics import Moments, moments, references, scored
-from mldd.problems.forecasts.forecast_model import ForecastModel
+from mldd.problems.forecasts.forecast_model import ForecastModel, mesh_of
 from mldd.problems.forecasts.forecast_network import ForecastNetwork, SampledGraphs, first_layer, start
 from mldd.problems.forecasts.forecast_options import Batches, ForecastSpaces, Links, Reading
 from mldd.problems.forecasts.forecast_parts import decomposition
@@ -176,7 +176,7 @@ class Forecasting(Problem):
         """The hidden mesh of an encode-process-decode network."""
         if self.network.model != "epd":
             return None
-        return hidden_mesh(self.series.latitude, self.series.longitude, self.network.mesh_nodes)
+        return mesh_of(self.series, self.network.mesh_options)
 
     @cached_property
     def kind(self) -> dict[str, Any]:
@@ -404,7 +404,7 @@ class Forecasting(Problem):
 
     def module(self, x: Tensor) -> ForecastModel:
         """Return the forecaster with these parameters, which needs no series of the training."""
-        options: dict[str, Any] = {"weighted": self.links.weighted, "mesh_nodes": self.network.mesh_nodes}
+        options: dict[str, Any] = {"weighted": self.links.weighted, **self.network.mesh_options}
         options |= {"missing": self.reading.missing, "stations": self.reading.stations}
         data = self.forecast_data
         return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)

@@ -50,7 +50,7 @@ def decomposition(problem: OperatorProblem, parts: int, overlap: int, comm: Comm
     for name, number in (("batch", problem.sampling.batch), ("samples", problem.sampling.shown)):
         if number % shares:
             raise ValueError(f"`{name}` must be a multiple of {shares} (the shares of it), got {number}")
-    made = Subdomains(problem, parts // shares, shares, overlap)
+    made = OperatorSubdomains(problem, parts // shares, shares, overlap)
     layout, mine = problem.net.layout, comm.share(parts)
     made.graphs(mine)  # here, where bad parts are refused, and outside of any clock
     device = problem.kind["device"]
@@ -61,7 +61,7 @@ def decomposition(problem: OperatorProblem, parts: int, overlap: int, comm: Comm
 
 
 @dataclass(frozen=True, eq=False)
-class Subdomains:
+class OperatorSubdomains:
     """Parts of the graph times shares of the samples.
 
     Parameters

@@ -15,3 +15,7 @@ from .npz import Archive as Archive
 from .planetoid import read_planetoid as read_planetoid
 from .pt import read_fields as read_fields
 from .pt import read_graphs as read_graphs
+from .typed_graph import TypedGraph as TypedGraph
+from .typed_graph import per_row as per_row
+from .typed_graph import read_typed_graph as read_typed_graph
+from .typed_graph import write_typed_graph as write_typed_graph

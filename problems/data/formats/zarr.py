@@ -1,4 +1,4 @@
-"""Zarr stores by xarray."""
+"""Zarr stores: data sets of Anemoi, and others by xarray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from mldd.loop import check_regular
 from mldd.problems.data import DataError, File, SeriesArrays
+from mldd.problems.data.formats.anemoi import is_anemoi, read_anemoi
 from mldd.problems.data.formats.netcdf import by_xarray
 
 _METADATA = (".zarray", "zarr.json", ".zmetadata")
@@ -32,6 +33,8 @@ def read(file: File) -> SeriesArrays:
         series.
     """
     _check_files(file.path)
+    if is_anemoi(file.path):
+        return read_anemoi(file)
     found = by_xarray(file, engine="zarr", chunks=None, consolidated=None)
     return replace(found, notes=(*found.notes, *_absent(file.path, found)))
 

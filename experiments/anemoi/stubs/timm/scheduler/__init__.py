@@ -1,0 +1,3 @@
+"""Schedulers of timm: none."""
+
+from timm.scheduler.scheduler import Scheduler as Scheduler

@@ -1,0 +1,196 @@
+"""Data sets of Anemoi (Zarr, layout gridded), read by zarr itself: the variables that are asked for, chunk by chunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mldd.loop import UntrustedError, check_fits
+from mldd.problems.data import DataError, File, SeriesArrays, Supplement, one_line
+from mldd.problems.data.formats.conventions import no_variable
+
+_GRAVITY = 9.80665  # m/s^2: geopotential at the surface over height
+Array = NDArray[Any]
+_NEEDED = ("data", "dates", "latitudes", "longitudes")
+
+
+def is_anemoi(path: Path) -> bool:
+    """Return whether a store is a data set of Anemoi: `data` over time, variable, ensemble and cell.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+    import zarr
+
+    try:
+        group: Any = zarr.open_group(str(path), mode="r")
+        return "variables" in group.attrs and all(name in group for name in _NEEDED) and group["data"].ndim == 4
+    except Exception:  # of whatever a damaged store raises; who reads it as a plain store says what is wrong
+        return False
+
+
+def read_anemoi(file: File) -> SeriesArrays:
+    """Return variables of a data set of Anemoi as a series, with the statistics in the file.
+
+    Rows of ``missing_dates`` are gaps. Constant fields are static inputs, of which the geopotential ``z`` at the
+    surface becomes the altitude. Computed forcings are left out, and said: forecasts make theirs from time and place.
+    Variables are normalised by the statistics in the file.
+
+    Parameters
+    ----------
+    file : File
+        The store, and the variables that are to be forecast: by default the only one that is neither forcing nor
+        constant.
+
+    Raises
+    ------
+    DataError
+        Variables that are not there, or several where none is asked for, several ensemble members, or arrays that do
+        not belong together.
+    """
+    import zarr
+
+    try:
+        return _Store(zarr.open_group(str(file.path), mode="r"), file).arrays()
+    except (DataError, ImportError, MemoryError):
+        raise
+    except UntrustedError as error:
+        raise DataError(str(error)) from None
+    except Exception as error:  # of a damaged chunk, or of metadata of another kind
+        raise DataError(
+            f"{file.name}: expected a data set of Anemoi that zarr can read, got {one_line(error)}; write it anew by "
+            "anemoi-datasets"
+        ) from None
+
+
+class _Store:
+    """A data set, and which of its variables are to be forecast, forcings, or constant."""
+
+    def __init__(self, group: Any, file: File) -> None:
+        self.group, self.file, self.where = group, file, file.name
+        self.names = [str(name) for name in group.attrs["variables"]]
+        self.metadata = {str(k): v or {} for k, v in dict(group.attrs.get("variables_metadata", {})).items()}
+        self.constant = {str(name) for name in group.attrs.get("constant_fields", ())}
+        self._check()
+        self.time = np.asarray(group["dates"][:]).astype("datetime64[s]")
+
+    def _check(self) -> None:
+        shape = self.group["data"].shape
+        dates, latitudes, longitudes = (self.group[name].shape[0] for name in _NEEDED[1:])
+        expected = (dates, len(self.names), shape[2], latitudes)
+        if tuple(shape) != expected or latitudes != longitudes:
+            raise DataError(
+                f"{self.where}: expected data of shape {expected} (dates, variables, members, cells), got "
+                f"{tuple(shape)}"
+            )
+        if shape[2] != 1:
+            raise DataError(
+                f"{self.where}: expected one ensemble member, got {shape[2]}; write one of them by anemoi-datasets, "
+                "open_dataset(..., number=1) say"
+            )
+
+    def is_computed(self, name: str) -> bool:
+        """Say whether a variable is made from time and place, as the sine of the latitude and the insolation."""
+        return bool(self.metadata.get(name, {}).get("computed_forcing"))
+
+    def is_constant(self, name: str) -> bool:
+        """Say whether a variable does not change in time."""
+        return bool(self.metadata.get(name, {}).get("constant_in_time")) or name in self.constant
+
+    def wanted(self) -> list[str]:
+        """Return the variables that are to be forecast."""
+        for name in self.file.variables:
+            if name not in self.names:
+                no_variable(self.where, name, self.names)
+        if self.file.variables:
+            return list(self.file.variables)
+        free = [name for name in self.names if not self.is_computed(name) and not self.is_constant(name)]
+        if len(free) != 1:
+            raise DataError(
+                f"{self.where}: expected one variable that is neither forcing nor constant, got "
+                f"{', '.join(free) or 'none'}; choose by variable=NAME or variable=(NAME,NAME)"
+            )
+        return free
+
+    def arrays(self) -> SeriesArrays:
+        """Return what is asked of the store."""
+        wanted = self.wanted()
+        values, notes = self._values(wanted)
+        rest = [name for name in self.names if name not in wanted]
+        computed = [name for name in rest if self.is_computed(name)]
+        static = {name: self._constant(name) for name in rest if self.is_constant(name) and name not in computed}
+        height = static.pop("z", None)
+        if computed:
+            notes.append(f"forcings are made from time and place, not read: {', '.join(computed)}")
+        statistics = self._statistics(wanted)
+        if statistics[0] is not None:
+            ends = [str(self.group.attrs.get(f"statistics_{end}_date", "?"))[:10] for end in ("start", "end")]
+            notes.append(f"normalised by the statistics in the file, of {ends[0]} to {ends[1]}")
+        shape = self._grid()
+        latitude, longitude = (np.asarray(self.group[name][:], np.float64) for name in ("latitudes", "longitudes"))
+        if len(shape) == 2:
+            latitude, longitude = latitude.reshape(shape)[:, 0], longitude.reshape(shape)[0]
+        return SeriesArrays(
+            self.time,
+            latitude,
+            longitude,
+            {name: values[:, k].reshape(-1, *shape) for k, name in enumerate(wanted)},
+            {name: str(self.metadata.get(name, {}).get("units", "")) for name in wanted},
+            None if height is None else (height / _GRAVITY).reshape(shape),
+            unused=tuple(name for name in rest if name not in computed and not self.is_constant(name)),
+            notes=tuple(notes),
+            supplement=Supplement({name: of.reshape(shape) for name, of in static.items()}, *statistics),
+        )
+
+    def _values(self, wanted: list[str]) -> tuple[Array, list[str]]:
+        """Return variables over time and cells, shape (T, V, C), float32, and what is to be said of them."""
+        data, columns = self.group["data"], [self.names.index(name) for name in wanted]
+        times, cells = len(self.time), data.shape[3]
+        check_fits(times * len(wanted) * cells * 12, self.where, "variables")  # and once more in float64
+        values = np.empty((times, len(wanted), cells), np.float32)
+        rows = max(1, data.chunks[0])
+        for start in range(0, times, rows):  # every chunk is read once
+            values[start : start + rows] = data.oindex[slice(start, start + rows), columns, 0, slice(None)]
+        missing = np.isin(self.time, np.array(self.group.attrs.get("missing_dates", []), dtype="datetime64[s]"))
+        values[missing] = np.nan
+        notes = []
+        if missing.any():
+            notes.append(f"{int(missing.sum())} times are missing_dates of the file: gaps")
+        bare = int((np.isnan(values).all((1, 2)) & ~missing).sum())
+        if bare:
+            notes.append(f"{bare} times have no values, and are no missing_dates of the file: gaps")
+        return values, notes
+
+    def _constant(self, name: str) -> Array:
+        """Return a constant field at the first time that has it, shape (C,), float64."""
+        data, column = self.group["data"], self.names.index(name)
+        for row in range(len(self.time)):
+            field = np.asarray(data[row, column, 0, :], np.float64)
+            if np.isfinite(field).all():
+                return field
+        raise DataError(f"{self.where}: expected values of the constant field {name} at some time, got gaps in all")
+
+    def _statistics(self, wanted: list[str]) -> tuple[Array | None, Array | None]:
+        """Return mean and standard deviation of variables, where the file has them."""
+        if "mean" not in self.group or "stdev" not in self.group:
+            return None, None
+        columns = [self.names.index(name) for name in wanted]
+        mean, deviation = (np.asarray(self.group[name][:], np.float64)[columns] for name in ("mean", "stdev"))
+        if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation >= 0).all()):
+            raise DataError(f"{self.where}: expected finite statistics of {', '.join(wanted)}, got {mean}, {deviation}")
+        return mean, deviation
+
+    def _grid(self) -> tuple[int, ...]:
+        """Return rows and columns of a latitude-longitude grid, the number of cells otherwise."""
+        cells = self.group["data"].shape[3]
+        shape = tuple(int(n) for n in self.group.attrs.get("field_shape") or ())
+        if len(shape) != 2 or shape[0] * shape[1] != cells:
+            return (cells,)
+        latitude, longitude = (np.asarray(self.group[name][:]).reshape(shape) for name in ("latitudes", "longitudes"))
+        regular = bool((latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all())
+        return shape if regular else (cells,)
