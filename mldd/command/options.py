@@ -273,9 +273,17 @@ def _add_advise(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the folder of a run, or its model.pt")
-    add("of", metavar="DATA", help="a name or file, with keys: era5-uk:origins=all, FILE.nc:origins=2019-03-31T06")
-    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .npz or .csv")
+    add("run", type=Path, nargs="+", metavar="RUN", help="folders of runs, or their model.pt; several: an ensemble")
+    add("of", metavar="DATA", help="a name or file, with keys as in FILE.txt:reader=my.py:read")
+    add(
+        "--start", metavar="T", help="of forecasts: last (default), all, a date, or two as in 2019-03-30..2019-03-31T06"
+    )
+    add("--steps", type=_at_least(1), metavar="N", help="lead times; more than trained on: forecasts are fed back")
+    add("--members", type=_at_least(2), metavar="M", help="an ensemble from perturbed starts, the first one from true")
+    perturb = "errors of observations in perturbed starts, in standard deviations of the variables"
+    add("--perturb", type=_positive, metavar="E", help=perturb)
+    add("--seed", type=_seed, metavar="S", help="of the perturbations, default 0")
+    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .zarr, .npz or .csv")
     add("--overwrite", action="store_true", help="replace a file that is there")
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--quiet", action="store_true", help="no summary")

@@ -38,6 +38,8 @@ from .meshes import grid_rows as grid_rows
 from .meshes import icosphere as icosphere
 from .meshes import icosphere_faces as icosphere_faces
 from .meshes import power_law as power_law
+from .quantities import meaning as meaning
+from .quantities import winds as winds
 from .series import Series as Series
 from .series_files import load_series as load_series
 from .shard_files import identity as identity

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.models import Field, Prediction
-from mldd.problems.data import CALENDARS, Series
+from mldd.problems.data import CALENDARS, Series, meaning
 from mldd.problems.forecasts.forecast_data import ForecastData
 
 Floats = NDArray[np.float64]
@@ -29,11 +29,11 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
     origins : ndarray, shape (S,), int64
         Steps at which they begin.
     values : ndarray, shape (S, n, L, V)
-        In units of the series.
+        In units of the series, at the first L lead times of the plan.
     trained_on : str
         Name of the series of the training.
     """
-    series, leads = data.series, np.array(data.plan.reached)
+    series, leads = data.series, np.array(data.plan.reached[: values.shape[2]])
     places, coordinates = _places(series)
     sizes = [len(coordinates[name].values) for name in places]
     by_lead = values.transpose(0, 2, 1, 3)
@@ -41,7 +41,7 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
         name: Field(
             ("time", "lead_time", *places),
             by_lead[..., v].reshape(len(origins), len(leads), *sizes),
-            {"long_name": f"forecast of {name}"} | ({"units": series.units[v]} if series.units else {}),
+            {"long_name": f"forecast of {name}", **meaning(name, series.units[v] if series.units else "")},
         )
         for v, name in enumerate(series.variables)
     }
