@@ -8,7 +8,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> list[str]:
 
 def _predicted(model: Model, file: Path, options: argparse.Namespace) -> Prediction:
     """Predict by one model."""
-    name, keys = _keys(options.of, model)
+    name, keys = keys_of(options.of, model.predict, ("folder", *_OF_ENSEMBLES))
     takes = inspect.signature(model.predict).parameters
     if options.data is not None:
         if "folder" not in takes:
@@ -111,21 +111,36 @@ def _said(made: Prediction) -> list[tuple[str, str]]:
     return [("predicted", "; ".join(shapes)), *(("data", note) for note in made.notes)]
 
 
-def _keys(text: str, model: Model) -> tuple[str, dict[str, Any]]:
-    """Return name or path and keys of DATA; a model takes the arguments of its ``predict``."""
+def keys_of(text: str, function: Callable[..., Any], without: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return name or path and keys of DATA, which are arguments of a function.
+
+    Parameters
+    ----------
+    text : str
+        ``NAME:key=value,...`` or a path in place of the name.
+    function : callable
+        Whose arguments by keyword the keys are.
+    without : sequence of str
+        Arguments that are no keys.
+
+    Raises
+    ------
+    ValueError
+        Another key, or a value of another type.
+    """
     found = re.search(r":(?=[A-Za-z_]\w*=)", text)
     name, rest = (text, "") if found is None else (text[: found.start()], text[found.end() :])
     known = {
         key: bool if isinstance(argument.default, bool) else str
-        for key, argument in inspect.signature(model.predict).parameters.items()
-        if argument.kind is argument.KEYWORD_ONLY and key not in ("folder", *_OF_ENSEMBLES)
+        for key, argument in inspect.signature(function).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY and key not in without
     }
     keys: dict[str, Any] = {}
     for item in split(rest) if rest else []:
         key, _, value = item.partition("=")
         if key not in known:
             raise ValueError(
-                f"{name} has no key {key!r}{did_you_mean(key, list(known))} for a prediction; its keys are "
+                f"{name} has no key {key!r}{did_you_mean(key, list(known))} here; its keys are "
                 f"{' '.join(known) or 'none'}"
             )
         keys[key] = convert(value, known[key], f"{name}:{key}")

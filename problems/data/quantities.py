@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-_TEMPERATURE = ("K", "degC", "C")
-_ENERGY = ("J/m2", "J m-2", "J m**-2")
-_SPEED = ("m/s", "m s-1", "m s**-1")
-_PRESSURE = ("Pa", "hPa")
-# Standard name, units in which a variable of the name has this meaning, and short names of ECMWF, NCEP and stations.
+_TEMPERATURE = ("K", "degC", "C", "celsius")
+_ENERGY, _SPEED, _PRESSURE, _AMOUNT = ("J m-2",), ("m s-1",), ("Pa", "hPa"), ("kg m-2",)
+# Standard name, units (see `plain_unit`) with which a name means it, and short names of ECMWF, NCEP and stations.
 _KNOWN: tuple[tuple[str, Sequence[str], str], ...] = (
     ("air_temperature", _TEMPERATURE, "t t2m 2t tas ta tmp t_max t_min mx2t mn2t"),
     ("dew_point_temperature", _TEMPERATURE, "td d2m 2d"),
@@ -18,12 +17,12 @@ _KNOWN: tuple[tuple[str, Sequence[str], str], ...] = (
     ("wind_speed", _SPEED, "ff ws si10 10si"),
     ("wind_speed_of_gust", _SPEED, "fxi fg10 10fg gust"),
     ("wind_from_direction", ("degrees", "degree"), "dd"),
-    ("geopotential", ("m2/s2", "m2 s-2", "m**2 s**-2"), "z"),
-    ("specific_humidity", ("kg/kg", "kg kg-1", "kg kg**-1", "1"), "q huss hus"),
+    ("geopotential", ("m2 s-2",), "z"),
+    ("specific_humidity", ("kg kg-1", "1"), "q huss hus"),
     ("relative_humidity", ("%",), "r u rh hurs"),
     ("air_pressure_at_mean_sea_level", _PRESSURE, "msl prmsl pmer psl"),
     ("surface_air_pressure", _PRESSURE, "sp pres ps"),
-    ("precipitation_amount", ("kg/m2", "kg m-2", "kg m**-2"), "tp rr1 cp lsp pr"),
+    ("precipitation_amount", _AMOUNT, "tp rr1 cp lsp pr"),
     ("lwe_thickness_of_precipitation_amount", ("m", "mm"), "tp rr1 cp lsp pr"),
     ("integral_wrt_time_of_surface_downwelling_shortwave_flux_in_air", _ENERGY, "ssrd"),
     ("integral_wrt_time_of_surface_downwelling_longwave_flux_in_air", _ENERGY, "strd"),
@@ -51,7 +50,7 @@ def meaning(name: str, unit: str) -> dict[str, str]:
     """
     found = {"units": unit} if unit else {}
     for standard, units, names in _KNOWN:
-        if unit in units and name.lower() in names.split():
+        if plain_unit(unit) in units and name.lower() in names.split():
             found["standard_name"] = standard
             if any(part in standard for part in _SUMS):
                 found["cell_methods"] = "time: sum"
@@ -80,3 +79,21 @@ def winds(variables: Sequence[str], standard_names: Sequence[str]) -> dict[str, 
         if standard == _EAST and other is not None and other != k and standard_names[other] == _NORTH:
             pairs[f"{name},{variables[other]}"] = (k, other)
     return pairs
+
+
+def plain_unit(unit: str) -> str:
+    """Return a unit in one of its spellings: ``m s**-1``, ``m s-1`` and ``m/s`` are the same.
+
+    Parameters
+    ----------
+    unit : str
+        As a file has it.
+
+    Examples
+    --------
+    >>> plain_unit("m s**-1") == plain_unit("m/s") == plain_unit("m s-1")
+    True
+    """
+    text = re.sub(r"/\s*([A-Za-z]+)\s*(\d*)", lambda m: f" {m[1]}-{m[2] or 1}", unit.strip())
+    text = re.sub(r"\*\*|\^", "", text)
+    return "K" if text.lower() in ("k", "kelvin", "degk", "deg_k") else " ".join(text.split())

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from mldd.graph import Graph
-from mldd.problems.data import Calendar, DataError, Series, on_sphere
+from mldd.problems.data import Calendar, DataError, Series, places_of, plain_unit
 
 Floats = NDArray[np.float64]
-_APART = np.radians(1e-3)  # of the sphere: nodes that are nearer to each other are the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +113,7 @@ class Domain:
         self._check_times(series)
         chosen = series.chosen(self.variables)
         for name, wanted, given in zip(self.variables, self.units, chosen.units, strict=False):
-            if wanted and given and _plain(wanted) != _plain(given):
+            if wanted and given and plain_unit(wanted) != plain_unit(given):
                 raise DataError(
                     f"{series.name}: {name} must be in {wanted} as in the training on {self.name}, got {given}; "
                     "convert it"
@@ -151,19 +148,16 @@ class Domain:
 
     def _places(self, series: Series) -> NDArray[np.int64]:
         """Return which node of a series every node of the domain is, shape (n,)."""
-        own, other = on_sphere(self.latitude, self.longitude), on_sphere(series.latitude, series.longitude)
-        if own.shape == other.shape and np.linalg.norm(own - other, axis=1).max() < _APART:
-            return np.arange(len(own))
-        far, places = cKDTree(other).query(own)
-        lost = int((far > _APART).sum())
-        if lost or len(np.unique(places)) < len(own):
+        places = places_of((self.latitude, self.longitude), (series.latitude, series.longitude))
+        lost = int((places < 0).sum())
+        if lost or len(np.unique(places)) < len(places):
             got = f"{series.nodes} nodes" + (f" without {lost} of these" if lost else ", some of them in one place")
             raise DataError(
-                f"{series.name}: there must be the {len(own)} nodes of the training on {self.name} (latitude "
+                f"{series.name}: there must be the {len(places)} nodes of the training on {self.name} (latitude "
                 f"{_span(self.latitude)}, longitude {_span(self.longitude)}), got {got}; regrid the series, or "
                 "train on it"
             )
-        return np.asarray(places, dtype=np.int64)
+        return places
 
 
 def _span(degrees: Floats) -> str:
@@ -174,16 +168,3 @@ def _edges(graph: Graph | None) -> dict[str, Any] | None:
     if graph is None:
         return None
     return {"indptr": graph.indptr, "indices": graph.indices, "weights": graph.weights}
-
-
-def _plain(unit: str) -> str:
-    """Return a unit in one of its spellings: ``m s**-1``, ``m s-1`` and ``m/s`` are the same.
-
-    Examples
-    --------
-    >>> _plain("m s**-1") == _plain("m/s") == _plain("m s-1")
-    True
-    """
-    text = re.sub(r"/\s*([A-Za-z]+)\s*(\d*)", lambda m: f" {m[1]}-{m[2] or 1}", unit.strip())
-    text = re.sub(r"\*\*|\^", "", text)
-    return "K" if text.lower() in ("k", "kelvin", "degk", "deg_k") else " ".join(text.split())

@@ -199,7 +199,7 @@ def test_keys_of_a_prediction(run, tmp_path, graph):
     data = f"{tmp_path / 'own.txt'}:reader={tmp_path / 'mine.py'}:read"
     assert run(f"predict {tmp_path / 'out'} {data} --quiet --out", tmp_path / "p.npz") == (0, "", "")
     wrong = f"predict {tmp_path / 'out'} {graph}:raeder=x --out {tmp_path / 'q.npz'}"
-    refused(run, "has no key 'raeder' (did you mean reader?) for a prediction; its keys are reader", wrong)
+    refused(run, "has no key 'raeder' (did you mean reader?) here; its keys are reader", wrong)
 
 
 def test_samples_from_the_command_line(run, tmp_path):

@@ -10,7 +10,6 @@ import mldd
 from mldd.models import load, save
 from mldd.problems.data import Calendar, DataError, Series
 from mldd.problems.forecasts import Forecasting
-from mldd.problems.forecasts.domain import _plain
 from tests.small_series import waves
 
 
@@ -181,11 +180,6 @@ def test_times_of_a_calendar_of_models_are_numbers_of_it(tmp_path):
     with xarray.open_dataset(tmp_path / "f.nc") as read:
         wanted = cftime.DatetimeNoLeap(2019, 2, 20) + (series.time[-1] - series.time[0]).astype(object)
         assert read.time.values[0] == wanted
-
-
-def test_spellings_of_units():
-    assert len({_plain(unit) for unit in ("m/s", "m s-1", "m s**-1", " m  s^-1")}) == 1
-    assert _plain("kelvin") == _plain("K") and _plain("degC") != _plain("K") and _plain("kg/m2") == _plain("kg m-2")
 
 
 def test_the_series_itself_is_not_in_the_file(tmp_path):
