@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mldd.problems.forecasts.daily_climatology import hourly_means
 from mldd.problems.forecasts.forecast_data import ForecastData, Part
-from mldd.problems.forecasts.hourly_means import hourly_means
 from mldd.problems.forecasts.linear_forecast import fit_linear
 
 Floats = NDArray[np.float64]

@@ -168,7 +168,7 @@ def verify(
     reader: str = "",
     sort: bool = False,
 ) -> Verification:
-    """Compare a file of forecasts with what happened.
+    """Return the comparison of a file of forecasts with what happened.
 
     Parameters
     ----------
