@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.data import Series
+from mldd.problems.data import Series, Supplement
 
 
 def waves(
@@ -45,5 +45,5 @@ def waves(
         tuple("abcdef"[:variables]),
         altitude=np.arange(float(n)),
         grid=(rows, columns) if grid else None,
-        graph=Graph.from_edges(ring, n, torch.linspace(1.0, 2.0, n)) if roads else None,
+        supplement=Supplement(graph=Graph.from_edges(ring, n, torch.linspace(1.0, 2.0, n)) if roads else None),
     )

@@ -10,6 +10,7 @@ from .contents import File as File
 from .contents import GraphArrays as GraphArrays
 from .contents import Reader as Reader
 from .contents import SeriesArrays as SeriesArrays
+from .contents import Supplement as Supplement
 from .contents import checksum as checksum
 from .contents import one_line as one_line
 from .contents import unused_note as unused_note

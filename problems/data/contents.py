@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mldd.graph import Graph
 from mldd.loop import UntrustedError, check_fits, check_regular
 
 Array = NDArray[Any]
@@ -33,10 +34,13 @@ class File:
         Of the file, or of the folder where the format is a folder.
     variables : tuple of str
         Variables of a time series that are asked for; empty where the file has only one.
+    select : tuple of str
+        What is taken along other dimensions than time and place, as in ``("level=850", "number=0")``.
     """
 
     path: Path
     variables: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,6 +101,51 @@ class GraphArrays:
     edge_attributes: Array | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Supplement:
+    """Hold what a file gives beside values and coordinates.
+
+    Parameters
+    ----------
+    static : dict of str to array
+        Fields that do not change in time, one number per node, or laid out as the nodes are in the file.
+    mean, deviation : array, shape (V,), optional
+        By which the variables are to be normalised, instead of their own over the training part.
+    graph : Graph, optional
+        Of the nodes (roads), instead of one from coordinates.
+    area : array, shape (n,), optional
+        Areas of the nodes, in any unit, where they are some of the cells of a grid.
+    """
+
+    static: Mapping[str, Array] = field(default_factory=dict)
+    mean: Array | None = None
+    deviation: Array | None = None
+    graph: Graph | None = None
+    area: Array | None = None
+
+    def of_nodes(self, kept: Array) -> Supplement:
+        """Return what belongs to some of the nodes.
+
+        Parameters
+        ----------
+        kept : array, shape (n,)
+            Their numbers, or a mask.
+        """
+        area = None if self.area is None else self.area[kept]
+        return replace(self, static={name: of.ravel()[kept] for name, of in self.static.items()}, area=area)
+
+    def of_variables(self, index: list[int]) -> Supplement:
+        """Return what belongs to some of the variables.
+
+        Parameters
+        ----------
+        index : list of int
+            Their numbers.
+        """
+        mean, deviation = (None if of is None else of[index] for of in (self.mean, self.deviation))
+        return replace(self, mean=mean, deviation=deviation)
+
+
 @dataclass(frozen=True)
 class SeriesArrays:
     """Hold what a file says about a time series on a grid or on stations.
@@ -119,6 +168,8 @@ class SeriesArrays:
         Names of what else the file holds.
     notes : tuple of str
         What the user should know of the reading, a sentence each.
+    supplement : Supplement
+        Static fields and statistics of the variables, where the file has them.
     """
 
     time: Array
@@ -130,6 +181,7 @@ class SeriesArrays:
     calendar: str = "standard"
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    supplement: Supplement = Supplement()  # noqa: RUF009 (frozen)
 
 
 class Reader(Protocol):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mldd.graph import Graph
 from mldd.problems.data.calendars import STANDARD, Calendar, monthly
-from mldd.problems.data.contents import DataError, checksum
+from mldd.problems.data.contents import DataError, Supplement, checksum
 from mldd.problems.data.geography import area_weights
 
 Floats = NDArray[np.float64]
@@ -39,14 +39,14 @@ class Series:
         Metres.
     grid : tuple of int, optional
         Rows and columns of a latitude-longitude grid, nodes row by row.
-    graph : Graph, optional
-        Given with the data (roads), instead of one from coordinates.
     units : tuple of str
         Of the variables, where they are known.
     notes : tuple of str
         What was done to the data, and what the user should know about them.
     calendar : Calendar
         How times follow each other: equal steps of the standard calendar by default.
+    supplement : Supplement
+        Static fields, shape (n,) each, mean and deviation of the variables, a graph: where the file has them.
 
     Raises
     ------
@@ -62,10 +62,10 @@ class Series:
     variables: tuple[str, ...]
     altitude: Floats | None = None
     grid: tuple[int, int] | None = None
-    graph: Graph | None = None
     units: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calendar: Calendar = STANDARD
+    supplement: Supplement = Supplement()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         """Refuse what is no series."""
@@ -95,6 +95,7 @@ class Series:
     def _check_nodes(self) -> None:
         n = self.nodes
         given = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
+        given |= self.supplement.static
         for name, array in given.items():
             if array is not None and (array.shape != (n,) or not np.isfinite(array).all()):
                 bad = int((~np.isfinite(array)).sum())
@@ -112,6 +113,11 @@ class Series:
             _refuse(self.name, f"the graph must have {n} nodes, got {self.graph.nodes}")
 
     # -------------------------------------------------------------------------------- sizes
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph that is given with the data, if there is one."""
+        return self.supplement.graph
 
     @property
     def times(self) -> int:
@@ -145,7 +151,9 @@ class Series:
 
     @cached_property
     def weights(self) -> Floats:
-        """Area of every node, mean 1: cos(latitude) on a grid, ones for stations; shape (n,)."""
+        """Area of every node, mean 1: cos(latitude) on a grid and for cells of one, ones for stations; shape (n,)."""
+        if self.supplement.area is not None:
+            return np.asarray(self.supplement.area / self.supplement.area.mean())
         return np.ones(self.nodes) if self.grid is None else area_weights(self.latitude)
 
     @cached_property
@@ -173,7 +181,32 @@ class Series:
                 _refuse(self.name, f"variable must be one of {', '.join(self.variables)}, got {name!r}")
         index = [self.variables.index(name) for name in names]
         units = tuple(self.units[k] for k in index) if self.units else ()
-        return replace(self, values=np.ascontiguousarray(self.values[:, :, index]), variables=names, units=units)
+        values, supplement = np.ascontiguousarray(self.values[:, :, index]), self.supplement.of_variables(index)
+        return replace(self, values=values, variables=names, units=units, supplement=supplement)
+
+    def observed(self) -> Series:
+        """Return the series of the nodes that have ever been observed, as the sea in data of the land has not.
+
+        A graph that came with the series keeps all of its nodes.
+        """
+        seen = ~np.isnan(self.values).all((0, 2))
+        lost = int((~seen).sum())
+        if lost == 0:
+            return self
+        if self.graph is not None:
+            note = f"{lost} of {self.nodes} nodes were never observed; the graph of the data keeps them"
+            return replace(self, notes=(*self.notes, note))
+        area = self.weights if self.grid is not None or self.supplement.area is not None else None
+        return replace(
+            self,
+            values=np.ascontiguousarray(self.values[:, seen]),
+            latitude=self.latitude[seen],
+            longitude=self.longitude[seen],
+            altitude=None if self.altitude is None else self.altitude[seen],
+            grid=None,
+            supplement=replace(self.supplement, area=area).of_nodes(seen),
+            notes=(*self.notes, f"{lost} of {self.nodes} nodes were never observed and are left out"),
+        )
 
     @cached_property
     def digest(self) -> str:

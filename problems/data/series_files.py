@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data.contents import DataError, SeriesArrays, unused_note
+from mldd.problems.data.contents import DataError, SeriesArrays, Supplement, unused_note
 from mldd.problems.data.formats import Archive, is_file_name, no_variable, read_molene, read_series
 from mldd.problems.data.known_files import KnownFile, obtain
 from mldd.problems.data.series import Series, arranged
@@ -91,6 +91,7 @@ def load_series(
     sort: bool = False,
     missing: float | None = None,
     reader: str = "",
+    select: tuple[str, ...] = (),
 ) -> Series:
     """Return a time series by name, or from a file of the user's.
 
@@ -98,7 +99,8 @@ def load_series(
     ----------
     name : str or path
         One of `NAMES`, or a file: NetCDF, Zarr, GRIB, `.npz` with the arrays `time` (dates), `latitude`, `longitude`
-        and variables whose first dimension is time, or one that `reader` reads.
+        and variables whose first dimension is time, or one that `reader` reads; or a pattern of several files along
+        time, as ``months/era5_*.nc``.
     data : path, optional
         Folder to look into first for the known sets.
     variables : tuple of str
@@ -111,6 +113,8 @@ def load_series(
         The value that stands for a missing one, 0 in many files of traffic.
     reader : str
         Of the file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
+    select : tuple of str
+        What is taken of a file along other dimensions than time and place, as in ``("level=850", "number=0")``.
 
     Raises
     ------
@@ -118,6 +122,8 @@ def load_series(
         If the set is unknown, nowhere to be had, damaged, or makes no sense.
     """
     key = os.fspath(name)
+    if select and key in NAMES:
+        raise DataError(f"`select` is of files with more dimensions than time and place, got {key}; leave it out")
     if key == "era5-uk":
         return _series(key, _era5(data, variables), variables or ("t2m",), missing=missing)
     if key == "molene":
@@ -126,7 +132,7 @@ def load_series(
         return _metr_la({what: obtain(key, (file,), data)[1] for what, file in _METR_LA.items()}, variables, missing)
     if not reader and not is_file_name(key):
         raise DataError(f"series must be one of {', '.join(NAMES)}, or a file .nc, .zarr, .grib or .npz, got {key!r}")
-    return _series(key, read_series(key, variables, reader), variables, sort, missing)
+    return _series(key, read_series(key, variables, reader, select), variables, sort, missing)
 
 
 def _era5(data: str | os.PathLike[str] | None, variables: tuple[str, ...]) -> SeriesArrays:
@@ -180,8 +186,10 @@ def _series(
     values = values.astype(np.float64)
     altitude = None if arrays.altitude is None else arrays.altitude.astype(np.float64).ravel()
     notes = list(arrays.notes)
+    supplement = arrays.supplement.of_nodes(np.arange(latitude.size))
     kept, grid, why = _kept(latitude, longitude, grid)
     if why and len(shape) == 2:
+        supplement = supplement.of_nodes(kept)
         notes.append(why)
         latitude, longitude, values = latitude[kept], longitude[kept], values[:, kept]
         altitude = None if altitude is None else altitude[kept]
@@ -203,6 +211,7 @@ def _series(
         grid=grid,
         units=tuple((dict(arrays.units) | _UNITS.get(key, {})).get(name, "") for name in names),
         notes=(*notes, *unused_note(unused)) if key not in NAMES else tuple(notes),
+        supplement=supplement,
     )
 
 
@@ -258,7 +267,7 @@ def _metr_la(paths: Mapping[str, Any], variables: tuple[str, ...], missing: floa
         places[:, 2],
         places[:, 3],
         ("speed",),
-        graph=Graph.from_edges(edges, len(adjacency), weights),
+        supplement=Supplement(graph=Graph.from_edges(edges, len(adjacency), weights)),
         units=("mile/h",),
         notes=() if missing is None else (f"{int(taken.sum())} values equal to {missing:g} were taken for missing",),
     )

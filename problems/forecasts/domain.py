@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data import Calendar, DataError, Series, places_of, plain_unit
+from mldd.problems.data import Calendar, DataError, Series, Supplement, places_of, plain_unit
 
 Floats = NDArray[np.float64]
+_ARRAYS = ("latitude", "longitude", "altitude", "area")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class Domain:
         Of the network.
     given : Graph, optional
         That came with the series, instead of one from coordinates.
+    area : ndarray, shape (n,), optional
+        Of the nodes, where they are some of the cells of a grid.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Domain:
     calendar: Calendar
     graph: Graph
     given: Graph | None
+    area: Floats | None = None
 
     @staticmethod
     def of(series: Series, graph: Graph) -> Domain:
@@ -66,11 +70,11 @@ class Domain:
         """
         s = series
         place = s.latitude, s.longitude, s.altitude, s.grid
-        return Domain(s.name, *place, s.variables, s.units, s.step, s.calendar, graph, s.graph)
+        return Domain(s.name, *place, s.variables, s.units, s.step, s.calendar, graph, s.graph, s.supplement.area)
 
     def config(self) -> dict[str, Any]:
         """Return the domain as tensors, numbers and strings."""
-        arrays = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         return {
             **{name: None if a is None else torch.from_numpy(np.array(a, np.float64)) for name, a in arrays.items()},
             **{name: _edges(graph) for name, graph in (("graph", self.graph), ("given", self.given))},
@@ -88,7 +92,7 @@ class Domain:
             Read from a file.
         """
         made = dict(config, calendar=Calendar(**config["calendar"]))
-        for name in ("latitude", "longitude", "altitude"):
+        for name in _ARRAYS:
             made[name] = None if config[name] is None else config[name].numpy()
         for name in ("graph", "given"):
             made[name] = None if config[name] is None else Graph(**config[name])
@@ -128,7 +132,7 @@ class Domain:
             longitude=self.longitude,
             altitude=self.altitude,
             grid=self.grid,
-            graph=self.given,
+            supplement=Supplement(graph=self.given, area=self.area),
             units=self.units or chosen.units,
             notes=(*series.notes, *more),
         )

@@ -151,13 +151,14 @@ class ForecastData:
 
     @cached_property
     def mean(self) -> Floats:
-        """Mean of every variable over the fitted part, shape (V,)."""
-        return np.asarray(np.nan_to_num(np.nanmean(self._past, axis=(0, 1))))
+        """Mean of every variable over the fitted part, or that of the file, shape (V,)."""
+        given = self.series.supplement.mean
+        return np.asarray(np.nan_to_num(np.nanmean(self._past, axis=(0, 1))) if given is None else given)
 
     @cached_property
     def deviation(self) -> Floats:
-        """Standard deviation of every variable over the fitted part, shape (V,); 1 for a constant field."""
-        return _scale(np.nanstd(self._past, axis=(0, 1)))
+        """Standard deviation of every variable over the fitted part, or that of the file; 1 where it is 0; (V,)."""
+        return _scale(np.nanstd(self._past, (0, 1)) if (given := self.series.supplement.deviation) is None else given)
 
     @property
     def _past(self) -> Floats:

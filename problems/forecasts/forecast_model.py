@@ -41,7 +41,7 @@ class ForecastModel(NetworkModel):
         What was fitted to the training part, see `ForecastData.normalisation`.
     options : dict
         ``weighted`` (whether weights of edges enter the propagation), ``mesh_nodes`` of the hidden mesh, and how files
-        are read: ``missing`` and ``stations`` of `load_series`.
+        are read: ``missing``, ``stations`` and ``select`` of `load_series`.
     """
 
     def __init__(
@@ -130,8 +130,9 @@ class ForecastModel(NetworkModel):
         plan = self.plan.reaching(wanted, is_fed_back=not isinstance(self.net, EncodeProcessDecode))
         series = data
         if not isinstance(series, Series):
-            read: dict[str, Any] = {"missing": self.options["missing"], "stations": self.options["stations"]}
-            series = load_series(data, data=folder, variables=self.domain.variables, sort=sort, reader=reader, **read)
+            read: dict[str, Any] = {name: self.options[name] for name in ("missing", "stations")}
+            read |= {"variables": self.domain.variables, "select": tuple(self.options["select"])}
+            series = load_series(data, data=folder, sort=sort, reader=reader, **read)
         matched = self.domain.matched(series)
         matched = replace(matched, notes=(*matched.notes, *_filled(matched)))
         made = []

@@ -52,6 +52,8 @@ class Reading:
         Of `molene`: 37 or 46 (with gaps).
     gaps : {"mask", "refuse"}
         Leave missing values out, or refuse a series that has any.
+    select : tuple of str
+        What is taken along other dimensions than time and place: ``level=850``, ``number=0``.
     missing : float, optional
         The value that stands for a missing one, 0 in many files of traffic.
     sort : bool
@@ -68,6 +70,7 @@ class Reading:
     variable: tuple[str, ...] = ()
     stations: int = 37
     gaps: Literal["mask", "refuse"] = "mask"
+    select: tuple[str, ...] = ()
     missing: float | None = None
     sort: bool = False
     reader: str = ""

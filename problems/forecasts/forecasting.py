@@ -124,17 +124,12 @@ class Forecasting(Problem):
         """
         made = self.name
         if not isinstance(made, Series):
-            made = load_series(
-                made,
-                data=self.data,
-                variables=self.reading.variable,
-                stations=self.reading.stations,
-                sort=self.reading.sort,
-                missing=self.reading.missing,
-                reader=self.reading.reader,
-            )
+            names = "stations", "sort", "missing", "reader", "select"
+            chosen: dict[str, Any] = {name: getattr(self.reading, name) for name in names}
+            made = load_series(made, data=self.data, variables=self.reading.variable, **chosen)
         elif self.reading.variable:
             made = made.chosen(self.reading.variable)
+        made = made.observed()
         if self.reading.gaps == "refuse" and made.gaps:
             share = 100.0 * made.gaps / made.values.size
             raise DataError(
@@ -406,6 +401,7 @@ class Forecasting(Problem):
         """Return the forecaster with these parameters, which needs no series of the training."""
         options: dict[str, Any] = {"weighted": self.links.weighted, "mesh_nodes": self.network.mesh_nodes}
         options |= {"missing": self.reading.missing, "stations": self.reading.stations}
+        options |= {"select": list(self.reading.select)}
         data = self.forecast_data
         return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)
 

@@ -68,6 +68,9 @@ def _places(series: Series) -> tuple[tuple[str, ...], dict[str, Field]]:
         "latitude": Field(("node",), series.latitude, _NORTH),
         "longitude": Field(("node",), series.longitude, _EAST),
     }
+    if series.supplement.area is not None:
+        named = {"long_name": "weight of the node in means, proportional to the area of its cell", "units": "1"}
+        found["area_weight"] = Field(("node",), series.weights, named)
     if series.altitude is not None:
         found["altitude"] = Field(("node",), series.altitude, {"standard_name": "altitude", "units": "m"})
     return ("node",), found

@@ -1,4 +1,4 @@
-"""Inputs of a node that do not depend on time: where it lies, how high, and how much its variables vary."""
+"""Inputs of a node that do not depend on time: where it lies, how high, static fields, how its variables vary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def static_inputs(series: Series, variability: Floats | None) -> tuple[Floats, t
     Parameters
     ----------
     series : Series
-        Its coordinates, and altitude where there is one.
+        Its coordinates, altitude where there is one, and static fields.
     variability : ndarray, shape (n, V), optional
         Standard deviation of every variable at the nodes.
     """
@@ -24,6 +24,7 @@ def static_inputs(series: Series, variability: Floats | None) -> tuple[Floats, t
     names = ["x", "y", "z"]
     if series.altitude is not None:
         columns, names = [*columns, series.altitude], [*names, "altitude"]
+    columns, names = [*columns, *series.supplement.static.values()], [*names, *series.supplement.static]
     if variability is not None:
         columns += [*variability.T]
         names += [f"deviation of {name}" for name in series.variables]

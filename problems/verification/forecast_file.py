@@ -42,6 +42,8 @@ class ForecastFile:
         Rows and columns of a latitude-longitude grid.
     arrays : dict of str to DataArray
         The variables over (member, start, lead time, places), read when they are asked for.
+    area : ndarray, shape (n,), or None
+        Weights of the places, where the file has them.
     notes : tuple of str
         What the user should know of the file.
     """
@@ -53,6 +55,7 @@ class ForecastFile:
     longitude: Floats
     grid: tuple[int, int] | None
     arrays: dict[str, Any]
+    area: Floats | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -145,7 +148,11 @@ def _found(dataset: Any, name: str) -> ForecastFile:
     notes = (f"not verified, having other dimensions: {', '.join(left)}",) if left else ()
     order = np.argsort(starts, kind="stable")  # blocks of the bootstrap are of neighbours in time
     arrays = {key: array if (np.diff(order) == 1).all() else array[:, order] for key, array in arrays.items()}
-    return ForecastFile(name, starts[order], valid[order], latitude.ravel(), longitude.ravel(), grid, arrays, notes)
+    area = _coordinate(dataset, (("cell_area",), ("area_weight", "cell_area")))
+    if area is not None:
+        area = area.transpose(*dims).to_numpy().astype(np.float64).ravel() if set(area.dims) == set(dims) else None
+    where = latitude.ravel(), longitude.ravel(), grid
+    return ForecastFile(name, starts[order], valid[order], *where, arrays, area, notes)
 
 
 def _coordinate(dataset: Any, names: tuple[Sequence[str], Sequence[str]]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mldd.problems.data import DataError, Series, places_of, plain_unit
+from mldd.problems.data import DataError, Series, Supplement, places_of, plain_unit
 from mldd.problems.forecasts import first_origin, fit_linear, hourly_means, linear_model
 from mldd.problems.verification.forecast_file import ForecastFile
 
@@ -154,6 +154,7 @@ def _at_places(forecasts: ForecastFile, series: Series) -> Series:
             f"{series.name}: there must be the {len(places)} places of {forecasts.name}, got {series.nodes} without "
             f"{int((places < 0).sum())} of these; regrid one of the two"
         )
+    is_same = np.array_equal(places, np.arange(series.nodes))
     return replace(
         chosen,
         values=np.ascontiguousarray(chosen.values[:, places]),
@@ -161,5 +162,5 @@ def _at_places(forecasts: ForecastFile, series: Series) -> Series:
         longitude=forecasts.longitude,
         altitude=None,
         grid=forecasts.grid,
-        graph=series.graph if np.array_equal(places, np.arange(series.nodes)) else None,
+        supplement=Supplement(graph=series.graph if is_same else None, area=forecasts.area),
     )

@@ -86,8 +86,8 @@ class Verification:
     def notes(self) -> list[str]:
         """Return what the user should know, a sentence each."""
         said, series, forecasts = list(self.forecasts.notes), self.truth.series, self.forecasts
-        if forecasts.grid is None:
-            said.append("places have equal weights: they are no latitude-longitude grid")
+        if forecasts.grid is None and forecasts.area is None:
+            said.append("places have equal weights: they are no latitude-longitude grid, and the file has no cell_area")
         begun = str(forecasts.starts.min()).replace("T", " ")[:16]
         said.append(
             f"climatology and linear model are those of {self.truth.end} times of {self.truth.past.name} before {begun}"
@@ -167,6 +167,7 @@ def verify(
     folder: str | os.PathLike[str] | None = None,
     reader: str = "",
     sort: bool = False,
+    select: str = "",
 ) -> Verification:
     """Return the comparison of a file of forecasts with what happened.
 
@@ -188,6 +189,8 @@ def verify(
         Of the file of the truth, where its suffix does not say it.
     sort : bool
         Sort the times of the truth.
+    select : str
+        What is taken of the truth along other dimensions than time and place, as ``level=850:number=0``.
 
     Raises
     ------
@@ -196,6 +199,7 @@ def verify(
     """
     made = read_forecasts(forecasts)
     chosen: dict[str, Any] = {"data": folder, "variables": made.variables, "reader": reader, "sort": sort}
+    chosen |= {"select": tuple(select.split(":")) if select else ()}
     known = load_series(truth, **chosen)
     compared = matched(made, known, None if past is None else load_series(past, **chosen))
     of = quantities(made)

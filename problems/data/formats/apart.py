@@ -98,6 +98,7 @@ def read_apart(file: File, options: Mapping[str, Any]) -> SeriesArrays:
     """
     limit = _PATIENCE + file.path.stat().st_size / _SPEED
     asked = {"path": str(file.path.absolute()), "name": file.name, "variables": file.variables, "options": options}
+    asked |= {"select": file.select}
     try:
         with _LOCK:
             pipe, until = _SERVER.ask(json.dumps(asked).encode() + b"\n"), time.monotonic() + limit
@@ -198,7 +199,7 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """Return what is said of a file, and its arrays."""
     from mldd.problems.data.formats.netcdf import by_xarray
 
-    file = File(Path(asked["path"]), tuple(asked["variables"]))
+    file = File(Path(asked["path"]), tuple(asked["variables"]), tuple(asked["select"]))
     try:
         found = by_xarray(file, **asked["options"])
     except DataError as error:

@@ -250,16 +250,47 @@ class _Fields:
         return {name: there[name] for name in self.file.variables or there}
 
     def _lean(self, array: Any) -> Any:
-        """Bring the dimensions into order; others of length one vanish."""
+        """Bring the dimensions into order; others of length one vanish, and of longer ones what is selected stays."""
+        for text in self.file.select:
+            array = self._selected(array, *(word.strip() for word in text.partition("=")[::2]))
         rest = [d for d in array.dims if d not in self.axes]
         long = [f"{d} ({array.sizes[d]})" for d in rest if array.sizes[d] != 1]
         if long:
             name = next(str(d) for d in rest if array.sizes[d] != 1)
             raise DataError(
                 f"{self.where}: {array.name} must vary over {', '.join(map(str, self.axes))} alone, got "
-                f"{', '.join(long)} too; select one, as in ds.isel({name}=0)"
+                f"{', '.join(long)} too; choose one by select={name}={self._choices(name)[0]}"
             )
         return array.squeeze(rest, drop=True).transpose(*self.axes)
+
+    def _selected(self, array: Any, name: str, value: str) -> Any:
+        """Take the place of a value along a dimension; without a coordinate values are numbers of places."""
+        there = self._choices(name) if name in array.dims or name in self.known else []
+        if not there:
+            dims = ", ".join(str(d) for d in array.dims if d not in self.axes) or "no other"
+            raise DataError(
+                f"{self.where}: `select` must name a dimension of {array.name} besides time and place, got {name!r}; "
+                f"there is {dims}"
+            )
+        places = [k for k, known in enumerate(there) if _is_same(known, value)]
+        if len(places) != 1:
+            shown = ":".join(there[:12]) + (":..." if len(there) > 12 else "")
+            raise DataError(f"{self.where}: {name} must be one of {shown}, got {value!r}; correct select={name}=VALUE")
+        return array.isel({name: places[0]}) if name in array.dims else array
+
+    def _choices(self, name: str) -> list[str]:
+        """Return the values along a dimension, or that of a coordinate that is a single number, as text."""
+        if name not in self.known:
+            return [str(k) for k in range(self.dataset.sizes[name])]
+        values = self._numbers(self.known[name]).ravel()
+        return [f"{v:g}" if values.dtype.kind in "fiu" else str(v) for v in values]
+
+
+def _is_same(known: str, value: str) -> bool:
+    try:
+        return float(known) == float(value)
+    except ValueError:
+        return known == value
 
 
 def _shape_of(array: Any) -> str:

@@ -43,7 +43,7 @@ def with_value(value, where=(3, 2, 0)):
         (changed(longitude=SMALL.longitude - 200), "longitude must be in -180..360 degrees"),
         (changed(altitude=np.zeros(3)), "altitude must be 12 finite numbers"),
         (changed(grid=(3, 5)), r"the grid must have 12 nodes, got \(3, 5\)"),
-        (changed(graph=waves(4, 2, 2, roads=True).graph), "the graph must have 12 nodes, got 4"),
+        (changed(supplement=waves(4, 2, 2, roads=True).supplement), "the graph must have 12 nodes, got 4"),
         (changed(time=TIME[::-1]), "times must ascend, got 47 that go back; sort them or set sort=true"),
         (changed(time=np.where(np.arange(48) == 5, TIME[4], TIME)), "every time must occur once, got 1 twice"),
         (changed(time=moved([3600] * 46 + [5400])), "one step, got 46 of 3600 s, 1 of 5400 s"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mldd.graph import Graph
-from mldd.problems.data import DataError, hour, load_series, nearest, on_sphere
+from mldd.problems.data import DataError, Supplement, hour, load_series, nearest, on_sphere
 from mldd.problems.forecasts.linear_forecast import first_origin, fit_linear
 from tests.small_series import waves
 
@@ -127,7 +127,7 @@ def test_neighbours_are_the_strongest_of_a_given_graph():
 
 def test_a_graph_without_edges_has_no_neighbours():
     series = waves(60, 1, 3, roads=True, seconds=300)
-    lonely = replace(series, graph=Graph.from_edges(torch.zeros(2, 0, dtype=torch.int64), 3))
+    lonely = replace(series, supplement=Supplement(graph=Graph.from_edges(torch.zeros(2, 0, dtype=torch.int64), 3)))
     _, model = fitted(lonely, 2, 50)
     assert (model.near[:, 0] == np.arange(3)).all()
     assert model.weights[:, 0].tolist() == [1.0] * 3
