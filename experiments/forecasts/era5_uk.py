@@ -99,8 +99,8 @@ def run(method: str, seed: int, seconds: float) -> dict[str, Any]:
     whole = replace(problem, plan=replace(problem.plan, labels="all"))
     again = trained(whole, method, seed, math.inf, first.best_step)
     scores, early = whole.metrics(again.mean), problem.metrics(first.mean)
-    row: dict[str, Any] = {"method": method, "seed": seed, "seconds": round(first.spent, 1), "steps": first.step}
-    row |= {"best_step": first.best_step, "validation": first.best, "test_60": early["test_rmse"]}
+    row: dict[str, Any] = {"method": method, "seed": seed, "steps": first.step, "best_step": first.best_step}
+    row |= {"validation": first.best, "test_60": early["test_rmse"]}
     names = ("", "_area", "_persistence", "_climatology", "_linear")
     return row | {f"test{name}": scores[f"test_rmse{name}"] for name in names}
 

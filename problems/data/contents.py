@@ -36,11 +36,14 @@ class File:
         Variables of a time series that are asked for; empty where the file has only one.
     select : tuple of str
         What is taken along other dimensions than time and place, as in ``("level=850", "number=0")``.
+    static : tuple of str
+        Fields without time that are asked for, as a land-sea mask.
     """
 
     path: Path
     variables: tuple[str, ...] = ()
     select: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -115,6 +118,10 @@ class Supplement:
         Of the nodes (roads), instead of one from coordinates.
     area : array, shape (n,), optional
         Areas of the nodes, in any unit, where they are some of the cells of a grid.
+    known : dict of str to array, shape (T, n)
+        Covariates that are known about the future, too, as what another model has forecast.
+    outer : array, shape (n,), bool, optional
+        Nodes at the boundary of a region, whose values another model knows ahead: inputs, not to be forecast.
     """
 
     static: Mapping[str, Array] = field(default_factory=dict)
@@ -122,6 +129,8 @@ class Supplement:
     deviation: Array | None = None
     graph: Graph | None = None
     area: Array | None = None
+    known: Mapping[str, Array] = field(default_factory=dict)
+    outer: Array | None = None
 
     def of_nodes(self, kept: Array) -> Supplement:
         """Return what belongs to some of the nodes.
@@ -131,8 +140,10 @@ class Supplement:
         kept : array, shape (n,)
             Their numbers, or a mask.
         """
-        area = None if self.area is None else self.area[kept]
-        return replace(self, static={name: of.ravel()[kept] for name, of in self.static.items()}, area=area)
+        area, outer = (None if of is None else of[kept] for of in (self.area, self.outer))
+        static = {name: of.ravel()[kept] for name, of in self.static.items()}
+        known = {name: of[:, kept] for name, of in self.known.items()}
+        return replace(self, static=static, area=area, known=known, outer=outer)
 
     def of_variables(self, index: list[int]) -> Supplement:
         """Return what belongs to some of the variables.

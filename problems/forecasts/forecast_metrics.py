@@ -56,9 +56,9 @@ def moments(data: ForecastData, part: Part, forecast: Forecast) -> Moments:
     for k, lead in enumerate(leads):
         t = origins[origins + lead < end]
         truth = data.series.values[t + lead]
-        counts = ~np.isnan(truth) & data.observed[t]
+        counts = ~np.isnan(truth) & data.observed[t] & data.inner[:, None]
         error = np.where(counts, made[: len(t), :, k] - truth, 0.0)
-        missing += int((~counts).sum())
+        missing += int((~counts)[:, data.inner].sum())
         terms = (error, error**2, error**2 * weights, counts, counts * weights)
         sums[:, k] = [of.sum((0, 1)) for of in terms]
     bias, square, area, count, total = sums

@@ -132,8 +132,9 @@ class ForecastModel(NetworkModel):
         if not isinstance(series, Series):
             read: dict[str, Any] = {name: self.options[name] for name in ("missing", "stations")}
             read |= {"variables": self.domain.variables, "select": tuple(self.options["select"])}
+            read |= {"known": tuple(self.fitted["covariates"])}
             series = load_series(data, data=folder, sort=sort, reader=reader, **read)
-        matched = self.domain.matched(series)
+        matched = self._matched(series)
         matched = replace(matched, notes=(*matched.notes, *_filled(matched)))
         made = []
         for member in range(members):
@@ -145,6 +146,17 @@ class ForecastModel(NetworkModel):
         about = {"data": series.name, "data_checksum": f"sha256:{series.digest}"}
         one = made[0] if members == 1 else joined(made)
         return replace(one, attributes={**one.attributes, **about})
+
+    def _matched(self, series: Series) -> Series:
+        """Return a series with the variables, nodes, covariates and boundary of the training."""
+        absent = [name for name in self.fitted["covariates"] if name not in series.supplement.known]
+        if absent:
+            raise DataError(
+                f"{series.name}: the covariate {absent[0]} must be known as in the training on {self.domain.name}, got "
+                "none; give a file that has it"
+            )
+        matched = self.domain.matched(series)
+        return matched.with_boundary(self.options["boundary"]) if self.options["boundary"] else matched
 
     def forecasts(self, data: ForecastData, origins: Ints) -> Floats:
         """Return the forecasts, shape (S, n, L, V), in units of the series.
@@ -180,6 +192,10 @@ def _reaching(fitted: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 def _filled(series: Series) -> tuple[str, ...]:
     """Return the sentence that says how gaps were filled, none where there are none."""
+    outer = series.supplement.outer
+    seen = ~np.isnan(series.values if outer is None else series.values[:, ~outer])
+    end = max(np.flatnonzero(seen.any((1, 2))).max(initial=0) + 1, 2)  # what lies behind is the future
+    series = replace(series, values=series.values[:end], time=series.time[:end])
     if not series.gaps:
         return ()
     before = int(np.isnan(series.carried()).sum())
@@ -189,7 +205,8 @@ def _filled(series: Series) -> tuple[str, ...]:
 
 def _chosen(data: ForecastData, start: Any) -> Ints:
     """Return the numbers of the times that are asked for."""
-    last = data.series.times - 1
+    known = np.flatnonzero(data.observed[:, data.inner].any((1, 2)))  # what lies behind is known ahead only
+    last = int(known[-1]) if len(known) else data.series.times - 1
     if not isinstance(start, str):
         return np.asarray(start)
     if start == "last":

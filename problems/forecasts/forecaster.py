@@ -143,4 +143,5 @@ class Forecaster:
             with torch.no_grad():
                 z = outputs_of(self.net, list(parameters), batch, self.rollout).double().cpu().numpy()
             made.append(base + z.transpose(1, 0, 2).reshape(base.shape) * data.scales)
+            made[-1][:, ~data.inner] = np.nan  # a boundary is not forecast
         return np.concatenate(made)

@@ -137,7 +137,11 @@ def matching(path: Path) -> list[Path]:
 
 
 def read_series(
-    path: str | os.PathLike[str], variables: tuple[str, ...] = (), reader: str = "", select: tuple[str, ...] = ()
+    path: str | os.PathLike[str],
+    variables: tuple[str, ...] = (),
+    reader: str = "",
+    select: tuple[str, ...] = (),
+    static: tuple[str, ...] = (),
 ) -> SeriesArrays:
     """Return the time series in a file, or in several files along time.
 
@@ -149,8 +153,8 @@ def read_series(
         Which ones; by default the only one.
     reader : str
         As in `holds`.
-    select : tuple of str
-        What is taken along other dimensions than time and place.
+    select, static : tuple of str
+        What is taken along other dimensions than time and place, and names of fields without time.
 
     Raises
     ------
@@ -158,7 +162,7 @@ def read_series(
         There is no reader, or it finds something else.
     """
     place = user_path(path)
-    found = [_read(File(one, variables, select), reader, SeriesArrays) for one in matching(place) or [place]]
+    found = [_read(File(one, variables, select, static), reader, SeriesArrays) for one in matching(place) or [place]]
     return cast(SeriesArrays, found[0] if len(found) == 1 else along_time(found, str(place)))
 
 

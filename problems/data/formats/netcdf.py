@@ -10,7 +10,7 @@ import numpy as np
 
 from mldd.algebra import way_to_install
 from mldd.loop import UntrustedError, check_fits
-from mldd.problems.data import DataError, File, SeriesArrays, one_line
+from mldd.problems.data import DataError, File, SeriesArrays, Supplement, one_line
 from mldd.problems.data.formats.apart import read_apart
 from mldd.problems.data.formats.conventions import (
     ALTITUDES,
@@ -120,6 +120,7 @@ class _Fields:
         self.used |= set(fields)
         values = {name: measured(self._numbers(self._lean(a)), self._said(a), self.where) for name, a in fields.items()}
         moments, calendar = self._moments()
+        static = self._static()
         altitude, longitude = self._altitude(), self.longitude.transpose(*self._like())
         return SeriesArrays(
             moments,
@@ -131,6 +132,7 @@ class _Fields:
             calendar,
             tuple(name for name in self.known if name not in self.used),
             tuple(self.notes),
+            Supplement(static=static),
         )
 
     def _numbers(self, array: Any) -> Any:
@@ -248,6 +250,27 @@ class _Fields:
                 + ("choose by variable=NAME" if there else "name the coordinates of the field so")
             )
         return {name: there[name] for name in self.file.variables or there}
+
+    def _static(self) -> dict[str, Any]:
+        """Return the fields without time that are asked for; one over time must not change."""
+        made, place = {}, [axis for axis in self.axes if axis not in self._time_dims]
+        for name in self.file.static:
+            if name not in self.known:
+                no_variable(self.where, name, list(self.known))
+            array = self.known[name].squeeze(drop=True)
+            times = [axis for axis in array.dims if axis in self._time_dims]
+            if set(array.dims) - set(times) != set(place) or array.dtype.kind not in "fiu":
+                raise DataError(
+                    f"{self.where}: static field {name} must be a number per node, got {_shape_of(array)}; leave it out"
+                )
+            values = measured(self._numbers(array.transpose(*times, *place)), self._said(array), self.where)
+            if times and not np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=True):
+                raise DataError(
+                    f"{self.where}: static field {name} must not change in time, got one that does; use known={name}"
+                )
+            made[name] = values[0] if times else values
+            self.used.add(name)
+        return made
 
     def _lean(self, array: Any) -> Any:
         """Bring the dimensions into order; others of length one vanish, and of longer ones what is selected stays."""

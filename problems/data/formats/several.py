@@ -53,5 +53,8 @@ def _difference(one: SeriesArrays, other: SeriesArrays) -> str:
         a, b = getattr(one, name), getattr(other, name)
         if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
             return name
+    pairs = ((of, other.supplement.static[name]) for name, of in one.supplement.static.items())
+    if not all(np.array_equal(a, b) for a, b in pairs):
+        return "static fields"
     shapes = all(one.variables[name].shape[1:] == other.variables[name].shape[1:] for name in one.variables)
     return "" if shapes else "nodes"
