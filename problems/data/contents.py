@@ -122,6 +122,8 @@ class Supplement:
         Covariates that are known about the future, too, as what another model has forecast.
     outer : array, shape (n,), bool, optional
         Nodes at the boundary of a region, whose values another model knows ahead: inputs, not to be forecast.
+    attributes : dict of str to dict
+        What the file says of its variables: ``standard_name``, ``long_name``, ``cell_methods``.
     """
 
     static: Mapping[str, Array] = field(default_factory=dict)
@@ -131,6 +133,7 @@ class Supplement:
     area: Array | None = None
     known: Mapping[str, Array] = field(default_factory=dict)
     outer: Array | None = None
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def of_nodes(self, kept: Array) -> Supplement:
         """Return what belongs to some of the nodes.

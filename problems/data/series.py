@@ -234,7 +234,7 @@ class Series:
 
         A graph that came with the series keeps all of its nodes.
         """
-        seen = ~np.isnan(self.values).all((0, 2))
+        seen = np.asarray(~np.isnan(self.values).all((0, 2)))
         lost = int((~seen).sum())
         if lost == 0:
             return self

@@ -123,6 +123,7 @@ class Domain:
                     "convert it"
                 )
         order = self._places(series)
+        said = series.supplement.attributes
         known = {name: values[:, order] for name, values in series.supplement.known.items()}
         extra = series.nodes - len(order)
         more = (f"{extra} nodes that the training on {self.name} did not have are left out",) if extra else ()
@@ -133,7 +134,7 @@ class Domain:
             longitude=self.longitude,
             altitude=self.altitude,
             grid=self.grid,
-            supplement=Supplement(graph=self.given, area=self.area, known=known),
+            supplement=Supplement(graph=self.given, area=self.area, known=known, attributes=said),
             units=self.units or chosen.units,
             notes=(*series.notes, *more),
         )

@@ -41,7 +41,7 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
         name: Field(
             ("time", "lead_time", *places),
             by_lead[..., v].reshape(len(origins), len(leads), *sizes),
-            {"long_name": f"forecast of {name}", **meaning(name, series.units[v] if series.units else "")},
+            _described(series, v),
         )
         for v, name in enumerate(series.variables)
     }
@@ -52,6 +52,13 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
     }
     title = {"title": f"forecasts of {series.name} by a network trained on {trained_on}"}
     return Prediction(fields, moments | coordinates, ("time", "lead_time", *places), title, series.notes)
+
+
+def _described(series: Series, variable: int) -> dict[str, str]:
+    """Return the attributes of a variable: those of its file before those that name and unit tell."""
+    name, said = series.variables[variable], dict(series.supplement.attributes.get(series.variables[variable], {}))
+    title = f"forecast of {said.pop('long_name', name)}"
+    return {"long_name": title, **meaning(name, series.units[variable] if series.units else ""), **said}
 
 
 def _places(series: Series) -> tuple[tuple[str, ...], dict[str, Field]]:

@@ -89,10 +89,10 @@ def summed(forecasts: ForecastFile, truth: Truth, wanted: Sequence[Quantity]) ->
         What is measured.
     """
     shape = len(forecasts.starts), forecasts.valid.shape[1], len(wanted)
-    plain = [np.zeros(shape) for _ in range(5)]
-    per = [{name: np.zeros(shape) for name in REFERENCES} for _ in range(3)]
+    weight, square, error, variance, correlation = (np.zeros(shape) for _ in range(5))
+    own, other, common = ({name: np.zeros(shape) for name in REFERENCES} for _ in range(3))
     maps = [np.zeros((truth.series.nodes, shape[2])) for _ in range(3)]
-    sums = Sums(*plain, *per, *maps)
+    sums = Sums(weight, square, error, variance, correlation, own, other, common, *maps)
     for lead in range(shape[1]):
         made, valid = forecasts.values(lead), forecasts.valid[:, lead]
         happened, others = truth.at(valid), dict(truth.references(forecasts.starts, valid))

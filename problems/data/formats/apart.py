@@ -136,7 +136,7 @@ def _joined(head: dict[str, Any], arrays: list[Any]) -> SeriesArrays:
         calendar=head["calendar"],
         unused=tuple(head["unused"]),
         notes=tuple(head["notes"]),
-        supplement=Supplement(static=static),
+        supplement=Supplement(static=static, attributes=head["attributes"]),
     )
 
 
@@ -217,6 +217,7 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         "arrays": [[value.dtype.str, value.shape] for value in named.values()],
         "variables": list(found.variables),
         "static": list(found.supplement.static),
+        "attributes": {name: dict(of) for name, of in found.supplement.attributes.items()},
         "units": dict(found.units),
         "calendar": found.calendar,
         "unused": found.unused,

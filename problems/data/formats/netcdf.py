@@ -132,7 +132,7 @@ class _Fields:
             calendar,
             tuple(name for name in self.known if name not in self.used),
             tuple(self.notes),
-            Supplement(static=static),
+            Supplement(static=static, attributes={name: _meant(a) for name, a in fields.items()}),
         )
 
     def _numbers(self, array: Any) -> Any:
@@ -288,6 +288,7 @@ class _Fields:
 
     def _selected(self, array: Any, name: str, value: str) -> Any:
         """Take the place of a value along a dimension; without a coordinate values are numbers of places."""
+        self.used.add(name)
         there = self._choices(name) if name in array.dims or name in self.known else []
         if not there:
             dims = ", ".join(str(d) for d in array.dims if d not in self.axes) or "no other"
@@ -307,6 +308,12 @@ class _Fields:
             return [str(k) for k in range(self.dataset.sizes[name])]
         values = self._numbers(self.known[name]).ravel()
         return [f"{v:g}" if values.dtype.kind in "fiu" else str(v) for v in values]
+
+
+def _meant(array: Any) -> dict[str, str]:
+    """Return what a variable says of itself, as the CF conventions name it."""
+    names = ("standard_name", "long_name", "cell_methods")
+    return {name: str(array.attrs[name]) for name in names if array.attrs.get(name)}
 
 
 def _is_same(known: str, value: str) -> bool:

@@ -28,13 +28,13 @@ def last(series, count=48):
     return replace(series, values=series.values[-count:], time=series.time[-count:])
 
 
-def written(path, series):
-    """Write a series as NetCDF on its grid, by xarray."""
+def written(path, series, **attributes):
+    """Write a series as NetCDF on its grid, by xarray; return the path."""
     xarray = pytest.importorskip("xarray")
     rows, columns = series.grid
     dims = ("time", "latitude", "longitude")
     fields = {
-        name: (dims, series.values[:, :, v].reshape(-1, rows, columns), {"units": "K"})
+        name: (dims, series.values[:, :, v].reshape(-1, rows, columns), {"units": "K"} | attributes)
         for v, name in enumerate(series.variables)
     }
     where = {
@@ -43,6 +43,7 @@ def written(path, series):
         "longitude": series.longitude[:columns],
     }
     xarray.Dataset(fields, where).to_netcdf(path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,21 @@ def test_members_begin_at_perturbed_observations():
     )
     other = model.predict(replace(whole, values=values), start=[250, 260])
     np.testing.assert_allclose(made["a"][2], other["a"][:, :1], atol=1e-12)
+
+
+def test_what_a_file_says_of_a_variable_is_in_its_forecasts(tmp_path):
+    pytest.importorskip("xarray")
+    series = replace(waves(times=300), altitude=None)
+    made = written(tmp_path / "a.nc", series, standard_name="wind_speed", cell_methods="time: mean", long_name="wind")
+    problem, x = trained(str(made))
+    attributes = problem.module(x).predict(made).fields["a"].attributes
+    wanted = {
+        "standard_name": "wind_speed",
+        "cell_methods": "time: mean",
+        "long_name": "forecast of wind",
+        "units": "K",
+    }
+    assert attributes == wanted
 
 
 def test_known_variables_have_standard_names():
