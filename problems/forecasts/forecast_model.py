@@ -96,7 +96,7 @@ class ForecastModel(NetworkModel):
         data : str, path or Series
             A known series, a file, or the series itself; it may be as short as the history.
         start : str or sequence of int
-            Where forecasts begin: ``last`` (the end of the series), ``all``, a date, two dates as in
+            Where forecasts begin: ``last`` (the last time with an observation), ``all``, a date, two dates as in
             ``2019-03-30T06..2019-03-31``, or numbers of times.
         steps : int, optional
             Number of lead times, by default that of the training; more of them feed forecasts back.
