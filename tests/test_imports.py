@@ -61,6 +61,7 @@ ARROWS = {
     "problems/operators": {"problems/data", "problems/nets"},
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
+    "problems/verification": {"problems/data", "problems/forecasts"},
 }
 # The core knows neither solvers nor problems; these do not know each other.
 TOPS = {"mldd": {"mldd"}, "solvers": {"mldd", "solvers"}, "problems": {"mldd", "problems"}}

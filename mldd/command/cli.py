@@ -1,4 +1,4 @@
-"""The command ``mldd``: list, info, train, compare, supervise, predict, plot, partition, advise, data, anemoi.
+"""The command ``mldd``: list, info, train, compare, supervise, predict, verify, plot, partition, advise, data, anemoi.
 
 Nothing here needs torch before a problem is built, so a wrong argument is answered at once. Exit status: 0 when the run
 ended as asked, 1 when it failed or a file could not be written, 2 for a bad argument, 130 after Ctrl-C, 143 after TERM
@@ -277,6 +277,24 @@ def _predict(options: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace, stage: Stage) -> int:
+    if stage.rank == 0:
+        from mldd.algebra import loaded
+        from mldd.command import predict
+
+        verify = loaded("mldd.problems.verification.verification:verify", "function")
+        table = options.out and options.out / "verification.csv"
+        if table and table.exists() and not options.overwrite:
+            raise FileExistsError(f"{table} must be new, got one that is there; give another --out, or --overwrite")
+        truth, keys = predict.keys_of(options.truth, verify, ("past", "block", "seed", "folder"))
+        more = {"past": options.past, "block": options.block, "seed": options.seed, "folder": options.data}
+        done = verify(options.forecast, truth, **keys, **more)
+        print("\n".join(done.lines()))
+        if options.out is not None:
+            print("written", *done.write(options.out))
+    return 0
+
+
 def _plot(options: argparse.Namespace, stage: Stage) -> int:
     from mldd.command import plot
 
@@ -336,6 +354,7 @@ _COMMANDS = {
     "compare": _compare,
     "supervise": _supervise,
     "predict": _predict,
+    "verify": _verify,
     "plot": _plot,
     "partition": _partition,
     "advise": _advise,

@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from glob import glob, has_magic
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
@@ -223,10 +224,15 @@ def _file(text: str) -> tuple[str, str] | None:
         path = Path(head).expanduser() if head.startswith("~") else Path(head)
         suffix = path.suffix.lower().lstrip(".")
         if suffix in FORMATS or _reader(rest):
-            if path.is_file() or (path.is_dir() and suffix in ("zarr", "")):
+            if path.is_file() or (path.is_dir() and suffix in ("zarr", "")) or _are_files(path):
                 return head, rest
             missing = head, rest
     return missing
+
+
+def _are_files(path: Path) -> bool:
+    """Return whether a path is a pattern of files, as ``months/era5_*.nc``."""
+    return has_magic(str(path)) and bool(glob(str(path)))
 
 
 def _reader(rest: str) -> str:
@@ -238,7 +244,7 @@ def _reader(rest: str) -> str:
 def _of_file(text: str, head: str, rest: str) -> Spec:
     """Read a PROBLEM that is a file: what its reader returns says whether it is a graph or a time series."""
     path = Path(head).expanduser() if head.startswith("~") else Path(head)
-    if not path.exists():
+    if not path.exists() and not _are_files(path):
         raise FileNotFoundError(f"the problem {head} must be a file, got none; check the path")
     kind = loaded(_HOLDS, "function")(head, _reader(rest))
     return _spec(text, head, rest, (SERIES_FILE if kind == "series" else USER_FILE) + head, None)

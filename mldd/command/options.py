@@ -199,10 +199,8 @@ def _parser() -> _Parser:
         prog="mldd", description="Multilevel domain-decomposition training.", epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(
-        dest="command",
-        metavar="list | info | train | compare | supervise | predict | plot | partition | advise | data | anemoi",
-    )
+    every = "list info train compare supervise predict verify plot partition advise data anemoi"
+    commands = parser.add_subparsers(dest="command", metavar=" | ".join(every.split()))
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         new = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -218,6 +216,7 @@ def _parser() -> _Parser:
     limit = "restarts in a row without a step forward after which it is given up; default 3"
     supervise.add_argument("--restarts", type=_at_least(0), default=3, metavar="N", help=limit)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
+    _add_verify(command("verify", "errors and skill of forecasts in a file, beside those that need no model"))
     _add_plot(command("plot", "compare the results in folders in a figure"))
     data = command("data", "write a checksum beside a file, which is compared whenever the file is read")
     data.add_argument("action", choices=("checksum",))
@@ -298,12 +297,34 @@ def _add_advise(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the folder of a run, or its model.pt")
-    add("of", metavar="DATA", help="a name or file, with keys: era5-uk:origins=all, FILE.nc:origins=2019-03-31T06")
-    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .npz or .csv")
+    add("run", type=Path, nargs="+", metavar="RUN", help="folders of runs, or their model.pt; several: an ensemble")
+    add("of", metavar="DATA", help="a name or file, with keys as in FILE.txt:reader=my.py:read")
+    add(
+        "--start", metavar="T", help="of forecasts: last (default), all, a date, or two as in 2019-03-30..2019-03-31T06"
+    )
+    add("--steps", type=_at_least(1), metavar="N", help="lead times; more than trained on: forecasts are fed back")
+    add("--members", type=_at_least(2), metavar="M", help="an ensemble from perturbed starts, the first one from true")
+    perturb = "errors of observations in perturbed starts, in standard deviations of the variables"
+    add("--perturb", type=_positive, metavar="E", help=perturb)
+    add("--seed", type=_seed, metavar="S", help="of the perturbations, default 0")
+    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .zarr, .npz or .csv")
     add("--overwrite", action="store_true", help="replace a file that is there")
     add("--data", type=Path, metavar="DIR", help="where data sets are")
     add("--quiet", action="store_true", help="no summary")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("forecast", type=Path, metavar="FORECAST", help="a file .nc or .zarr of forecasts, those of predict or others")
+    add("truth", metavar="TRUTH", help="what happened: a name or file, with keys as in FILE.txt:reader=my.py:read")
+    past = "a series for climatology and linear model; default: the truth before the first forecast"
+    add("--past", metavar="SERIES", help=past)
+    overlap = "starts that are drawn together for the intervals; default: as many as forecasts overlap"
+    add("--block", type=_at_least(0), default=0, metavar="N", help=overlap)
+    add("--seed", type=_seed, default=0, metavar="S", help="of the intervals, default 0")
+    add("--out", type=Path, metavar="DIR", help="receives verification.csv, lead_times.png, map.png")
+    add("--overwrite", action="store_true", help="replace what is there")
+    add("--data", type=Path, metavar="DIR", help="where data sets are")
 
 
 def _add_partition(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,10 @@ from .model import Model as Model
 from .model_file import MODEL as MODEL
 from .model_file import SOLUTION as SOLUTION
 from .model_file import ModelError as ModelError
+from .model_file import found as found
 from .model_file import load as load
 from .model_file import save as save
 from .prediction import Field as Field
 from .prediction import Prediction as Prediction
 from .prediction import check_target as check_target
+from .prediction import joined as joined

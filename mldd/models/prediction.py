@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from mldd.algebra import way_to_install
 from mldd.loop import replacing
+from mldd.models.store import check_store, replacing_folder
 
 Array = NDArray[Any]
 _EPOCH = "seconds since 1970-01-01"
-_WITHOUT_XARRAY = f"NetCDF needs xarray, which is not installed: {way_to_install('xarray')}"
+_WITHOUT_XARRAY = f"NetCDF and Zarr need xarray, which is not installed: {way_to_install('xarray')}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +107,12 @@ class Prediction:
         )
 
     def write(self, path: Path | str) -> None:
-        """Write a file, whole or not at all: NetCDF, an archive of NumPy, or a table, as its suffix says.
+        """Write a file, whole or not at all: NetCDF, Zarr, an archive of NumPy, or a table, as its suffix says.
 
         Parameters
         ----------
         path : Path or str
-            Of the file: ``.nc``, ``.npz`` (with units in ``NAME_units``) or ``.csv``.
+            Of the file: ``.nc``, ``.zarr`` (a folder), ``.npz`` (with units in ``NAME_units``) or ``.csv``.
 
         Raises
         ------
@@ -121,7 +122,7 @@ class Prediction:
             It cannot be written.
         """
         writer = _writer(Path(path))
-        with replacing(Path(path)) as new:
+        with (replacing_folder if writer is _zarr else replacing)(Path(path)) as new:
             writer(self, new)
 
     def _label(self, dim: str, place: int) -> str:
@@ -147,6 +148,56 @@ class Prediction:
                 yield "_".join((name, *labels)), np.broadcast_to(spread, shape).ravel()
 
 
+def joined(predictions: Sequence[Prediction]) -> Prediction:
+    """Return predictions of the same places and times as one over members, in their order.
+
+    Parameters
+    ----------
+    predictions : sequence of Prediction
+        With members already, or one member each.
+
+    Raises
+    ------
+    ValueError
+        They are of other places, times or quantities.
+    """
+    first, *others = (_with_members(made) for made in predictions)
+    for k, other in enumerate(others):
+        unlike = [name for name in {**first.all, **other.all} if not _is_alike(first, other, name)]
+        if unlike:
+            raise ValueError(
+                f"members must be predictions of the same, got another {unlike[0]} in number {k + 1} than in number 0; "
+                "write them into files of their own"
+            )
+    fields = {
+        name: replace(f, values=np.concatenate([made.fields[name].values for made in (first, *others)]))
+        for name, f in first.fields.items()
+    }
+    count = sum(made.sizes["member"] for made in (first, *others))
+    notes = tuple(dict.fromkeys(note for made in predictions for note in made.notes))
+    return replace(first, fields=fields, coordinates={**first.coordinates, "member": _members(count)}, notes=notes)
+
+
+def _with_members(made: Prediction) -> Prediction:
+    if "member" in made.coordinates:
+        return made
+    fields = {name: replace(f, dims=("member", *f.dims), values=f.values[None]) for name, f in made.fields.items()}
+    return replace(made, fields=fields, coordinates={**made.coordinates, "member": _members(1)})
+
+
+def _members(count: int) -> Field:
+    return Field(("member",), np.arange(count), {"standard_name": "realization", "units": "1"})
+
+
+def _is_alike(one: Prediction, other: Prediction, name: str) -> bool:
+    """Say whether a coordinate is the same, and a field has the same dimensions and unit."""
+    if name not in one.all or name not in other.all or one.all[name].dims != other.all[name].dims:
+        return False
+    if name in one.fields:
+        return one.fields[name].attributes.get("units") == other.fields[name].attributes.get("units")
+    return name == "member" or np.array_equal(one[name], other[name])
+
+
 def check_target(path: Path, overwrite: bool = False) -> None:
     """Refuse a file of a prediction that cannot be written, or that is there.
 
@@ -165,10 +216,13 @@ def check_target(path: Path, overwrite: bool = False) -> None:
         It is there, or its folder is not.
     """
     _writer(path)
-    if path.suffix.lower() == ".nc" and find_spec("xarray") is None:
-        raise ValueError(_WITHOUT_XARRAY)
+    for suffix, package in ((".nc", "xarray"), (".zarr", "xarray"), (".zarr", "zarr")):
+        if path.suffix.lower() == suffix and find_spec(package) is None:
+            raise ValueError(f"{suffix} needs {package}, which is not installed: {way_to_install(package)}")
     if not path.absolute().parent.is_dir():
         raise OSError(f"the folder of {path} must be there, got none; make it, or give another place")
+    if path.suffix.lower() == ".zarr":
+        check_store(path)
     if path.exists() and not overwrite:
         raise OSError(f"{path} must be a new file, got one that is there; give another name, or --overwrite")
 
@@ -184,6 +238,12 @@ def _numbered(f: Field) -> Field:
 def _netcdf(prediction: Prediction, path: Path) -> None:
     engine = "h5netcdf" if find_spec("h5netcdf") is not None else "scipy"
     prediction._encoded().to_netcdf(path, engine=engine, encoding={n: {"_FillValue": None} for n in prediction.all})
+
+
+def _zarr(prediction: Prediction, path: Path) -> None:
+    encoded = prediction._encoded()
+    plain: dict[str, Any] = {name: {"_FillValue": None} for name in prediction.all}
+    encoded.to_zarr(path, mode="w-", zarr_format=2, consolidated=True, encoding=plain)
 
 
 def _archive(prediction: Prediction, path: Path) -> None:
@@ -208,6 +268,7 @@ def _comma_separated(prediction: Prediction, path: Path) -> None:
 
 _WRITERS: dict[str, Callable[[Prediction, Path], None]] = {
     ".nc": _netcdf,
+    ".zarr": _zarr,
     ".npz": _archive,
     ".csv": _comma_separated,
 }

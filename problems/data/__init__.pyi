@@ -25,6 +25,7 @@ from .forcings import hour as hour
 from .geography import GraphKind as GraphKind
 from .geography import connect as connect
 from .geography import nearest as nearest
+from .geography import places_of as places_of
 from .graph_file import graph_fields as graph_fields
 from .graph_file import many_graphs as many_graphs
 from .graph_inputs import GraphInputs as GraphInputs
@@ -41,6 +42,9 @@ from .meshes import grid_rows as grid_rows
 from .meshes import icosphere as icosphere
 from .meshes import icosphere_faces as icosphere_faces
 from .meshes import power_law as power_law
+from .quantities import meaning as meaning
+from .quantities import plain_unit as plain_unit
+from .quantities import winds as winds
 from .series import Series as Series
 from .series_files import load_series as load_series
 from .shard_files import identity as identity

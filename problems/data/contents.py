@@ -34,10 +34,16 @@ class File:
         Of the file, or of the folder where the format is a folder.
     variables : tuple of str
         Variables of a time series that are asked for; empty where the file has only one.
+    select : tuple of str
+        What is taken along other dimensions than time and place, as in ``("level=850", "number=0")``.
+    static : tuple of str
+        Fields without time that are asked for, as a land-sea mask.
     """
 
     path: Path
     variables: tuple[str, ...] = ()
+    select: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -110,12 +116,24 @@ class Supplement:
         By which the variables are to be normalised, instead of their own over the training part.
     graph : Graph, optional
         Of the nodes (roads), instead of one from coordinates.
+    area : array, shape (n,), optional
+        Areas of the nodes, in any unit, where they are some of the cells of a grid.
+    known : dict of str to array, shape (T, n)
+        Covariates that are known about the future, too, as what another model has forecast.
+    outer : array, shape (n,), bool, optional
+        Nodes at the boundary of a region, whose values another model knows ahead: inputs, not to be forecast.
+    attributes : dict of str to dict
+        What the file says of its variables: ``standard_name``, ``long_name``, ``cell_methods``.
     """
 
     static: Mapping[str, Array] = field(default_factory=dict)
     mean: Array | None = None
     deviation: Array | None = None
     graph: Graph | None = None
+    area: Array | None = None
+    known: Mapping[str, Array] = field(default_factory=dict)
+    outer: Array | None = None
+    attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def of_nodes(self, kept: Array) -> Supplement:
         """Return what belongs to some of the nodes.
@@ -125,7 +143,10 @@ class Supplement:
         kept : array, shape (n,)
             Their numbers, or a mask.
         """
-        return replace(self, static={name: of.ravel()[kept] for name, of in self.static.items()})
+        area, outer = (None if of is None else of[kept] for of in (self.area, self.outer))
+        static = {name: of.ravel()[kept] for name, of in self.static.items()}
+        known = {name: of[:, kept] for name, of in self.known.items()}
+        return replace(self, static=static, area=area, known=known, outer=outer)
 
     def of_variables(self, index: list[int]) -> Supplement:
         """Return what belongs to some of the variables.

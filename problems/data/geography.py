@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 GraphKind = Literal["knn", "radius", "grid", "mesh"]
 EARTH = 6371.0  # mean radius in kilometres
+_APART = np.radians(1e-3)  # of the sphere: nodes that are nearer to each other are the same
 _WRAP = 1.5  # steps of longitude that may be missing where a grid goes around the globe
 
 
@@ -54,6 +55,23 @@ def nearest(points: Floats, neighbours: int) -> Ints:
     own = found == np.arange(n)[:, None]
     own[~own.any(1), -1] = True  # many points in one place: the point itself need not be among them
     return np.asarray(found[~own].reshape(n, neighbours))
+
+
+def places_of(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> Ints:
+    """Return which of other nodes every node is, -1 where it is none of them, shape (n,).
+
+    Parameters
+    ----------
+    one, other : tuple of ndarray, shapes (n,) and (m,)
+        Latitudes and longitudes in degrees; nodes within a thousandth of a degree are the same.
+    """
+    own, others = on_sphere(*one), on_sphere(*other)
+    if own.shape == others.shape and np.linalg.norm(own - others, axis=1).max() < _APART:
+        return np.arange(len(own))
+    from scipy.spatial import cKDTree
+
+    far, places = cKDTree(others).query(own)
+    return np.where(far > _APART, -1, places).astype(np.int64)
 
 
 def area_weights(latitude: Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mldd.graph import Graph
 from mldd.problems.data.calendars import STANDARD, Calendar, monthly
 from mldd.problems.data.contents import DataError, Supplement, checksum
-from mldd.problems.data.geography import area_weights
+from mldd.problems.data.geography import area_weights, closed
 
 Floats = NDArray[np.float64]
 _DAY = 86400  # seconds
@@ -151,7 +151,9 @@ class Series:
 
     @cached_property
     def weights(self) -> Floats:
-        """Area of every node, mean 1: cos(latitude) on a grid, ones for stations; shape (n,)."""
+        """Area of every node, mean 1: cos(latitude) on a grid and for cells of one, ones for stations; shape (n,)."""
+        if self.supplement.area is not None:
+            return np.asarray(self.supplement.area / self.supplement.area.mean())
         return np.ones(self.nodes) if self.grid is None else area_weights(self.latitude)
 
     @cached_property
@@ -181,6 +183,75 @@ class Series:
         units = tuple(self.units[k] for k in index) if self.units else ()
         values, supplement = np.ascontiguousarray(self.values[:, :, index]), self.supplement.of_variables(index)
         return replace(self, values=values, variables=names, units=units, supplement=supplement)
+
+    def with_known(self, names: tuple[str, ...]) -> Series:
+        """Return the series in which some variables are covariates that are known about the future, too.
+
+        Parameters
+        ----------
+        names : tuple of str
+            Of the variables.
+
+        Raises
+        ------
+        DataError
+            No such variable, or one with gaps: what is known is known at all times.
+        """
+        rest = self.chosen(tuple(name for name in self.variables if name not in names))
+        known = {name: self.chosen((name,)).values[..., 0] for name in names}
+        for name, values in known.items():
+            gaps = int(np.isnan(values).sum())
+            if gaps:
+                _refuse(self.name, f"known covariate {name} must have no gaps, got {gaps}; fill them, or leave it out")
+        return replace(rest, supplement=replace(rest.supplement, known=known))
+
+    def with_boundary(self, rows: int) -> Series:
+        """Return the series of a region whose outer nodes are inputs: another model knows them ahead.
+
+        Parameters
+        ----------
+        rows : int
+            Outer rows and columns of the grid.
+
+        Raises
+        ------
+        DataError
+            No grid of a region, or nothing left inside of it.
+        """
+        if self.grid is None or closed(self.longitude, self.grid):
+            _refuse(self.name, "a boundary must be that of a regional latitude-longitude grid, got none; leave it out")
+        assert self.grid is not None
+        if 2 * rows >= min(self.grid):
+            _refuse(self.name, f"boundary must leave nodes inside of {self.grid[0]} x {self.grid[1]}, got {rows} rows")
+        outer = np.ones(self.grid, dtype=np.bool_)
+        outer[rows:-rows, rows:-rows] = False
+        note = f"the outer {int(outer.sum())} nodes are inputs: they are not forecast, and do not count"
+        supplement = replace(self.supplement, outer=outer.ravel())
+        return replace(self, supplement=supplement, notes=(*self.notes, note))
+
+    def observed(self) -> Series:
+        """Return the series of the nodes that have ever been observed, as the sea in data of the land has not.
+
+        A graph that came with the series keeps all of its nodes.
+        """
+        seen = np.asarray(~np.isnan(self.values).all((0, 2)))
+        lost = int((~seen).sum())
+        if lost == 0:
+            return self
+        if self.graph is not None:
+            note = f"{lost} of {self.nodes} nodes were never observed; the graph of the data keeps them"
+            return replace(self, notes=(*self.notes, note))
+        area = self.weights if self.grid is not None or self.supplement.area is not None else None
+        return replace(
+            self,
+            values=np.ascontiguousarray(self.values[:, seen]),
+            latitude=self.latitude[seen],
+            longitude=self.longitude[seen],
+            altitude=None if self.altitude is None else self.altitude[seen],
+            grid=None,
+            supplement=replace(self.supplement, area=area).of_nodes(seen),
+            notes=(*self.notes, f"{lost} of {self.nodes} nodes were never observed and are left out"),
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -288,5 +359,5 @@ def _steps(time: Any) -> str:
     return ", ".join(f"{counts[k]} of {steps[k]} s" for k in order)
 
 
-def _refuse(name: str, what: str) -> None:
+def _refuse(name: str, what: str) -> NoReturn:
     raise DataError(f"{name}: {what}")

@@ -91,6 +91,9 @@ def load_series(
     sort: bool = False,
     missing: float | None = None,
     reader: str = "",
+    select: tuple[str, ...] = (),
+    static: tuple[str, ...] = (),
+    known: tuple[str, ...] = (),
 ) -> Series:
     """Return a time series by name, or from a file of the user's.
 
@@ -98,7 +101,8 @@ def load_series(
     ----------
     name : str or path
         One of `NAMES`, or a file: NetCDF, Zarr, GRIB, `.npz` with the arrays `time` (dates), `latitude`, `longitude`
-        and variables whose first dimension is time, or one that `reader` reads.
+        and variables whose first dimension is time, or one that `reader` reads; or a pattern of several files along
+        time, as ``months/era5_*.nc``.
     data : path, optional
         Folder to look into first for the known sets.
     variables : tuple of str
@@ -111,6 +115,12 @@ def load_series(
         The value that stands for a missing one, 0 in many files of traffic.
     reader : str
         Of the file, where its suffix does not say it: a suffix, ``file.py:function`` or ``package.module:function``.
+    select : tuple of str
+        What is taken of a file along other dimensions than time and place, as in ``("level=850", "number=0")``.
+    static : tuple of str
+        Fields of a file that do not change in time, which become inputs: a land-sea mask, the height of the surface.
+    known : tuple of str
+        Variables of a file that are known about the future, too, and become inputs.
 
     Raises
     ------
@@ -118,6 +128,11 @@ def load_series(
         If the set is unknown, nowhere to be had, damaged, or makes no sense.
     """
     key = os.fspath(name)
+    for what, given in (("select", select), ("static", static), ("known", known)):
+        if given and key in NAMES:
+            raise DataError(f"`{what}` is of files, got {key}, which has nothing else than its variables; leave it out")
+    if known and not variables:
+        raise DataError(f"{key}: `known` must be beside `variable`, which names what is forecast, got none; name it")
     if key == "era5-uk":
         return _series(key, _era5(data, variables), variables or ("t2m",), missing=missing)
     if key == "molene":
@@ -126,7 +141,12 @@ def load_series(
         return _metr_la({what: obtain(key, (file,), data)[1] for what, file in _METR_LA.items()}, variables, missing)
     if not reader and not is_file_name(key):
         raise DataError(f"series must be one of {', '.join(NAMES)}, or a file .nc, .zarr, .grib or .npz, got {key!r}")
-    return _series(key, read_series(key, variables, reader), variables, sort, missing)
+    wanted = variables + tuple(name for name in known if name not in variables)
+    made = _series(key, read_series(key, wanted, reader, select, static), wanted, sort, missing)
+    absent = [name for name in static if name not in made.supplement.static]
+    if absent:
+        raise DataError(f"{key}: its reader gives no static field {absent[0]}; write NetCDF or Zarr, or leave it out")
+    return made.with_known(known) if known else made
 
 
 def _era5(data: str | os.PathLike[str] | None, variables: tuple[str, ...]) -> SeriesArrays:

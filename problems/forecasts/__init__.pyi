@@ -1,3 +1,4 @@
+from .daily_climatology import hourly_means as hourly_means
 from .forecast_loss import ForecastLoss as ForecastLoss
 from .forecast_model import ForecastModel as ForecastModel
 from .forecast_network import ForecastNetwork as ForecastNetwork
@@ -7,3 +8,6 @@ from .forecast_options import Links as Links
 from .forecast_options import Reading as Reading
 from .forecast_plan import Plan as Plan
 from .forecasting import Forecasting as Forecasting
+from .linear_forecast import first_origin as first_origin
+from .linear_forecast import fit_linear as fit_linear
+from .linear_forecast import linear_model as linear_model

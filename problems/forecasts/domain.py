@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from mldd.graph import Graph
-from mldd.problems.data import Calendar, DataError, Series, Supplement, on_sphere
+from mldd.problems.data import Calendar, DataError, Series, Supplement, places_of, plain_unit
 
 Floats = NDArray[np.float64]
-_APART = np.radians(1e-3)  # of the sphere: nodes that are nearer to each other are the same
+_ARRAYS = ("latitude", "longitude", "altitude", "area")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,8 @@ class Domain:
         Of the network.
     given : Graph, optional
         That came with the series, instead of one from coordinates.
+    area : ndarray, shape (n,), optional
+        Of the nodes, where they are some of the cells of a grid.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Domain:
     calendar: Calendar
     graph: Graph
     given: Graph | None
+    area: Floats | None = None
 
     @staticmethod
     def of(series: Series, graph: Graph) -> Domain:
@@ -68,11 +70,11 @@ class Domain:
         """
         s = series
         place = s.latitude, s.longitude, s.altitude, s.grid
-        return Domain(s.name, *place, s.variables, s.units, s.step, s.calendar, graph, s.graph)
+        return Domain(s.name, *place, s.variables, s.units, s.step, s.calendar, graph, s.graph, s.supplement.area)
 
     def config(self) -> dict[str, Any]:
         """Return the domain as tensors, numbers and strings."""
-        arrays = {"latitude": self.latitude, "longitude": self.longitude, "altitude": self.altitude}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         return {
             **{name: None if a is None else torch.from_numpy(np.array(a, np.float64)) for name, a in arrays.items()},
             **{name: _edges(graph) for name, graph in (("graph", self.graph), ("given", self.given))},
@@ -90,7 +92,7 @@ class Domain:
             Read from a file.
         """
         made = dict(config, calendar=Calendar(**config["calendar"]))
-        for name in ("latitude", "longitude", "altitude"):
+        for name in _ARRAYS:
             made[name] = None if config[name] is None else config[name].numpy()
         for name in ("graph", "given"):
             made[name] = None if config[name] is None else Graph(**config[name])
@@ -115,12 +117,14 @@ class Domain:
         self._check_times(series)
         chosen = series.chosen(self.variables)
         for name, wanted, given in zip(self.variables, self.units, chosen.units, strict=False):
-            if wanted and given and _plain(wanted) != _plain(given):
+            if wanted and given and plain_unit(wanted) != plain_unit(given):
                 raise DataError(
                     f"{series.name}: {name} must be in {wanted} as in the training on {self.name}, got {given}; "
                     "convert it"
                 )
         order = self._places(series)
+        said = series.supplement.attributes
+        known = {name: values[:, order] for name, values in series.supplement.known.items()}
         extra = series.nodes - len(order)
         more = (f"{extra} nodes that the training on {self.name} did not have are left out",) if extra else ()
         return replace(
@@ -130,7 +134,7 @@ class Domain:
             longitude=self.longitude,
             altitude=self.altitude,
             grid=self.grid,
-            supplement=Supplement(graph=self.given),
+            supplement=Supplement(graph=self.given, area=self.area, known=known, attributes=said),
             units=self.units or chosen.units,
             notes=(*series.notes, *more),
         )
@@ -150,21 +154,16 @@ class Domain:
 
     def _places(self, series: Series) -> NDArray[np.int64]:
         """Return which node of a series every node of the domain is, shape (n,)."""
-        from scipy.spatial import cKDTree
-
-        own, other = on_sphere(self.latitude, self.longitude), on_sphere(series.latitude, series.longitude)
-        if own.shape == other.shape and np.linalg.norm(own - other, axis=1).max() < _APART:
-            return np.arange(len(own))
-        far, places = cKDTree(other).query(own)
-        lost = int((far > _APART).sum())
-        if lost or len(np.unique(places)) < len(own):
+        places = places_of((self.latitude, self.longitude), (series.latitude, series.longitude))
+        lost = int((places < 0).sum())
+        if lost or len(np.unique(places)) < len(places):
             got = f"{series.nodes} nodes" + (f" without {lost} of these" if lost else ", some of them in one place")
             raise DataError(
-                f"{series.name}: there must be the {len(own)} nodes of the training on {self.name} (latitude "
+                f"{series.name}: there must be the {len(places)} nodes of the training on {self.name} (latitude "
                 f"{_span(self.latitude)}, longitude {_span(self.longitude)}), got {got}; regrid the series, or "
                 "train on it"
             )
-        return np.asarray(places, dtype=np.int64)
+        return places
 
 
 def _span(degrees: Floats) -> str:
@@ -175,16 +174,3 @@ def _edges(graph: Graph | None) -> dict[str, Any] | None:
     if graph is None:
         return None
     return {"indptr": graph.indptr, "indices": graph.indices, "weights": graph.weights}
-
-
-def _plain(unit: str) -> str:
-    """Return a unit in one of its spellings: ``m s**-1``, ``m s-1`` and ``m/s`` are the same.
-
-    Examples
-    --------
-    >>> _plain("m s**-1") == _plain("m/s") == _plain("m s-1")
-    True
-    """
-    text = re.sub(r"/\s*([A-Za-z]+)\s*(\d*)", lambda m: f" {m[1]}-{m[2] or 1}", unit.strip())
-    text = re.sub(r"\*\*|\^", "", text)
-    return "K" if text.lower() in ("k", "kelvin", "degk", "deg_k") else " ".join(text.split())

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.problems.data import FORCING_NAMES as FORCING
-from mldd.problems.data import DataError, Series, forcing, hour
+from mldd.problems.data import DataError, Series, forcing
 from mldd.problems.forecasts.forecast_plan import Plan
+from mldd.problems.forecasts.known_inputs import covariate_scales, known_ahead, known_names
 from mldd.problems.forecasts.linear_forecast import LinearForecast, first_origin, fit_linear, linear_model
+from mldd.problems.forecasts.normalising import by_node, rms, scale, waves
 from mldd.problems.forecasts.static_inputs import static_inputs
 
 Floats = NDArray[np.float64]
@@ -28,7 +30,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _CUTS = 0.6, 0.8  # of the series: ends of training and validation part
 _YEAR = 365 * 86400
 # What is fitted to the training part, by the names of the properties; a trained forecast keeps all of it.
-_FITTED = ("mean", "deviation", "scales", "spreads", "static", "forced", "is_cyclic", "marks_gaps")
+_FITTED = ("mean", "deviation", "scales", "spreads", "static", "forced", "covariates", "is_cyclic", "marks_gaps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,7 @@ class ForecastData:
     @cached_property
     def deviation(self) -> Floats:
         """Standard deviation of every variable over the fitted part, or that of the file; 1 where it is 0; (V,)."""
-        return _scale(np.nanstd(self._past, (0, 1)) if (given := self.series.supplement.deviation) is None else given)
+        return scale(np.nanstd(self._past, (0, 1)) if (given := self.series.supplement.deviation) is None else given)
 
     @property
     def _past(self) -> Floats:
@@ -190,6 +192,12 @@ class ForecastData:
         """Where there is an observation, shape (T, n, V)."""
         return ~np.isnan(self.series.values)
 
+    @property
+    def inner(self) -> NDArray[np.bool_]:
+        """Which nodes are forecast: all but those of a boundary, shape (n,)."""
+        outer = self.series.supplement.outer
+        return np.ones(self.series.nodes, dtype=np.bool_) if outer is None else ~outer
+
     @cached_property
     def scales(self) -> Floats:
         """Root mean square of the change from the base over the training samples, per lead and variable, (L, V).
@@ -202,7 +210,7 @@ class ForecastData:
             mask = self._mask(t, lead, self.fitted) * self.series.weights[:, None]
             error = np.where(mask > 0, self._future(t, lead) - self.base(t, lead), 0.0)
             made.append(np.sqrt((mask * error**2).sum((0, 1)) / np.maximum(mask.sum((0, 1)), 1e-300)))
-        return _scale(np.stack(made))
+        return scale(np.stack(made))
 
     # -------------------------------------------------------------------------------- targets
 
@@ -213,7 +221,7 @@ class ForecastData:
         """Say which forecasts count: value and origin are observed, and the value lies in the part; (S, n, V)."""
         inside = origins + lead < end
         there = self.observed[np.minimum(origins + lead, self.series.times - 1)] & self.observed[origins]
-        return np.asarray(there & inside[:, None, None])
+        return np.asarray(there & inside[:, None, None] & self.inner[:, None])
 
     @cached_property
     def coefficients(self) -> list[list[Floats]]:
@@ -265,7 +273,7 @@ class ForecastData:
             masks.append(self._mask(origins, lead, end))
             change = (self._future(origins, lead) - self.base(origins, lead)) / self.scales[k]
             changes.append(np.where(masks[-1], change, 0.0))
-        return _by_node(np.concatenate(changes, -1)), _by_node(np.concatenate(masks, -1))
+        return by_node(np.concatenate(changes, -1)), by_node(np.concatenate(masks, -1))
 
     # -------------------------------------------------------------------------------- inputs
 
@@ -283,8 +291,8 @@ class ForecastData:
     def harmonics(self) -> Floats:
         """Coefficients of the mean daily cycle of every node in the fitted part, normalised, shape (5, n V)."""
         past = self.normal[: self.fitted]
-        waves = _waves(self.series.moments(np.arange(self.fitted)))
-        return np.asarray(np.linalg.lstsq(waves, past.reshape(len(past), -1), rcond=None)[0])
+        columns = waves(self.series.moments(np.arange(self.fitted)))
+        return np.asarray(np.linalg.lstsq(columns, past.reshape(len(past), -1), rcond=None)[0])
 
     def cycle(self, times: Ints) -> Floats:
         """Return the mean daily cycle at any times, shape (S, n, V): mean and two harmonics of the hour.
@@ -295,7 +303,7 @@ class ForecastData:
             Steps, beyond the end of the series too.
         """
         return np.asarray(
-            (_waves(self.series.moments(times)) @ self.harmonics).reshape(len(times), *self.normal.shape[1:])
+            (waves(self.series.moments(times)) @ self.harmonics).reshape(len(times), *self.normal.shape[1:])
         )
 
     @cached_property
@@ -315,14 +323,19 @@ class ForecastData:
         """Root mean squares over training samples that make differences comparable to the values."""
         t = self.origins["train"]
         z, lead = self.normal, self.plan.leads
-        made = {"increment": _rms(z[t] - z[np.maximum(t - self.plan.spacing, 0)])}
+        made = {"increment": rms(z[t] - z[np.maximum(t - self.plan.spacing, 0)])}
         for k, offset in enumerate(self._daily[: len(lead)]):
-            made[f"day {k}"] = _rms(z[t + offset] - z[t])
+            made[f"day {k}"] = rms(z[t + offset] - z[t])
         if self.is_cyclic:
-            made["anomaly"] = _rms(z[t] - self.cycle(t))
+            made["anomaly"] = rms(z[t] - self.cycle(t))
             for k, of in enumerate(lead):
-                made[f"cycle {k}"] = _rms(self.cycle(t + of) - self.cycle(t))
+                made[f"cycle {k}"] = rms(self.cycle(t + of) - self.cycle(t))
         return made
+
+    @cached_property
+    def covariates(self) -> dict[str, Floats]:
+        """Mean and deviation of every known covariate over the fitted part, shape (2,)."""
+        return covariate_scales(self.series, self.fitted)
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
@@ -338,6 +351,7 @@ class ForecastData:
         if plan.forcing:
             names += [f"{name} at lead {k}" for k in plan.leads for name in self.forced]
             names += ["cos_zenith"]
+        names += [name for k in plan.leads for name in known_names(self.series, k)]
         if self.marks_gaps:
             names += [f"{v}: observed" for v in variables]
         return (*names, *self.static[1])
@@ -409,11 +423,13 @@ class ForecastData:
         if plan.forcing:
             parts += [self._forcing(now + lead, self.forced) for lead in plan.leads]
             parts.append(self._forcing(now, ("cos_zenith",)))
+        is_open = bool(self.given)  # a series of the training has targets beyond its end that do not count
+        parts += [known_ahead(series, self.normal, self.covariates, now + lead, is_open) for lead in plan.leads]
         if self.marks_gaps:
             parts.append(self.observed[origins] if turn == 0 else np.zeros(shape))
         static = self.static[0]
         parts.append(np.broadcast_to(static, (len(origins), *static.shape)))
-        return np.asarray(_by_node(np.concatenate(parts, axis=-1)))
+        return np.asarray(by_node(np.concatenate(parts, axis=-1)))
 
     def _forcing(self, times: Ints, names: tuple[str, ...]) -> Floats:
         series = self.series
@@ -429,22 +445,3 @@ class ForecastData:
             Steps at which forecasts begin.
         """
         return self.window(origins) @ self.mixing + self.known(origins)
-
-
-def _waves(time: Any) -> Floats:
-    angle = 2 * np.pi * hour(time) / 24.0
-    return np.stack([np.ones_like(angle), *(f(k * angle) for k in (1, 2) for f in (np.sin, np.cos))], axis=-1)
-
-
-def _by_node(array: Any) -> Any:
-    """Turn (S, n, k) into (n, S, k)."""
-    return np.ascontiguousarray(array.transpose(1, 0, 2))
-
-
-def _rms(array: Floats) -> Floats:
-    return _scale(np.sqrt((array**2).mean((0, 1))))
-
-
-def _scale(array: Any) -> Floats:
-    """Replace scales of nothing by 1."""
-    return np.where(np.isfinite(array) & (array > 1e-12), array, 1.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mldd.problems.data import Series, hour
+from mldd.problems.forecasts.daily_climatology import hourly_means
 from mldd.problems.forecasts.forecast_data import ForecastData, Part
 from mldd.problems.forecasts.linear_forecast import fit_linear
 
@@ -56,9 +56,9 @@ def moments(data: ForecastData, part: Part, forecast: Forecast) -> Moments:
     for k, lead in enumerate(leads):
         t = origins[origins + lead < end]
         truth = data.series.values[t + lead]
-        counts = ~np.isnan(truth) & data.observed[t]
+        counts = ~np.isnan(truth) & data.observed[t] & data.inner[:, None]
         error = np.where(counts, made[: len(t), :, k] - truth, 0.0)
-        missing += int((~counts).sum())
+        missing += int((~counts)[:, data.inner].sum())
         terms = (error, error**2, error**2 * weights, counts, counts * weights)
         sums[:, k] = [of.sum((0, 1)) for of in terms]
     bias, square, area, count, total = sums
@@ -80,38 +80,13 @@ def persistence(data: ForecastData) -> Forecast:
 def climatology(data: ForecastData) -> Forecast:
     """Return the forecast by the mean of every node at the hour of the target, over all before the test part.
 
-    Where no value of an hour was observed, and for steps of a day or longer, it is the mean of the node.
-
     Parameters
     ----------
     data : ForecastData
         Samples of the series.
     """
-    series, end = data.series, data.cuts[1]
-    past, slots = series.values[:end], _second_of_day(series, np.arange(end))
-    usual = np.nan_to_num(_mean(past, data.mean[None]))
-    means = {int(slot): _mean(past[slots == slot], usual) for slot in np.unique(slots)}
-
-    def forecast(origins: Ints) -> Floats:
-        leads = []
-        for lead in data.plan.reached:
-            leads.append(np.stack([means.get(int(slot), usual) for slot in _second_of_day(series, origins + lead)]))
-        return np.stack(leads, axis=2)
-
-    return forecast
-
-
-def _second_of_day(series: Series, times: Ints) -> Ints:
-    """Return the second of the day of times, shape (S,); zeros for steps of a day or longer."""
-    if series.step >= 86400:
-        return np.zeros(len(times), dtype=np.int64)
-    return np.asarray(np.rint(3600.0 * hour(series.moments(times)))).astype(np.int64)
-
-
-def _mean(values: Floats, instead: Floats) -> Floats:
-    """Return the mean over times of what is observed, shape (n, V), and `instead` where nothing is."""
-    count = (~np.isnan(values)).sum(0)
-    return np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), instead)
+    means = hourly_means(data.series, data.cuts[1])
+    return lambda origins: np.stack([means(origins + lead) for lead in data.plan.reached], axis=2)
 
 
 def linear(data: ForecastData) -> Forecast:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Prediction
+from mldd.models import Prediction, joined
 from mldd.problems.data import DataError, HiddenMesh, Series, graph_digest, hidden_mesh, load_series, mesh_of_graph
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import ForecastData
@@ -41,7 +41,7 @@ class ForecastModel(NetworkModel):
         What was fitted to the training part, see `ForecastData.normalisation`.
     options : dict
         ``weighted`` (whether weights of edges enter the propagation), ``mesh_nodes`` of the hidden mesh, and how files
-        are read: ``missing`` and ``stations`` of `load_series`.
+        are read: ``missing``, ``stations`` and ``select`` of `load_series`.
     """
 
     def __init__(
@@ -80,20 +80,33 @@ class ForecastModel(NetworkModel):
         self,
         data: Any,
         *,
-        origins: str | Sequence[int] = "last",
+        start: str | Sequence[int] = "last",
+        steps: int | None = None,
+        members: int = 1,
+        perturb: float = 0.0,
+        seed: int = 0,
         folder: str | os.PathLike[str] | None = None,
         reader: str = "",
         sort: bool = False,
     ) -> Prediction:
-        """Return forecasts in units of the series, over origins, lead times and nodes.
+        """Return forecasts in units of the series, over starts, lead times and nodes, and over members if asked for.
 
         Parameters
         ----------
         data : str, path or Series
             A known series, a file, or the series itself; it may be as short as the history.
-        origins : str or sequence of int
-            Where forecasts begin: ``last`` (the end of the series), ``all``, a date, two dates as in
+        start : str or sequence of int
+            Where forecasts begin: ``last`` (the last time with an observation), ``all``, a date, two dates as in
             ``2019-03-30T06..2019-03-31``, or numbers of times.
+        steps : int, optional
+            Number of lead times, by default that of the training; more of them feed forecasts back.
+        members : int
+            Of an ensemble: the first one begins at the observations, the others at perturbed ones.
+        perturb : float
+            Standard deviation of independent normal errors of all observations, in those of the variables over the
+            training part.
+        seed : int
+            Of the perturbations.
         folder : path, optional
             Of the known series.
         reader : str
@@ -104,16 +117,46 @@ class ForecastModel(NetworkModel):
         Raises
         ------
         DataError
-            A series of other variables, nodes or steps, too short a one, or origins that it does not have.
+            A series of other variables, nodes or steps, too short a one, or starts that it does not have.
+        ValueError
+            Lead times that the network cannot reach, or members without perturbations.
         """
+        if members < 1 or (members > 1) != (perturb > 0):
+            raise ValueError(
+                f"an ensemble must have members >= 2 and perturb > 0, got members={members}, perturb={perturb:g}; give "
+                "both, or neither"
+            )
+        wanted = len(self.plan.reached) if steps is None else steps
+        plan = self.plan.reaching(wanted, is_fed_back=not isinstance(self.net, EncodeProcessDecode))
         series = data
         if not isinstance(series, Series):
-            read: dict[str, Any] = {"missing": self.options["missing"], "stations": self.options["stations"]}
-            series = load_series(data, data=folder, variables=self.domain.variables, sort=sort, reader=reader, **read)
+            read: dict[str, Any] = {name: self.options[name] for name in ("missing", "stations")}
+            read |= {"variables": self.domain.variables, "select": tuple(self.options["select"])}
+            read |= {"known": tuple(self.fitted["covariates"])}
+            series = load_series(data, data=folder, sort=sort, reader=reader, **read)
+        matched = self._matched(series)
+        matched = replace(matched, notes=(*matched.notes, *_filled(matched)))
+        made = []
+        for member in range(members):
+            values = _perturbed(matched.values, perturb * self.fitted["deviation"], seed, member)
+            of_member = ForecastData(replace(matched, values=values), plan, _reaching(self.fitted, plan))
+            chosen = _chosen(of_member, start)
+            forecasts = self.forecasts(of_member, chosen)
+            made.append(forecast_of(of_member, chosen, forecasts[:, :, :wanted], self.domain.name))
+        about = {"data": series.name, "data_checksum": f"sha256:{series.digest}"}
+        one = made[0] if members == 1 else joined(made)
+        return replace(one, attributes={**one.attributes, **about})
+
+    def _matched(self, series: Series) -> Series:
+        """Return a series with the variables, nodes, covariates and boundary of the training."""
+        absent = [name for name in self.fitted["covariates"] if name not in series.supplement.known]
+        if absent:
+            raise DataError(
+                f"{series.name}: the covariate {absent[0]} must be known as in the training on {self.domain.name}, got "
+                "none; give a file that has it"
+            )
         matched = self.domain.matched(series)
-        of_model = ForecastData(replace(matched, notes=(*matched.notes, *_filled(matched))), self.plan, self.fitted)
-        chosen = _chosen(of_model, origins)
-        return forecast_of(of_model, chosen, self.forecasts(of_model, chosen), self.domain.name)
+        return matched.with_boundary(self.options["boundary"]) if self.options["boundary"] else matched
 
     def forecasts(self, data: ForecastData, origins: Ints) -> Floats:
         """Return the forecasts, shape (S, n, L, V), in units of the series.
@@ -155,8 +198,27 @@ def mesh_of(place: Series | Domain, options: Mapping[str, Any]) -> HiddenMesh:
     return mesh_of_graph(path, place.latitude, place.longitude)
 
 
+def _perturbed(values: Floats, deviation: Floats, seed: int, member: int) -> Floats:
+    """Return values with independent normal errors, those of the first member as they are."""
+    if member == 0:
+        return values
+    random = np.random.default_rng([seed, member])
+    return values + deviation * random.standard_normal(values.shape)
+
+
+def _reaching(fitted: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return what was fitted, with units of outputs for all lead times: those of a rollout are of any size."""
+    scales = fitted["scales"]
+    missing = max(len(plan.reached) - len(scales), 0)
+    return {**fitted, "scales": np.concatenate([scales, np.repeat(scales[-1:], missing, axis=0)])[: len(plan.reached)]}
+
+
 def _filled(series: Series) -> tuple[str, ...]:
     """Return the sentence that says how gaps were filled, none where there are none."""
+    outer = series.supplement.outer
+    seen = ~np.isnan(series.values if outer is None else series.values[:, ~outer])
+    end = max(np.flatnonzero(seen.any((1, 2))).max(initial=0) + 1, 2)  # what lies behind is the future
+    series = replace(series, values=series.values[:end], time=series.time[:end])
     if not series.gaps:
         return ()
     before = int(np.isnan(series.carried()).sum())
@@ -164,27 +226,28 @@ def _filled(series: Series) -> tuple[str, ...]:
     return (f"{series.gaps} missing values were filled by the last observation{means}",)
 
 
-def _chosen(data: ForecastData, origins: Any) -> Ints:
-    """Return the numbers of the origins that are asked for."""
-    last = data.series.times - 1
-    if not isinstance(origins, str):
-        return np.asarray(origins)
-    if origins == "last":
+def _chosen(data: ForecastData, start: Any) -> Ints:
+    """Return the numbers of the times that are asked for."""
+    known = np.flatnonzero(data.observed[:, data.inner].any((1, 2)))  # what lies behind is known ahead only
+    last = int(known[-1]) if len(known) else data.series.times - 1
+    if not isinstance(start, str):
+        return np.asarray(start)
+    if start == "last":
         return np.array([last])
-    if origins == "all":
+    if start == "all":
         return np.arange(data.first, last + 1)
-    begin, two, end = origins.partition("..")
+    begin, two, end = start.partition("..")
     try:
         dates = np.datetime64(begin, "s"), np.datetime64(end or begin, "s")
     except ValueError:
         raise DataError(
-            f"`origins` must be last, all, a date or two, as in 2019-03-30T06..2019-03-31, got {origins!r}; correct it"
+            f"`start` must be last, all, a date or two, as in 2019-03-30T06..2019-03-31, got {start!r}; correct it"
         ) from None
     moments = data.series.moments(np.arange(last + 1))
     found = np.flatnonzero((moments >= dates[0]) & (moments <= dates[1]))
     if len(found) == 0 or (not two and found[0] < data.first):
         raise DataError(
-            f"{data.series.name}: `origins` must lie in {moments[data.first]}..{moments[last]}, got {origins}; choose "
+            f"{data.series.name}: `start` must lie in {moments[data.first]}..{moments[last]}, got {start}; choose "
             "others"
         )
     return found[found >= data.first]

@@ -52,6 +52,12 @@ class Reading:
         Of `molene`: 37 or 46 (with gaps).
     gaps : {"mask", "refuse"}
         Leave missing values out, or refuse a series that has any.
+    select : tuple of str
+        What is taken along other dimensions than time and place: ``level=850``, ``number=0``.
+    static, known : tuple of str
+        Fields of a file that become inputs: those without time, and those that are known about the future, too.
+    boundary : int
+        Outer rows and columns of a region that are inputs, also at the time of the forecast, and are not forecast.
     missing : float, optional
         The value that stands for a missing one, 0 in many files of traffic.
     sort : bool
@@ -68,6 +74,10 @@ class Reading:
     variable: tuple[str, ...] = ()
     stations: int = 37
     gaps: Literal["mask", "refuse"] = "mask"
+    select: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    boundary: int = 0
     missing: float | None = None
     sort: bool = False
     reader: str = ""
@@ -75,6 +85,7 @@ class Reading:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check_choices(self, {"gaps": ("mask", "refuse")})
+        check_least(self, {"boundary": 0})
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def _forecast(problem: Forecasting, folder: Path, x: Tensor) -> Path:
         lead = data.plan.reached[0]
     made = problem.forecasts(x, origins)[:, :, data.plan.reached.index(lead), 0]
     truth = series.values[origins + lead, :, 0]
-    there = ~np.isnan(truth)
+    there = ~np.isnan(made - truth)
     squares = np.where(there, (made - truth) ** 2, 0.0).sum(1) / np.maximum(there.sum(1), 1)
     one = int(np.argsort(squares)[len(squares) // 2])
     error = f"RMSE {np.sqrt(squares[one]):.3g}, the median of the test part"

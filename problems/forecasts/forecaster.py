@@ -20,7 +20,7 @@ from mldd.problems.forecasts.forecast_network import SampledGraphs
 from mldd.problems.nets import Ints
 
 Floats = NDArray[np.float64]
-_TOGETHER = 64  # origins that are evaluated at once
+_TOGETHER = 64  # forecasts that are evaluated at once, over origins and turns of a rollout
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +120,9 @@ class Forecaster:
         """
         data, nodes = self.data, self.data.series.nodes
         data.check_origins(origins)
-        for first in range(0, len(origins), _TOGETHER):
-            t = origins[first : first + _TOGETHER]
+        together = max(_TOGETHER // data.plan.rollout, 1)
+        for first in range(0, len(origins), together):
+            t = origins[first : first + together]
             graphs = self.graphs(self.inputs(t), np.zeros((nodes, len(t), 2)))
             batch = graphs.stack([graphs.piece(np.arange(nodes))], single=True, **self.kind)
             yield batch, np.stack([data.base(t, lead) for lead in data.plan.reached], axis=2)
@@ -142,4 +143,5 @@ class Forecaster:
             with torch.no_grad():
                 z = outputs_of(self.net, list(parameters), batch, self.rollout).double().cpu().numpy()
             made.append(base + z.transpose(1, 0, 2).reshape(base.shape) * data.scales)
+            made[-1][:, ~data.inner] = np.nan  # a boundary is not forecast
         return np.concatenate(made)

@@ -106,6 +106,8 @@ class Forecasting(Problem):
         model = self.network.model
         if self.plan.rollout > 1 and model == "epd":
             raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
+        if self.plan.rollout > 1 and self.reading.boundary:
+            raise ValueError("`boundary` needs forecasts that are not fed back, got rollout > 1; use horizon=6:12:18")
         if self.spaces.local == "restricted" and model == "epd":
             raise ValueError("`local` restricted needs layers on the graph itself, got model=epd; use local=own")
         if self.links.weighted and (model == "epd" or not layer_of(model).weightable):
@@ -124,17 +126,13 @@ class Forecasting(Problem):
         """
         made = self.name
         if not isinstance(made, Series):
-            made = load_series(
-                made,
-                data=self.data,
-                variables=self.reading.variable,
-                stations=self.reading.stations,
-                sort=self.reading.sort,
-                missing=self.reading.missing,
-                reader=self.reading.reader,
-            )
+            names = "stations", "sort", "missing", "reader", "select", "static", "known"
+            chosen: dict[str, Any] = {name: getattr(self.reading, name) for name in names}
+            made = load_series(made, data=self.data, variables=self.reading.variable, **chosen)
         elif self.reading.variable:
             made = made.chosen(self.reading.variable)
+        made = made.observed()
+        made = made.with_boundary(self.reading.boundary) if self.reading.boundary else made
         if self.reading.gaps == "refuse" and made.gaps:
             share = 100.0 * made.gaps / made.values.size
             raise DataError(
@@ -406,6 +404,7 @@ class Forecasting(Problem):
         """Return the forecaster with these parameters, which needs no series of the training."""
         options: dict[str, Any] = {"weighted": self.links.weighted, **self.network.mesh_options}
         options |= {"missing": self.reading.missing, "stations": self.reading.stations}
+        options |= {"select": list(self.reading.select), "boundary": self.reading.boundary}
         data = self.forecast_data
         return ForecastModel(self.net, x, data.plan, Domain.of(self.series, self.graph), data.normalisation(), options)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mldd.models import Field, Prediction
-from mldd.problems.data import CALENDARS, Series
+from mldd.problems.data import CALENDARS, Series, meaning
 from mldd.problems.forecasts.forecast_data import ForecastData
 
 Floats = NDArray[np.float64]
@@ -29,11 +29,11 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
     origins : ndarray, shape (S,), int64
         Steps at which they begin.
     values : ndarray, shape (S, n, L, V)
-        In units of the series.
+        In units of the series, at the first L lead times of the plan.
     trained_on : str
         Name of the series of the training.
     """
-    series, leads = data.series, np.array(data.plan.reached)
+    series, leads = data.series, np.array(data.plan.reached[: values.shape[2]])
     places, coordinates = _places(series)
     sizes = [len(coordinates[name].values) for name in places]
     by_lead = values.transpose(0, 2, 1, 3)
@@ -41,7 +41,7 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
         name: Field(
             ("time", "lead_time", *places),
             by_lead[..., v].reshape(len(origins), len(leads), *sizes),
-            {"long_name": f"forecast of {name}"} | ({"units": series.units[v]} if series.units else {}),
+            _described(series, v),
         )
         for v, name in enumerate(series.variables)
     }
@@ -52,6 +52,13 @@ def forecast_of(data: ForecastData, origins: Ints, values: Floats, trained_on: s
     }
     title = {"title": f"forecasts of {series.name} by a network trained on {trained_on}"}
     return Prediction(fields, moments | coordinates, ("time", "lead_time", *places), title, series.notes)
+
+
+def _described(series: Series, variable: int) -> dict[str, str]:
+    """Return the attributes of a variable: those of its file before those that name and unit tell."""
+    name, said = series.variables[variable], dict(series.supplement.attributes.get(series.variables[variable], {}))
+    title = f"forecast of {said.pop('long_name', name)}"
+    return {"long_name": title, **meaning(name, series.units[variable] if series.units else ""), **said}
 
 
 def _places(series: Series) -> tuple[tuple[str, ...], dict[str, Field]]:
@@ -68,6 +75,9 @@ def _places(series: Series) -> tuple[tuple[str, ...], dict[str, Field]]:
         "latitude": Field(("node",), series.latitude, _NORTH),
         "longitude": Field(("node",), series.longitude, _EAST),
     }
+    if series.supplement.area is not None:
+        named = {"long_name": "weight of the node in means, proportional to the area of its cell", "units": "1"}
+        found["area_weight"] = Field(("node",), series.weights, named)
     if series.altitude is not None:
         found["altitude"] = Field(("node",), series.altitude, {"standard_name": "altitude", "units": "m"})
     return ("node",), found

@@ -1,6 +1,7 @@
 """Train, keep, predict, read back: what a run leaves, and what is refused on the way."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_a_module_of_a_users_problem_is_kept(run, tmp_path):
         ("predict {tmp} {graph} --out {tmp}/p.csv", "must have a model.pt, got none"),
         ("predict {tmp}/none {graph} --out {tmp}/p.csv", "must be a file or the folder of a run, got none"),
         ("predict {graph} {graph} --out {tmp}/p.csv", "must be a whole model of mldd, but it cannot be read"),
-        ("predict {tmp} {graph} --out {tmp}/p.txt", "predictions must be written as .nc .npz .csv, got 'p.txt'"),
+        ("predict {tmp} {graph} --out {tmp}/p.txt", "predictions must be written as .nc .zarr .npz .csv, got 'p.txt'"),
         ("predict {tmp} {graph} --out {graph}", "must be a new file, got one that is there"),
     ],
 )
@@ -198,13 +199,14 @@ def test_keys_of_a_prediction(run, tmp_path, graph):
     data = f"{tmp_path / 'own.txt'}:reader={tmp_path / 'mine.py'}:read"
     assert run(f"predict {tmp_path / 'out'} {data} --quiet --out", tmp_path / "p.npz") == (0, "", "")
     wrong = f"predict {tmp_path / 'out'} {graph}:raeder=x --out {tmp_path / 'q.npz'}"
-    refused(run, "has no key 'raeder' (did you mean reader?) for a prediction; its keys are reader", wrong)
+    refused(run, "has no key 'raeder' (did you mean reader?) here; its keys are reader", wrong)
 
 
 def test_samples_from_the_command_line(run, tmp_path):
     assert run("train digits:hidden=8,samples=50 --solver adam --steps 3 --quiet --out", tmp_path / "out")[0] == 0
     line = f"predict {tmp_path / 'out'} digits --out {tmp_path / 'p.npz'}"
     refused(run, "--data is of no use to the model in", f"{line} --data {tmp_path}")
+    refused(run, "--steps is of forecasts, got the model in", f"{line} --steps 2")
     code, said, err = run(line)
     assert (code, err) == (0, "") and "probability (sample 1797, class 10)" in said
 
@@ -223,10 +225,37 @@ def test_forecasts_from_the_command_line(run, tmp_path):
     assert run(line, out)[0] == 0
     assert {"validation_loss", "validation_rmse"} == set(read_csv(out / "history.csv").validated)
     for name in ("whole", "last"):
-        data = f"{tmp_path / name}.nc:origins=2019-03-12T12..2019-03-13T11"
+        data = f"{tmp_path / name}.nc --start 2019-03-12T12..2019-03-13T11"
         code, said, err = run(f"predict {out} {data} --out", tmp_path / f"f_{name}.nc")
         assert (code, err) == (0, "") and "a (time 24, lead_time 2, latitude 5, longitude 6)" in said
     with xarray.open_dataset(tmp_path / "f_whole.nc") as a, xarray.open_dataset(tmp_path / "f_last.nc") as b:
         np.testing.assert_allclose(a.a.values, b.a.values, atol=1e-5)
         assert "by adam, seed 0" in a.attrs["source"]
-    refused(run, "must lie in", f"predict {out} {tmp_path / 'last.nc'}:origins=2019-03-01 --out {tmp_path / 'n.nc'}")
+    line = f"predict {out} {tmp_path / 'last.nc'} --out {tmp_path / 'n.nc'}"
+    refused(run, "`start` must lie in", f"{line} --start 2019-03-01")
+    refused(run, "`steps` must be in 1..2 for a network of the lead times 3 6", f"{line} --steps 3")
+    refused(run, "an ensemble must have members >= 2 and perturb > 0", f"{line} --members 3")
+
+
+def test_an_ensemble_of_runs_says_where_it_is_from(run, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    from tests.problems.forecasts.test_forecast_model import waves, written
+
+    written(tmp_path / "w.nc", waves(times=200))
+    line = f"train {tmp_path / 'w.nc'}:hidden=4,horizon=2,rollout=2 --solver adam --steps 2 --seeds 0-1 --quiet --out"
+    assert run(line, tmp_path / "out")[0] == 0
+    runs = f"{tmp_path / 'out' / '0'} {tmp_path / 'out' / '1'}"
+    ways = f"--steps 3 --start 2019-03-08T00..2019-03-08T05 --out {tmp_path / 'f.zarr'}"
+    code, said, err = run(f"predict {runs} {tmp_path / 'w.nc'} {ways}")
+    assert (code, err) == (0, "") and "a (member 2, time 6, lead_time 3, latitude 5, longitude 6)" in said
+    with xarray.open_zarr(tmp_path / "f.zarr") as read:
+        for k in (0, 1):
+            alone = mldd.load(tmp_path / "out" / str(k)).predict(
+                tmp_path / "w.nc", start="2019-03-08T00..2019-03-08T05", steps=3
+            )
+            np.testing.assert_allclose(read.a.isel(member=k).values, alone["a"], atol=1e-12)
+            digest = hashlib.sha256((tmp_path / "out" / str(k) / "model.pt").read_bytes()).hexdigest()
+            assert read.attrs["model_checksum"].split()[k] == f"sha256:{digest}"
+        assert read.a.attrs["units"] == "K"
+        assert read.member.attrs["standard_name"] == "realization" and "mldd" in read.attrs["history"]
+        assert read.attrs["data_checksum"] == f"sha256:{mldd.problem(f'{tmp_path}/w.nc').series.digest}"

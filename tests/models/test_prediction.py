@@ -1,11 +1,12 @@
 """Predictions as files: what is written is what other programs read back."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mldd.models import Field, Prediction, check_target
+from mldd.models import Field, Prediction, check_target, joined
 
 TIMES = np.array(["2019-03-01T06", "2019-03-01T12"], dtype="datetime64[s]")
 
@@ -74,7 +75,7 @@ def test_table_has_a_row_per_time_and_node(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        ("p.txt", ValueError, "must be written as .nc .npz .csv, got 'p.txt'"),
+        ("p.txt", ValueError, "must be written as .nc .zarr .npz .csv, got 'p.txt'"),
         ("there.csv", OSError, "must be a new file, got one that is there; give another name, or --overwrite"),
         ("no/p.csv", OSError, "the folder of .* must be there, got none"),
     ],
@@ -85,3 +86,26 @@ def test_targets_that_cannot_be(tmp_path, name, kind, words):
         check_target(tmp_path / name)
     check_target(tmp_path / "there.csv", overwrite=True)
     check_target(tmp_path / "new.npz")
+
+
+def test_a_store_is_what_xarray_reads_and_replaces_only_stores(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    some().write(tmp_path / "p.zarr")
+    some().write(tmp_path / "p.zarr")
+    with xarray.open_zarr(tmp_path / "p.zarr") as read:
+        xarray.testing.assert_identical(read.load(), some().dataset())
+    assert [path.name for path in tmp_path.iterdir()] == ["p.zarr"]
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "notes.txt").write_text("")
+    with pytest.raises(OSError, match="must be a new folder or a Zarr store, got something else"):
+        check_target(tmp_path / "mine.zarr", overwrite=True)
+
+
+def test_members_of_different_places_are_not_joined():
+    one = some()
+    both = joined([one, one, joined([one, one])])
+    assert both.sizes["member"] == 4 and both.fields["t2m"].dims == ("member", "time", "node")
+    moved = dict(one.coordinates, latitude=Field(("node",), np.array([50.0, 51.0, 53.0])))
+    with pytest.raises(ValueError, match="got another latitude in number 1 than in number 0"):
+        joined([one, replace(one, coordinates=moved)])

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mldd.problems.data import DataError, File, SeriesArrays, one_line
+from mldd.problems.data import DataError, File, SeriesArrays, Supplement, one_line
 
 _PATIENCE, _SPEED = 60.0, 2e7  # seconds for any file, and bytes per second beyond
 _IDLE = 30.0  # seconds after which the process ends
@@ -98,6 +98,7 @@ def read_apart(file: File, options: Mapping[str, Any]) -> SeriesArrays:
     """
     limit = _PATIENCE + file.path.stat().st_size / _SPEED
     asked = {"path": str(file.path.absolute()), "name": file.name, "variables": file.variables, "options": options}
+    asked |= {"select": file.select, "static": file.static}
     try:
         with _LOCK:
             pipe, until = _SERVER.ask(json.dumps(asked).encode() + b"\n"), time.monotonic() + limit
@@ -127,6 +128,7 @@ def _joined(head: dict[str, Any], arrays: list[Any]) -> SeriesArrays:
     """Put the answer together."""
     named = dict(zip(head["names"], arrays, strict=True))
     fields = {name: named.pop(f"_{name}") for name in head["variables"]}
+    static = {name: named.pop(f"={name}") for name in head["static"]}
     return SeriesArrays(
         **named,
         variables=fields,
@@ -134,6 +136,7 @@ def _joined(head: dict[str, Any], arrays: list[Any]) -> SeriesArrays:
         calendar=head["calendar"],
         unused=tuple(head["unused"]),
         notes=tuple(head["notes"]),
+        supplement=Supplement(static=static, attributes=head["attributes"]),
     )
 
 
@@ -198,7 +201,7 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     """Return what is said of a file, and its arrays."""
     from mldd.problems.data.formats.netcdf import by_xarray
 
-    file = File(Path(asked["path"]), tuple(asked["variables"]))
+    file = File(Path(asked["path"]), tuple(asked["variables"]), tuple(asked["select"]), tuple(asked["static"]))
     try:
         found = by_xarray(file, **asked["options"])
     except DataError as error:
@@ -207,11 +210,14 @@ def _answer(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         return {"error": f"{asked['name']}: expected a file that can be read, got {one_line(error)}; get it anew"}, []
     named = {name: value for name in _ARRAYS if (value := getattr(found, name)) is not None}
     named |= {f"_{name}": value for name, value in found.variables.items()}
+    named |= {f"={name}": value for name, value in found.supplement.static.items()}
     arrays = [_plain(value) for value in named.values()]
     head = {
         "names": list(named),
         "arrays": [[value.dtype.str, value.shape] for value in named.values()],
         "variables": list(found.variables),
+        "static": list(found.supplement.static),
+        "attributes": {name: dict(of) for name, of in found.supplement.attributes.items()},
         "units": dict(found.units),
         "calendar": found.calendar,
         "unused": found.unused,

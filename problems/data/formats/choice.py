@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import typing
 from functools import cache
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from mldd.algebra import did_you_mean, from_outside, loaded, registered
 from mldd.loop import UntrustedError, check_regular
 from mldd.problems.data import DataError, File, GraphArrays, Reader, SeriesArrays, one_line, verify
+from mldd.problems.data.formats.several import along_time
 
 Kind = Literal["graph", "series"]
+_WITH_DIMENSIONS = ("nc", "zarr", "grib")
 _KINDS: dict[type, Kind] = {GraphArrays: "graph", SeriesArrays: "series"}
 
 
@@ -84,7 +87,7 @@ def holds(path: str | os.PathLike[str], reader: str = "") -> Kind:
     DataError
         There is no reader, or its annotation does not say what it returns.
     """
-    place = user_path(path)
+    place = next(iter(matching(user_path(path))), user_path(path))
     target = _target(place, reader)
     _check_file(place)
     returned = typing.get_type_hints(loaded(target, "function")).get("return")
@@ -120,8 +123,27 @@ def read_graph(path: str | os.PathLike[str], reader: str = "") -> GraphArrays:
     return cast(GraphArrays, _read(File(user_path(path)), reader, GraphArrays))
 
 
-def read_series(path: str | os.PathLike[str], variables: tuple[str, ...] = (), reader: str = "") -> SeriesArrays:
-    """Return the time series in a file.
+def matching(path: Path) -> list[Path]:
+    """Return the files that a path means, in the order of their names: more than one where it is a pattern.
+
+    Parameters
+    ----------
+    path : Path
+        As ``months/era5_*.nc``; a file with such a name is that file.
+    """
+    if path.exists() or not has_magic(str(path)):
+        return [path] if path.exists() else []
+    return [Path(name) for name in sorted(glob(str(path)))]
+
+
+def read_series(
+    path: str | os.PathLike[str],
+    variables: tuple[str, ...] = (),
+    reader: str = "",
+    select: tuple[str, ...] = (),
+    static: tuple[str, ...] = (),
+) -> SeriesArrays:
+    """Return the time series in a file, or in several files along time.
 
     Parameters
     ----------
@@ -131,18 +153,27 @@ def read_series(path: str | os.PathLike[str], variables: tuple[str, ...] = (), r
         Which ones; by default the only one.
     reader : str
         As in `holds`.
+    select, static : tuple of str
+        What is taken along other dimensions than time and place, and names of fields without time.
 
     Raises
     ------
     DataError
         There is no reader, or it finds something else.
     """
-    return cast(SeriesArrays, _read(File(user_path(path), variables), reader, SeriesArrays))
+    place = user_path(path)
+    found = [_read(File(one, variables, select, static), reader, SeriesArrays) for one in matching(place) or [place]]
+    return cast(SeriesArrays, found[0] if len(found) == 1 else along_time(found, str(place)))
 
 
 def _read(file: File, reader: str, kind: type) -> Any:
     target = _target(file.path, reader)
     function: Reader = loaded(target, "function")
+    if file.select and target not in {_readers()[name] for name in _WITH_DIMENSIONS}:
+        raise DataError(
+            f"{file.name}: `select` is of NetCDF, Zarr and GRIB, got a file that {target} reads; leave it out, and "
+            "select in the reader"
+        )
     try:
         _check_file(file.path)
         verify(file.path)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mldd.algebra import way_to_install
 from mldd.loop import UntrustedError, check_fits
-from mldd.problems.data import DataError, File, SeriesArrays, one_line
+from mldd.problems.data import DataError, File, SeriesArrays, Supplement, one_line
 from mldd.problems.data.formats.apart import read_apart
 from mldd.problems.data.formats.conventions import (
     ALTITUDES,
@@ -120,6 +120,7 @@ class _Fields:
         self.used |= set(fields)
         values = {name: measured(self._numbers(self._lean(a)), self._said(a), self.where) for name, a in fields.items()}
         moments, calendar = self._moments()
+        static = self._static()
         altitude, longitude = self._altitude(), self.longitude.transpose(*self._like())
         return SeriesArrays(
             moments,
@@ -131,6 +132,7 @@ class _Fields:
             calendar,
             tuple(name for name in self.known if name not in self.used),
             tuple(self.notes),
+            Supplement(static=static, attributes={name: _meant(a) for name, a in fields.items()}),
         )
 
     def _numbers(self, array: Any) -> Any:
@@ -249,17 +251,76 @@ class _Fields:
             )
         return {name: there[name] for name in self.file.variables or there}
 
+    def _static(self) -> dict[str, Any]:
+        """Return the fields without time that are asked for; one over time must not change."""
+        made, place = {}, [axis for axis in self.axes if axis not in self._time_dims]
+        for name in self.file.static:
+            if name not in self.known:
+                no_variable(self.where, name, list(self.known))
+            array = self.known[name].squeeze(drop=True)
+            times = [axis for axis in array.dims if axis in self._time_dims]
+            if set(array.dims) - set(times) != set(place) or array.dtype.kind not in "fiu":
+                raise DataError(
+                    f"{self.where}: static field {name} must be a number per node, got {_shape_of(array)}; leave it out"
+                )
+            values = measured(self._numbers(array.transpose(*times, *place)), self._said(array), self.where)
+            if times and not np.array_equal(values, np.broadcast_to(values[:1], values.shape), equal_nan=True):
+                raise DataError(
+                    f"{self.where}: static field {name} must not change in time, got one that does; use known={name}"
+                )
+            made[name] = values[0] if times else values
+            self.used.add(name)
+        return made
+
     def _lean(self, array: Any) -> Any:
-        """Bring the dimensions into order; others of length one vanish."""
+        """Bring the dimensions into order; others of length one vanish, and of longer ones what is selected stays."""
+        for text in self.file.select:
+            array = self._selected(array, *(word.strip() for word in text.partition("=")[::2]))
         rest = [d for d in array.dims if d not in self.axes]
         long = [f"{d} ({array.sizes[d]})" for d in rest if array.sizes[d] != 1]
         if long:
             name = next(str(d) for d in rest if array.sizes[d] != 1)
             raise DataError(
                 f"{self.where}: {array.name} must vary over {', '.join(map(str, self.axes))} alone, got "
-                f"{', '.join(long)} too; select one, as in ds.isel({name}=0)"
+                f"{', '.join(long)} too; choose one by select={name}={self._choices(name)[0]}"
             )
         return array.squeeze(rest, drop=True).transpose(*self.axes)
+
+    def _selected(self, array: Any, name: str, value: str) -> Any:
+        """Take the place of a value along a dimension; without a coordinate values are numbers of places."""
+        self.used.add(name)
+        there = self._choices(name) if name in array.dims or name in self.known else []
+        if not there:
+            dims = ", ".join(str(d) for d in array.dims if d not in self.axes) or "no other"
+            raise DataError(
+                f"{self.where}: `select` must name a dimension of {array.name} besides time and place, got {name!r}; "
+                f"there is {dims}"
+            )
+        places = [k for k, known in enumerate(there) if _is_same(known, value)]
+        if len(places) != 1:
+            shown = ":".join(there[:12]) + (":..." if len(there) > 12 else "")
+            raise DataError(f"{self.where}: {name} must be one of {shown}, got {value!r}; correct select={name}=VALUE")
+        return array.isel({name: places[0]}) if name in array.dims else array
+
+    def _choices(self, name: str) -> list[str]:
+        """Return the values along a dimension, or that of a coordinate that is a single number, as text."""
+        if name not in self.known:
+            return [str(k) for k in range(self.dataset.sizes[name])]
+        values = self._numbers(self.known[name]).ravel()
+        return [f"{v:g}" if values.dtype.kind in "fiu" else str(v) for v in values]
+
+
+def _meant(array: Any) -> dict[str, str]:
+    """Return what a variable says of itself, as the CF conventions name it."""
+    names = ("standard_name", "long_name", "cell_methods")
+    return {name: str(array.attrs[name]) for name in names if array.attrs.get(name)}
+
+
+def _is_same(known: str, value: str) -> bool:
+    try:
+        return float(known) == float(value)
+    except ValueError:
+        return known == value
 
 
 def _shape_of(array: Any) -> str:

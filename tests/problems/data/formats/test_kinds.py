@@ -418,7 +418,11 @@ HALVES = np.datetime64("2020-02-27", "ms") + HOUR * np.timedelta64(500, "ms")
 REFUSED = {
     "times without a unit": (dataset(time_attrs={}), "got int64 like 0 with no unit; write dates, or set", with_units),
     "seconds without a date": (dataset(time_attrs={"units": "hours"}), "with unit 'hours'", with_units),
-    "members": (dataset().expand_dims(number=2), r"number \(2\) too; select one, as in ds.isel", selected(number=0)),
+    "members": (
+        dataset().expand_dims(number=2),
+        r"number \(2\) too; choose one by select=number=0",
+        lambda path: load_series(path, select=("number=0",)),
+    ),
     "several starts": (several_starts(), "several starts .*; select one of them, as in ds.isel", selected(start=0)),
     "metres": (projected(), "latitude must be in degrees or radians, got unit 'm'", with_places),
     "half seconds": (
