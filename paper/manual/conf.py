@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import interface  # noqa: E402 (it stands beside this file)
+
 import mldd  # noqa: E402
 
 project = "mldd"
