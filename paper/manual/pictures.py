@@ -52,6 +52,7 @@ def subdomains() -> Any:
     right.set_title("subdomains that update an unknown", fontsize=9)
     figure.colorbar(drawn, ax=right, ticks=[1, 2, 4], shrink=0.85)
     for axes in (left, right):
+        axes.set_xticks(range(0, 15, 2))
         axes.set_xlabel("column of the grid")
         axes.set_ylabel("row of the grid")
     return figure
@@ -100,7 +101,7 @@ def composite() -> Any:
     labels = composite_labels(own, nested(graph, [40], within=part)[0].numpy())
     pairs, centres, sizes = contracted(graph, points, labels)
     draw_graph(axes[2], pairs, centres, c=np.where(sizes == 1, BLUE, ORANGE), s=8.0 * sizes)
-    axes[2].set_title(f"composite graph of part 0: {len(sizes)} of {graph.nodes} nodes", fontsize=9)
+    axes[2].set_title(f"its composite graph: {len(sizes)} nodes", fontsize=9)
     return figure
 
 
@@ -138,7 +139,9 @@ def cycle() -> Any:
     """Draw where gradients are evaluated in steps of ML-ADAGB2, and its convergence for one to five levels."""
     problem, visits = Obstacle(n=63), []
     hierarchy = problem.hierarchy(levels=4)
-    traced = Hierarchy(tuple(replace(l, objective=Traced(l.objective, k, visits)) for k, l in enumerate(hierarchy)))
+    traced = Hierarchy(
+        tuple(replace(level, objective=Traced(level.objective, k, visits)) for k, level in enumerate(hierarchy))
+    )
     solver = MultilevelAdaGrad(traced)
     solver = replace(solver, coarse=replace(solver.coarse, model="nonlinear", steps=3))
     minimise(traced[0].objective, problem.initial(), solver, stop=Stop(max_steps=6))
@@ -194,7 +197,7 @@ def combined() -> Any:
 
 
 def scalable() -> Any:
-    """Draw sweeps of restricted Schwarz until 1e-6 against the number of subdomains, with and without a coarse level."""
+    """Draw sweeps of restricted Schwarz against the number of subdomains, with and without a coarse level."""
     problem = Quadratic(dim=2, n=63)
     f, stop, counts = problem.objective(), Stop(max_steps=1500, rtol=1e-4), (4, 16, 64)
     figure, axes = pyplot.subplots(figsize=(4.4, 2.9), layout="constrained")
@@ -221,7 +224,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for draw in PICTURES:
         figure = draw()
-        figure.savefig(folder / f"{draw.__name__}.png", dpi=150)
+        figure.savefig(folder / f"{draw.__name__}.png", dpi=120)
         pyplot.close(figure)
         print(folder / f"{draw.__name__}.png")
 
