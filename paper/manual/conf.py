@@ -64,7 +64,20 @@ def displayed(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Mark formulas as such: what is set in behind an empty line, below text that is not."""
+    found: list[str] = []
+    for line in lines:
+        above = [text for text in found if text]
+        after_text = bool(above) and not above[-1].startswith((" ", "-", "*", "=", ">"))
+        if line.startswith("    ") and found and not found[-1] and after_text:
+            found += ["::", ""]
+        found.append(line)
+    lines[:] = found
+
+
 def setup(app: Sphinx) -> None:
     """Write the pages of the interface before Sphinx looks for pages; draw formulas as MathML."""
+    app.connect("autodoc-process-docstring", literal, priority=400)  # before numpydoc, which has 500
     interface.write(HERE / "api")
     app.add_html_math_renderer("mathml", (math, None), (displayed, None))

@@ -25,6 +25,12 @@ def home(value: object, room: str) -> str:
     return module.rpartition(".")[0] if module and module.startswith("mldd.") else room
 
 
+def shown(value: object) -> str:
+    """Return a constant or an alias of types as text, or its kind where that is long or has addresses."""
+    text = repr(value).replace("typing.", "").replace("`", "'")
+    return text if len(text) < 200 and " at 0x" not in text and "\n" not in text else type(value).__name__
+
+
 def entries(door: ModuleType) -> Iterator[str]:
     """Yield the directives for the names that live in this room, in the order of its door."""
     elsewhere = []
@@ -37,7 +43,7 @@ def entries(door: ModuleType) -> Iterator[str]:
         elif inspect.isroutine(value):
             yield f".. autofunction:: {door.__name__}.{name}\n"
         elif not inspect.ismodule(value):
-            yield f".. autodata:: {door.__name__}.{name}\n   :no-value:\n"
+            yield f".. py:data:: {door.__name__}.{name}\n\n   ``{shown(value)}``\n"
     if elsewhere:
         yield "Also offered here\n-----------------\n\n" + "\n".join(elsewhere) + "\n"
 
