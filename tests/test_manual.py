@@ -1,9 +1,10 @@
 """All blocks of code in the manual are run as they stand.
 
 A page is run from top to bottom in a folder of its own. A block of Python that the text tells to save is a file, of all
-pages; other blocks of Python and the cells of notebooks are executed, in one namespace per page. Of shells, `mldd ...`
-and `python FILE` are run, and `mpiexec -n P mldd ...` as one process. After a comment `<!-- not run: why -->`, in batch
-scripts and where a line is for other programs the shell checks the syntax, and mldd reads the options of its commands.
+pages; other blocks of Python are executed, in one namespace per page. Of shells, `mldd ...` and `python FILE` are run,
+and `mpiexec -n P mldd ...` as one process. After a comment `<!-- not run: why -->`, in batch scripts and where a line is
+for other programs the shell checks the syntax, and mldd reads the options of its commands. Notebooks are executed by
+`make manual` alone.
 """
 
 import csv
@@ -21,9 +22,8 @@ from mldd.command.options import parse
 
 FOLDER = Path(__file__).parents[1] / "paper" / "manual"
 ELSEWHERE = {"anemoi.md", "forecasts.md"}  # run by tests of their own: tests/anemoi, test_forecasts_page.py
-PATHS = {path.relative_to(FOLDER).as_posix(): path for path in sorted(FOLDER.rglob("*.md"))}
-PATHS = {name: path for name, path in PATHS.items() if name not in ELSEWHERE}
-FENCE = re.compile(r"^```(\{code-cell\} ipython3|python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PATHS = {path.name: path for path in sorted(FOLDER.glob("*.md")) if path.name not in ELSEWHERE}
+FENCE = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Pages whose results are looked at below.
 CHECKED = ("first_run.md", "module.md", "data.md", "problem.md", "solver.md")
 
@@ -119,7 +119,7 @@ def test_the_pages_have_code():
     assert sum(bool(block.name) for page in BLOCKS.values() for block in page) == len(FILES)
     assert max(text.count("\n") for text in FILES.values()) <= 60
     fences = sum(path.read_text(encoding="utf-8").count("```") for path in PATHS.values())
-    others = sum(len(re.findall(r"^```\{(?!code-cell)", p.read_text(encoding="utf-8"), re.M)) for p in PATHS.values())
+    others = sum(len(re.findall(r"^```\{", p.read_text(encoding="utf-8"), re.M)) for p in PATHS.values())
     assert fences == 2 * (others + sum(map(len, BLOCKS.values()))), "every block is of a kind that is run"
 
 
