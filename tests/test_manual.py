@@ -2,8 +2,8 @@
 
 A page is run from top to bottom in a folder of its own. A block of Python that the text tells to save is a file, of all
 pages; other blocks of Python are executed, in one namespace per page. Of shells, `mldd ...` and `python FILE` are run,
-and `mpiexec -n P mldd ...` as one process. After a comment `<!-- not run: why -->`, in batch scripts and where a line is
-for other programs the shell checks the syntax, and mldd reads the options of its commands. Notebooks are executed by
+and `mpiexec -n P mldd ...` as one process. After a comment `<!-- not run: why -->`, in batch scripts and where a line
+is for other programs the shell checks the syntax, and mldd reads the options of its commands. Notebooks are executed by
 `make manual` alone.
 """
 

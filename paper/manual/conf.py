@@ -69,7 +69,9 @@ def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lin
     found: list[str] = []
     for line in lines:
         above = [text for text in found if text]
-        after_text = bool(above) and not above[-1].startswith((" ", "-", "*", "=", ">"))
+        after_text = (
+            bool(above) and not above[-1].startswith((" ", "-", "*", "=", ">")) and not above[-1].endswith("::")
+        )
         if line.startswith("    ") and found and not found[-1] and after_text:
             found += ["::", ""]
         found.append(line)
