@@ -28,9 +28,6 @@ copyright = "the mldd developers"  # noqa: A001 (Sphinx wants this name)
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "myst_nb"]
 exclude_patterns = ["requirements.txt"]
-suppress_warnings = [
-    "toc.empty_glob"
-]  # parts of the table of contents that a checkout may lack; a page in none is refused
 html_theme = "furo"
 html_title = "mldd"
 html_static_path: list[str] = []
