@@ -1,5 +1,5 @@
-# make demo | test | test-portable | trust | experiments | anemoi | paper | lint | setup | clean: each does the set-up that is missing.
-.PHONY: help demo test test-portable trust experiments anemoi paper lint setup ready clean
+# make demo | test | test-portable | trust | experiments | anemoi | paper | manual | lint | setup | clean: each does the set-up that is missing.
+.PHONY: help demo test test-portable trust experiments anemoi paper manual lint setup ready clean
 
 help:
 	@echo 'make demo           train graph networks by domain decomposition on two MPI ranks, next to synchronous training'
@@ -9,6 +9,7 @@ help:
 	@echo 'make experiments    follow papers, KEY=dolean2016raspen for one; what was broken off goes on (hours)'
 	@echo 'make anemoi         make .venv-anemoi with Anemoi on a CPU, and run the tests that need it (minutes)'
 	@echo 'make paper          write the pages of paper/ as HTML, the results from their files'
+	@echo 'make manual         build the manual of paper/manual as HTML in build/manual; the first time it fetches Sphinx'
 	@echo 'make lint           check style and types'
 	@echo 'make setup          the set-up alone; tries again what could not be built'
 	@echo 'make clean          remove the environment and what was built'
@@ -75,13 +76,23 @@ anemoi:
 	@sh experiments/anemoi/setup.sh
 	OMP_NUM_THREADS=1 .venv-anemoi/bin/python -m pytest tests/anemoi $(ARGS)
 
-# mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.
 # Pages of paper/ as HTML in build/paper; results.md is written anew from the files in paper/results.
 paper: ready
 	.venv/bin/python paper/build.py --results
 	.venv/bin/python paper/figures.py
 	.venv/bin/python paper/build.py
 
+# Sphinx and what it stands on: for the manual alone, so that tests and users do without.
+.venv/stages/manual: paper/manual/requirements.txt | ready
+	.venv/bin/pip install --quiet --no-deps -r $<
+	@touch $@
+
+# Warnings are errors, and all of them are shown.
+manual: .venv/stages/manual
+	.venv/bin/python -m sphinx -W --keep-going -q -j auto paper/manual build/manual
+	@echo build/manual/index.html
+
+# mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.
 lint: ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

@@ -22,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = ("paper", "methods", "results", "operator_learning", "tutorial", "installation", "clusters", "silent_errors")
+PAGES = ("paper", "methods", "results")
 Row = dict[str, Any]
 
 

@@ -134,7 +134,7 @@ class Raspen:
     descent direction or the search fails, along the Schwarz correction F(x), then along -g. Both take plain Newton
     steps where these are good, so on problems with a convex energy; on networks the trust region takes fewer steps.
     What is not a plain Newton step is noted in the state, as is negative curvature: where H_i is not positive definite
-    it is replaced by |H_i| (or shifted, where CG solves).
+    it is replaced by ``|H_i|`` (or shifted, where CG solves).
 
     Parameters
     ----------

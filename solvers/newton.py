@@ -54,9 +54,9 @@ class NewtonCG:
 
     References
     ----------
-    Nocedal and Wright, Numerical Optimization (2006), algorithm 7.1 and section 3.4 (|H|); Dembo, Eisenstat and
+    Nocedal and Wright, Numerical Optimization (2006), algorithm 7.1 and section 3.4 (``|H|``); Dembo, Eisenstat and
     Steihaug, SIAM J. Numer. Anal. 19 (1982): forcing terms. The length of the step along negative curvature is
-    that of |H|; algorithm 7.1 stops before it.
+    that of ``|H|``; algorithm 7.1 stops before it.
     """
 
     batched: ClassVar[bool] = True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "paper" / "clusters.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "paper" / "manual" / "clusters.md").read_text(encoding="utf-8")
 SCRIPTS = {
     re.search(r"^(srun|mpiexec|torchrun) ", text, re.MULTILINE)[1]: text
     for text in re.findall(r"```sh\n(#!.*?)```", PAGE, re.DOTALL)

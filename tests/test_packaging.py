@@ -71,7 +71,7 @@ def test_the_conda_environment_has_what_the_metadata_ask_for():
 
 
 def test_the_installation_page_names_every_extra():
-    page = (ROOT / "paper" / "installation.md").read_text(encoding="utf-8")
+    page = (ROOT / "paper" / "manual" / "installation.md").read_text(encoding="utf-8")
     configuration = configparser.ConfigParser()
     configuration.read(ROOT / "setup.cfg")
     table = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))

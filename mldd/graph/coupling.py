@@ -24,7 +24,7 @@ _LEAST = 1e-3  # of the mean: no edge is free to cut
 
 
 def edge_weights(graph: Graph, features: Tensor) -> Tensor:
-    """Weigh every edge by the similarity of its ends: 1 + <u, v> / (|u| |v|), at least 0.001.
+    """Weigh every edge by the similarity of its ends: ``1 + <u, v> / (|u| |v|)``, at least 0.001.
 
     Parameters
     ----------

@@ -195,6 +195,11 @@ class Schedule:
             Wall time that the run may take, and what is left of it.
         signals : Signals
             Those that end the run.
+
+        Raises
+        ------
+        Overdue
+            By what is returned: the time of the run is over.
         """
         end = time.monotonic() + left + max(_GRACE, _GRACE_SHARE * seconds)
         reserve = max(self._writes, default=0.0)

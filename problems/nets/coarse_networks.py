@@ -145,7 +145,7 @@ def coarser(net: GraphNet, width: bool, depth: bool) -> GraphNet:
 
 
 def copies(fine: GraphNet, coarse: GraphNet) -> float:
-    """Return the mean number of copies of a unit of the first layer, |W_1|^2 / |W_H1|^2 if all have equally many.
+    """Return the mean number of copies of a unit of the first layer: ``|W_1|^2 / |W_H1|^2`` if all have as many.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ class Factors:
     L : Tensor, shape (p, m, m) or (m, m)
         The lower triangular factors.
     raised : Tensor, shape (p,) or ()
-        Rows whose matrix was not positive definite to working accuracy, so that |H| has taken its place.
+        Rows whose matrix was not positive definite to working accuracy, so that ``|H|`` has taken its place.
     negative : Tensor, shape (p,) or ()
         Rows with eigenvalues below ``-sqrt(eps) |lambda|_max``.
     """
