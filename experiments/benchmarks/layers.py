@@ -249,10 +249,17 @@ def main() -> None:
         given = data(name, options.side)
         print(f"{name}: {given[0].nodes} nodes, {given[0].edges} entries, {given[1].shape[1]} features", flush=True)
         rates += [bandwidth(name, hidden, given, options.repeats) for hidden in options.hidden]
-        rows += [case(name, kind, hidden, given, options) for kind in options.models for hidden in options.hidden]
-    if options.out is not None:
-        made = {"processor": processor(), "torch": torch.__version__, "side": options.side, "rows": rows}
-        options.out.write_text(json.dumps(made | {"bandwidth": rates}, indent=1) + "\n")
+        for kind in options.models:
+            for hidden in options.hidden:
+                rows.append(case(name, kind, hidden, given, options))
+                if options.out is not None:  # after every row: the run is long
+                    write(options.out, options, rows, rates)
+
+
+def write(out: Path, options: Any, rows: list[dict[str, Any]], rates: list[dict[str, Any]]) -> None:
+    """Write what was found so far."""
+    made = {"processor": processor(), "torch": torch.__version__, "side": options.side, "rows": rows}
+    out.write_text(json.dumps(made | {"bandwidth": rates}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

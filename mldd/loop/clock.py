@@ -15,9 +15,9 @@ class Clock:
     _started: float = field(default_factory=lambda: time.perf_counter())
     _paused: float = 0.0
 
-    def pause(self) -> Paused:
+    def pause(self) -> StandingClock:
         """Return a context in whose block `seconds` stand still."""
-        return Paused(self)
+        return StandingClock(self)
 
     def unseen(self) -> Unseen:
         """Return a context in whose block, for the user's eyes, `seconds` stand still and nothing is counted."""
@@ -34,7 +34,7 @@ class Clock:
         return time.perf_counter() - self._started
 
 
-class Paused:
+class StandingClock:
     """A block that takes no time on a clock.
 
     Parameters
@@ -55,15 +55,15 @@ class Paused:
         self._clock._paused += time.perf_counter() - self._begin
 
 
-class Unseen(Paused, Uncounted):
+class Unseen(StandingClock, Uncounted):
     """A block that takes no time on a clock and is not counted."""
 
     def __enter__(self) -> None:
         """Note when the block begins, and put the ledger away."""
-        Paused.__enter__(self)
+        StandingClock.__enter__(self)
         Uncounted.__enter__(self)
 
     def __exit__(self, *_: object) -> None:
         """Take its time off the clock, and the ledger out again."""
         Uncounted.__exit__(self)
-        Paused.__exit__(self)
+        StandingClock.__exit__(self)
