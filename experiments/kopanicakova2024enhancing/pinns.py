@@ -100,14 +100,14 @@ class Curve:
     def __call__(self, x: torch.Tensor, state: Any, history: Any) -> None:
         """Take note of a step."""
         cost, step = history.records[-1].cost, history.records[-1].step
-        over = cost.work_units >= self.most
-        if over or not self.rows or cost.work_units >= self.rows[-1]["work"] + self.most / self.looks:
+        over = cost.work_total >= self.most
+        if over or not self.rows or cost.work_total >= self.rows[-1]["work"] + self.most / self.looks:
             with uncounted():
                 error = self.problem.metrics(x)["relative_l2_paper"]
                 loss = float(self.problem.objective().value(x))
             price = self.setting.update_cost(self.problem, cost.gradient_evaluations, step)
             self.rows.append(
-                {"steps": step, "update_cost": price, "work": cost.work_units, "loss": loss, "error": error}
+                {"steps": step, "update_cost": price, "work": cost.work_total, "loss": loss, "error": error}
             )
         if over:
             state.status = Status.max_steps
