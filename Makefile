@@ -56,7 +56,9 @@ trust: ready
 	done; \
 	exit $$failed
 
-# Folders with a job.slurm follow a paper each. All scripts run, also after one that failed; then tables are drawn.
+# Folders with a job.slurm follow a paper each. All scripts run, also after one that failed; then tables are drawn. What
+# paper/results has was made by older code, or with the smaller settings in its first lines, and is not continued here.
+RESULTS = runs
 KEY = $(patsubst experiments/%/job.slurm,%,$(wildcard experiments/*/job.slurm))
 experiments: ready
 	@failed=0; \
@@ -64,10 +66,10 @@ experiments: ready
 		for script in experiments/$$key/*.py; do \
 			name=experiments.$$key.$$(basename $$script .py); \
 			echo "== $$name"; \
-			OMP_NUM_THREADS=1 .venv/bin/python -m $$name --out paper/results/$$key $(ARGS) \
+			OMP_NUM_THREADS=1 .venv/bin/python -m $$name --out $(RESULTS)/$$key $(ARGS) \
 				|| { echo "== failed: $$name"; failed=1; }; \
 		done; \
-		.venv/bin/python -m experiments.pictures $$key || failed=1; \
+		.venv/bin/python -m experiments.pictures $$key --results $(RESULTS) || failed=1; \
 	done; \
 	exit $$failed
 

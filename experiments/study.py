@@ -219,6 +219,6 @@ def counts(result: Result) -> Case:
         "status": result.status.name,
         "steps": end.step,
         "gradients": end.cost.gradient_evaluations,
-        "work": end.cost.work_units,
+        "work": end.cost.work_total,
         "measure": end.measure,
     }

@@ -80,7 +80,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     )
     end = result.record
     ends = {"loss_first": result.history.records[0].value, "loss": end.value}
-    costs = {"gradients": end.cost.gradient_evaluations, "work": end.cost.work_units}
+    costs = {"gradients": end.cost.gradient_evaluations, "work": end.cost.work_total}
     return curve | ends | costs | {"published_100": published}
 
 

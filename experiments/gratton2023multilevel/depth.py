@@ -117,7 +117,7 @@ def costs_to(result: Result, targets: tuple[float, ...]) -> Case:
     """Return the work at which the loss was below each target for the first time, NaN if never."""
     reached = {}
     for target in targets:
-        works = (record.cost.work_units for record in result.history.records if record.value <= target)
+        works = (record.cost.work_total for record in result.history.records if record.value <= target)
         reached[f"work_to_{target:g}"] = next(works, math.nan)
     return reached
 
@@ -142,7 +142,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     solver = Mofftr(hierarchy, smoother, Recursion(steps=config.coarse_steps))
     result = minimise(f, inner.initial(), solver, stop=Stop(config.steps, target=min(TARGETS)), values=1)
     end = result.record
-    return {"steps": end.step, "work": end.cost.work_units, "loss": end.value} | costs_to(result, TARGETS)
+    return {"steps": end.step, "work": end.cost.work_total, "loss": end.value} | costs_to(result, TARGETS)
 
 
 STUDY = Study(

@@ -78,7 +78,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     end = result.record
     return {
         "steps": end.step,
-        "work": end.cost.work_units,
+        "work": end.cost.work_total,
         "synchronisations": end.cost.synchronisations,
         "loss_first": result.history.records[0].value,
         "loss": end.value,

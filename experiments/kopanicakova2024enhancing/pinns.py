@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from mldd import Stop
 from mldd.algebra import uncounted
 from mldd.loop import Status
 from mldd.problems import PhysicsInformed
-from mldd.ranks import SERIAL, Communicator
+from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, Adam, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
 
@@ -42,6 +41,7 @@ PAPER = {
 }
 PUBLISHED: dict[str, Any] = {"outer": LBFGS(3, momentum=0.9), "local": BatchLBFGS(10), "keep_pairs": False}
 KEPT: dict[str, Any] = {"outer": LBFGS(10), "local": BatchLBFGS(50), "keep_pairs": True, "local_steps": 20}
+_BASELINES: dict[Any, Any] = {}  # runs of L-BFGS by configuration, problem and seed
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ class Curve:
     def __call__(self, x: torch.Tensor, state: Any, history: Any) -> None:
         """Take note of a step."""
         cost, step = history.records[-1].cost, history.records[-1].step
-        over = cost.work_units >= self.most
-        if over or not self.rows or cost.work_units >= self.rows[-1]["work"] + self.most / self.looks:
+        over = cost.work_total >= self.most
+        if over or not self.rows or cost.work_total >= self.rows[-1]["work"] + self.most / self.looks:
             with uncounted():
                 error = self.problem.metrics(x)["relative_l2_paper"]
                 loss = float(self.problem.objective().value(x))
             price = self.setting.update_cost(self.problem, cost.gradient_evaluations, step)
             self.rows.append(
-                {"steps": step, "update_cost": price, "work": cost.work_units, "loss": loss, "error": error}
+                {"steps": step, "update_cost": price, "work": cost.work_total, "loss": loss, "error": error}
             )
         if over:
             state.status = Status.max_steps
@@ -131,10 +131,12 @@ def curve_of(config: Any, name: str, setting: Setting, seed: int, comm: Communic
     return curve
 
 
-@lru_cache
-def baseline(config: Any, name: str, seed: int, comm: Communicator = SERIAL) -> Curve:
-    """Return the run of L-BFGS."""
-    return curve_of(config, name, Setting("lbfgs"), seed, comm)
+def baseline(config: Any, name: str, seed: int, comm: Communicator) -> Curve:
+    """Return the run of L-BFGS, which is done once."""
+    key = (config, name, seed)
+    if key not in _BASELINES:
+        _BASELINES[key] = curve_of(config, name, Setting("lbfgs"), seed, comm)
+    return _BASELINES[key]
 
 
 def cases(config: Config) -> Iterator[Case]:

@@ -58,7 +58,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
         solver = SchwarzLBFGS(subdomains, local_steps=config.local_steps, subspace_steps=subspace, comm=comm)
 
     def enough(x: Any, state: Any, history: Any) -> None:
-        if history.records[-1].cost.work_units >= config.work:
+        if history.records[-1].cost.work_total >= config.work:
             state.status = Status.max_steps
 
     f, x = problem.objective(), problem.initial(case["seed"])
@@ -66,7 +66,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     end = result.record
     return {
         "steps": end.step,
-        "work": end.cost.work_units,
+        "work": end.cost.work_total,
         "synchronisations": end.cost.synchronisations,
         "loss_first": result.history.records[0].value,
         "loss": end.value,
