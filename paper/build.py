@@ -190,6 +190,12 @@ def anemoi_runs() -> str:
     return table(names, [[row[name] for name in names] for row in rows])
 
 
+def anemoi_renumbering() -> str:
+    """Return the losses of Anemoi before and after a renumbering."""
+    rows = read("anemoi/renumbering.csv")
+    return table(list(rows[0]), [row.values() for row in rows])
+
+
 def anemoi_coarse_start() -> str:
     """Return the validation losses of a training on all cells, and of one that began on a coarser mesh."""
     rows = read("anemoi/coarse_start.csv")
@@ -265,6 +271,13 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Losses where the steps begin. Every step has another sample: they show what agrees with what. A resumed "
         "training draws the samples of its second half anew.",
         anemoi_runs,
+    ),
+    (
+        "Anemoi: the same losses under other numbers",
+        "anemoi/renumbering.csv",
+        "experiments/anemoi/renumbering.py",
+        "AdamW in float32 before and after `mldd anemoi reorder`: sums over nodes are formed in another order.",
+        anemoi_renumbering,
     ),
     (
         "Anemoi: a start from a coarser mesh",
