@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 class Scores:
     """Measures by name, and the ends of their confidence intervals, each of shape (L, Q).
 
-    Names are ``rmse``, ``bias``, ``acc``, ``spread`` (with members), and per reference ``rmse_NAME`` and
-    ``skill_NAME``; intervals are there for ``rmse``, ``bias``, ``acc`` and the skills.
+    Names are ``rmse``, ``bias``, ``acc``, ``crps``, ``spread`` (with members), and per reference ``rmse_NAME`` and
+    ``skill_NAME``; intervals are there for ``rmse``, ``bias``, ``acc``, ``crps`` and the skills.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ def measures(sums: Sums, times: Floats) -> dict[str, Floats]:
 
     ``rmse^2 = sum w (f - o)^2 / sum w`` over starts and places, f the mean of the members; ``bias = sum w (f - o) / sum
     w``; ``acc`` is the mean over starts of ``sum w f' o' / sqrt(sum w f'^2 sum w o'^2)``, where f' and o' are anomalies
-    from climatology; ``spread^2`` is the mean variance of the members; ``skill = 1 - mse / mse of the reference``, both
+    from climatology; ``crps`` is the fair continuous ranked probability score, the mean absolute error of one member;
+    ``spread^2`` is the mean variance of the members; ``skill = 1 - mse / mse of the reference``, both
     over the pairs where there is a reference.
 
     Parameters
@@ -64,6 +65,7 @@ def measures(sums: Sums, times: Floats) -> dict[str, Floats]:
             "rmse": np.sqrt(total(sums.square) / weight),
             "bias": total(sums.error) / weight,
             "acc": total(np.where(known, sums.correlation, 0.0)) / total(known.astype(np.float64)),
+            "crps": total(sums.crps) / weight,
             "spread": np.sqrt(total(sums.variance) / weight),
         }
         for name in REFERENCES:

@@ -42,6 +42,8 @@ class Sums:
         Weights of the pairs of forecast and truth, their squares, and their differences (NaN for vectors).
     variance : ndarray
         Of the members around their mean, weighted likewise; zeros without members.
+    crps : ndarray
+        Continuous ranked probability scores, weighted likewise; NaN for vectors.
     correlation : ndarray
         Of the anomalies of forecast and truth from climatology; NaN where there is none.
     own, other, common : dict of str to ndarray
@@ -54,6 +56,7 @@ class Sums:
     square: Floats
     error: Floats
     variance: Floats
+    crps: Floats
     correlation: Floats
     own: dict[str, Floats]
     other: dict[str, Floats]
@@ -89,10 +92,10 @@ def summed(forecasts: ForecastFile, truth: Truth, wanted: Sequence[Quantity]) ->
         What is measured.
     """
     shape = len(forecasts.starts), forecasts.valid.shape[1], len(wanted)
-    weight, square, error, variance, correlation = (np.zeros(shape) for _ in range(5))
+    weight, square, error, variance, crps, correlation = (np.zeros(shape) for _ in range(6))
     own, other, common = ({name: np.zeros(shape) for name in REFERENCES} for _ in range(3))
     maps = [np.zeros((truth.series.nodes, shape[2])) for _ in range(3)]
-    sums = Sums(weight, square, error, variance, correlation, own, other, common, *maps)
+    sums = Sums(weight, square, error, variance, crps, correlation, own, other, common, *maps)
     for lead in range(shape[1]):
         made, valid = forecasts.values(lead), forecasts.valid[:, lead]
         happened, others = truth.at(valid), dict(truth.references(forecasts.starts, valid))
@@ -118,6 +121,8 @@ def _add(sums: Sums, at: Any, weights: Floats, made: Floats, happened: Floats, o
     sums.error[at] = over_places(difference[..., 0], there) if made.shape[-1] == 1 else np.nan
     if len(made) > 1:
         sums.variance[at] = over_places(made.var(0, ddof=1).sum(-1), there)
+    is_vector = made.shape[-1] > 1
+    sums.crps[at] = np.nan if is_vector else over_places(_ranked(made[..., 0], happened[..., 0]), there)
     sums.correlation[at] = _correlation(mean, happened, others["climatology"], weights)
     for name, other in others.items():
         of_other = ((other - happened) ** 2).sum(-1)
@@ -128,6 +133,23 @@ def _add(sums: Sums, at: Any, weights: Floats, made: Floats, happened: Floats, o
     sums.map_error[:, q] = np.where(there, difference[..., 0], 0.0).sum(0)
     sums.map_square[:, q] = np.where(there, square, 0.0).sum(0)
     sums.map_count[:, q] = there.sum(0)
+
+
+def _ranked(made: Floats, happened: Floats) -> Floats:
+    """Return the fair continuous ranked probability score of members, shape (S, n); one member: the absolute error.
+
+    ``mean_m |x_m - o| - sum_mk |x_m - x_k| / (2 M (M - 1))``; of sorted members ``x_0 <= x_1 <= ...`` the double sum is
+    ``2 sum_k (2 k - M + 1) x_k``.
+
+    References
+    ----------
+    C. A. T. Ferro, Fair scores for ensemble forecasts, Q. J. R. Meteorol. Soc. 140, 2014, p. 1917.
+    """
+    members, error = len(made), np.abs(made - happened).mean(0)
+    if members == 1:
+        return np.asarray(error)
+    weights = (2.0 * np.arange(members) - members + 1) / (members * (members - 1))
+    return np.asarray(error - np.einsum("m,msn->sn", weights, np.sort(made, axis=0)))
 
 
 def _correlation(made: Floats, happened: Floats, usual: Floats, weights: Floats) -> Floats:

@@ -95,6 +95,10 @@ def test_every_measure_is_that_of_xarray(tmp_path, gaps):
                     average(made.sel(lead_time=lead)[name].var("member", ddof=1).where(error.notnull()), "time")
                 ),
             }
+            member, n = made.sel(lead_time=lead)[name], made.sizes["member"]
+            pairs = sum(abs(member.isel(member=i) - member.isel(member=k)) for i in range(n) for k in range(n))
+            ranked = abs(member - there[name]).mean("member") - pairs / (2 * n * (n - 1))
+            wanted["crps"] = average(ranked.where(error.notnull()), "time")
             a, b = (mean[name] - clim[name]).where(error.notnull()), there[name] - clim[name]
             wanted["acc"] = (average(a * b) / np.sqrt(average(a**2) * average(b**2))).mean("time")
             for which, other in (("persistence", start[name]), ("climatology", clim[name])):
