@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ REACHED = re.compile("converged|target")
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
-    """Return the rows by their values of some columns."""
+    """Return the rows by their values of some columns; numbers get the name of their column."""
     found: dict[str, list[Case]] = {}
     for row in rows:
-        found.setdefault(", ".join(row[name] for name in names), []).append(row)
+        key = ", ".join(f"{name} {row[name]}" if row[name][:1].isdigit() else row[name] for name in names)
+        found.setdefault(key, []).append(row)
     return found
 
 
@@ -41,6 +43,7 @@ def points(rows: list[Case], picture: Picture) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     """Draw a panel per value of `panels` and a curve per value of `curves`."""
+    rows = [row for row in rows if row[picture.y] != "nan"]
     panels = groups(rows, picture.panels)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
@@ -64,10 +67,16 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     handles = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    says = title + ("; circled: not reached" if "status" in rows[0] else "")
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False,
-        title=title + ("; circled: not reached" if "status" in rows[0] else ""), title_fontsize=9,
-    )  # fmt: skip
+        handles.values(),
+        handles,
+        loc="outside lower center",
+        ncols=min(1 + columns, len(handles)),
+        frameon=False,
+        title="\n".join(textwrap.wrap(says, 45 * columns)),
+        title_fontsize=9,
+    )
     with replacing(path) as new:
         figure.savefig(new, dpi=130)
 

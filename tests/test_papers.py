@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from experiments.study import Study, minimise, read
+from experiments.pictures import draw, groups, points
+from experiments.study import Picture, Study, minimise, read
 from mldd import Stop
 from mldd.problems import PhysicsInformed
 from mldd.problems.grids import Obstacle
@@ -234,3 +235,12 @@ def test_a_run_that_a_signal_ends_leaves_no_row(tmp_path, monkeypatch):
         Study(str(tmp_path / "key" / "table.py"), "own reference run", Config(), Config(), cases, run).command()
     assert ended.value.code == 143
     assert read(tmp_path / "table.csv")[1] == [{"number": "1", "steps": "4"}]
+
+
+def test_pictures_draw_medians_and_name_numbers_by_their_column(tmp_path):
+    rows = [{"n": n, "steps": y, "parts": p} for n, y, p in (("1", "2", "4"), ("1", "4", "4"), ("2", "5", "4"))]
+    picture = Picture("n", "steps", ("parts",))
+    assert [list(values) for values in points(rows, picture)] == [[1.0, 2.0], [3.0, 5.0]]
+    assert list(groups(rows, ("parts",))) == ["parts 4"]
+    draw(picture, rows, tmp_path / "one.png", "own reference run")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

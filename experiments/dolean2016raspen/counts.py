@@ -77,9 +77,9 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
     steps = config.max_sweeps if case["method"] == "nras" else 40
     stop = Stop(steps, rtol=config.rtol, norm=2.0)
     result = minimise(problem.objective(), problem.initial(), solver_of(problem, case, comm), stop=stop)
-    krylov = getattr(result.state, "krylov", 0)
+    krylov = getattr(result.state, "krylov", float("nan"))  # a fixed-point iteration has none
     found = counts(result)
-    per_step = krylov / max(1, found["steps"]) if case["method"] != "nras" else 1.0
+    per_step = krylov / max(1, found["steps"])
     return found | {"krylov": krylov, "krylov_per_step": per_step, "energy": problem.metrics(result.x)["energy"]}
 
 
