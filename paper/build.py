@@ -322,7 +322,8 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Anemoi: a start from a coarser mesh",
         "anemoi/coarse_start.csv",
         "experiments/anemoi/coarse_start.py",
-        "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh.",
+        "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh, 240 "
+        "steps. One seed, on a busy machine.",
         anemoi_coarse_start,
     ),
     (

@@ -230,16 +230,19 @@ def _parser() -> _Parser:
 
 def _add_anemoi(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="reorder | thin", required=True)
-    text = "renumber graph and data, so that ranks read little of each other"
-    reorder = actions.add_parser("reorder", help=text, description=text, allow_abbrev=False)
-    add = reorder.add_argument
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        new = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        new.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        return new
+
+    add = action("reorder", "renumber graph and data, so that ranks read little of each other").add_argument
     add("graph", type=Path, metavar="GRAPH.pt", help="a graph file of Anemoi (system.input.graph)")
     add("data", nargs="*", type=Path, metavar="DATA.zarr", help="the data sets whose cells are nodes of the graph")
     add("--ranks", type=_counts, required=True, metavar="2,4,8", help="over which a model is cut; one file serves all")
     add("--seed", type=_seed, default=0, metavar="S", help="of the partitioner; default 0")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder for graph, data and rows.csv")
-    text = "write a data set with the cells nearest to a coarser mesh, for nested iteration"
-    thin = actions.add_parser("thin", help=text, description=text, allow_abbrev=False)
+    thin = action("thin", "write a data set with the cells nearest to a coarser mesh, for nested iteration")
     thin.add_argument("data", type=Path, metavar="DATA.zarr", help="a data set of Anemoi")
     cut = "of the icosahedral mesh: how often its triangles are cut into four"
     thin.add_argument("--resolution", type=_at_least(0), required=True, metavar="R", help=cut)
