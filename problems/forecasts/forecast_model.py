@@ -15,13 +15,14 @@ from torch import Tensor
 from mldd.models import Prediction, joined
 from mldd.problems.data import DataError, Series, hidden_mesh, load_series
 from mldd.problems.forecasts.domain import Domain
-from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_data import FITTED, ForecastData
 from mldd.problems.forecasts.forecast_plan import Plan
 from mldd.problems.forecasts.forecaster import Forecaster
 from mldd.problems.forecasts.predicted import forecast_of
 from mldd.problems.nets import EncodeProcessDecode, Ints, NetworkModel, network_of
 
 Floats = NDArray[np.float64]
+_OPTIONS = ("weighted", "mesh_nodes", "missing", "stations", "select", "boundary")
 
 
 class ForecastModel(NetworkModel):
@@ -74,7 +75,11 @@ class ForecastModel(NetworkModel):
         horizon = config["plan"]["horizon"]
         plan = Plan(**dict(config["plan"], horizon=tuple(horizon) if isinstance(horizon, list) else horizon))
         domain = Domain.from_config(config["domain"])
-        return cls(net, None, plan, domain, _arrays(config["fitted"]), config["options"])
+        absent = [name for name in FITTED if name not in config["fitted"]]
+        if absent:
+            raise ValueError(f"nothing is said of {absent[0]}")
+        options = {name: config["options"][name] for name in _OPTIONS}  # a file of another version may lack some
+        return cls(net, None, plan, domain, _arrays(config["fitted"]), options)
 
     def predict(  # type: ignore[override]  # which options there are is said
         self,
