@@ -69,6 +69,11 @@ class ForecastModel(NetworkModel):
         ----------
         config : dict
             What `config` has returned.
+
+        Raises
+        ------
+        ValueError
+            It lacks what this version fits.
         """
         network = config["network"]
         net = EncodeProcessDecode(**network) if "rounds" in network else network_of(network)
