@@ -80,11 +80,11 @@ class ForecastModel(NetworkModel):
         horizon = config["plan"]["horizon"]
         plan = Plan(**dict(config["plan"], horizon=tuple(horizon) if isinstance(horizon, list) else horizon))
         domain = Domain.from_config(config["domain"])
-        absent = [name for name in FITTED if name not in config["fitted"]]
+        fitted, options = config["fitted"], config["options"]
+        absent = [name for name in FITTED if name not in fitted] + [name for name in _OPTIONS if name not in options]
         if absent:
             raise ValueError(f"nothing is said of {absent[0]}")
-        options = {name: config["options"][name] for name in _OPTIONS}  # a file of another version may lack some
-        return cls(net, None, plan, domain, _arrays(config["fitted"]), options)
+        return cls(net, None, plan, domain, _arrays(fitted), options)
 
     def predict(  # type: ignore[override]  # which options there are is said
         self,
