@@ -30,7 +30,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 _CUTS = 0.6, 0.8  # of the series: ends of training and validation part
 _YEAR = 365 * 86400
 # What is fitted to the training part, by the names of the properties; a trained forecast keeps all of it.
-_FITTED = ("mean", "deviation", "scales", "spreads", "static", "forced", "covariates", "is_cyclic", "marks_gaps")
+FITTED = ("mean", "deviation", "scales", "spreads", "static", "forced", "covariates", "is_cyclic", "marks_gaps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class ForecastData:
     def normalisation(self) -> dict[str, Any]:
         """Return all that was fitted to the training part, for the `given` of another series."""
         linear = ("coefficients",) * (self.plan.base == "linear")
-        return {name: getattr(self, name) for name in (*_FITTED, *("harmonics",) * self.is_cyclic, *linear)}
+        return {name: getattr(self, name) for name in (*FITTED, *("harmonics",) * self.is_cyclic, *linear)}
 
     @cached_property
     def mean(self) -> Floats:

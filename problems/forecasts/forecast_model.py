@@ -15,13 +15,14 @@ from torch import Tensor
 from mldd.models import Prediction, joined
 from mldd.problems.data import DataError, HiddenMesh, Series, graph_digest, hidden_mesh, load_series, mesh_of_graph
 from mldd.problems.forecasts.domain import Domain
-from mldd.problems.forecasts.forecast_data import ForecastData
+from mldd.problems.forecasts.forecast_data import FITTED, ForecastData
 from mldd.problems.forecasts.forecast_plan import Plan
 from mldd.problems.forecasts.forecaster import Forecaster
 from mldd.problems.forecasts.predicted import forecast_of
 from mldd.problems.nets import EncodeProcessDecode, Ints, NetworkModel, network_of
 
 Floats = NDArray[np.float64]
+_OPTIONS = ("weighted", "mesh_nodes", "missing", "stations", "select", "boundary")
 
 
 class ForecastModel(NetworkModel):
@@ -68,13 +69,22 @@ class ForecastModel(NetworkModel):
         ----------
         config : dict
             What `config` has returned.
+
+        Raises
+        ------
+        ValueError
+            It lacks what this version fits.
         """
         network = config["network"]
         net = EncodeProcessDecode(**network) if "rounds" in network else network_of(network)
         horizon = config["plan"]["horizon"]
         plan = Plan(**dict(config["plan"], horizon=tuple(horizon) if isinstance(horizon, list) else horizon))
         domain = Domain.from_config(config["domain"])
-        return cls(net, None, plan, domain, _arrays(config["fitted"]), config["options"])
+        fitted, options = config["fitted"], config["options"]
+        absent = [name for name in FITTED if name not in fitted] + [name for name in _OPTIONS if name not in options]
+        if absent:
+            raise ValueError(f"nothing is said of {absent[0]}")
+        return cls(net, None, plan, domain, _arrays(fitted), options)
 
     def predict(  # type: ignore[override]  # which options there are is said
         self,

@@ -72,17 +72,13 @@ class Verification:
         """Return the table for people: measures, with intervals for the errors."""
         members = self.sums.variance.any()
         head = ["variable", "lead", "RMSE", "", "bias", "ACC", *["spread", "CRPS"] * bool(members)]
+        plain = ["bias", "acc", *["spread", "crps"] * bool(members), *(f"skill_{name}" for name in REFERENCES)]
         table = [[*head, *(f"skill {name}" for name in REFERENCES)]]
         for row in self.rows():
             unit = f" ({row['unit']})" if row["unit"] else ""
             cells = [f"{row['variable']}{unit}", f"{row['lead_hours']:g} h", f"{row['rmse']:.4g}"]
             cells += ["" if np.isnan(row["rmse_low"]) else f"[{row['rmse_low']:.4g}, {row['rmse_high']:.4g}]"]
-            cells += [
-                _number(row["bias"]),
-                _number(row["acc"]),
-                *[_number(row["spread"]), _number(row["crps"])] * bool(members),
-            ]
-            table.append([*cells, *(_number(row[f"skill_{name}"]) for name in REFERENCES)])
+            table.append(cells + [_number(row[name]) for name in plain])
         widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
         texts = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
         return texts + [f"note: {note}" for note in self.notes()]

@@ -254,3 +254,15 @@ def test_known_variables_have_standard_names():
     problem, x = trained(replace(waves(times=300), variables=("t2m",), units=("K",)))
     attributes = problem.module(x).predict(problem.series).fields["t2m"].attributes
     assert attributes["standard_name"] == "air_temperature" and attributes["units"] == "K"
+
+
+def test_a_model_of_another_version_is_refused_in_one_line(tmp_path):
+    problem, x = trained(waves(times=300))
+    save(tmp_path / "model.pt", problem.module(x), {})
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    for part, name in (("fitted", "covariates"), ("options", "boundary")):
+        config = dict(content["config"], **{part: {k: v for k, v in content["config"][part].items() if k != name}})
+        torch.save(content | {"config": config}, tmp_path / "old.pt")
+        with pytest.raises(ValueError, match=f"must have the configuration of a forecasts model, .*{name}") as error:
+            load(tmp_path / "old.pt")
+        assert "\n" not in str(error.value)
