@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Entries of a block of rows. With 1e4 to 1e6 nodes and 64 to 256 columns the time varies by 4 % from 2**19 to 2**22, is
 # 20 to 25 % longer at 2**17 (calls), and grows again where blocks leave the cache that cores share (measured).
 _BLOCK = 2**20
+_WEIGHTS = 2**12  # entries of W beyond which oneDNN is worth the copy of its result (measured: 64 x 64 is not)
 _LEAST = 2**21  # entries of the first state from which blocks and buffers pay (measured)
 
 
@@ -332,7 +333,7 @@ def _write(target: Tensor, new: Tensor, first: bool) -> None:
 
 def _product(target: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, add: bool = False) -> None:
     """Write X W (+ b), or add it."""
-    if one_dnn(x):
+    if one_dnn(x) and weight.numel() > _WEIGHTS:
         _write(target, tall(x, weight, bias), not add)
     elif add:
         target.addmm_(x, weight)

@@ -5,6 +5,7 @@ Weights have a leading axis p for a batch of p graphs with parameters of their o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -175,5 +176,6 @@ def attended(pattern: Sparse, scores: Tensor, sent: Tensor) -> Tensor:
     sent : Tensor, shape (n, [samples,] heads f)
         States of the columns.
     """
-    copies = pattern.repeated(scores.shape[1])
-    return attend(copies, pattern.of_copies(scores), sent.reshape(copies.shape[1], -1))
+    times = scores.shape[1]
+    each = sent.reshape(-1, math.prod(sent.shape[1:]) // times)  # there may be no rows
+    return attend(pattern.repeated(times), pattern.of_copies(scores), each)

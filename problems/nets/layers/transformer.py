@@ -96,5 +96,5 @@ def _told(copies: Sparse, scores: Tensor, asked: Tensor, values: Tensor, matrix:
     scores = scores + torch.linalg.vecdot(pulled.index_select(0, copies.row), told)
     out = attend(copies, scores, values, told)
     width = values.shape[1]
-    means = out[:, width:].view(*graphs.shape[:-1], -1)
+    means = out[:, width:].view(*graphs.shape[:-1], told.shape[1])
     return out[:, :width] + torch.einsum("prshk,pkhf->prshf", means, matrix).reshape(-1, width)
