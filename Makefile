@@ -58,6 +58,7 @@ trust: ready
 paper: ready
 	.venv/bin/python paper/build.py --results
 	.venv/bin/python paper/figures.py
+	.venv/bin/python paper/manual/pictures.py
 	.venv/bin/python paper/build.py
 
 # Sphinx and what it stands on: for the manual alone, so that tests and users do without.

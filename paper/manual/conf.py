@@ -6,6 +6,7 @@ build (`interface.py`). Formulas become MathML, so that a page needs no network 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "myst_nb"
 exclude_patterns = ["requirements.txt"]
 html_theme = "furo"
 html_title = "mldd"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["manual.css"]
 html_copy_source = False
 html_math_renderer = "mathml"
 
@@ -50,6 +52,7 @@ default_role = "code"
 
 # Kernels of notebooks start in a folder of their own, with this checkout's mldd, on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # no line for every notebook
 
 
 def math(self: HTML5Translator, node: nodes.math) -> None:
