@@ -38,8 +38,7 @@ html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parents[1] / "build" / "notebooks")
+nb_execution_mode = "force"  # a cache would keep results of code that has changed
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
