@@ -82,6 +82,7 @@ anemoi:
 paper: ready
 	.venv/bin/python paper/build.py --results
 	.venv/bin/python paper/figures.py
+	.venv/bin/python paper/manual/pictures.py
 	.venv/bin/python paper/build.py
 
 # Sphinx and what it stands on: for the manual alone, so that tests and users do without.
@@ -89,9 +90,9 @@ paper: ready
 	.venv/bin/pip install --quiet --no-deps -r $<
 	@touch $@
 
-# Warnings are errors, and all of them are shown.
+# Warnings are errors, and all of them are shown; all pages are made anew, for they show what the code says and does.
 manual: .venv/stages/manual
-	.venv/bin/python -m sphinx -W --keep-going -q -j auto paper/manual build/manual
+	.venv/bin/python -m sphinx -E -W --keep-going -q -j auto paper/manual build/manual
 	@echo build/manual/index.html
 
 # mypy cannot see the package map of setup.cfg through an editable install: it checks an installed tree.

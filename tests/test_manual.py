@@ -7,6 +7,7 @@ is for other programs the shell checks the syntax, and mldd reads the options of
 `make manual` alone.
 """
 
+import ast
 import csv
 import json
 import re
@@ -121,6 +122,16 @@ def test_the_pages_have_code():
     fences = sum(path.read_text(encoding="utf-8").count("```") for path in PATHS.values())
     others = sum(len(re.findall(r"^```\{", p.read_text(encoding="utf-8"), re.M)) for p in PATHS.values())
     assert fences == 2 * (others + sum(map(len, BLOCKS.values()))), "every block is of a kind that is run"
+
+
+def test_every_picture_is_drawn_by_a_function_and_shown_on_a_page():
+    drawn = [path.stem for path in (FOLDER / "pictures").glob("*.png")]
+    shown = [
+        name for path in PATHS.values() for name in re.findall(r"\(pictures/(\w+)\.png\)", path.read_text("utf-8"))
+    ]
+    tree = ast.parse((FOLDER / "pictures.py").read_text(encoding="utf-8"))
+    (names,) = [node.value.elts for node in tree.body if isinstance(node, ast.AnnAssign)]
+    assert sorted(drawn) == sorted(shown) == sorted(name.id for name in names)
 
 
 @pytest.mark.parametrize("page", sorted(set(PATHS) - set(CHECKED)))

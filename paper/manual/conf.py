@@ -6,6 +6,7 @@ build (`interface.py`). Formulas become MathML, so that a page needs no network 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -30,14 +31,14 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "myst_nb"
 exclude_patterns = ["requirements.txt"]
 html_theme = "furo"
 html_title = "mldd"
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["manual.css"]
 html_copy_source = False
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parents[1] / "build" / "notebooks")
+nb_execution_mode = "force"  # a cache would keep results of code that has changed
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -50,6 +51,7 @@ default_role = "code"
 
 # Kernels of notebooks start in a folder of their own, with this checkout's mldd, on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+logging.getLogger("traitlets").setLevel(logging.ERROR)  # no line for every notebook
 
 
 def math(self: HTML5Translator, node: nodes.math) -> None:
