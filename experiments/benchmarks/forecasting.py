@@ -144,7 +144,7 @@ def validation(problem: Forecasting) -> ForecastLoss:
     mine = replace(graphs, features=data.features(origins).reshape(n, -1), targets=both, samples=samples)
     like = problem.objective().batch.targets
     batch = mine.stack([mine.piece(np.arange(n))], single=True, dtype=like.dtype, device=like.device)
-    return ForecastLoss(problem.net, batch, chunk=problem.chunk)
+    return ForecastLoss(problem.net, batch, chunk=problem.batches.chunk)
 
 
 def train(problem: Forecasting, make: Make, seed: int, seconds: float, last: int | None = None) -> Watch:
