@@ -21,6 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
+
 MLDD = [sys.executable, "-m", "mldd"]
 CORA = ["train", "cora", "--solver", "adam", "--quiet", "--steps"]
 IMPORTED = """
@@ -33,10 +37,6 @@ import time
 import torch
 from torch_geometric.io import read_planetoid_data
 from torch_geometric.nn import GCNConv
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
 begin = time.process_time()
 torch.manual_seed(0)
 data = read_planetoid_data({folder!r}, "cora")
