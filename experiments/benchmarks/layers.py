@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from geometric_layers import GeometricNetwork
-from machine import processor
-from plain_layers import network, pair
 from torch import Tensor
 
 from mldd.graph import Graph
@@ -42,6 +40,12 @@ from mldd.problems.data import from_tensor, grid_mesh, load_graph
 from mldd.problems.graphs import NodeLoss
 from mldd.problems.nets import GraphNet, Source, multiply, stack
 from mldd.problems.nets.layers import layer_of
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.benchmarks.peers.geometric_layers import GeometricNetwork  # noqa: E402 (from the folder above)
+from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
+from experiments.benchmarks.peers.plain_layers import network, pair  # noqa: E402 (from the folder above)
 
 BAR = 0.8
 CLASSES, FEATURES = 16, 64  # of the mesh

@@ -21,7 +21,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from machine import processor
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
 
 MLDD = [sys.executable, "-m", "mldd"]
 CORA = ["train", "cora", "--solver", "adam", "--quiet", "--steps"]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,9 +29,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import processor
 from torch import Tensor
-from windows_peers import RATE, Jax, torch_steps
 
 from mldd import Stop, minimise
 from mldd.loop import History
@@ -40,6 +39,11 @@ from mldd.problems.pinns.window_loss import WindowLoss
 from mldd.ranks import SERIAL, prepare
 from mldd.solvers import LBFGS, Adam, NonlinearSchwarz, SchwarzLBFGS
 from mldd.solvers.parts import BatchLBFGS
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
+from experiments.benchmarks.peers.windows_peers import RATE, Jax, torch_steps  # noqa: E402 (from the folder above)
 
 BARS = {"float32": 0.30, "float64": 0.60}  # ms per step of Adam
 TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)

@@ -1,6 +1,6 @@
 """Adam on p equal tanh networks with second derivatives, as a competent user writes it: peers of `windows.py`.
 
-    python experiments/benchmarks/windows_peers.py FILE.npz    (JAX, started by windows.py)
+    python experiments/benchmarks/peers/windows_peers.py FILE.npz    (JAX, started by windows.py)
 
 The residual is ``frozen + sum over networks of coefficients (p, 3, m) times (u, u', u'')`` at places, and the loss the
 mean of its squares. Derivatives are propagated forwards, all networks in one batched product; the gradient is that of
