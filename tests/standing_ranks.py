@@ -72,13 +72,13 @@ class StandingRanks:
         results = [json.loads(path.read_text(encoding="utf-8")) for path in said if path.exists()]
         text = "".join(result["printed"] for result in results)
         if len(results) < self.ranks or not all(result["good"] for result in results):
+            self.process.terminate()
+            self.process.wait()
+            self.log.seek(0)
+            log = self.log.read()
             self.end()
-            raise AssertionError(f"{len(results)} of {self.ranks} ranks have come to an end:\n{text}\n{self._log()}")
+            raise AssertionError(f"{len(results)} of {self.ranks} ranks have come to an end:\n{text}\n{log}")
         return text
-
-    def _log(self) -> str:
-        self.log.seek(0)
-        return self.log.read()
 
     @property
     def stand(self) -> bool:

@@ -80,7 +80,8 @@ EXACT = (
                         assert cost.exchanges == 2 * (layers - 1), cost
                         same(other, value, where)
                         same(slope, gradient, where)
-                        same(f.hessian_product(x, v), product, where, 1e-11)
+                        # 1e-14 of x changes the product of the transformer by 3e-10 at this point
+                        same(f.hessian_product(x, v), product, where, 1e-9)
                     same(one.objective().value(x), expected[0][0], where)
     assert one.metrics(x) == reference.metrics(x)
     if world().rank == 0:

@@ -54,13 +54,13 @@ def test_a_forecast_over_the_mesh_is_trained_kept_and_used(file, tmp_path):
     model = problem.module(result.x)
     expected = problem.forecasts(result.x, np.array([100]))
     np.testing.assert_allclose(
-        model.predict(SERIES, origins=[100]).fields["a"].values.ravel(), expected.ravel(), rtol=1e-9
+        model.predict(SERIES, start=[100]).fields["a"].values.ravel(), expected.ravel(), rtol=1e-9
     )
     file.rename(tmp_path / "kept.pt")
     try:
         write_typed_graph(small_graph(SERIES.latitude, SERIES.longitude, resolution=2), file)
         with pytest.raises(DataError, match="expected the graph of the training, got another one"):
-            model.predict(SERIES, origins=[100])
+            model.predict(SERIES, start=[100])
     finally:
         (tmp_path / "kept.pt").replace(file)
 
