@@ -20,7 +20,7 @@ from mldd.algebra import (
     did_you_mean,
     local_restrictions,
 )
-from mldd.loop import CheckpointError, Solver, State, Status, is_resumable, pack, restore
+from mldd.loop import CheckpointError, Solver, State, Status, is_resumable, is_solver, pack, restore
 from mldd.solvers.parts import (
     ClosureObjective,
     Span,
@@ -196,7 +196,7 @@ class Optimizer(torch.optim.Optimizer):
     def _made(self) -> Solver:
         """Return the solver, made for the groups as subdomains if it is to be made."""
         solver, layout = self._given, self._unknowns.layout
-        if not _is_solver(solver) and callable(solver):
+        if not is_solver(solver) and callable(solver):
             owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
             subdomains = [
@@ -204,7 +204,7 @@ class Optimizer(torch.optim.Optimizer):
             ]
             decomposition = Decomposition(layout.size, subdomains, local_restrictions, blocks=layout.slices)
             solver = solver(decomposition)
-        if not _is_solver(solver):
+        if not is_solver(solver):
             raise ValueError(
                 f"`solver` must be a solver of mldd or make one of a decomposition, got {type(solver).__name__}"
             )
@@ -431,7 +431,3 @@ def _rebuilt(groups: Any, solver: Any, options: dict[str, Any], defaults: dict[s
     optimizer.defaults = dict(defaults)
     optimizer.load_state_dict(state)
     return optimizer
-
-
-def _is_solver(thing: object) -> bool:
-    return hasattr(thing, "init") and hasattr(thing, "step") and not isinstance(thing, type)

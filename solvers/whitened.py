@@ -26,7 +26,7 @@ from mldd.algebra import (
     remember,
     whitening,
 )
-from mldd.loop import FINITE, REPLICATED, Solver, State
+from mldd.loop import FINITE, REPLICATED, Solver, State, is_solver
 from mldd.solvers.lbfgs import LBFGS
 
 
@@ -212,7 +212,7 @@ def _check(solver: Any) -> None:
                         "a metric of the inputs needs coarse levels with the unknowns of the finest, got "
                         f"{type(level.transfer).__name__}; use coarse graphs or fewer data"
                     )
-        if hasattr(value, "init") and hasattr(value, "step"):
+        if is_solver(value):
             _check(value)
 
 
@@ -225,7 +225,7 @@ def _moved(solver: Any, change: Whitening) -> Any:
         elif isinstance(value, Hierarchy):
             levels = (Level(in_coordinates(k.objective, change), k.transfer, k.work) for k in value.levels)
             moved[name] = Hierarchy(tuple(levels))
-        elif hasattr(value, "init") and hasattr(value, "step"):
+        elif is_solver(value):
             moved[name] = _moved(value, change)
     return replace(solver, **moved) if moved else solver
 

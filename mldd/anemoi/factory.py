@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mldd.anemoi.grouping import current_regroup, is_watched
+from mldd.loop import is_solver
 from mldd.solvers import Optimizer
 
 _ADVICE = "put mldd.anemoi.Subdomains into the callbacks (diagnostics.callbacks of Anemoi)"
@@ -67,7 +68,7 @@ def optimizer(
                 "parameters alone, or leave out the callback"
             )
         given = regroup(given)
-    makes = not _is_solver(solver)
+    makes = not is_solver(solver)
     if makes and callable(solver) and sum(isinstance(p, dict) for p in given) < 2:
         name = getattr(getattr(solver, "func", solver), "__name__", type(solver).__name__)
         raise ValueError(f"{name} needs groups of parameters as subdomains, got a single one; {_ADVICE}")
@@ -79,7 +80,3 @@ def optimizer(
             stacklevel=2,
         )
     return made
-
-
-def _is_solver(thing: object) -> bool:
-    return hasattr(thing, "init") and hasattr(thing, "step") and not isinstance(thing, type)

@@ -97,3 +97,14 @@ class Solver(Protocol):
             What the step before has left.
         """
         ...
+
+
+def is_solver(thing: object) -> bool:
+    """Return whether something has the methods of a solver, and is no class that solvers are made of.
+
+    Parameters
+    ----------
+    thing : object
+        Anything.
+    """
+    return hasattr(thing, "init") and hasattr(thing, "step") and not isinstance(thing, type)
