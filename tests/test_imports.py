@@ -43,7 +43,7 @@ ARROWS = {
         "mldd/advice",
         "mldd/figures",
     },
-    "mldd/anemoi": {"mldd/algebra", "mldd/graph", "mldd/graph/partitioners", "mldd/loop", "mldd/ranks"},
+    "mldd/anemoi": {"mldd/algebra", "mldd/graph", "mldd/graph/partitioners", "mldd/loop", "mldd/models", "mldd/ranks"},
     "solvers": {"solvers/parts", "solvers/petsc"},
     "solvers/parts": set(),
     "solvers/petsc": {"solvers/parts"},

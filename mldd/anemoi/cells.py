@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mldd.problems.data import DataError
+from mldd.models import replacing_folder
+from mldd.problems.data import DataError, on_sphere
 
 Ints = NDArray[np.int64]
 _CELL, _TIME = "cell", "time"
@@ -63,8 +64,8 @@ def check_cells(nodes: NDArray[np.float64], store: Path, name: str) -> None:
     cells = coordinates(store)
     if len(cells) != len(nodes):
         raise DataError(f"{store}: expected {len(nodes)} cells, as the graph has nodes {name}, got {len(cells)}")
-    here, there = (np.stack([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)]) for a, b in (cells.T, nodes.T))
-    apart = np.linalg.norm(here - there, axis=0)
+    here, there = (on_sphere(*np.degrees(place.T)) for place in (cells, nodes))
+    apart = np.linalg.norm(here - there, axis=1)
     if apart.max() > 1e-5:
         raise DataError(
             f"{store}: expected cells where the graph has nodes {name}, got {int((apart > 1e-5).sum())} elsewhere, "
@@ -96,25 +97,29 @@ def copy_cells(store: Path, target: Path, cells: Ints) -> None:
     if not (store / ".zgroup").is_file():
         raise DataError(f"{store}: expected Zarr format 2 with .zgroup, got another store; write it by anemoi-datasets")
     axes = {folder.parent.name: _cell_axis(folder) for folder in sorted(store.glob("*/.zarray"))}
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(target) as new:
+        new.mkdir()
+        _copy_files(store, new, axes, len(cells))
+        _change_attributes(new / ".zattrs", cells)
+        source, copy = zarr.open_group(str(store), mode="r"), zarr.open_group(str(new), mode="r+")
+        for name, axis in axes.items():
+            if axis is not None:
+                _copy(source[name], copy[name], axis, cells)
+
+
+def _copy_files(store: Path, new: Path, axes: dict[str, int | None], cells: int) -> None:
+    """Copy all but the values of arrays over cells, of which the metadata get another shape."""
     for path in sorted(store.iterdir()):
         axis = axes.get(path.name)
         if path.is_dir() and axis is not None:
-            (unfinished / path.name).mkdir()
-            shutil.copy(path / ".zattrs", unfinished / path.name)
-            _write_shape(path / ".zarray", unfinished / path.name / ".zarray", axis, len(cells))
+            (new / path.name).mkdir()
+            shutil.copy(path / ".zattrs", new / path.name)
+            _write_shape(path / ".zarray", new / path.name / ".zarray", axis, cells)
         elif path.is_dir():
-            shutil.copytree(path, unfinished / path.name)
+            shutil.copytree(path, new / path.name)
         elif path.name != ".zmetadata":  # a copy of what is changed here
-            shutil.copy(path, unfinished)
-    _change_attributes(unfinished / ".zattrs", cells)
-    source, copy = zarr.open_group(str(store), mode="r"), zarr.open_group(str(unfinished), mode="r+")
-    for name, axis in axes.items():
-        if axis is not None:
-            _copy(source[name], copy[name], axis, cells)
-    unfinished.rename(target)
+            shutil.copy(path, new)
 
 
 def _write_shape(source: Path, target: Path, axis: int, cells: int) -> None:

@@ -9,3 +9,4 @@ from .prediction import Field as Field
 from .prediction import Prediction as Prediction
 from .prediction import check_target as check_target
 from .prediction import joined as joined
+from .store import replacing_folder as replacing_folder
