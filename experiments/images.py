@@ -9,9 +9,12 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from experiments.study import Case, minimise
+from mldd import Stop
 from mldd.problems import SupervisedProblem
 from mldd.problems.data import load_digits_images
 from mldd.ranks import Communicator
@@ -61,3 +64,19 @@ def classifier(name: str, subdomains: str, seed: int, comm: Communicator) -> Sup
         net, (images, labels), torch.nn.functional.cross_entropy, {"test": test}, subdomains=subdomains, comm=comm
     )
     return problem
+
+
+def trained(problem: SupervisedProblem, solver: Any, steps: int, comm: Communicator) -> Case:
+    """Train so many steps; return test accuracies on the way, in per cent, the losses at both ends, and the costs."""
+    shares = (10, 25, 50, 100)
+    curve = {f"accuracy_{share}": float("nan") for share in shares}
+
+    def note(x: torch.Tensor, state: Any, history: Any) -> None:
+        for share in shares:
+            if history.records[-1].step == max(1, steps * share // 100):
+                curve[f"accuracy_{share}"] = 100 * problem.metrics(x)["test_accuracy"]
+
+    result = minimise(problem.objective(), problem.initial(), solver, stop=Stop(steps), after_step=note, comm=comm)
+    end = result.record
+    ends = {"loss_first": result.history.records[0].value, "loss": end.value}
+    return curve | ends | {"gradients": end.cost.gradient_evaluations, "work": end.cost.work_total}

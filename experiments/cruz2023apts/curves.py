@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.images import classifier
-from experiments.study import Case, Picture, Study, minimise
-from mldd import Stop
+from experiments.images import classifier, trained
+from experiments.study import Case, Picture, Study
 from mldd.algebra import Decomposition, Subdomain, index_decomposition
 from mldd.problems import SupervisedProblem
 from mldd.ranks import SERIAL, Communicator
@@ -70,23 +69,9 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
         step = TrustRegion(case["method"].removeprefix("apts "), "inf", radius, memory=5)
         subdomains = dealt(problem, case["parts"], case["seed"], comm)
         solver = Apts(subdomains, step, step, combine="ras", local_steps=config.local_steps, comm=comm)
-    shares = (10, 25, 50, 100)
-    curve = {f"accuracy_{share}": float("nan") for share in shares}
-
-    def note(x: torch.Tensor, state: object, history: object) -> None:
-        step = history.records[-1].step  # type: ignore[attr-defined]
-        for share in shares:
-            if step == max(1, config.steps * share // 100):
-                curve[f"accuracy_{share}"] = 100 * problem.metrics(x)["test_accuracy"]
-
-    result = minimise(
-        problem.objective(), problem.initial(), solver, stop=Stop(config.steps), after_step=note, comm=comm
-    )
-    end = result.record
-    ends = {"loss_first": result.history.records[0].value, "loss": end.value}
-    costs = {"gradients": end.cost.gradient_evaluations, "work": end.cost.work_total}
     published = PUBLISHED if config.data == "mnist" else {}
-    return curve | ends | costs | {"published_100": published.get(case["parts"], float("nan"))}
+    found = trained(problem, solver, config.steps, comm)
+    return found | {"published_100": published.get(case["parts"], float("nan"))}
 
 
 STUDY = Study(

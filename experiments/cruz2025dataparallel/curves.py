@@ -16,11 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from experiments.images import classifier
-from experiments.study import Case, Picture, Study, minimise
-from mldd import Stop
+from experiments.images import classifier, trained
+from experiments.study import Case, Picture, Study
 from mldd.ranks import Communicator
 from mldd.solvers import Adam, Apts, Radius, TrustRegion
 
@@ -66,22 +63,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
             if combine == "asm" and config.data == "mnist"
             else float("nan")
         )
-    shares = (10, 25, 50, 100)
-    curve = {f"accuracy_{share}": float("nan") for share in shares}
-
-    def note(x: torch.Tensor, state: object, history: object) -> None:
-        step = history.records[-1].step  # type: ignore[attr-defined]
-        for share in shares:
-            if step == max(1, config.steps * share // 100):
-                curve[f"accuracy_{share}"] = 100 * problem.metrics(x)["test_accuracy"]
-
-    result = minimise(
-        problem.objective(), problem.initial(), solver, stop=Stop(config.steps), after_step=note, comm=comm
-    )
-    end = result.record
-    ends = {"loss_first": result.history.records[0].value, "loss": end.value}
-    costs = {"gradients": end.cost.gradient_evaluations, "work": end.cost.work_total}
-    return curve | ends | costs | {"published_100": published}
+    return trained(problem, solver, config.steps, comm) | {"published_100": published}
 
 
 STUDY = Study(
