@@ -206,7 +206,7 @@ class Schedule:
 
         def look() -> None:
             now = time.monotonic()
-            heeds = any(now > first + _HEED for first in signals.first.values())
+            heeds = signals.first and now > min(signals.first.values()) + _HEED
             if now > end or heeds or (self.limit is not None and self.limit.left() <= reserve):
                 raise Overdue("a step was given up, as the time of the run was over")
 
