@@ -1,4 +1,5 @@
 from .bounds import Bounds as Bounds
+from .calibration import Calibrated as Calibrated
 from .calibration import calibrated as calibrated
 from .calibration import calibrated_decomposition as calibrated_decomposition
 from .calibration import calibrated_hierarchy as calibrated_hierarchy

@@ -7,12 +7,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mldd.algebra.cost import counting, rescaled, uncounted
+from mldd.algebra.cost import count, counting, rescaled, uncounted
+from mldd.algebra.curvature import Hessian, hessian
 from mldd.algebra.decompositions import Decomposition, SharedDecomposition
 from mldd.algebra.hierarchy import Hierarchy, Level
 from mldd.algebra.objective import Around, Objective, offers, sampled, value_and_gradient
@@ -33,12 +35,41 @@ class CostFactors:
     ----------
     gradient, both, value, product : float
         Factors on the work of a gradient, of a gradient with its value, of a value, and of a Hessian product.
+    draw : float
+        Fine gradients of drawing a sample, 0 where there is nothing to draw.
     """
 
     gradient: float
     both: float
     value: float
     product: float
+    draw: float = 0.0
+
+
+@dataclass(frozen=True)
+class CalibratedHessian:
+    """A Hessian at a point whose products count as what they have been measured to cost.
+
+    Parameters
+    ----------
+    plain : Hessian
+        With estimated prices.
+    factor : float
+        On the work that it counts.
+    """
+
+    plain: Hessian
+    factor: float
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal."""
+        return self.plain.diagonal
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        with rescaled(self.factor):
+            return self.plain.product(v)
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class Calibrated(Around):
     Parameters
     ----------
     f : Objective
-        A coarse level, or a batch of local models.
+        The fine one, a coarse level, or a batch of local models.
     factors : CostFactors
         On the work that `f` counts.
     """
@@ -82,13 +113,18 @@ class Calibrated(Around):
         with rescaled(self.factors.product):
             return super().hessian_product(x, v)
 
+    def hessian(self, x: Tensor) -> CalibratedHessian:
+        """Return the Hessian of `f` at a point."""
+        return CalibratedHessian(hessian(self.f, x), self.factors.product)
+
 
 @dataclass(frozen=True)
 class StochasticCalibrated(Calibrated):
     """A `Calibrated` stochastic objective: its samples have the same factors."""
 
     def sample(self, step: int) -> Calibrated:
-        """Return the objective of outer step `step`."""
+        """Return the objective of outer step `step`, which is drawn for all evaluations of the step."""
+        count(work=self.factors.draw)
         return calibrated(sampled(self.f, step), self.factors)
 
 
@@ -145,8 +181,8 @@ def unit_of(f: Objective, x: Tensor, total: Callable[[float], float], agree: Cal
     total, agree : callable
         Return the sum and the mean over ranks of a number.
     """
-    steps = itertools.count()  # a stochastic objective draws a sample per step, which belongs to its cost
-    seconds, work = measured(lambda: sampled(f, next(steps)).gradient(x), x.numel(), agree)
+    sample = sampled(f, 0)  # to draw one is no part of it
+    seconds, work = measured(lambda: sample.gradient(x), x.numel(), agree)
     return total(seconds) / max(total(work), 1e-9)
 
 
@@ -156,7 +192,7 @@ def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], fl
     Parameters
     ----------
     f : Objective
-        A coarse level, a batch of local models, or a rank's share of the fine objective.
+        The fine one or a rank's share of it, a coarse level, or a batch of local models.
     x : Tensor, shape (n,) or (p, m)
         Where it is evaluated.
     unit : float
@@ -169,14 +205,22 @@ def factors_of(f: Objective, x: Tensor, unit: float, agree: Callable[[float], fl
         seconds, work = measured(evaluate, x.numel(), agree)
         return seconds / unit / work if work > 0 else 1.0
 
-    f = sampled(f, 0)
-    product: Any = getattr(f, "hessian_product", None)
+    sample, steps = sampled(f, 0), itertools.count()
     return CostFactors(
-        gradient=factor(lambda: f.gradient(x)),
-        both=factor(lambda: value_and_gradient(f, x)),
-        value=factor(lambda: f.value(x)),
-        product=factor(lambda: product(x, x)) if offers(f, "hessian_product") else 1.0,
+        gradient=factor(lambda: sample.gradient(x)),
+        both=factor(lambda: value_and_gradient(sample, x)),
+        value=factor(lambda: sample.value(x)),
+        product=factor(partial(hessian(sample, x).product, x)) if offers(sample, "hessian_product") else 1.0,
+        draw=_difference(lambda: sampled(f, next(steps)).gradient(x), lambda: sample.gradient(x), x.numel(), agree)
+        / unit
+        if hasattr(f, "sample")
+        else 0.0,
     )
+
+
+def _difference(more: Callable[[], Any], less: Callable[[], Any], size: int, agree: Callable[[float], float]) -> float:
+    """Return by how many CPU seconds the one takes longer than the other."""
+    return max(measured(more, size, agree)[0] - measured(less, size, agree)[0], 0.0)
 
 
 def calibrated_hierarchy(hierarchy: Hierarchy, x: Tensor, unit: float, agree: Callable[[float], float]) -> Hierarchy:
@@ -223,10 +267,18 @@ def calibrated_decomposition(
     """
     with uncounted():
         models = decomposition.models(sampled(f, 0), x, None)
-    factors = factors_of(models, decomposition.gather(x), unit, agree)
+    points = decomposition.gather(x)
+    factors = factors_of(models, points, unit, agree)
     plain = decomposition.build
+    samples = itertools.count()
+
+    def anew() -> None:
+        decomposition.models(sampled(f, next(samples)), x, None).gradient(points)
+
+    making = _difference(anew, lambda: models.gradient(points), x.numel(), agree) / unit
 
     def build(d: Any, f: Objective, x: Tensor, g: Tensor | None) -> Objective:
+        count(work=making)
         with rescaled(factors.gradient):  # of corrections
             models = plain(d, f, x, g)
         return calibrated(models, factors)

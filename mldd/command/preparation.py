@@ -73,9 +73,9 @@ class Preparation:
 
     @cached_property
     def objective(self) -> Objective:
-        """What is minimised; with measured prices a rank's share is what its evaluations take."""
+        """What is minimised; with measured prices its evaluations, or a rank's share of them, count what they take."""
         f = self.problem.objective()
-        if not self.measured or self.comm.ranks == 1:
+        if not self.measured:
             return f
         return calibrated(f, factors_of(f, self.start, self.unit, self._mean))
 

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mldd.algebra import Corrected, Decomposition, LocalRestrictions, Objective, Remembered, Subdomain
+from mldd.algebra import Calibrated, Corrected, Decomposition, LocalRestrictions, Objective, Remembered, Subdomain
 from mldd.problems.grids.grid import Grid
 from mldd.ranks import SERIAL, Communicator
 
@@ -285,7 +285,7 @@ def local_models(f: Objective, decomposition: GridDecomposition, x: Tensor) -> O
     x : Tensor, shape (n,)
         Iterate, which is fixed outside of the windows.
     """
-    if isinstance(f, Remembered):
+    if isinstance(f, Remembered | Calibrated):  # layers that change no value
         return local_models(f.f, decomposition, x)
     if isinstance(f, Corrected):
         inner = local_models(f.f, decomposition, x)

@@ -12,10 +12,14 @@ from mldd.algebra import (
     Identity,
     Level,
     Price,
+    Stochastic,
+    calibrated,
     calibrated_decomposition,
     calibrated_hierarchy,
     contiguous,
     counting,
+    factors_of,
+    hessian,
     index_decomposition,
     unit_of,
 )
@@ -95,3 +99,23 @@ def test_local_models_count_what_they_were_measured_to_cost(clock):
     assert cost.work == pytest.approx(2 * 4 / 100)  # two members, one after the other
     assert cost.gradients == 0
     assert replace(priced, local=range(1)).models(fine, x, None).gradient(y[:1]).shape == (1, 2)
+
+
+def test_a_sample_counts_what_it_was_measured_to_cost(clock):
+    def draw(step):
+        clock[0] += 10.0
+        return Slow(1, clock=clock)
+
+    fine = Stochastic(Slow(1, clock=clock), draw)
+    x = torch.ones(4, dtype=torch.float64)
+    unit = unit_of(fine, x, same, same)
+    assert unit == pytest.approx(2.0)  # what is drawn is no part of it
+    priced = calibrated(fine, factors_of(fine, x, unit, same))
+    with counting() as cost:
+        sample = priced.sample(3)
+        sample.gradient(x)
+        sample.gradient(x)
+    assert cost.work == pytest.approx(10 / 2 + 2)
+    with counting() as cost:
+        assert torch.equal(hessian(sample, x).product(x), x)
+    assert cost.work == pytest.approx(6 / 2)

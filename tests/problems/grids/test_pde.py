@@ -11,7 +11,7 @@ import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
-from mldd.algebra import counting
+from mldd.algebra import calibrated, counting, factors_of
 from mldd.problems.grids import Bratu, Ignition, Membrane, MinimalSurface, MoreBV, Obstacle, Quadratic
 from mldd.problems.grids.pde import GridProblem
 from mldd.problems.grids.surface import transfinite
@@ -323,3 +323,14 @@ def test_the_lifting_of_a_surface_is_exact_for_what_is_linear_between_opposite_s
 def test_the_plate_is_as_high_as_it_is_said_to_be() -> None:
     lower = MinimalSurface(n=7).objective().bounds.lower
     assert {float(v) for v in lower[torch.isfinite(lower)]} == {0.1}
+
+
+def test_measured_prices_leave_the_windows_as_they_are():
+    problem = Obstacle(n=15)
+    f, x = problem.objective(), problem.initial(0)
+    priced = calibrated(f, factors_of(f, x, 1e-4, lambda number: number))
+    decomposition = problem.decomposition(4, 1)
+    plain, models = (decomposition.models(h, x, f.gradient(x)) for h in (f, priced))
+    assert type(models) is type(plain)
+    y = decomposition.gather(x) + 0.01
+    assert torch.equal(models.gradient(y), plain.gradient(y))
