@@ -21,9 +21,10 @@ from mldd.algebra.objective import Around, Objective, offers, sampled, value_and
 
 Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
 
-_LEAST, _MOST = 3, 50  # evaluations that are timed
+_LEAST, _MOST = 3, 25  # evaluations that are timed
 _ENOUGH = 0.05  # seconds of CPU time that they take together
-_VECTORS = 16  # vectors of a solver that go through the caches between evaluations
+_VECTORS = 16  # vectors of a solver that go through the caches between evaluations,
+_OTHERS = 2**21  # and numbers of other evaluations at least
 _LONG = 1.0  # seconds of the first one, which then is the only one
 
 
@@ -162,7 +163,7 @@ def measured(evaluate: Callable[[], Any], size: int, agree: Callable[[float], fl
 
     mine, work = once()
     first, times = agree(mine), [mine]
-    others = torch.zeros(_VECTORS * size)
+    others = torch.zeros(max(_VECTORS * size, _OTHERS))
     for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
         others.add_(1.0)
         times.append(once()[0])
