@@ -49,7 +49,9 @@ def library_of(
         function.argtypes, function.restype = list(types), None
     if is_right(found):
         return found
-    warnings.warn(f"{found._name} gives wrong numbers, operations of torch are used; delete it, or set CC", stacklevel=3)
+    warnings.warn(
+        f"{found._name} gives wrong numbers, operations of torch are used; delete it, or set CC", stacklevel=3
+    )
     return None
 
 

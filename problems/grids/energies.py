@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
+from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import EdgeWeights, local_price, members, pieces, stencil
 
@@ -139,11 +140,16 @@ class StencilEnergy:
         """Half bandwidth of the Hessian in one dimension, where it is tridiagonal."""
         return 1 if len(self.shape) == 1 else None
 
-    def _apply(self, v: Tensor, load: Tensor | None) -> Tensor:
+    def _apply(self, v: Tensor, load: Tensor | None, bend: Tensor | None = None) -> Tensor:
+        weights = () if self.edges is None else (self.edges.across, self.edges.down, self.edges.diagonal)
+        functions = compiled.suited(v, load, bend, *weights)
+        if functions is not None:
+            return compiled.five_points(functions, v, self.shape, load, self.scale, bend, self.edges)
         values = v.reshape(v.shape[:-1] + self.shape)
+        bend = None if bend is None else bend.view(bend.shape[:-1] + self.shape)
         if self.edges is not None:
-            return self.edges.stencil(values, load).view(v.shape)
-        return stencil(values, len(self.shape), load, self.scale).view(v.shape)
+            return self.edges.stencil(values, load, bend).view(v.shape)
+        return stencil(values, len(self.shape), load, self.scale, bend).view(v.shape)
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         return torch.dot(u, v) if u.dim() == 1 else (u * v).sum(-1)
@@ -272,9 +278,7 @@ class StencilHessian:
         f = self.energy
         f.price.of_product(members(f.bounds, v))
         v = v if f.valid is None else v * f.valid
-        out = f._apply(v, None)
-        if self.bend is not None:
-            out.addcmul_(self.bend, v)
+        out = f._apply(v, None, self.bend)
         return out if f.valid is None else out.mul_(f.valid)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mldd.algebra import Bounds, Compose, Hierarchy, Level, Objective, Price, Rule, Transfer
+from mldd.problems.grids import compiled_stencils as compiled
 
 # Below this many nodes per side two dense products with 1-D factors cost less than the calls of the slice code.
 DENSE = 31
@@ -211,6 +212,9 @@ class GridTransfer:
 
     def prolong(self, e: Tensor) -> Tensor:
         """Return the interpolant ``P e``, shape (n,)."""
+        functions = compiled.suited(e)
+        if functions is not None:
+            return compiled.prolong(functions, e, self.grid, self.coarse)
         natural = self.grid.natural
         if self.grid.dim == 1:
             fine = e.new_empty(self.grid.size)
@@ -229,6 +233,9 @@ class GridTransfer:
 
     def restrict(self, g: Tensor) -> Tensor:
         """Return ``P^T g``, shape (m,)."""
+        functions = compiled.suited(g)
+        if functions is not None:
+            return compiled.restrict(functions, g, self.grid, self.coarse)
         natural = self.grid.natural
         if self.grid.dim == 1:
             return _restrict(g, natural[0], natural[1])
