@@ -34,6 +34,20 @@ class Hessian(Protocol):
         """
         ...
 
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``, a new tensor: what a smoother or a residual on free unknowns takes.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,) or (p, m)
+            The direction, of the shape of the point.
+        b : Tensor, shape (n,) or (p, m)
+            The right-hand side.
+        weight : Tensor, shape (n,) or (p, m)
+            Factors of the components.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class ByProducts:
@@ -62,6 +76,10 @@ class ByProducts:
             return torch.stack([self.product(row) for row in v])
         found: Tensor = self.f.hessian_product(self.x, v)
         return found
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        return torch.sub(b, self.product(v)).mul_(weight)
 
 
 def hessian(f: Objective, x: Tensor) -> Hessian:

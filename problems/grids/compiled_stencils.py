@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mldd.problems.grids.grid import Grid
     from mldd.problems.grids.stencils import EdgeWeights
 
+Goal = tuple[Tensor | None, Tensor | None]
+NO_GOAL: Goal = (None, None)
 _SOURCE = Path(__file__).with_name("stencils.c")
 _in_torch: ContextVar[bool] = ContextVar("mldd_in_torch", default=False)  # operations in torch are asked for
 _SMALL = 2**17  # numbers up to which one pass on one thread is faster than several passes on many threads
@@ -58,6 +60,7 @@ def five_points(
     scale: float = 1.0,
     bend: Tensor | None = None,
     edges: EdgeWeights | None = None,
+    goal: Goal = NO_GOAL,
 ) -> Tensor:
     """Return ``load + (scale A + diag bend) values``, see `mldd.problems.grids.stencils.stencil`.
 
@@ -77,6 +80,8 @@ def five_points(
         Addition to the diagonal.
     edges : EdgeWeights, optional
         Weights of the edges.
+    goal : tuple of two Tensors, shape of values
+        A right-hand side b and factors w: instead of the product, ``w (b - product)`` is returned; no load then.
     """
     dim, columns = len(shape), shape[-1]
     rows = shape[0] if dim == 2 else 1
@@ -89,9 +94,13 @@ def five_points(
         weights = (*(t.data_ptr() for t in fields), edges.diagonal.numel() > size)
     functions.five_points(
         values.numel() // size, rows, columns, scale, 2 * dim * scale, constant, *_field(load, size),
-        *_field(bend, size), *weights, values.data_ptr(), out.data_ptr(),
+        *_field(bend, size), *weights, *map(_address, goal), values.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
+
+
+def _address(values: Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()
 
 
 def _field(values: Tensor | None, size: int) -> tuple[int | None, bool]:
@@ -103,7 +112,9 @@ def _field(values: Tensor | None, size: int) -> tuple[int | None, bool]:
     return values.data_ptr(), values.numel() > size
 
 
-def linked_points(functions: Any, diagonal: Tensor, links: Sequence[tuple[int, Tensor]], v: Tensor) -> Tensor:
+def linked_points(
+    functions: Any, diagonal: Tensor, links: Sequence[tuple[int, Tensor]], v: Tensor, goal: Goal = NO_GOAL
+) -> Tensor:
     """Return ``H v`` for the Hessian of an area, see `mldd.problems.grids.surface.SurfaceHessian`.
 
     Parameters
@@ -116,12 +127,14 @@ def linked_points(functions: Any, diagonal: Tensor, links: Sequence[tuple[int, T
         Distance and weights of the edges, in three directions.
     v : Tensor, shape (..., n)
         The direction, or several ones of a point of shape (n,).
+    goal : tuple of two Tensors, shape of v
+        As for `five_points`.
     """
     out, n = torch.empty_like(v), v.shape[-1]
     (k0, w0), (k1, w1), (k2, w2) = links
     functions.linked_points(
         v.numel() // n, n, diagonal.numel() > n, k0, k1, k2, diagonal.data_ptr(), w0.data_ptr(), w1.data_ptr(),
-        w2.data_ptr(), v.data_ptr(), out.data_ptr(),
+        w2.data_ptr(), *map(_address, goal), v.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -234,8 +247,8 @@ def library(dtype: torch.dtype) -> Any:
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
     transfer = [long] * 6 + [pointer] * 3
     arguments = {
-        "five_points": [long] * 3 + [real] * 3 + [pointer, long] * 2 + [pointer] * 3 + [long, pointer, pointer],
-        "linked_points": [long] * 6 + [pointer] * 6,
+        "five_points": [long] * 3 + [real] * 3 + [pointer, long] * 2 + [pointer] * 3 + [long] + [pointer] * 4,
+        "linked_points": [long] * 6 + [pointer] * 8,
         "surface_gradient": [long] * 4 + [real] + [pointer] * 5,
         "surface_links": [long] * 4 + [real] + [pointer] * 7,
         "prolong": transfer,

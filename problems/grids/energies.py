@@ -140,9 +140,12 @@ class StencilEnergy:
         """Half bandwidth of the Hessian in one dimension, where it is tridiagonal."""
         return 1 if len(self.shape) == 1 else None
 
+    @cached_property
+    def _weights(self) -> tuple[Tensor, ...]:
+        return () if self.edges is None else (self.edges.across, self.edges.down, self.edges.diagonal)
+
     def _apply(self, v: Tensor, load: Tensor | None, bend: Tensor | None = None) -> Tensor:
-        weights = () if self.edges is None else (self.edges.across, self.edges.down, self.edges.diagonal)
-        functions = compiled.suited(v, load, bend, *weights)
+        functions = compiled.suited(v, load, bend, *self._weights)
         if functions is not None:
             return compiled.five_points(functions, v, self.shape, load, self.scale, bend, self.edges)
         values = v.reshape(v.shape[:-1] + self.shape)
@@ -280,6 +283,15 @@ class StencilHessian:
         v = v if f.valid is None else v * f.valid
         out = f._apply(v, None, self.bend)
         return out if f.valid is None else out.mul_(f.valid)
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        f = self.energy
+        functions = compiled.suited(v, b, weight, self.bend, *f._weights) if f.valid is None else None
+        if functions is None:
+            return torch.sub(b, self.product(v)).mul_(weight)
+        f.price.of_product(members(f.bounds, v))
+        return compiled.five_points(functions, v, f.shape, None, f.scale, self.bend, f.edges, (b, weight))
 
 
 @dataclass(frozen=True)

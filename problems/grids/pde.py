@@ -157,7 +157,7 @@ class GridProblem(Problem):
         """
         sequence = {"coarse.model": "auto", "coarse.nested": 0.1}
         suits = {
-            "ml-adagrad": sequence | {"coarse.rtol": 0.01},
+            "ml-adagrad": sequence | {"coarse.rtol": 0.003, "coarse.smoothing": 2},
             "dd-adagrad": sequence | {"local_rtol": 0.3},
         }
         return suits.get(solver, {})

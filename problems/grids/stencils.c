@@ -9,30 +9,33 @@ typedef REAL real;
 #define IN const real *restrict
 #define OUT real *restrict
 
-/* One row of `five_points`: above and below are the neighbouring rows, or c with the weight zero. bend, load and w, the
-   weights of columns, may be NULL; constants of the caller, so that the loop has no branch. */
+/* One row of `five_points`: above and below are the neighbouring rows, or c with the weight zero. bend, load, rhs and
+   w, the weights of columns, may be NULL; constants of the caller, so that the loop has no branch. */
 static inline __attribute__((always_inline)) void row(
-    long m, real a, real up, real low, real middle, real constant, IN diagonal, IN bend, IN load, IN w, IN c,
-    const real *above, const real *below, OUT to)
+    long m, real a, real up, real low, real middle, real constant, IN diagonal, IN bend, IN load, IN w, IN rhs,
+    IN factor, IN c, const real *above, const real *below, OUT to)
 {
 #define CENTRE(j) \
     (constant + ((diagonal ? diagonal[j] : middle) + (bend ? bend[j] : 0)) * c[j] + (load ? load[j] : 0) - \
      (w ? w[j] : 1) * (up * above[j] + low * below[j]))
+#define PUT(j, value) to[j] = rhs ? factor[j] * (rhs[j] - (value)) : (value)
     if (m == 1) {
-        to[0] = CENTRE(0);
+        PUT(0, CENTRE(0));
         return;
     }
-    to[0] = CENTRE(0) - a * c[1];
-    for (long j = 1; j + 1 < m; j++) to[j] = CENTRE(j) - a * (c[j - 1] + c[j + 1]);
-    to[m - 1] = CENTRE(m - 1) - a * c[m - 2];
+    PUT(0, CENTRE(0) - a * c[1]);
+    for (long j = 1; j + 1 < m; j++) PUT(j, CENTRE(j) - a * (c[j - 1] + c[j + 1]));
+    PUT(m - 1, CENTRE(m - 1) - a * c[m - 2]);
 }
 
-/* out = load + (diagonal + bend) v - scale (sum of neighbours): [-1 2 -1] on one row, the five-point matrix on several.
+/* out = load + (diagonal + bend) v - scale (sum of neighbours): [-1 2 -1] on one row, the five-point matrix on several;
+   or factor times (rhs minus this), where rhs is not NULL.
    load, bend and the fields of edges may be NULL; without a field the load is `constant`, and the diagonal `middle`.
    across[i] and down[j] weigh the edges within row i and within column j, and `diagonal` is the sum of a node's edges.
    A member of the batch has fields of its own where their stride is 1, and shares one where it is 0. */
 void five_points(long members, long rows, long m, real scale, real middle, real constant, IN load, long load_stride,
-                 IN bend, long bend_stride, IN across, IN down, IN diagonal, long edge_stride, IN v, OUT out)
+                 IN bend, long bend_stride, IN across, IN down, IN diagonal, long edge_stride, IN rhs, IN factor, IN v,
+                 OUT out)
 {
     for (long p = 0; p < members; p++)
         for (long i = 0; i < rows; i++) {
@@ -42,26 +45,31 @@ void five_points(long members, long rows, long m, real scale, real middle, real 
             IN b = bend ? bend + p * bend_stride * rows * m + at : 0;
             const real up = i ? scale : 0, low = i + 1 < rows ? scale : 0;
             const real *above = i ? c - m : c, *below = i + 1 < rows ? c + m : c;
-#define ROW(a, d, b, l, w) row(m, a, up, low, middle, constant, d, b, l, w, c, above, below, out + place)
+#define ROW(a, d, b, l, w, r, f) row(m, a, up, low, middle, constant, d, b, l, w, r, f, c, above, below, out + place)
             if (diagonal) {
                 IN d = diagonal + p * edge_stride * rows * m + at;
                 IN w = down + p * edge_stride * m;
                 const real a = across[p * edge_stride * rows + i];
-                if (b && l) ROW(a, d, b, l, w);
-                else if (b) ROW(a, d, b, 0, w);
-                else if (l) ROW(a, d, 0, l, w);
-                else ROW(a, d, 0, 0, w);
-            } else if (b && l) ROW(scale, 0, b, l, 0);
-            else if (b) ROW(scale, 0, b, 0, 0);
-            else if (l) ROW(scale, 0, 0, l, 0);
-            else ROW(scale, 0, 0, 0, 0);
+                if (rhs && b) ROW(a, d, b, 0, w, rhs + place, factor + place);
+                else if (rhs) ROW(a, d, 0, 0, w, rhs + place, factor + place);
+                else if (b && l) ROW(a, d, b, l, w, 0, 0);
+                else if (b) ROW(a, d, b, 0, w, 0, 0);
+                else if (l) ROW(a, d, 0, l, w, 0, 0);
+                else ROW(a, d, 0, 0, w, 0, 0);
+            } else if (rhs && b) ROW(scale, 0, b, 0, 0, rhs + place, factor + place);
+            else if (rhs) ROW(scale, 0, 0, 0, 0, rhs + place, factor + place);
+            else if (b && l) ROW(scale, 0, b, l, 0, 0, 0);
+            else if (b) ROW(scale, 0, b, 0, 0, 0, 0);
+            else if (l) ROW(scale, 0, 0, l, 0, 0, 0);
+            else ROW(scale, 0, 0, 0, 0, 0, 0);
         }
 }
 
 /* out = diagonal v - sum over k of (weight_k[i] v[i + step_k] + weight_k[i - step_k] v[i - step_k]), for three links
-   whose weights stand with the end of the smaller number, n - step_k of them; all members share them where `has_own` is 0. */
+   whose weights stand with the end of the smaller number, n - step_k of them; all members share them where `has_own` is 0; or
+   factor times (rhs minus this), where rhs is not NULL. */
 void linked_points(long members, long n, long has_own, long k0, long k1, long k2, IN diagonal, IN w0, IN w1, IN w2,
-                   IN v, OUT out)
+                   IN rhs, IN factor, IN v, OUT out)
 {
     enum { BLOCK = 512 }; /* numbers whose sums stay in the cache between the links */
     const real *links[3] = {w0, w1, w2};
@@ -81,6 +89,8 @@ void linked_points(long members, long n, long has_own, long k0, long k1, long k2
                 for (long i = first; i < end; i++) to[i] -= w[i] * c[i + step];
                 for (long i = begin; i < last; i++) to[i] -= w[i - step] * c[i - step];
             }
+            if (rhs)
+                for (long i = first; i < last; i++) to[i] = factor[p * n + i] * (rhs[p * n + i] - to[i]);
         }
 }
 

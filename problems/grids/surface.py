@@ -266,6 +266,15 @@ class SurfaceHessian:
             out.narrow(-1, k, n - k).addcmul_(weight, v.narrow(-1, 0, n - k), value=-1.0)
         return f._only_valid(out)
 
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        f, weights = self.energy, (w for _, w in self.links)
+        functions = compiled.suited(v, b, weight, self.diagonal, *weights) if f.valid is None else None
+        if functions is None:
+            return torch.sub(b, self.product(v)).mul_(weight)
+        f.price.of_product(members(f.bounds, v))
+        return compiled.linked_points(functions, self.diagonal, self.links, v, (b, weight))
+
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
     """Return Enneper's minimal surface on the ring of a grid over (-1/2, 1/2)^2, shape (n + 2, n + 2), zero inside.

@@ -124,17 +124,16 @@ class Multigrid:
         stage, steps = self._stages[k], self._steps[k]
         if not steps:
             return torch.cholesky_solve(r[:, None], stage.factors)[:, 0].mul_(stage.free)
-        product = stage.hessian.product
+        defect = stage.hessian.defect
         e = torch.mul(r, steps[0])
         for step in steps[1:]:
-            e.addcmul_(torch.sub(r, product(e)), step)
+            e.add_(defect(e, r, step))
         if stage.transfer is None:
             return e
-        rest = torch.addcmul(r, product(e), stage.free, value=-1.0)
-        coarse = stage.transfer.restrict(rest).mul_(self._stages[k + 1].free)
+        coarse = stage.transfer.restrict(defect(e, r, stage.free)).mul_(self._stages[k + 1].free)
         e.addcmul_(stage.transfer.prolong(self(coarse, k + 1)), stage.free)
         for step in reversed(steps):
-            e.addcmul_(torch.sub(r, product(e)), step)
+            e.add_(defect(e, r, step))
         return e
 
 
