@@ -338,10 +338,11 @@ class MultilevelAdaGrad:
         self, k: int, x: Tensor, g: Tensor, bounds: Bounds, here: Hessian, state: MultilevelState
     ) -> Tensor:
         """Return the step ``s = F s`` with ``F (g + B s) = 0``, up to `coarse.rtol`."""
-        held = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))
-        free = (~held).to(x.dtype)
-        stages = linear_stages(self.hierarchy, k, here, x, free, state.step, state.largest)
-        inverse = Multigrid(stages, self.coarse.smoothing, self.coarse.steps)
+        free = torch.ones_like(x)
+        if not bounds.is_free:
+            free[((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))] = 0.0
+        stages = linear_stages(self.hierarchy, k, here, x, state.step, state.largest)
+        inverse = Multigrid(stages, free, self.coarse.smoothing, self.coarse.steps)
         return conjugate_gradients(here.product, inverse, -g, free, self.coarse.rtol, self.coarse.steps)
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:
