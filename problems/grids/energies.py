@@ -374,22 +374,61 @@ class BoundaryValueEnergy:
         residual = self._residual(x)
         return self._value(residual), self._gradient(x, residual)
 
+    def hessian(self, x: Tensor) -> BoundaryValueHessian:
+        """Return the Hessian from one residual.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            The point.
+        """
+        w, residual = self._grid(x) + self.shift, self._residual(x)
+        bend, own = w.square().mul_(1.5 * self.h**2), residual.mul_(w).mul_(3.0 * self.h**2)
+        return BoundaryValueHessian(self, bend, own)
+
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``2 h^2 (J^T J v + sum_i r_i H_i v)``."""
-        self.price.of_product(members(self.bounds, x))
-        residual = self._residual(x)
-        along = stencil(self._grid(v), 2)
-        for part, u, d, shift in self._with_shift(along, x, v):
-            part.addcmul_((u + shift).square_(), d, value=1.5 * self.h**2)
-        out = stencil(along, 2)
-        for part, r, a, u, d, shift in self._with_shift(out, residual, along, x, v):
-            w = u + shift
-            part.addcmul_(w * r, d, value=3.0 * self.h**2).addcmul_(w.square_(), a, value=1.5 * self.h**2)
-        return out.mul_(2.0 / self.h**2).view(v.shape)
+        return self.hessian(x).product(v)
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
         """Return the diagonal of the Hessian."""
-        w, residual = self._grid(x) + self.shift, self._residual(x)
-        neighbours = 4.0 - stencil(torch.ones_like(self.shift), 2)
-        diagonal = w.square().mul_(1.5 * self.h**2).add_(4.0).square_().add_(neighbours)
-        return diagonal.addcmul_(w, residual, value=3.0 * self.h**2).mul_(2.0 / self.h**2).view(x.shape)
+        return self.hessian(x).diagonal
+
+
+@dataclass(frozen=True)
+class BoundaryValueHessian:
+    """The Hessian ``2/h^2 ((A + diag bend)^2 + diag own)`` of a `BoundaryValueEnergy` at one point.
+
+    Parameters
+    ----------
+    energy : BoundaryValueEnergy
+        Its mesh width and price are used.
+    bend : Tensor, shape (..., rows, columns)
+        ``3/2 h^2 w^2``, w = u + shift.
+    own : Tensor, shape (..., rows, columns)
+        The scaled residual times ``3 h^2 w``.
+    """
+
+    energy: BoundaryValueEnergy
+    bend: Tensor
+    own: Tensor
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The diagonal, shape (..., n)."""
+        around = 4.0 - stencil(torch.ones_like(self.energy.shift), 2)  # neighbours of a node
+        squares = (self.bend + 4.0).square_().add_(around).add_(self.own)
+        return squares.mul_(2.0 / self.energy.h**2).flatten(-2)
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        f = self.energy
+        f.price.of_product(members(f.bounds, v))
+        values = f._grid(v)
+        along = stencil(values, 2, bend=self.bend)
+        out = stencil(along, 2, bend=self.bend).addcmul_(self.own, values)
+        return out.mul_(2.0 / f.h**2).view(v.shape)
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        return torch.sub(b, self.product(v)).mul_(weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import pi
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class GridProblem(Problem):
     n: int = 63
     dtype: str = "float64"
     device: str = "cpu"
+    splines: ClassVar[bool] = False  # whether transfers are those of splines
 
     def __post_init__(self) -> None:
         """Check the fields that are shared."""
@@ -118,7 +119,7 @@ class GridProblem(Problem):
         ValueError
             More levels than the grid has.
         """
-        return grid_hierarchy(self.grid(), self.energy, levels, coarsen, self.lifting)
+        return grid_hierarchy(self.grid(), self.energy, levels, coarsen, self.lifting, self.splines)
 
     def lifting(self, grid: Grid) -> Tensor:
         """Return a smooth function with the boundary values on a grid, shape (size,): zero.
@@ -147,8 +148,7 @@ class GridProblem(Problem):
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit this problem: a sequence of grids, and the quadratic model of ML-ADAGB2.
 
-        Local solves of DD-ADAGB2 end early: coarse levels and seams have the next word. The solvers' other defaults are
-        made for energies on grids.
+        Local solves of DD-ADAGB2 end early: coarse levels and seams have the next word.
 
         Parameters
         ----------
@@ -421,13 +421,16 @@ class Ignition(GridProblem):
 class MoreBV(GridProblem):
     """``min integral |Laplace u - 1/2 (u + x + y + 1)^3|^2`` over an obstacle, zero boundary values.
 
-    ``u >= sin 5 pi x sin pi y sin pi (1-x) sin pi (1-y)``. A fourth-order energy: its condition grows like h^-4, and
-    bilinear interpolation is of the least order that such a hierarchy bears.
+    ``u >= sin 5 pi x sin pi y sin pi (1-x) sin pi (1-y)``. A fourth-order energy:
+    transfers are those of splines (with hats V-cycles get worse with every level), and a contact set shrinks by about
+    one layer of nodes per Newton step, however exact: 5, 13, 26, 52 steps from zero on n = 15, 31, 63, 127.
 
     References
     ----------
     Moré and Cosnard, ACM Trans. Math. Softw. 5 (1979); arXiv 2103.14552, example MOREBV.
     """
+
+    splines = True
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters that suit a fourth-order energy: longer and better steps on all levels."""
