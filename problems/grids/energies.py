@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Price, largest_eigenvalue
 from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import EdgeWeights, local_price, members, pieces, stencil
@@ -276,6 +276,14 @@ class StencilHessian:
     bend: Tensor | None
     diagonal: Tensor
 
+    @property
+    def largest(self) -> float:
+        """Gershgorin's bound: A has as much beside the diagonal as on it, at most."""
+        lowest = float(self.diagonal.min())
+        if self.bend is None or not lowest > 0:
+            return 2.0
+        return 1.0 + float(self.energy._constant.max()) / lowest
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``scale A v + weight phi'' v``."""
         f = self.energy
@@ -419,6 +427,11 @@ class BoundaryValueHessian:
         around = 4.0 - stencil(torch.ones_like(self.energy.shift), 2)  # neighbours of a node
         squares = (self.bend + 4.0).square_().add_(around).add_(self.own)
         return squares.mul_(2.0 / self.energy.h**2).flatten(-2)
+
+    @property
+    def largest(self) -> float:
+        """By Lanczos' method."""
+        return largest_eigenvalue(self)
 
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""

@@ -252,6 +252,16 @@ class SurfaceHessian:
     diagonal: Tensor
     links: tuple[tuple[int, Tensor], ...]
 
+    @property
+    def largest(self) -> float:
+        """Gershgorin's bound, from the weights of all edges but those to the ring."""
+        beside, n = torch.zeros_like(self.diagonal), self.diagonal.shape[-1]
+        for k, weight in self.links:
+            size = weight.abs()
+            beside.narrow(-1, 0, n - k).add_(size)
+            beside.narrow(-1, k, n - k).add_(size)
+        return 1.0 + float(beside.div_(self.diagonal).max())
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         f = self.energy

@@ -25,7 +25,6 @@ from .local_rounds import Rounds as Rounds
 from .local_rounds import RoundState as RoundState
 from .multigrid import Multigrid as Multigrid
 from .multigrid import conjugate_gradients as conjugate_gradients
-from .multigrid import largest_eigenvalue as largest_eigenvalue
 from .multigrid import linear_stages as linear_stages
 from .optimizer_state import memory_of as memory_of
 from .optimizer_state import with_memory as with_memory

@@ -17,7 +17,6 @@ from mldd.algebra import Hessian, Hierarchy, Transfer, hessian, sampled
 
 DENSE = 300  # unknowns of a coarsest level whose system is solved by factors
 _PART = 0.25  # the polynomial is small from this part of the largest eigenvalue on
-_LANCZOS = 6  # steps for the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -66,42 +65,6 @@ class GridStage:
         H.diagonal().add_((1.0 - free) * self.hessian.diagonal)
         L, failed = torch.linalg.cholesky_ex(H)
         return L if int(failed) == 0 else torch.diag(self.hessian.diagonal.abs().sqrt())
-
-
-def largest_eigenvalue(matrix: Hessian) -> float:
-    """Return an upper estimate of the largest eigenvalue of ``D^-1 H``: Lanczos' method with its own error.
-
-    A value that is too small would make the smoother amplify what it should damp.
-
-    Parameters
-    ----------
-    matrix : Hessian
-        H, and its diagonal D.
-
-    References
-    ----------
-    Zhou and Li, Numer. Linear Algebra Appl. 18 (2011), for the estimate from above.
-    """
-    scale = matrix.diagonal.clamp_min(0.0).rsqrt()
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(scale.shape, generator=generator, dtype=scale.dtype).to(scale.device)
-    v.div_(torch.linalg.vector_norm(v))
-    before, beta, diagonal, beside = torch.zeros_like(v), 0.0, [], []
-    for _ in range(min(_LANCZOS, v.numel())):
-        w = matrix.product(v * scale).mul_(scale).sub_(before, alpha=beta)
-        diagonal.append(float(torch.dot(v, w)))
-        w.sub_(v, alpha=diagonal[-1])
-        beta = float(torch.linalg.vector_norm(w))
-        beside.append(beta)
-        if not beta > 0:  # the space is exhausted, or not finite
-            break
-        before, v = v, w.div_(beta)
-    T = torch.diag(torch.tensor(diagonal)) + torch.diag(torch.tensor(beside[:-1]), -1)
-    if not bool(torch.isfinite(T).all()):
-        return 2.0
-    values, vectors = torch.linalg.eigh(T)
-    value = float(values[-1]) + beta * abs(float(vectors[-1, -1]))
-    return value if math.isfinite(value) and value > 0 else 2.0
 
 
 class Multigrid:
@@ -229,6 +192,8 @@ def linear_stages(
             assert transfer is not None  # noqa: S101 (checked by Hierarchy)
             x = transfer.inject(x)
             here = hessian(sampled(hierarchy[j].objective, step), x)
-        largest[j] = largest[j] or largest_eigenvalue(here)
-        found.append(GridStage(here, largest[j], hierarchy[j + 1].transfer if j + 1 < len(hierarchy) else None))
+        is_last = j + 1 == len(hierarchy)
+        if not largest[j] and not (is_last and len(x) <= DENSE):  # factors need none
+            largest[j] = here.largest
+        found.append(GridStage(here, largest[j], None if is_last else hierarchy[j + 1].transfer))
     return found
