@@ -11,12 +11,7 @@ from torch import Tensor
 
 from mldd.algebra import Bounds, Decomposition, Hierarchy, Objective, Price, uncounted
 from mldd.loop import Problem
-from mldd.problems.grids.energies import (
-    BoundaryValueEnergy,
-    BratuReaction,
-    IgnitionReaction,
-    StencilEnergy,
-)
+from mldd.problems.grids.energies import BoundaryValueEnergy, BratuReaction, IgnitionReaction, StencilEnergy
 from mldd.problems.grids.grid import Grid, grid_hierarchy
 from mldd.problems.grids.grid_windows import grid_decomposition
 from mldd.problems.grids.stencils import EdgeWeights
@@ -101,8 +96,8 @@ class GridProblem(Problem):
         seed : int
             Ignored: nothing is random.
         """
-        objective = self.objective()
-        return objective.bounds.project(objective.bounds.lower.new_zeros(objective.size))
+        bounds = self.objective().bounds
+        return bounds.project(bounds.lower.new_zeros(bounds.lower.shape))
 
     def hierarchy(self, levels: int, coarsen: int = 2) -> Hierarchy:
         """Return `levels` rediscretised energies on grids whose mesh widths have the ratio `coarsen`.
@@ -421,9 +416,9 @@ class Ignition(GridProblem):
 class MoreBV(GridProblem):
     """``min integral |Laplace u - 1/2 (u + x + y + 1)^3|^2`` over an obstacle, zero boundary values.
 
-    ``u >= sin 5 pi x sin pi y sin pi (1-x) sin pi (1-y)``. A fourth-order energy:
-    transfers are those of splines (with hats V-cycles get worse with every level), and a contact set shrinks by about
-    one layer of nodes per Newton step, however exact: 5, 13, 26, 52 steps from zero on n = 15, 31, 63, 127.
+    ``u >= sin 5 pi x sin pi y sin pi (1-x) sin pi (1-y)``. A fourth-order energy: with hats V-cycles get worse with
+    every level, and contact sets shrink by about a layer of nodes per Newton step, however exact (5, 13, 26 and 52
+    steps from zero for n = 15, 31, 63 and 127 with direct solves).
 
     References
     ----------
