@@ -124,6 +124,34 @@ def lbfgs() -> str:
     return table(["problem", "loss", "method", "seeds", "evaluations", "CPU seconds"], rows)
 
 
+def startup() -> str:
+    """Return CPU seconds of whole processes."""
+    found = read("startup.json")
+    rows = [*found["seconds"].items(), *((f"cora, part of {name}", seconds) for name, seconds in found["cora"].items())]
+    rows += [(f"{name}, over torch_geometric", ratio) for name, ratio in found["ratio"].items()]
+    return table(["process", "CPU seconds"], rows)
+
+
+def layers() -> str:
+    """Return milliseconds of a value and gradient of graph networks beside their peers."""
+    peers = ("plain", "geometric", "geometric, A X kept")
+    rows = [
+        [row["data"], row["model"], row["hidden"], row["ms"]["mldd"], *(row["ratio"].get(peer, "") for peer in peers)]
+        for row in read("layers.json")["rows"]
+    ]
+    return table(["data", "model", "hidden", "ms", *(f"over {peer}" for peer in peers)], rows)
+
+
+def windows() -> str:
+    """Return milliseconds of a step of Adam of window networks beside their peers."""
+    peers = ("torch", "jax loop", "jax scan")
+    rows = [
+        [row["model"], row["dtype"], row["ms"]["mldd"], *(row["ratio"].get(peer, "") for peer in peers)]
+        for row in read("windows.json")["steps"]
+    ]
+    return table(["model", "precision", "ms", *(f"over {peer}" for peer in peers)], rows)
+
+
 def books() -> str:
     """Return how well the books agree with what was measured."""
     head = [
@@ -280,6 +308,27 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "experiments/benchmarks/lbfgs.py",
         "Evaluations of value and gradient, and CPU seconds, until a loss is reached, from the same starts.",
         lbfgs,
+    ),
+    (
+        "Graph layers beside plain torch and torch_geometric",
+        "layers.json",
+        "experiments/benchmarks/layers.py",
+        "One value and gradient of two layers, float32, one thread; ratios of CPU time, below 1 mldd is faster.",
+        layers,
+    ),
+    (
+        "Window networks beside torch and JAX",
+        "windows.json",
+        "experiments/benchmarks/windows.py --steps-only",
+        "A step of Adam, one thread; ratios of CPU time, below 1 mldd is faster.",
+        windows,
+    ),
+    (
+        "Starting",
+        "startup.json",
+        "experiments/benchmarks/startup.py",
+        "CPU time of whole processes, and of 50 steps on Cora with its parts and beside torch_geometric.",
+        startup,
     ),
     (
         "Networks of a user's own",

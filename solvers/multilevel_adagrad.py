@@ -56,8 +56,8 @@ class Recursion:
     cycle : {"V", "W"}
         One or two recursive iterations per visit of an intermediate level.
     smoothing : int
-        ADAGB2 iterations before and after every recursive one; with the quadratic model Jacobi steps on every level,
-        and ADAGB2 iterations after a recursive one that did not halve the criticality.
+        ADAGB2 iterations before and after every recursive one; with the quadratic model Jacobi steps on every level
+        (there one ADAGB2 iteration follows on a recursive one that did not halve the criticality).
     threshold : float
         kappa_R of the recursion test ``||d_c||_2 >= threshold ||d||_2``.
     cap : float
@@ -133,8 +133,8 @@ class MultilevelAdaGrad:
     With the quadratic model a recursive iteration takes the step s with ``F (g + B s) = 0``, ``s = F s``, where F takes
     away the unknowns at a bound that the gradient holds there, and goes to ``y = project(x + s)`` if that halves the
     criticality (2-norm). If not, it goes along ``p = y - x``, by secants of the slope ``g^T p``, to where this is below
-    half of what it is at x, with the other sign (a quadratic objective has then fallen); or it is refused. ADAGB2
-    iterations follow in both cases. The coarse levels see the Hessians of their own objectives at the injected iterate,
+    half of what it is at x, with the other sign (a quadratic objective has then fallen); or it is refused. An ADAGB2
+    iteration follows in both cases. The coarse levels see the Hessians of their own objectives at the injected iterate,
     and are fixed where the finest one is.
 
     Parameters
@@ -317,7 +317,7 @@ class MultilevelAdaGrad:
         g_y, p = f.gradient(y), y - x
         before, after = (torch.linalg.vector_norm(bounds.criticality(*at)) for at in ((x, g), (y, g_y)))
         if not bool(after <= _FALL * before):
-            state.smoothing_left = self.coarse.smoothing
+            state.smoothing_left = 1
             slope = float(dot(g, p))
             for _ in range(_SECANTS):
                 there = float(dot(g_y, p))
@@ -338,10 +338,11 @@ class MultilevelAdaGrad:
         self, k: int, x: Tensor, g: Tensor, bounds: Bounds, here: Hessian, state: MultilevelState
     ) -> Tensor:
         """Return the step ``s = F s`` with ``F (g + B s) = 0``, up to `coarse.rtol`."""
-        held = ((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))
-        free = (~held).to(x.dtype)
-        stages = linear_stages(self.hierarchy, k, here, x, free, state.step, state.largest)
-        inverse = Multigrid(stages, self.coarse.smoothing, self.coarse.steps)
+        free = torch.ones_like(x)
+        if not bounds.is_free:
+            free[((x <= bounds.lower) & (g > 0)) | ((x >= bounds.upper) & (g < 0))] = 0.0
+        stages = linear_stages(self.hierarchy, k, here, x, state.step, state.largest)
+        inverse = Multigrid(stages, free, self.coarse.smoothing, self.coarse.steps)
         return conjugate_gradients(here.product, inverse, -g, free, self.coarse.rtol, self.coarse.steps)
 
     def visit(self, k: int, f: Objective, y: Tensor, g: Tensor, bounds: Bounds, state: MultilevelState) -> None:

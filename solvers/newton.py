@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import DIFFERENCES, Bounds, Objective, offers, remember, value_and_gradient, with_products
+from mldd.algebra import DIFFERENCES, Bounds, Objective, hessian, offers, remember, value_and_gradient, with_products
 from mldd.loop import State, Status
 from mldd.solvers.parts import Factors, colours, half_bandwidth, hessians, truncated_cg
 
@@ -131,9 +131,10 @@ class NewtonCG:
         self, f: Objective, x: Tensor, r: Tensor, norms: Tensor, active: Tensor, state: NewtonState
     ) -> Tensor:
         """Return a descent direction of every active row, zero for the others."""
+        here = hessian(f, x)
 
         def product(v: Tensor) -> Tensor:
-            return state.free(f.hessian_product(x, state.free(v)))  # type: ignore[attr-defined]
+            return state.free(here.product(state.free(v)))
 
         band = half_bandwidth(f)
         if colours(r.shape[-1], band) <= self.dense and r.shape[-1] <= _LARGEST:

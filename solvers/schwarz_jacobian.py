@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,11 +11,13 @@ from torch import Tensor
 from mldd.algebra import (
     Corrected,
     Decomposition,
+    Hessian,
     Level,
     LocalRestrictions,
     Objective,
     Proximal,
     Remembered,
+    hessian,
     layers_of,
     on_this_rank,
     with_products,
@@ -131,10 +134,8 @@ class Linearised:
         self._points = start + d.spread(c * d.valid) if exact else at
         if exact and restrictions is not None:
             self._f = restrictions.f  # evaluated on this rank alone
-        product = models.hessian_product  # type: ignore[attr-defined]
-        self._inverse = Inverse(
-            lambda v: product(y, v), y, linear.dense, linear.rtol, linear.steps, half_bandwidth(models)
-        )
+        local_product = hessian(models, y).product
+        self._inverse = Inverse(local_product, y, linear.dense, linear.rtol, linear.steps, half_bandwidth(models))
 
     def _count_unsolved(self, models: Objective, y: Tensor, c: Tensor, floor: float) -> int:
         """Measure the gradients of the local models before and after the local solves; one collective on a number."""
@@ -168,18 +169,25 @@ class Linearised:
         """
         return self.product(z).neg_()
 
+    @cached_property
+    def _hessians(self) -> list[Hessian]:
+        """The Hessians at the points: one of a batch, or one for each."""
+        if not self._exact or getattr(without_memory(self._f), "batched", False):
+            return [hessian(self._f, self._points)]
+        return [hessian(self._f, point) for point in self._points]
+
     def _rows(self, u: Tensor) -> Tensor:
         """Return ``R_i H u`` of this rank's subdomains, shape (p, m)."""
-        d, product = self._decomposition, self._f.hessian_product  # type: ignore[attr-defined]
+        d = self._decomposition
         if not self._exact:
-            return d.gather(product(self._points, u)).mul_(d.valid)
+            return d.gather(self._hessians[0].product(u)).mul_(d.valid)
         if not len(d.local):
             return u.new_zeros(d.indices.shape)
         with on_this_rank():
             if getattr(without_memory(self._f), "batched", False):
-                spread: Tensor = product(self._points, u.expand_as(self._points))
+                spread = self._hessians[0].product(u.expand_as(self._points).contiguous())
             else:
-                spread = torch.stack([product(point, u) for point in self._points])
+                spread = torch.stack([here.product(u) for here in self._hessians])
         return spread.gather(1, d.indices).mul_(d.valid)
 
     def report(self, state: State) -> None:
@@ -248,17 +256,16 @@ class CoarseCorrection:
         if not bool(torch.isfinite(y).all()):
             y = self._y0.clone()
         self.correction = self._transfer.prolong(y - self._y0)
+        at_end, self._at_start = hessian(self._coarse, y), hessian(self._coarse, self._y0)
+        self._fine = hessian(self._f, self._x)
         self._inverse = Inverse(
-            lambda v: self._product(y, v[0])[None],
+            lambda v: at_end.product(v[0])[None],
             y[None],
             linear.dense,
             linear.rtol,
             linear.steps,
             half_bandwidth(self._coarse),
         )
-
-    def _product(self, y: Tensor, v: Tensor) -> Tensor:
-        return self._coarse.hessian_product(y, v)  # type: ignore[attr-defined, no-any-return]
 
     @property
     def raised(self) -> int:
@@ -274,5 +281,5 @@ class CoarseCorrection:
             A vector.
         """
         e = self._transfer.inject(z)
-        fine = self._transfer.restrict(self._f.hessian_product(self._x, z))  # type: ignore[attr-defined]
-        return self._transfer.prolong(self._inverse.solve((self._product(self._y0, e) - fine)[None])[0] - e)
+        fine = self._transfer.restrict(self._fine.product(z))
+        return self._transfer.prolong(self._inverse.solve((self._at_start.product(e) - fine)[None])[0] - e)

@@ -21,6 +21,7 @@ ARROWS = {
     "mldd": {"mldd/command"},  # python -m mldd
     "mldd/algebra": {"mldd/algebra/decompositions"},
     "mldd/algebra/decompositions": {"mldd/algebra"},
+    "mldd/compiled": set(),
     "mldd/ranks": {"mldd/algebra"},
     # a room below another one is part of it: the watch reads records and states of the loop
     "mldd/loop": {"mldd/algebra", "mldd/ranks", "mldd/loop/guards"},

@@ -22,6 +22,7 @@ from .cost import uncounted as uncounted
 from .cost import waiting as waiting
 from .curvature import Hessian as Hessian
 from .curvature import hessian as hessian
+from .curvature import largest_eigenvalue as largest_eigenvalue
 from .decompositions import Build as Build
 from .decompositions import Combine as Combine
 from .decompositions import Decomposition as Decomposition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.objective import Around, Objective
+
+_LANCZOS = 6  # steps for the largest eigenvalue
 
 
 class Hessian(Protocol):
@@ -24,6 +27,11 @@ class Hessian(Protocol):
         """The diagonal, of the shape of the point."""
         ...
 
+    @property
+    def largest(self) -> float:
+        """An upper estimate of the largest eigenvalue of ``D^-1 H``, D the diagonal: a smoother damps up to it."""
+        ...
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``, a new tensor.
 
@@ -31,6 +39,20 @@ class Hessian(Protocol):
         ----------
         v : Tensor, shape (n,) or (p, m)
             The direction, of the shape of the point, or several ones of a point of shape (n,).
+        """
+        ...
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``, a new tensor: what a smoother or a residual on free unknowns takes.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,) or (p, m)
+            The direction, of the shape of the point.
+        b : Tensor, shape (n,) or (p, m)
+            The right-hand side.
+        weight : Tensor, shape (n,) or (p, m)
+            Factors of the components.
         """
         ...
 
@@ -56,12 +78,57 @@ class ByProducts:
         found: Tensor = self.f.hessian_diagonal(self.x)
         return found
 
+    @property
+    def largest(self) -> float:
+        """By Lanczos' method."""
+        return largest_eigenvalue(self)
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         if v.dim() > self.x.dim():
             return torch.stack([self.product(row) for row in v])
         found: Tensor = self.f.hessian_product(self.x, v)
         return found
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        return torch.sub(b, self.product(v)).mul_(weight)
+
+
+def largest_eigenvalue(matrix: Hessian) -> float:
+    """Return an upper estimate of the largest eigenvalue of ``D^-1 H``: Lanczos' method with its own error.
+
+    A value that is too small would make the smoother amplify what it should damp.
+
+    Parameters
+    ----------
+    matrix : Hessian
+        H, and its diagonal D.
+
+    References
+    ----------
+    Zhou and Li, Numer. Linear Algebra Appl. 18 (2011), for the estimate from above.
+    """
+    scale = matrix.diagonal.clamp_min(0.0).rsqrt()
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(scale.shape, generator=generator, dtype=scale.dtype).to(scale.device)
+    v.div_(torch.linalg.vector_norm(v))
+    before, beta, diagonal, beside = torch.zeros_like(v), 0.0, [], []
+    for _ in range(min(_LANCZOS, v.numel())):
+        w = matrix.product(v * scale).mul_(scale).sub_(before, alpha=beta)
+        diagonal.append(float(torch.dot(v, w)))
+        w.sub_(v, alpha=diagonal[-1])
+        beta = float(torch.linalg.vector_norm(w))
+        beside.append(beta)
+        if not beta > 0:  # the space is exhausted, or not finite
+            break
+        before, v = v, w.div_(beta)
+    T = torch.diag(torch.tensor(diagonal)) + torch.diag(torch.tensor(beside[:-1]), -1)
+    if not bool(torch.isfinite(T).all()):
+        return 2.0
+    values, vectors = torch.linalg.eigh(T)
+    value = float(values[-1]) + beta * abs(float(vectors[-1, -1]))
+    return value if math.isfinite(value) and value > 0 else 2.0
 
 
 def hessian(f: Objective, x: Tensor) -> Hessian:

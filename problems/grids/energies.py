@@ -15,7 +15,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Price, largest_eigenvalue
+from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import EdgeWeights, local_price, members, pieces, stencil
 
@@ -139,11 +140,19 @@ class StencilEnergy:
         """Half bandwidth of the Hessian in one dimension, where it is tridiagonal."""
         return 1 if len(self.shape) == 1 else None
 
-    def _apply(self, v: Tensor, load: Tensor | None) -> Tensor:
+    @cached_property
+    def _weights(self) -> tuple[Tensor, ...]:
+        return () if self.edges is None else (self.edges.across, self.edges.down, self.edges.diagonal)
+
+    def _apply(self, v: Tensor, load: Tensor | None, bend: Tensor | None = None) -> Tensor:
+        functions = compiled.suited(v, load, bend, *self._weights)
+        if functions is not None:
+            return compiled.five_points(functions, v, self.shape, load, self.scale, bend, self.edges)
         values = v.reshape(v.shape[:-1] + self.shape)
+        bend = None if bend is None else bend.view(bend.shape[:-1] + self.shape)
         if self.edges is not None:
-            return self.edges.stencil(values, load).view(v.shape)
-        return stencil(values, len(self.shape), load, self.scale).view(v.shape)
+            return self.edges.stencil(values, load, bend).view(v.shape)
+        return stencil(values, len(self.shape), load, self.scale, bend).view(v.shape)
 
     def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         return torch.dot(u, v) if u.dim() == 1 else (u * v).sum(-1)
@@ -267,15 +276,30 @@ class StencilHessian:
     bend: Tensor | None
     diagonal: Tensor
 
+    @property
+    def largest(self) -> float:
+        """Gershgorin's bound: A has as much beside the diagonal as on it, at most."""
+        lowest = float(self.diagonal.min())
+        if self.bend is None or not lowest > 0:
+            return 2.0
+        return 1.0 + float(self.energy._constant.max()) / lowest
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``scale A v + weight phi'' v``."""
         f = self.energy
         f.price.of_product(members(f.bounds, v))
         v = v if f.valid is None else v * f.valid
-        out = f._apply(v, None)
-        if self.bend is not None:
-            out.addcmul_(self.bend, v)
+        out = f._apply(v, None, self.bend)
         return out if f.valid is None else out.mul_(f.valid)
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        f = self.energy
+        functions = compiled.suited(v, b, weight, self.bend, *f._weights) if f.valid is None else None
+        if functions is None:
+            return torch.sub(b, self.product(v)).mul_(weight)
+        f.price.of_product(members(f.bounds, v))
+        return compiled.five_points(functions, v, f.shape, None, f.scale, self.bend, f.edges, (b, weight))
 
 
 @dataclass(frozen=True)
@@ -358,22 +382,66 @@ class BoundaryValueEnergy:
         residual = self._residual(x)
         return self._value(residual), self._gradient(x, residual)
 
+    def hessian(self, x: Tensor) -> BoundaryValueHessian:
+        """Return the Hessian from one residual.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, n)
+            The point.
+        """
+        w, residual = self._grid(x) + self.shift, self._residual(x)
+        bend, own = w.square().mul_(1.5 * self.h**2), residual.mul_(w).mul_(3.0 * self.h**2)
+        return BoundaryValueHessian(self, bend, own)
+
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``2 h^2 (J^T J v + sum_i r_i H_i v)``."""
-        self.price.of_product(members(self.bounds, x))
-        residual = self._residual(x)
-        along = stencil(self._grid(v), 2)
-        for part, u, d, shift in self._with_shift(along, x, v):
-            part.addcmul_((u + shift).square_(), d, value=1.5 * self.h**2)
-        out = stencil(along, 2)
-        for part, r, a, u, d, shift in self._with_shift(out, residual, along, x, v):
-            w = u + shift
-            part.addcmul_(w * r, d, value=3.0 * self.h**2).addcmul_(w.square_(), a, value=1.5 * self.h**2)
-        return out.mul_(2.0 / self.h**2).view(v.shape)
+        return self.hessian(x).product(v)
 
     def hessian_diagonal(self, x: Tensor) -> Tensor:
         """Return the diagonal of the Hessian."""
-        w, residual = self._grid(x) + self.shift, self._residual(x)
-        neighbours = 4.0 - stencil(torch.ones_like(self.shift), 2)
-        diagonal = w.square().mul_(1.5 * self.h**2).add_(4.0).square_().add_(neighbours)
-        return diagonal.addcmul_(w, residual, value=3.0 * self.h**2).mul_(2.0 / self.h**2).view(x.shape)
+        return self.hessian(x).diagonal
+
+
+@dataclass(frozen=True)
+class BoundaryValueHessian:
+    """The Hessian ``2/h^2 ((A + diag bend)^2 + diag own)`` of a `BoundaryValueEnergy` at one point.
+
+    Parameters
+    ----------
+    energy : BoundaryValueEnergy
+        Its mesh width and price are used.
+    bend : Tensor, shape (..., rows, columns)
+        ``3/2 h^2 w^2``, w = u + shift.
+    own : Tensor, shape (..., rows, columns)
+        The scaled residual times ``3 h^2 w``.
+    """
+
+    energy: BoundaryValueEnergy
+    bend: Tensor
+    own: Tensor
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The diagonal, shape (..., n)."""
+        around = 4.0 - stencil(torch.ones_like(self.energy.shift), 2)  # neighbours of a node
+        squares = (self.bend + 4.0).square_().add_(around).add_(self.own)
+        return squares.mul_(2.0 / self.energy.h**2).flatten(-2)
+
+    @property
+    def largest(self) -> float:
+        """By Lanczos' method."""
+        return largest_eigenvalue(self)
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        f = self.energy
+        f.price.of_product(members(f.bounds, v))
+        values = f._grid(v)
+        along = stencil(values, 2, bend=self.bend)
+        out = stencil(along, 2, bend=self.bend).addcmul_(self.own, values)
+        return out.mul_(2.0 / f.h**2).view(v.shape)
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        return torch.sub(b, self.product(v)).mul_(weight)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mldd.algebra import Bounds, Compose, Hierarchy, Level, Objective, Price, Rule, Transfer
+from mldd.problems.grids import compiled_stencils as compiled
 
 # Below this many nodes per side two dense products with 1-D factors cost less than the calls of the slice code.
 DENSE = 31
@@ -178,18 +179,28 @@ class GridTransfer:
     ----------
     grid : Grid
         The fine one; its n is odd and at least 3.
+    splines : bool
+        Prolong by cubic B-splines, ``(1 4 6 4 1) / 8`` along every axis, in the place of hats: for energies of fourth
+        order, of which the kinks of hats have far more than the coarse grid knows of.
 
     Raises
     ------
     ValueError
-        The grid has no coarser one.
+        The grid has no coarser one, or natural sides together with splines.
+
+    References
+    ----------
+    Hemker, J. Comput. Appl. Math. 32 (1990), for the orders of transfers that an equation asks for.
     """
 
     grid: Grid
+    splines: bool = False
 
     def __post_init__(self) -> None:
         """Check that there is a coarser grid."""
         _ = self.coarse
+        if self.splines and any(self.grid.natural):
+            raise ValueError("`splines` needs a grid without natural sides, got one with some; use hats")
 
     @cached_property
     def coarse(self) -> Grid:
@@ -211,6 +222,23 @@ class GridTransfer:
 
     def prolong(self, e: Tensor) -> Tensor:
         """Return the interpolant ``P e``, shape (n,)."""
+        fine = self._interpolant(e)
+        return self._averaged(fine) if self.splines else fine
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """Return ``(1 2 1) / 4`` along every axis: it makes splines of hats, and is its own transpose."""
+        values = values.view(self.grid.shape)
+        for axis, n in enumerate(self.grid.shape):
+            out = values * 0.5
+            out.narrow(axis, 1, n - 1).add_(values.narrow(axis, 0, n - 1), alpha=0.25)
+            out.narrow(axis, 0, n - 1).add_(values.narrow(axis, 1, n - 1), alpha=0.25)
+            values = out
+        return values.view(-1)
+
+    def _interpolant(self, e: Tensor) -> Tensor:
+        functions = compiled.suited(e)
+        if functions is not None:
+            return compiled.prolong(functions, e, self.grid, self.coarse)
         natural = self.grid.natural
         if self.grid.dim == 1:
             fine = e.new_empty(self.grid.size)
@@ -229,6 +257,10 @@ class GridTransfer:
 
     def restrict(self, g: Tensor) -> Tensor:
         """Return ``P^T g``, shape (m,)."""
+        g = self._averaged(g) if self.splines else g
+        functions = compiled.suited(g)
+        if functions is not None:
+            return compiled.restrict(functions, g, self.grid, self.coarse)
         natural = self.grid.natural
         if self.grid.dim == 1:
             return _restrict(g, natural[0], natural[1])
@@ -270,6 +302,14 @@ class GridTransfer:
 
     def _restrict_bound(self, bound: Tensor, larger: bool) -> Tensor:
         natural = self.grid.natural
+        if self.splines:  # their supports are those of hats and one layer of nodes more
+            for axis, n in enumerate(self.grid.shape):
+                values, best = bound.view(self.grid.shape), torch.maximum if larger else torch.minimum
+                wide = values.clone()
+                for here, there in ((0, 1), (1, 0)):
+                    part = wide.narrow(axis, here, n - 1)
+                    best(part, values.narrow(axis, there, n - 1), out=part)
+                bound = wide.view(-1)
         if self.grid.dim == 1:
             return _extreme(bound, natural[0], natural[1], larger)
         half = _extreme(bound.view(self.grid.shape), natural[0], natural[1], larger)
@@ -281,7 +321,12 @@ class GridTransfer:
 
 
 def grid_hierarchy(
-    grid: Grid, discretise: Discretise, levels: int, coarsen: int = 2, lifting: Callable[[Grid], Tensor] | None = None
+    grid: Grid,
+    discretise: Discretise,
+    levels: int,
+    coarsen: int = 2,
+    lifting: Callable[[Grid], Tensor] | None = None,
+    splines: bool = False,
 ) -> Hierarchy:
     """Return the hierarchy of rediscretised objectives on `levels` grids, the finest first.
 
@@ -297,6 +342,8 @@ def grid_hierarchy(
         Ratio of mesh widths of neighbours: 2, 4, 8, ...
     lifting : callable, optional
         ``lifting(grid)`` returns a smooth function with the boundary values on a grid, see `mldd.algebra.Level`.
+    splines : bool
+        Whether transfers are those of splines, see `GridTransfer`.
 
     Raises
     ------
@@ -313,7 +360,7 @@ def grid_hierarchy(
     for _ in range(levels - 1):
         transfer: Transfer | None = None
         for _ in range(halvings):
-            step = GridTransfer(grid)
+            step = GridTransfer(grid, splines)
             transfer = step if transfer is None else Compose(transfer, step)
             grid = step.coarse
         work = grid.size / finest

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
+from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid import DENSE
 from mldd.problems.grids.grid_windows import GridDecomposition
 
@@ -76,8 +77,12 @@ def _second_difference(n: int, dtype: torch.dtype, device: torch.device) -> Tens
     return matrix
 
 
-def stencil(values: Tensor, dim: int, load: Tensor | None = None, scale: float = 1.0) -> Tensor:
-    """Return ``load + scale A values`` with zeros outside, A = [-1 2 -1] or the 5-point matrix with diagonal 4.
+def stencil(
+    values: Tensor, dim: int, load: Tensor | None = None, scale: float = 1.0, bend: Tensor | None = None
+) -> Tensor:
+    """Return ``load + (scale A + diag bend) values``, A = [-1 2 -1] or the 5-point matrix with diagonal 4.
+
+    Zeros lie outside of the grid.
 
     Parameters
     ----------
@@ -89,7 +94,17 @@ def stencil(values: Tensor, dim: int, load: Tensor | None = None, scale: float =
         Broadcasts to `values`.
     scale : float
         Factor of A.
+    bend : Tensor, optional
+        Broadcasts to `values`.
     """
+    functions = compiled.suited(values, load, bend)
+    if functions is not None:
+        return compiled.five_points(functions, values, values.shape[-dim:], load, scale, bend)
+    out = _without_bend(values, dim, load, scale)
+    return out if bend is None else out.addcmul_(bend, values)
+
+
+def _without_bend(values: Tensor, dim: int, load: Tensor | None, scale: float) -> Tensor:
     columns = values.shape[-1]
     if dim == 2 and values.dim() == 2 and max(values.shape) <= DENSE:
         # The Kronecker form in dense 1-D factors: on tiny grids the number of calls is the cost.
@@ -126,8 +141,8 @@ class EdgeWeights:
     down: Tensor
     diagonal: Tensor
 
-    def stencil(self, values: Tensor, load: Tensor | None = None) -> Tensor:
-        """Return ``load + A values`` for the weighted 5-point matrix, zeros outside.
+    def stencil(self, values: Tensor, load: Tensor | None = None, bend: Tensor | None = None) -> Tensor:
+        """Return ``load + (A + diag bend) values`` for the weighted 5-point matrix, zeros outside.
 
         Parameters
         ----------
@@ -135,6 +150,8 @@ class EdgeWeights:
             Values at the nodes.
         load : Tensor, shape of values, optional
             Added to the product.
+        bend : Tensor, optional
+            Broadcasts to `values`.
         """
         rows, columns = values.shape[-2:]
         out = values * self.diagonal if load is None else torch.addcmul(load, values, self.diagonal)
@@ -142,7 +159,7 @@ class EdgeWeights:
         out.narrow(-1, 0, columns - 1).addcmul_(values.narrow(-1, 1, columns - 1), self.across, value=-1.0)
         out.narrow(-2, 1, rows - 1).addcmul_(values.narrow(-2, 0, rows - 1), self.down, value=-1.0)
         out.narrow(-2, 0, rows - 1).addcmul_(values.narrow(-2, 1, rows - 1), self.down, value=-1.0)
-        return out
+        return out if bend is None else out.addcmul_(bend, values)
 
     def windows(self, decomposition: GridDecomposition) -> EdgeWeights:
         """Return the weights on the windows of a decomposition.

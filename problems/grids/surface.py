@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra import Bounds, Price
+from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import PIECE, local_price, members
 
@@ -137,6 +138,9 @@ class SurfaceEnergy:
     def gradient(self, x: Tensor) -> Tensor:
         """Return the gradient of the area."""
         self.price.of_gradient(members(self.bounds, x))
+        functions = compiled.suited(x, self.frame)
+        if functions is not None:
+            return self._only_valid(compiled.surface_gradient(functions, x, self.frame, self.h, False)[0])
         out = x.new_empty(x.shape)
         for a, b in self._blocks(x):
             self._slope(self._cells(x, a, b), self._grid(out)[..., a:b, :])
@@ -151,6 +155,10 @@ class SurfaceEnergy:
             Iterate.
         """
         self.price.of_gradient(members(self.bounds, x))
+        functions = compiled.suited(x, self.frame)
+        if functions is not None:
+            g, area = compiled.surface_gradient(functions, x, self.frame, self.h, True)
+            return area, self._only_valid(g)
         out, areas = x.new_empty(x.shape), []
         for a, b in self._blocks(x):
             cells = self._cells(x, a, b)
@@ -166,6 +174,14 @@ class SurfaceEnergy:
         x : Tensor, shape (n,) or (p, n)
             The point.
         """
+        offsets, functions = (1, self.frame.shape[-1] - 2, self.frame.shape[-1] - 3), compiled.suited(x, self.frame)
+        if functions is not None:
+            diagonal, flat = compiled.surface_links(functions, x, self.frame, self.h)
+            return SurfaceHessian(self, diagonal, tuple(zip(offsets, flat, strict=True)))
+        return self._hessian(x, offsets)
+
+    def _hessian(self, x: Tensor, offsets: tuple[int, ...]) -> SurfaceHessian:
+        """Return the Hessian by operations in torch."""
         lead, (rows, columns) = x.shape[:-1], (k - 2 for k in self.frame.shape[-2:])
         across = x.new_empty(*lead, rows, columns + 1)
         down = x.new_empty(*lead, rows + 1, columns)
@@ -178,7 +194,6 @@ class SurfaceEnergy:
         links[0][..., :-1] = across[..., 1:-1]
         links[1][..., :-1, :] = down[..., 1:-1, :]
         links[2][..., :-1, 1:] = slant[..., 1:-1, 1:-1]
-        offsets = (1, columns, columns - 1)
         flat = [w.flatten(-2)[..., : rows * columns - k] for w, k in zip(links, offsets, strict=True)]
         return SurfaceHessian(self, diagonal.flatten(-2), tuple(zip(offsets, flat, strict=True)))
 
@@ -237,16 +252,38 @@ class SurfaceHessian:
     diagonal: Tensor
     links: tuple[tuple[int, Tensor], ...]
 
+    @property
+    def largest(self) -> float:
+        """Gershgorin's bound, from the weights of all edges but those to the ring."""
+        beside, n = torch.zeros_like(self.diagonal), self.diagonal.shape[-1]
+        for k, weight in self.links:
+            size = weight.abs()
+            beside.narrow(-1, 0, n - k).add_(size)
+            beside.narrow(-1, k, n - k).add_(size)
+        return 1.0 + float(beside.div_(self.diagonal).max())
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         f = self.energy
         f.price.of_product(members(f.bounds, v))
         v = v if f.valid is None else v * f.valid
+        functions = compiled.suited(v, self.diagonal, *(weight for _, weight in self.links))
+        if functions is not None:
+            return f._only_valid(compiled.linked_points(functions, self.diagonal, self.links, v))
         out, n = self.diagonal * v, v.shape[-1]
         for k, weight in self.links:
             out.narrow(-1, 0, n - k).addcmul_(weight, v.narrow(-1, k, n - k), value=-1.0)
             out.narrow(-1, k, n - k).addcmul_(weight, v.narrow(-1, 0, n - k), value=-1.0)
         return f._only_valid(out)
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        f, weights = self.energy, (w for _, w in self.links)
+        functions = compiled.suited(v, b, weight, self.diagonal, *weights) if f.valid is None else None
+        if functions is None:
+            return torch.sub(b, self.product(v)).mul_(weight)
+        f.price.of_product(members(f.bounds, v))
+        return compiled.linked_points(functions, self.diagonal, self.links, v, (b, weight))
 
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

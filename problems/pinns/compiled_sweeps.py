@@ -1,20 +1,12 @@
 """The sweeps of plain tanh networks as one compiled function each, where there is a C compiler.
 
-`taylor.c` is compiled once per processor and precision with the compiler named by ``CC`` (by default ``cc``), kept in
-the user's cache, and checked against the sweeps in torch when it is loaded. Without a compiler, or with an empty
-``CC``, the sweeps in torch are used; both give the same numbers up to rounding.
+`taylor.c` (see `mldd.compiled`) is checked against the sweeps in torch when it is loaded, which are used without it;
+both give the same numbers up to rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mldd.compiled import TOLERANCE, library_of
+
 if TYPE_CHECKING:
     from mldd.problems.pinns.taylor import Streams
 
 _SOURCE = Path(__file__).with_name("taylor.c")
-_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_REAL = {torch.float32: "float", torch.float64: "double"}
 _MOST = 128  # points of a block: its streams stay in the cache next to the processor
 _STEP = 16  # a block has a multiple of these, so that it consists of full vectors
 _SMALL = 2**22  # multiplications up to which one thread is faster than several that torch may use
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 
 class _Shape(ctypes.Structure):
@@ -60,7 +51,7 @@ def suited(source: Streams, parameters: Sequence[Tensor]) -> Any:
     net, points, first = source.net, source.points, parameters[0]
     if net.kind != "dense" or first.device.type != "cpu" or points.device.type != "cpu" or not points.numel():
         return None
-    if first.dtype not in _REAL or first.dtype != points.dtype:
+    if first.dtype != points.dtype:
         return None
     networks = len(first) if first.dim() == 3 else 1
     if torch.get_num_threads() > 1:
@@ -259,21 +250,16 @@ def library(dtype: torch.dtype) -> Any:
     dtype : dtype
         float32 or float64.
     """
-    found = _compiled(_REAL[dtype])
-    if found is None:
-        return None
     pointer, pointers, longs = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_long)
     shape = ctypes.POINTER(_Shape)
-    found.forward.argtypes = [shape, pointers, longs, *[pointer] * 4]
-    found.backward.argtypes = [shape, pointers, longs, *[pointer] * 4, pointers, longs]
-    for function in (found.add_fields, found.pull_fields):
-        function.argtypes = [shape, ctypes.c_long, *[pointer] * 4]
-    for function in (found.forward, found.backward, found.add_fields, found.pull_fields):
-        function.restype = None
-    if _is_right(found, dtype):
-        return found
-    warnings.warn(f"{found._name} gives wrong numbers, sweeps in torch are used; delete it, or set CC", stacklevel=2)
-    return None
+    fields = [shape, ctypes.c_long, *[pointer] * 4]
+    arguments = {
+        "forward": [shape, pointers, longs, *[pointer] * 4],
+        "backward": [shape, pointers, longs, *[pointer] * 4, pointers, longs],
+        "add_fields": fields,
+        "pull_fields": fields,
+    }
+    return library_of(_SOURCE, dtype, arguments, lambda functions: _is_right(functions, dtype))
 
 
 def _is_right(functions: Any, dtype: torch.dtype) -> bool:
@@ -291,51 +277,4 @@ def _is_right(functions: Any, dtype: torch.dtype) -> bool:
         streams = evaluation.streams.clone()
         evaluation.backward(streams.tanh(), net.layout.views(g))
         found.append(torch.cat([streams.reshape(-1), g.view(-1)]))
-    return bool((found[0] - found[1]).abs().max() <= _TOLERANCE[dtype] * found[0].abs().max())
-
-
-def _compiled(real: str) -> Any:
-    """Return the shared library from the cache, or compiled now; None without a compiler that can."""
-    compiler = shutil.which(os.environ.get("CC", "cc") or " ")
-    if compiler is None:
-        return None
-    text = "\0".join([_SOURCE.read_text(), compiler, real, *_FLAGS, _processor()])
-    name = f"taylor-{real}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    try:
-        file = _cache() / name
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, real, file)
-        return ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"taylor.c is not compiled, sweeps in torch are used: {' '.join(str(error).split())}", stacklevel=2
-        )
-        return None
-
-
-def _compile(compiler: str, real: str, file: Path) -> None:
-    """Compile for this processor; other ranks may do so at the same time."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
-        command = [compiler, *_FLAGS, f"-DREAL={real}", "-o", str(made), str(_SOURCE)]
-        done = subprocess.run([*command, "-march=native"], capture_output=True, timeout=120, check=False, text=True)
-        if done.returncode != 0:
-            done = subprocess.run(command, capture_output=True, timeout=120, check=False, text=True)
-        if done.returncode != 0:
-            raise OSError(done.stderr.strip()[-300:])
-        os.replace(made, file)
-
-
-def _cache() -> Path:
-    import pooch
-
-    return Path(pooch.os_cache("mldd")) / "compiled"
-
-
-def _processor() -> str:
-    """Return what tells processors apart that need code of their own."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    kinds = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-    return "\n".join([platform.platform(), platform.processor(), *sorted(kinds)])
+    return bool((found[0] - found[1]).abs().max() <= TOLERANCE[dtype] * found[0].abs().max())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,20 +16,17 @@ from torch import Tensor
 from mldd.algebra import Hessian, Hierarchy, Transfer, hessian, sampled
 
 DENSE = 300  # unknowns of a coarsest level whose system is solved by factors
-_MARGIN, _PART = 1.05, 0.25  # the polynomial is small from _PART to _MARGIN times the largest eigenvalue
-_POWER = 5  # steps of the power method for the largest eigenvalue
+_PART = 0.25  # the polynomial is small from this part of the largest eigenvalue on
 
 
 @dataclass(frozen=True)
 class GridStage:
-    """One level: ``F H F`` for the Hessian H and the projection F onto free unknowns.
+    """One level: its Hessian H, and the way to the next one.
 
     Parameters
     ----------
     hessian : Hessian
         Of the level's own objective.
-    free : Tensor, shape (n,)
-        One at free unknowns, zero at fixed ones.
     largest : float
         Estimate of the largest eigenvalue of ``D^-1 H``, D the diagonal of H.
     transfer : Transfer or None
@@ -38,78 +34,66 @@ class GridStage:
     """
 
     hessian: Hessian
-    free: Tensor
     largest: float
     transfer: Transfer | None
 
-    @cached_property
-    def inverse(self) -> Tensor:
-        """Inverse of the diagonal at free unknowns with positive curvature, zero at others."""
-        diagonal = self.hessian.diagonal
-        return torch.where(diagonal > 0, self.free / diagonal, 0.0)
-
-    def steps(self, degree: int) -> list[Tensor]:
+    def steps(self, free: Tensor, degree: int) -> list[Tensor]:
         """Return the diagonals of the Jacobi steps that make the Chebyshev polynomial of a degree.
 
         Parameters
         ----------
+        free : Tensor, shape (n,)
+            One at free unknowns, zero at fixed ones.
         degree : int
             Number of steps.
         """
-        high = _MARGIN * self.largest
+        diagonal, high = self.hessian.diagonal, self.largest
+        inverse = torch.where(diagonal > 0, free / diagonal, 0.0)
         centre, radius = 0.5 * (1 + _PART) * high, 0.5 * (1 - _PART) * high
         nodes = [math.cos(math.pi * (i + 0.5) / degree) for i in range(degree)]
-        return [self.inverse / (centre - radius * node) for node in nodes]
+        return [inverse / (centre - radius * node) for node in nodes]
 
-    @cached_property
-    def factors(self) -> Tensor:
-        """Cholesky factor of the dense matrix, with the diagonal of H at fixed unknowns."""
-        n, free = len(self.free), self.free
-        rows = torch.eye(n, dtype=free.dtype, device=free.device)
-        H = self.hessian.product(rows).mul_(free).mul_(free[:, None])
+    def factors(self, free: Tensor) -> Tensor:
+        """Return the Cholesky factor of ``F H F``, with the diagonal of H at fixed unknowns.
+
+        Parameters
+        ----------
+        free : Tensor, shape (n,)
+            One at free unknowns, zero at fixed ones.
+        """
+        H = self.hessian.product(torch.diag(free)).mul_(free)
         H.diagonal().add_((1.0 - free) * self.hessian.diagonal)
         L, failed = torch.linalg.cholesky_ex(H)
         return L if int(failed) == 0 else torch.diag(self.hessian.diagonal.abs().sqrt())
 
 
-def largest_eigenvalue(matrix: Hessian, like: Tensor) -> float:
-    """Return an estimate of the largest eigenvalue of ``D^-1 H``, by the power method from a start that is not smooth.
-
-    Parameters
-    ----------
-    matrix : Hessian
-        H, and its diagonal D.
-    like : Tensor, shape (n,)
-        It gives size, type and device.
-    """
-    v = torch.ones_like(like)
-    v[1::2] = -1.0
-    v[::3] *= 0.5
-    inverse, value = matrix.diagonal.reciprocal(), 1.0
-    for _ in range(_POWER):
-        v = matrix.product(v.div_(torch.linalg.vector_norm(v))).mul_(inverse)
-        value = float(torch.linalg.vector_norm(v))
-    return value if math.isfinite(value) and value > 0 else 2.0
-
-
 class Multigrid:
-    """An approximate inverse of the Hessian on free unknowns: one symmetric V-cycle.
+    """An approximate inverse of ``F H F``, F the projection onto free unknowns: one symmetric V-cycle.
+
+    Coarse unknowns are fixed where the fine ones at their nodes are.
 
     Parameters
     ----------
     stages : list of GridStage
         The finest first.
+    free : Tensor, shape (n,)
+        One at free unknowns of the finest level, zero at fixed ones.
     degree : int
         Of the polynomial, before and after every coarse correction.
     last : int
         Its degree on a coarsest level that is too large for factors.
     """
 
-    def __init__(self, stages: list[GridStage], degree: int, last: int) -> None:
-        self._stages = stages
-        self._steps = [stage.steps(degree) for stage in stages[:-1]]
-        self._is_direct = len(stages[-1].free) <= DENSE
-        self._steps.append([] if self._is_direct else stages[-1].steps(last))
+    def __init__(self, stages: list[GridStage], free: Tensor, degree: int, last: int) -> None:
+        self._stages, self._free, self._steps = stages, [free], []
+        for stage in stages:
+            here = self._free[-1]
+            if stage.transfer is None:
+                self._is_direct = len(here) <= DENSE
+                self._steps.append([stage.factors(here)] if self._is_direct else stage.steps(here, last))
+            else:
+                self._steps.append(stage.steps(here, degree))
+                self._free.append((stage.transfer.inject(here) > 0.5).to(here.dtype))
 
     def __call__(self, r: Tensor, k: int = 0) -> Tensor:
         """Return an approximation of ``(F H F)^-1 r``, zero at fixed unknowns.
@@ -121,20 +105,19 @@ class Multigrid:
         k : int
             Number of the stage.
         """
-        stage, steps = self._stages[k], self._steps[k]
-        if not steps:
-            return torch.cholesky_solve(r[:, None], stage.factors)[:, 0].mul_(stage.free)
-        product = stage.hessian.product
+        stage, steps, free = self._stages[k], self._steps[k], self._free[k]
+        if stage.transfer is None and self._is_direct:
+            return torch.cholesky_solve(r[:, None], steps[0])[:, 0].mul_(free)
+        defect = stage.hessian.defect
         e = torch.mul(r, steps[0])
         for step in steps[1:]:
-            e.addcmul_(torch.sub(r, product(e)), step)
+            e.add_(defect(e, r, step))
         if stage.transfer is None:
             return e
-        rest = torch.addcmul(r, product(e), stage.free, value=-1.0)
-        coarse = stage.transfer.restrict(rest).mul_(self._stages[k + 1].free)
-        e.addcmul_(stage.transfer.prolong(self(coarse, k + 1)), stage.free)
+        coarse = stage.transfer.restrict(defect(e, r, free)).mul_(self._free[k + 1])
+        e.addcmul_(stage.transfer.prolong(self(coarse, k + 1)), free)
         for step in reversed(steps):
-            e.addcmul_(torch.sub(r, product(e)), step)
+            e.add_(defect(e, r, step))
         return e
 
 
@@ -183,9 +166,9 @@ def conjugate_gradients(
 
 
 def linear_stages(
-    hierarchy: Hierarchy, k: int, here: Hessian, x: Tensor, free: Tensor, step: int, largest: list[float]
+    hierarchy: Hierarchy, k: int, here: Hessian, x: Tensor, step: int, largest: list[float]
 ) -> list[GridStage]:
-    """Return the levels from `k` down, each linearised at the injected iterate and fixed where the finer one is.
+    """Return the levels from `k` down, each linearised at the injected iterate.
 
     Parameters
     ----------
@@ -197,8 +180,6 @@ def linear_stages(
         That of level `k` at `x`.
     x : Tensor, shape (n,)
         The iterate on level `k`.
-    free : Tensor, shape (n,)
-        One at free unknowns, zero at fixed ones.
     step : int
         Number of the outer step, for objectives that are sampled.
     largest : list of float
@@ -209,8 +190,10 @@ def linear_stages(
         if j > k:
             transfer = hierarchy[j].transfer
             assert transfer is not None  # noqa: S101 (checked by Hierarchy)
-            x, free = transfer.inject(x), (transfer.inject(free) > 0.5).to(free.dtype)
+            x = transfer.inject(x)
             here = hessian(sampled(hierarchy[j].objective, step), x)
-        largest[j] = largest[j] or largest_eigenvalue(here, x)
-        found.append(GridStage(here, free, largest[j], hierarchy[j + 1].transfer if j + 1 < len(hierarchy) else None))
+        is_last = j + 1 == len(hierarchy)
+        if not largest[j] and not (is_last and len(x) <= DENSE):  # factors need none
+            largest[j] = here.largest
+        found.append(GridStage(here, largest[j], None if is_last else hierarchy[j + 1].transfer))
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, Restricted, value_and_gradient
+from mldd.algebra import Objective, Restricted, hessian, value_and_gradient
 from mldd.solvers.parts.ball import in_ball
 from mldd.solvers.parts.quasi_newton import numbers
 
@@ -118,7 +118,8 @@ class Subspace:
             if bool(length > 100.0 * torch.finfo(x.dtype).eps):  # not so for NaN
                 columns.append(v / length)
         Q = torch.stack(columns, 1) if columns else x.new_zeros(len(x), 0)
-        products = [f.hessian_product(x, q) for q in columns]  # type: ignore[attr-defined]
+        here = hessian(f, x)
+        products = [here.product(q) for q in columns]
         B = Q.t() @ torch.stack(products, 1) if columns else x.new_zeros(0, 0)
         values, V = torch.linalg.eigh(0.5 * (B + B.t()))
         Q = Q @ V

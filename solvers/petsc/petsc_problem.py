@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, Remembered, value_and_gradient, with_products, without_memory
+from mldd.algebra import Hessian, Objective, Remembered, hessian, value_and_gradient, with_products, without_memory
 from mldd.loop import State
 from mldd.ranks import as_vec, load_petsc, read, write
 
@@ -258,11 +258,11 @@ class PetscProblem(ABC):
 
     def _hessian(self) -> tuple[Any, Callable[..., None]]:
         """Return a Mat of type python with the Hessian's products, or differences of gradients; and what moves it."""
-        hessian = _Hessian(self, self._trial)
-        mat = load_petsc().Mat().createPython((self.objective.size,) * 2, hessian, comm=load_petsc().COMM_SELF)
+        matrix = _Hessian(self, self._trial)
+        mat = load_petsc().Mat().createPython((self.objective.size,) * 2, matrix, comm=load_petsc().COMM_SELF)
         mat.setUp()
         self.owned.append(mat)
-        return mat, lambda solver, x, H, P: hessian.move(x)
+        return mat, lambda solver, x, H, P: matrix.move(x)
 
     def run(self) -> None:
         """Run PETSc's solver to its end.
@@ -339,19 +339,21 @@ class _Hessian:
     def __init__(self, problem: PetscProblem, like: Tensor) -> None:
         self._problem = problem
         self._x, self._v, self._shift = torch.empty_like(like), torch.empty_like(like), 0.0
-        self._f = problem.plain
+        self._here: Hessian | None = None
 
     def move(self, x: Any) -> None:
         """Take the Hessian at the Vec `x` from now on."""
         read(x, self._x)
-        self._f = with_products(self._problem.plain)
-        self._problem.by_differences = self._f is not self._problem.plain
+        f = with_products(self._problem.plain)
+        self._problem.by_differences = f is not self._problem.plain
+        self._here = hessian(f, self._x)
         self._shift = 0.0
 
     def mult(self, mat: Any, v: Any, out: Any) -> None:
         """Write ``H v`` to `out`."""
         with self._problem.guarded():
-            product = self._f.hessian_product(self._x, read(v, self._v))  # type: ignore[attr-defined]
+            assert self._here is not None  # noqa: S101 (PETSc moves a Jacobian before it multiplies)
+            product = self._here.product(read(v, self._v))
             self._problem.finite = self._problem.finite and math.isfinite(float(product.sum()))
             write(product.add(self._v, alpha=self._shift) if self._shift else product, out)
 

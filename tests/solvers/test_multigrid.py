@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.algebra import Corrected, Proximal, Remembered, counting, hessian
+from mldd.algebra import Corrected, Proximal, Remembered, counting, hessian, largest_eigenvalue
 from mldd.problems.grids import Bratu, Ignition, Membrane, MinimalSurface, MoreBV, Obstacle
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 from mldd.solvers.parts import Multigrid, conjugate_gradients, linear_stages
@@ -33,7 +33,7 @@ def point(problem: Any) -> tuple[Any, Tensor, Tensor]:
 def test_the_v_cycle_is_a_symmetric_inverse_on_the_free_unknowns(problem: Any, degree: int) -> None:
     hierarchy, x, free = point(problem)
     here = hessian(problem.objective(), x)
-    inverse = Multigrid(linear_stages(hierarchy, 0, here, x, free, 0, [0.0] * 3), degree, 20)
+    inverse = Multigrid(linear_stages(hierarchy, 0, here, x, 0, [0.0] * 3), free, degree, 20)
     identity = torch.eye(len(x), dtype=x.dtype)
     M = torch.stack([inverse(row * free) for row in identity])
     torch.testing.assert_close(M, M.T, rtol=0, atol=1e-12)
@@ -43,10 +43,22 @@ def test_the_v_cycle_is_a_symmetric_inverse_on_the_free_unknowns(problem: Any, d
     assert 0.2 < float(values.min()) and float(values.max()) < 2.0
 
 
+@pytest.mark.parametrize("make", [Obstacle, Ignition, Membrane, MinimalSurface, MoreBV])
+def test_the_largest_eigenvalue_is_estimated_from_above(make: Any) -> None:
+    """On the membrane, whose rows have an even number of nodes, a vector of alternating signs has hardly any part."""
+    for n in (7, 15):
+        f = make(n=n).objective()
+        here = hessian(f, make(n=n).initial())
+        H = here.product(torch.eye(f.size, dtype=torch.float64))
+        exact = float(torch.linalg.eigvals(H / here.diagonal[:, None]).real.max())
+        assert exact <= here.largest * (1 + 1e-12) <= 1.2 * exact
+        assert exact <= largest_eigenvalue(here) <= 1.1 * exact
+
+
 def test_conjugate_gradients_solve_on_the_free_unknowns() -> None:
     hierarchy, x, free = point(MinimalSurface(n=15))
     here = hessian(MinimalSurface(n=15).objective(), x)
-    inverse = Multigrid(linear_stages(hierarchy, 0, here, x, free, 0, [0.0] * 3), 1, 20)
+    inverse = Multigrid(linear_stages(hierarchy, 0, here, x, 0, [0.0] * 3), free, 1, 20)
     b = torch.linspace(-1.0, 1.0, len(x), dtype=x.dtype)
     s = conjugate_gradients(here.product, inverse, b, free, 1e-12, 60)
     kept = free > 0
@@ -75,7 +87,7 @@ def test_steps_do_not_grow_with_the_mesh(problem: Any) -> None:
         solver = MultilevelAdaGrad(made.hierarchy(n.bit_length() - 2), coarse=QUADRATIC)
         result = minimise(made.objective(), made.initial(), solver, stop=Stop(40, rtol=1e-8))
         assert result.status.name == "converged_rtol"
-        assert result.record.step <= (40 if problem is Membrane else 10)
+        assert result.record.step <= 10
 
 
 @pytest.mark.parametrize("levels", [1, 2])

@@ -56,6 +56,26 @@ def test_transfers_are_those_of_hat_functions(grid: Grid) -> None:
         torch.testing.assert_close(up.view(grid.shape)[inside], expected[inside])
 
 
+@pytest.mark.parametrize("grid", [Grid(3), Grid(7), Grid(7, 1)], ids=label)
+def test_transfers_of_fourth_order_are_those_of_cubic_b_splines(grid: Grid) -> None:
+    """Of the subdivision (1 4 6 4 1) / 8 of such splines, and bounds over all nodes where one of them is not zero."""
+    line = torch.zeros(grid.n, grid.coarser().n, dtype=torch.float64)
+    for j in range(line.shape[1]):
+        for k, value in enumerate((1, 4, 6, 4, 1), -2):
+            if 0 <= 2 * j + 1 + k < grid.n:
+                line[2 * j + 1 + k, j] = value / 8
+    P = line if grid.dim == 1 else torch.kron(line, line)
+    transfer = GridTransfer(grid, splines=True)
+    e, g = randn(P.shape[1], seed=1), randn(P.shape[0], seed=2)
+    torch.testing.assert_close(transfer.prolong(e), P @ e)
+    torch.testing.assert_close(transfer.restrict(g), P.T @ g)
+    found = transfer.restrict_bounds(Bounds(-g.abs(), g.square()))
+    lower, upper = torch.where(P > 0, -g.abs()[:, None], -torch.inf), torch.where(P > 0, g.square()[:, None], torch.inf)
+    assert torch.equal(found.lower, lower.amax(0)) and torch.equal(found.upper, upper.amin(0))
+    with pytest.raises(ValueError, match="`splines` needs a grid without natural sides"):
+        GridTransfer(Grid(3, 2, (True, False, False, False)), splines=True)
+
+
 @pytest.mark.parametrize("grid", [g for g in GRIDS if g.n <= 7], ids=label)
 @pytest.mark.parametrize("rule", ["kornhuber", "gelman-mandel"])
 def test_coarse_bounds_are_those_of_the_matrix(grid: Grid, rule: str) -> None:

@@ -85,7 +85,7 @@ def test_without_a_compiler_the_numbers_are_the_same(elsewhere, equation, compil
     elsewhere.setenv("CC", compiler)
     compiled.library.cache_clear()
     if compiler == "false":
-        with pytest.warns(UserWarning, match="sweeps in torch are used"):
+        with pytest.warns(UserWarning, match="operations of torch are used"):
             found = loss_and_gradient(problem)
     else:
         found = loss_and_gradient(problem)

@@ -1,0 +1,2 @@
+from .compiler import TOLERANCE as TOLERANCE
+from .compiler import library_of as library_of

@@ -1,0 +1,297 @@
+"""Stencils and transfers as one compiled function each, where there is a C compiler.
+
+`stencils.c` (see `mldd.compiled`) is checked against the operations in torch when it is loaded, which are used without
+it; both give the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mldd.compiled import TOLERANCE, library_of
+
+if TYPE_CHECKING:
+    from mldd.problems.grids.grid import Grid
+    from mldd.problems.grids.stencils import EdgeWeights
+
+Goal = tuple[Tensor | None, Tensor | None]
+NO_GOAL: Goal = (None, None)
+_SOURCE = Path(__file__).with_name("stencils.c")
+_in_torch: ContextVar[bool] = ContextVar("mldd_in_torch", default=False)  # operations in torch are asked for
+_SMALL = 2**17  # numbers up to which one pass on one thread is faster than several passes on many threads
+
+
+def suited(*vectors: Tensor | None) -> Any:
+    """Return the compiled functions that take these vectors, or None.
+
+    Parameters
+    ----------
+    *vectors : Tensor or None
+        Arguments, the first of which is none of those that may be missing.
+    """
+    first = vectors[0]
+    assert first is not None
+    dtype = first.dtype
+    for v in vectors:
+        if v is not None and (v.dtype != dtype or not v.is_cpu or v.requires_grad or not v.is_contiguous()):
+            return None
+    if _in_torch.get() or not first.numel():
+        return None
+    if first.numel() > _SMALL and torch.get_num_threads() > 4:
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    return library(dtype)
+
+
+def five_points(
+    functions: Any,
+    values: Tensor,
+    shape: Sequence[int],
+    load: Tensor | None = None,
+    scale: float = 1.0,
+    bend: Tensor | None = None,
+    edges: EdgeWeights | None = None,
+    goal: Goal = NO_GOAL,
+) -> Tensor:
+    """Return ``load + (scale A + diag bend) values``, see `mldd.problems.grids.stencils.stencil`.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    values : Tensor
+        Values at the nodes of a grid or of a batch of grids.
+    shape : sequence of int
+        (columns,) or (rows, columns).
+    load : Tensor, shape () or a batch or member of `values`, optional
+        Linear term.
+    scale : float
+        Factor of A, where edges have no weights.
+    bend : Tensor, a batch or member of `values`, optional
+        Addition to the diagonal.
+    edges : EdgeWeights, optional
+        Weights of the edges.
+    goal : tuple of two Tensors, shape of values
+        A right-hand side b and factors w: instead of the product, ``w (b - product)`` is returned; no load then.
+    """
+    dim, columns = len(shape), shape[-1]
+    rows = shape[0] if dim == 2 else 1
+    out, size, constant = torch.empty_like(values), rows * columns, 0.0
+    if load is not None and load.dim() == 0:
+        constant, load = float(load), None
+    weights: tuple[Any, ...] = (None, None, None, False)
+    if edges is not None:
+        fields = edges.across, edges.down, edges.diagonal
+        weights = (*(t.data_ptr() for t in fields), edges.diagonal.numel() > size)
+    functions.five_points(
+        values.numel() // size, rows, columns, scale, 2 * dim * scale, constant, *_field(load, size),
+        *_field(bend, size), *weights, *map(_address, goal), values.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _address(values: Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()
+
+
+def _field(values: Tensor | None, size: int) -> tuple[int | None, bool]:
+    """Return where a field is, and whether every member of a batch has its own."""
+    if values is None:
+        return None, False
+    if values.numel() % size:
+        raise ValueError(f"a field must have {size} numbers for every member of a batch, got {values.numel()} in all")
+    return values.data_ptr(), values.numel() > size
+
+
+def linked_points(
+    functions: Any, diagonal: Tensor, links: Sequence[tuple[int, Tensor]], v: Tensor, goal: Goal = NO_GOAL
+) -> Tensor:
+    """Return ``H v`` for the Hessian of an area, see `mldd.problems.grids.surface.SurfaceHessian`.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    diagonal : Tensor, shape (n,) or (p, n)
+        Of the Hessian.
+    links : sequence of (int, Tensor)
+        Distance and weights of the edges, in three directions.
+    v : Tensor, shape (..., n)
+        The direction, or several ones of a point of shape (n,).
+    goal : tuple of two Tensors, shape of v
+        As for `five_points`.
+    """
+    out, n = torch.empty_like(v), v.shape[-1]
+    (k0, w0), (k1, w1), (k2, w2) = links
+    functions.linked_points(
+        v.numel() // n, n, diagonal.numel() > n, k0, k1, k2, diagonal.data_ptr(), w0.data_ptr(), w1.data_ptr(),
+        w2.data_ptr(), *map(_address, goal), v.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def surface_gradient(functions: Any, x: Tensor, frame: Tensor, h: float, value: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradient of an area, and the area, which is empty where it is not asked for.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    x : Tensor, shape (n,) or (p, n)
+        The point.
+    frame : Tensor, shape (rows + 2, columns + 2) or (p, rows + 2, columns + 2)
+        Values on the ring.
+    h : float
+        Mesh width.
+    value : bool
+        Whether the area is computed.
+    """
+    members, rows, columns = _windows(x, frame)
+    out, scratch = torch.empty_like(x), x.new_empty(8 * (columns + 2))
+    sums = x.new_empty(x.shape[:-1] if value else 0)
+    functions.surface_gradient(
+        members, rows, columns, frame.dim() > 2, h, frame.data_ptr(), x.data_ptr(), scratch.data_ptr(), out.data_ptr(),
+        sums.data_ptr() if value else None,
+    )  # fmt: skip
+    return out, sums.mul_(0.25 * h * h)
+
+
+def surface_links(functions: Any, x: Tensor, frame: Tensor, h: float) -> tuple[Tensor, list[Tensor]]:
+    """Return the diagonal of the Hessian of an area, and the weights of edges along rows, along columns and cells.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    x : Tensor, shape (n,) or (p, n)
+        The point.
+    frame : Tensor, shape (rows + 2, columns + 2) or (p, rows + 2, columns + 2)
+        Values on the ring.
+    h : float
+        Mesh width.
+    """
+    members, rows, columns = _windows(x, frame)
+    diagonal, scratch = torch.empty_like(x), x.new_empty(10 * (columns + 2))
+    links = [x.new_empty(*x.shape[:-1], x.shape[-1] - step) for step in (1, columns, columns - 1)]
+    pointers = (t.data_ptr() for t in (frame, x, scratch, diagonal, *links))
+    functions.surface_links(members, rows, columns, frame.dim() > 2, h, *pointers)
+    return diagonal, links
+
+
+def _windows(x: Tensor, frame: Tensor) -> tuple[int, int, int]:
+    """Return the number of members of a batch, and their rows and columns."""
+    rows, columns = (k - 2 for k in frame.shape[-2:])
+    return x.numel() // (rows * columns), rows, columns
+
+
+def prolong(functions: Any, e: Tensor, fine: Grid, coarse: Grid) -> Tensor:
+    """Return the interpolant on the fine grid, shape (n,).
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    e : Tensor, shape (m,)
+        Values on the coarse grid.
+    fine, coarse : Grid
+        Both grids.
+    """
+    out, scratch = e.new_empty(fine.size), e.new_empty(coarse.shape[-1])
+    functions.prolong(*_extents(fine, coarse), e.data_ptr(), scratch.data_ptr(), out.data_ptr())
+    return out
+
+
+def restrict(functions: Any, g: Tensor, fine: Grid, coarse: Grid) -> Tensor:
+    """Return the transpose of the interpolation applied to `g`, shape (m,).
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    g : Tensor, shape (n,)
+        Values on the fine grid.
+    fine, coarse : Grid
+        Both grids.
+    """
+    out, scratch = g.new_empty(coarse.size), g.new_empty(fine.shape[-1])
+    functions.restrict_to(*_extents(fine, coarse), g.data_ptr(), scratch.data_ptr(), out.data_ptr())
+    return out
+
+
+def _extents(fine: Grid, coarse: Grid) -> tuple[int, ...]:
+    """Return rows and columns of both grids, and where the first coarse node is in each direction of the fine one."""
+    if fine.dim == 1:
+        return 1, fine.shape[0], 1, coarse.shape[0], 0, not fine.natural[0]
+    return *fine.shape, *coarse.shape, not fine.natural[0], not fine.natural[2]
+
+
+@cache
+def library(dtype: torch.dtype) -> Any:
+    """Return the compiled functions in this precision; None where they cannot be made.
+
+    Parameters
+    ----------
+    dtype : dtype
+        float32 or float64.
+    """
+    long, pointer = ctypes.c_long, ctypes.c_void_p
+    real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    transfer = [long] * 6 + [pointer] * 3
+    arguments = {
+        "five_points": [long] * 3 + [real] * 3 + [pointer, long] * 2 + [pointer] * 3 + [long] + [pointer] * 4,
+        "linked_points": [long] * 6 + [pointer] * 8,
+        "surface_gradient": [long] * 4 + [real] + [pointer] * 5,
+        "surface_links": [long] * 4 + [real] + [pointer] * 7,
+        "prolong": transfer,
+        "restrict_to": transfer,
+    }
+    return library_of(_SOURCE, dtype, arguments, lambda functions: _is_right(functions, dtype))
+
+
+def _is_right(functions: Any, dtype: torch.dtype) -> bool:
+    """Compare with operations in torch."""
+    found = _examples(functions, dtype)
+    token = _in_torch.set(True)
+    try:
+        expected = _examples(None, dtype)
+    finally:
+        _in_torch.reset(token)
+    pairs = zip(found, expected, strict=True)
+    return all(bool((a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()) for a, b in pairs)
+
+
+def _examples(functions: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Return results on small grids and a surface, by operations in torch without `functions`."""
+    from mldd.problems.grids.grid import Grid, GridTransfer
+    from mldd.problems.grids.pde import Membrane, MinimalSurface
+    from mldd.problems.grids.stencils import stencil
+
+    membrane, surface = (kind(n=19, dtype=str(dtype)[6:]) for kind in (Membrane, MinimalSurface))
+    f, area = membrane.objective(), surface.objective()
+    x, y = (torch.arange(3.0 * g.size, dtype=dtype).cos_().view(3, -1) for g in (f, area))
+    square, line = y.view(3, 19, 19), y[0, :19].contiguous()
+    if functions is None:
+        found = [f._apply(x, f.load, x), stencil(square, 2, square[0], bend=square), stencil(line, 1, scale=0.5)]
+        found += [*area.value_and_gradient(y), area.hessian_diagonal(y), area.hessian(y).product(y)]
+    else:
+        found = [five_points(functions, x, f.shape, f.load, bend=x, edges=f.edges)]
+        found.append(five_points(functions, square, (19, 19), square[0], bend=square))
+        found.append(five_points(functions, line, (19,), scale=0.5))
+        found += reversed(surface_gradient(functions, y, area.frame, area.h, True))
+        diagonal, links = surface_links(functions, y, area.frame, area.h)
+        found += [diagonal, linked_points(functions, diagonal, list(zip((1, 19, 18), links, strict=True)), y)]
+    for grid, v in ((membrane.grid(), x[0]), (Grid(19), y[0]), (Grid(19, 1), line)):
+        transfer = GridTransfer(grid)
+        coarse = transfer.restrict(v) if functions is None else restrict(functions, v, grid, transfer.coarse)
+        fine = transfer.prolong(coarse) if functions is None else prolong(functions, coarse, grid, transfer.coarse)
+        found += [coarse, fine]
+    return found
