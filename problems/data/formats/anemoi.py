@@ -37,21 +37,21 @@ def is_anemoi(path: Path) -> bool:
 def read_anemoi(file: File) -> SeriesArrays:
     """Return variables of a data set of Anemoi as a series, with the statistics in the file.
 
-    Rows of ``missing_dates`` are gaps. Constant fields are static inputs, of which the geopotential ``z`` at the
+    Of an ensemble one member is read, ``select=ensemble=0`` the first. Rows of ``missing_dates`` are gaps. Constant fields are static inputs, of which the geopotential ``z`` at the
     surface becomes the altitude. Computed forcings are left out, and said: forecasts make theirs from time and place.
     Variables are normalised by the statistics in the file.
 
     Parameters
     ----------
     file : File
-        The store, and the variables that are to be forecast: by default the only one that is neither forcing nor
-        constant.
+        The store, the variables that are to be forecast, by default the only one that is neither forcing nor
+        constant, and the member.
 
     Raises
     ------
     DataError
-        Variables that are not there, or several where none is asked for, several ensemble members, or arrays that do
-        not belong together.
+        Variables or a member that are not there, several where none is asked for, or arrays that do not belong
+        together.
     """
     import zarr
 
@@ -77,6 +77,7 @@ class _Store:
         self.metadata = {str(k): v or {} for k, v in dict(group.attrs.get("variables_metadata", {})).items()}
         self.constant = {str(name) for name in group.attrs.get("constant_fields", ())}
         self._check()
+        self.member = self._member()
         self.time = np.asarray(group["dates"][:]).astype("datetime64[s]")
 
     def _check(self) -> None:
@@ -88,11 +89,25 @@ class _Store:
                 f"{self.where}: expected data of shape {expected} (dates, variables, members, cells), got "
                 f"{tuple(shape)}"
             )
-        if shape[2] != 1:
+
+    def _member(self) -> int:
+        """Return the number of the member that is read, from 0."""
+        members = self.group["data"].shape[2]
+        words = [[word.strip() for word in text.partition("=")[::2]] for text in self.file.select]
+        if [name for name, _ in words] not in ([], ["ensemble"]):
             raise DataError(
-                f"{self.where}: expected one ensemble member, got {shape[2]}; write one of them by anemoi-datasets, "
-                "open_dataset(..., number=1) say"
+                f"{self.where}: `select` must be one member of the data, ensemble=0, got "
+                f"{', '.join(self.file.select)}; correct it"
             )
+        if not words and members > 1:
+            raise DataError(
+                f"{self.where}: expected one ensemble member, got {members}; choose one by select=ensemble=0, or "
+                f"another of 0..{members - 1}"
+            )
+        given = words[0][1] if words else "0"
+        if given not in map(str, range(members)):
+            raise DataError(f"{self.where}: ensemble must be one of 0..{members - 1}, got {given!r}; correct `select`")
+        return int(given)
 
     def is_computed(self, name: str) -> bool:
         """Say whether a variable is made from time and place, as the sine of the latitude and the insolation."""
@@ -155,7 +170,7 @@ class _Store:
         values = np.empty((times, len(wanted), cells), np.float32)
         rows = max(1, data.chunks[0])
         for start in range(0, times, rows):  # every chunk is read once
-            values[start : start + rows] = data.oindex[slice(start, start + rows), columns, 0, slice(None)]
+            values[start : start + rows] = data.oindex[slice(start, start + rows), columns, self.member, slice(None)]
         missing = np.isin(self.time, np.array(self.group.attrs.get("missing_dates", []), dtype="datetime64[s]"))
         values[missing] = np.nan
         notes = []
@@ -170,7 +185,7 @@ class _Store:
         """Return a constant field at the first time that has it, shape (C,), float64."""
         data, column = self.group["data"], self.names.index(name)
         for row in range(len(self.time)):
-            field = np.asarray(data[row, column, 0, :], np.float64)
+            field = np.asarray(data[row, column, self.member, :], np.float64)
             if np.isfinite(field).all():
                 return field
         raise DataError(f"{self.where}: expected values of the constant field {name} at some time, got gaps in all")
