@@ -37,9 +37,10 @@ def is_anemoi(path: Path) -> bool:
 def read_anemoi(file: File) -> SeriesArrays:
     """Return variables of a data set of Anemoi as a series, with the statistics in the file.
 
-    Of an ensemble one member is read, ``select=ensemble=0`` the first. Rows of ``missing_dates`` are gaps. Constant fields are static inputs, of which the geopotential ``z`` at the
-    surface becomes the altitude. Computed forcings are left out, and said: forecasts make theirs from time and place.
-    Variables are normalised by the statistics in the file.
+    Of an ensemble one member is read, ``select=ensemble=0`` the first. Rows of ``missing_dates`` are gaps. Constant
+    fields are static inputs, of which the geopotential ``z`` at the surface becomes the altitude. Computed forcings are
+    left out, and said: forecasts make theirs from time and place. Variables are normalised by the statistics in the
+    file.
 
     Parameters
     ----------
