@@ -23,6 +23,7 @@ from .forcings import FORCING_NAMES as FORCING_NAMES
 from .forcings import forcing as forcing
 from .forcings import hour as hour
 from .geography import GraphKind as GraphKind
+from .geography import area_weights as area_weights
 from .geography import connect as connect
 from .geography import nearest as nearest
 from .geography import places_of as places_of
