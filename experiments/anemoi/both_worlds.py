@@ -11,16 +11,12 @@ method are chosen by ``--tune``: one seed, validation alone. Reading and normali
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from experiments.anemoi.runs import HERE, OURS, environment
 from mldd.problems.data import load_series
