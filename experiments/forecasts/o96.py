@@ -150,7 +150,9 @@ def worker(options: argparse.Namespace) -> None:
     row |= {"imported_mib": imported, "set_up_mib": resident(), "set_up_seconds": time.perf_counter() - start}
     row |= times_of(problem, 2 if options.quick else options.samples)
     row["gradient_mib"] = resident()
-    solver = MultilevelAdaGrad(problem.hierarchy(LEVELS if not options.quick else 2), AdaGrad(1e-3, 0.05), Recursion(steps=5))
+    solver = MultilevelAdaGrad(
+        problem.hierarchy(LEVELS if not options.quick else 2), AdaGrad(1e-3, 0.05), Recursion(steps=5)
+    )
     before = problem.validation(x)
     stop = Stop(max_steps=3) if options.quick else Stop(max_seconds=options.seconds)
     result = minimise(f, x, solver, stop=stop)
@@ -171,7 +173,9 @@ def measured(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
     command += ["--seconds", str(options.seconds), "--samples", str(options.samples), *["--quick"] * options.quick]
     if ranks > 1:
         command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True
+    )
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
