@@ -1,28 +1,34 @@
 """2 m temperature over the British Isles 6 h ahead by a network of Anemoi: AdamW beside solvers of mldd.
 
-    PYTHONPATH=. .venv-anemoi/bin/python experiments/anemoi/both_worlds.py --out runs/anemoi/both [--seeds 0 1 2]
+    PYTHONPATH=. .venv-anemoi/bin/python experiments/anemoi/both_worlds.py --data DATA.zarr --out runs/anemoi/both
 
 The samples are those of experiments/forecasts/era5_uk.py, which trains a network of mldd of about as many parameters:
 the same forecasts in training, validation and test part, and the same way to judge. Every seed trains on the first 60 %
 of March 2019 for ``--seconds`` of process time; the average of the iterates is validated on the next 20 %. The number
 of steps is the one at which the mean of the validation errors over the seeds is least. The same starts are then trained
-so many steps on the first 80 %, and their averages are tested once on the last 20 %. Rates, batches and memory of every
-method are chosen by ``--tune``: one seed, validation alone. Reading and normalising samples is not in the times.
+so many steps on the first 80 %, and their averages are tested once on the last 20 %. Rate and batch of every method are
+those of the least validation error in ``--tune``, one seed. Reading and normalising samples is not in the times.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from experiments.anemoi.runs import HERE, OURS, environment
+from mldd.anemoi.lightning import Callback
+from mldd.loop import write_table
 from mldd.problems.data import load_series
 
 ROOT = HERE.parents[1]
-LEAD, MEMORY = 6, 18  # hours ahead, and back: the network sees t, t - 6, t - 12 and t - 18, the hour of the forecast
+KEEP = 0.98  # how much of the average a step keeps
+LEAD, PAST = 6, 18  # hours ahead, and back: the network sees t, t - 6, t - 12 and t - 18, the hour of the forecast
 NETWORK = [
     "model.num_channels=11",
     "task.timestep=6H",
@@ -42,23 +48,83 @@ SCHWARZ = {
 }
 # Method -> solver, groups of parameters that are subdomains, steps between two validations.
 METHODS = {
-    "AdamW": ("", "", 20),
-    "Adam": ("{_target_: mldd.solvers.Adam}", "", 20),
-    "L-BFGS": ("{_target_: mldd.solvers.LBFGS}", "", 5),
+    "AdamW": ("", "", 10),
+    "L-BFGS": ("{_target_: mldd.solvers.LBFGS}", "", 4),
     "ASPQN": (SCHWARZ["ASPQN"], "parts", 2),
-    "DD-ADAGB2": (SCHWARZ["DD-ADAGB2"], "parts", 5),
+    "DD-ADAGB2": (SCHWARZ["DD-ADAGB2"], "parts", 4),
+}
+# Rates and samples per gradient that are tried; the first of them is used.
+TRIED = {
+    "AdamW": [(1e-2, 24), (3e-3, 24), (3e-2, 24), (1e-2, 12)],
+    "L-BFGS": [(1.0, 48), (1.0, 24), (1.0, 96)],
+    "ASPQN": [(1.0, 48), (1.0, 24), (1.0, 96)],
+    "DD-ADAGB2": [(3e-2, 24), (1e-2, 24), (1e-1, 24)],
 }
 
 
-def chosen(rate=3e-3, batch=24, **more):
-    """What a method is run with."""
-    return {"rate": rate, "batch": batch, **more}
+class Judge(Callback):
+    """The mean of the iterates, which forgets old ones, and its error on the validation data, outside of the clock.
+
+    The clock is the process time of the steps, without reading of samples; the training ends when it has used up its
+    seconds or steps. ``out`` gets the errors, root mean squares over all samples and cells in the unit of the variable.
+    """
+
+    def __init__(self, out, variable="2t", every=0, seconds=math.inf, steps=0):
+        self.out, self.variable, self.every = Path(out), variable, every
+        self.seconds, self.steps = seconds, steps
+        self.spent, self.step, self.errors = 0.0, 0, []
+
+    def on_train_start(self, trainer, pl_module):
+        """Read and normalise all samples of the validation once, before the clock starts."""
+        data = trainer.datamodule
+        self.batches = [pl_module.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+        self.column = data.ds_train.name_to_index["data"][self.variable]
+        self.deviation = float(data.statistics["data"]["stdev"][self.column])
+        self.mean = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        """Start the clock."""
+        self.begun = time.process_time()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        """Take the iterate in, stop the clock, and judge where it is due."""
+        self.step += 1
+        keep = min(KEEP, self.step / (self.step + 10.0))
+        for name, p in pl_module.named_parameters():
+            self.mean[name].lerp_(p.detach(), 1.0 - keep)
+        self.spent += time.process_time() - self.begun
+        ends = self.spent >= self.seconds or self.step == self.steps
+        if ends or (self.every and self.step % self.every == 0):
+            self.errors.append(self.error(pl_module))
+        if ends:
+            trainer.should_stop = True
+            self.write(pl_module)
+
+    def error(self, module):
+        """The root mean square error of the average."""
+        squares, count = 0.0, 0
+        for batch in self.batches:
+            x = module.task.get_inputs(batch, data_indices=module.data_indices)
+            with torch.no_grad():
+                made = torch.func.functional_call(module, self.mean, (x,))["data"][..., 0]
+            wanted = module.task.get_targets(batch)["data"][..., self.column]
+            difference = (made - wanted).double()
+            squares, count = squares + float(difference.square().sum()), count + difference.numel()
+        return self.deviation * math.sqrt(squares / count)
+
+    def write(self, module):
+        """Write what was found."""
+        found = {"errors": self.errors, "steps": self.step, "seconds": self.spent}
+        found["samples"] = sum(len(next(iter(batch.values()))) for batch in self.batches)
+        found["parameters"] = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps(found))
 
 
 def dates(first, last):
     """First and last time that samples with forecasts from ``first`` to ``last - LEAD`` read, of the whole series."""
     time = load_series("era5-uk").time
-    return str(time[max(first - MEMORY, 0)]), str(time[last - 1])
+    return str(time[max(first - PAST, 0)]), str(time[last - 1])
 
 
 def periods(part):
@@ -73,38 +139,72 @@ def periods(part):
     ]
 
 
-def run(method, seed, settings, options, part, seconds="inf", steps=0):
-    """Train once, and return what Judge has found."""
-    solver, groups, every = METHODS[method]
-    out = options.out / f"{part}-{method}-{seed}-{'-'.join(f'{v:g}' for v in settings.values())}"
-    if (out / "judged.json").exists():
-        return json.loads((out / "judged.json").read_text())
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    judge = f"_target_: experiments.anemoi.judge.Judge, out: {(out / 'judged.json').absolute()}"
-    judge = f"{{{judge}, every: {every if not steps else 0}, seconds: {seconds}, steps: {steps}}}"
-    grouping = f"{{_target_: mldd.anemoi.Subdomains, groups: {groups}}}," * bool(groups)
-    solving = [*OURS, f"+training.optimization.optimizer.solver={solver}"] if solver else []
-    command = [Path(sys.executable).with_name("anemoi-training"), "train", f"--config-path={HERE.absolute()}"]
-    command += ["--config-name=tiny", *NETWORK, *solving, *periods(part), f"diagnostics.callbacks=[{grouping}{judge}]"]
-    command += [f"dataloader.batch_size.training={settings['batch']}", f"training.optimization.lr={settings['rate']}"]
-    around = environment(options.data, out) | {"ANEMOI_BASE_SEED": str(1000 + seed)}
-    around["PYTHONPATH"] += os.pathsep + str(ROOT)
-    with (out / "log").open("w") as log:
-        subprocess.run(command, env=around, stdout=log, stderr=log, cwd=out, timeout=900, check=True)
+def run(options, method, seed, settings, part, seconds="inf", steps=0):
+    """Train once, and return what Judge has found; what has been run before is read."""
+    (solver, groups, every), (rate, batch) = METHODS[method], settings
+    out = options.out / f"{part}-{method}-{seed}-{rate:g}-{batch}"
+    if not (out / "judged.json").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        judge = f"_target_: experiments.anemoi.both_worlds.Judge, out: {(out / 'judged.json').absolute()}"
+        judge = f"{{{judge}, every: {every if not steps else 0}, seconds: {seconds}, steps: {steps}}}"
+        grouping = f"{{_target_: mldd.anemoi.Subdomains, groups: {groups}}}," * bool(groups)
+        solving = [*OURS, f"+training.optimization.optimizer.solver={solver}"] if solver else []
+        command = [Path(sys.executable).with_name("anemoi-training"), "train", f"--config-path={HERE.absolute()}"]
+        command += ["--config-name=tiny", *NETWORK, *solving, *periods(part)]
+        command += [f"diagnostics.callbacks=[{grouping}{judge}]"]
+        command += [f"dataloader.batch_size.training={batch}", f"training.optimization.lr={rate}"]
+        around = environment(options.data, out) | {"ANEMOI_BASE_SEED": str(1000 + seed)}
+        around["PYTHONPATH"] += os.pathsep + str(ROOT)
+        with (out / "log").open("w") as log:
+            subprocess.run(command, env=around, stdout=log, stderr=log, cwd=out, timeout=900, check=True)
     return json.loads((out / "judged.json").read_text())
+
+
+def tuned(options):
+    """Rows of all settings that are tried, by the least validation error in a training of one seed."""
+    rows = []
+    for method in options.methods:
+        for rate, batch in TRIED[method]:
+            found = run(options, method, 0, (rate, batch), "validation", options.seconds)
+            rows.append({"method": method, "rate": rate, "batch": batch, "steps": found["steps"]})
+            rows[-1]["validation"] = round(min(found["errors"]), 4)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def compared(options):
+    """Rows of all methods and seeds: steps by the mean validation error, tests of as many steps on more times."""
+    rows = []
+    for method in options.methods:
+        settings, every = TRIED[method][0], METHODS[method][2]
+        found = [run(options, method, seed, settings, "validation", options.seconds) for seed in options.seeds]
+        curves = [f["errors"][: f["steps"] // every] for f in found]  # the last error may be off the raster
+        checks = min(map(len, curves))
+        mean = [statistics.mean(curve[k] for curve in curves) for k in range(checks)]
+        best = mean.index(min(mean))
+        for seed, curve, first in zip(options.seeds, curves, found, strict=True):
+            test = run(options, method, seed, settings, "test", steps=(best + 1) * every)
+            row = {"method": method, "rate": settings[0], "batch": settings[1], "seed": seed, "steps": test["steps"]}
+            row |= {"parameters": test["parameters"], "seconds": round(first["seconds"], 1)}
+            rows.append(row | {"validation": round(curve[best], 4), "test": round(test["errors"][-1], 4)})
+            print(rows[-1], flush=True)
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="what era5_uk.py --hours 744 writes")
     parser.add_argument("--out", type=Path, required=True, help="a folder for runs; what is there is not run again")
+    parser.add_argument("--table", type=Path, default=ROOT / "paper" / "results" / "anemoi")
     parser.add_argument("--seconds", type=float, default=20.0, help="process time of a training, default 20")
-    parser.add_argument("--method", default="AdamW")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
-    print(run(options.method, 0, chosen(options.rate, options.batch), options, "validation", options.seconds))
+    rows = tuned(options) if options.tune else compared(options)
+    name = "era5_uk_tuning.csv" if options.tune else "era5_uk.csv"
+    write_table(options.table / name, rows)
 
 
 if __name__ == "__main__":

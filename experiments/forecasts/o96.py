@@ -3,11 +3,11 @@
     python experiments/forecasts/o96.py --data DATA.zarr [--ranks 1 2] [--seconds S] [--out FILE] [--quick]
 
 Writes a synthetic data set where there is none: 40,320 cells of the octahedral reduced Gaussian grid o96, 20 variables
-of which two are constant, 500 times 6 h apart, 1.6 GB before compression, in Zarr as `anemoi-datasets` writes it (format
-2, a chunk holds all of one time). Fields are sums of waves that travel round the globe at their own speeds.
+of which two are constant, 500 times 6 h apart, 1.6 GB before compression, in Zarr as `anemoi-datasets` writes it
+(format 2, a chunk holds all of one time). Fields are sums of waves that travel round the globe at their own speeds.
 
-Every number of ranks then trains an encode-process-decode network over the icosahedral mesh of 10,242 nodes in a process
-of its own, whose coarser levels are the coarse spaces of recursive AdaGrad (three levels). Medians over samples of
+Every number of ranks then trains an encode-process-decode network over the icosahedral mesh of 10,242 nodes, whose
+coarser levels are the coarse spaces of recursive AdaGrad (three levels). Medians over samples of
 
     read      reading, decompressing and handing out the values of a sample, and making inputs and targets of them
     halo      packing, sending and waiting for rows of other ranks in a gradient
@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ WAVES = 12
 
 
 def octahedral(lines: int) -> tuple[Any, Any]:
-    """Return latitudes and longitudes of the grid oN, N = `lines` between pole and equator: 4 i + 16 points on line i."""
+    """Return latitudes and longitudes of the grid oN with N = `lines` from pole to equator, 4 i + 16 points each."""
     nodes = np.polynomial.legendre.leggauss(2 * lines)[0]
     latitudes = np.degrees(np.arcsin(nodes[::-1]))
     counts = 4 * np.arange(1, lines + 1) + 16
