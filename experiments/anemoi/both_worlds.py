@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from experiments.anemoi.runs import HERE, OURS, environment
 from mldd.anemoi.lightning import Callback
 from mldd.loop import write_table
