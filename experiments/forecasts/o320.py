@@ -1,4 +1,4 @@
-"""What a training on an o320 grid needs on 64 GPUs: rows counted on the real grid and mesh, times and memory by a model.
+"""What a training on an o320 grid needs on 64 GPUs: rows counted on grid and mesh, times and memory by a model.
 
     PYTHONPATH=. python experiments/forecasts/o320.py [--ranks 64] [--measured FILE] [--out FILE]
 

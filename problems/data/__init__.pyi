@@ -35,6 +35,7 @@ from .mesh_graph import graph_digest as graph_digest
 from .mesh_graph import mesh_of_graph as mesh_of_graph
 from .mesh_levels import HiddenMesh as HiddenMesh
 from .mesh_levels import Link as Link
+from .mesh_levels import global_mesh as global_mesh
 from .mesh_levels import hidden_mesh as hidden_mesh
 from .mesh_levels import on_sphere as on_sphere
 from .mesh_levels import regional_mesh as regional_mesh
