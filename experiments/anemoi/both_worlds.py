@@ -57,10 +57,10 @@ METHODS = {
 }
 # Rates and samples per gradient that are tried; the first of them is used.
 TRIED = {
-    "AdamW": [(1e-2, 24), (3e-3, 24), (3e-2, 24), (1e-2, 12)],
-    "L-BFGS": [(1.0, 48), (1.0, 24), (1.0, 96)],
-    "ASPQN": [(1.0, 48), (1.0, 24), (1.0, 96)],
-    "DD-ADAGB2": [(3e-2, 24), (1e-2, 24), (1e-1, 24)],
+    "AdamW": [(1e-2, 24), (3e-3, 24), (3e-2, 24)],
+    "L-BFGS": [(1.0, 96), (1.0, 48)],
+    "ASPQN": [(1.0, 96), (1.0, 48)],
+    "DD-ADAGB2": [(3e-2, 24), (1e-1, 24), (1e-2, 24)],
 }
 
 
