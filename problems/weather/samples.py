@@ -133,7 +133,7 @@ class CellSamples:
         now, cells, count = values[:, :, 0], len(values), len(origins)
         past = (values[:, :, : self.history] - self.units.mean) / self.units.deviation
         store = self.reader.store
-        latitude, longitude = (of[self.reader.own] for of in store.coordinates())
+        latitude, longitude = (of[self.reader.own] for of in store.coordinates)
         step = store.time[1] - store.time[0]
         sun = forcing(store.time[origins] + self.lead * step, latitude, longitude).transpose(1, 0, 2)
         inputs = np.concatenate(

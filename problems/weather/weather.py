@@ -123,12 +123,12 @@ class Weather(Problem):
     @property
     def latitude(self) -> Floats:
         """Of all cells, degrees, shape (n,)."""
-        return np.asarray(self.store.coordinates()[0])
+        return np.asarray(self.store.coordinates[0])
 
     @property
     def longitude(self) -> Floats:
         """Of all cells, degrees, shape (n,)."""
-        return np.asarray(self.store.coordinates()[1])
+        return np.asarray(self.store.coordinates[1])
 
     @cached_property
     def mesh(self) -> HiddenMesh:

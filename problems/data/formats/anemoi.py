@@ -198,7 +198,7 @@ class AnemoiStore:
             ends = [str(self.group.attrs.get(f"statistics_{end}_date", "?"))[:10] for end in ("start", "end")]
             notes.append(f"normalised by the statistics in the file, of {ends[0]} to {ends[1]}")
         shape = self.grid()
-        latitude, longitude = self.coordinates()
+        latitude, longitude = self.coordinates
         if len(shape) == 2:
             latitude, longitude = latitude.reshape(shape)[:, 0], longitude.reshape(shape)[0]
         return SeriesArrays(
@@ -256,8 +256,9 @@ class AnemoiStore:
         columns = [self.names.index(name) for name in names]
         return np.asarray(self.group["data"].oindex[times, columns, self.member, cells], np.float32)
 
+    @cached_property
     def coordinates(self) -> tuple[Array, Array]:
-        """Return latitudes and longitudes of the cells in degrees, shape (C,) each."""
+        """Latitudes and longitudes of the cells in degrees, shape (C,) each."""
         latitude, longitude = (np.asarray(self.group[name][:], np.float64) for name in ("latitudes", "longitudes"))
         return latitude, longitude
 
@@ -307,6 +308,6 @@ class AnemoiStore:
         shape = tuple(int(n) for n in self.group.attrs.get("field_shape") or ())
         if len(shape) != 2 or shape[0] * shape[1] != cells:
             return (cells,)
-        latitude, longitude = (of.reshape(shape) for of in self.coordinates())
+        latitude, longitude = (of.reshape(shape) for of in self.coordinates)
         regular = bool((latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all())
         return shape if regular else (cells,)
