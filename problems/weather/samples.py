@@ -46,7 +46,7 @@ class Kept:
     """
 
     most: int = 1
-    found: dict[bytes, Pair] = field(default_factory=dict)
+    found: dict[bytes, Pair] = field(default_factory=dict, init=False)
 
     def of(self, origins: Ints, make: Any) -> Pair:
         """Return what is kept for these origins, or make it.

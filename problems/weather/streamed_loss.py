@@ -67,7 +67,13 @@ class StreamedLoss(ForecastLoss):
         return self._decayed(self._summed(total), v)
 
     def drawn(self, rows: Tensor | None) -> StreamedLoss:
-        """Return the loss over the samples `rows` in place of all, without a new price."""
+        """Return the loss over the samples `rows` in place of all, without a new price.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (b,), int64
+            Numbers of the samples.
+        """
         if rows is None:
             return self
         share = len(rows) / len(self.origins)
