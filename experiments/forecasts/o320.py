@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.forecasts.o96 import NETWORK, octahedral
+from experiments.forecasts.o96 import NETWORK, octahedral, shown
 from mldd.graph import Graph, Machine, Work, partition
 from mldd.loop import write_table
 from mldd.problems.data import HiddenMesh, global_mesh
@@ -157,7 +157,7 @@ def main() -> None:
     rows = rows_of(shares_of(global_mesh(*octahedral(320), 7), options.ranks), per_state)
     for row in rows:
         print(row)
-    write_table(options.out, rows)
+    write_table(options.out, [{k: shown(v) for k, v in row.items()} for row in rows])
 
 
 if __name__ == "__main__":

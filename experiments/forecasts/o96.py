@@ -10,6 +10,7 @@ Every number of ranks then trains an encode-process-decode network over the icos
 coarser levels are the coarse spaces of recursive AdaGrad (three levels). Of some samples the least times of
 
     read      reading, decompressing and handing out the values of a sample, and making inputs and targets of them
+    values    the values alone; `values_alone` is where every rank reads all chunks for its own cells instead
     halo      packing, sending and waiting for rows of other ranks in a gradient
     compute   the rest of a gradient
 
@@ -25,6 +26,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,13 @@ import torch
 import mldd
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.weather import Weather
-from mldd.ranks import prepare, timed, world
+from mldd.ranks import SERIAL, prepare, timed, world
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 
 OUT = Path(__file__).parents[2] / "paper" / "results" / "forecasts" / "o96.csv"
 NETWORK = {"hidden": 64, "layers": 4, "mesh_nodes": 10242, "batch": 2, "chunk": 1}
 QUICK = {"hidden": 8, "layers": 2, "mesh_nodes": 162, "batch": 2, "chunk": 1}
-LEVELS = 3
+LEVELS, RATE = 3, 0.003
 WAVES = 12
 
 
@@ -112,8 +114,15 @@ def resident() -> float:
 def times_of(problem: Weather, samples: int) -> dict[str, float]:
     """Return the least seconds that reading, halos and computing take: what else runs only makes them longer."""
     f, x, rows = problem.objective(), problem.initial(0), []
+    alone = replace(problem.fine, reader=replace(problem.fine.reader, comm=SERIAL))
     for origin in problem.origins["train"][: samples + 1]:
-        one = f.over(np.array([origin]))
+        one, other = f.over(np.array([origin])), np.array([origin + len(problem.origins["train"]) // 2])
+        reads = []
+        for samples_of in (problem.fine, alone):  # of the same times: whoever comes second finds them in memory
+            for _ in range(2):
+                begun = time.perf_counter()
+                samples_of.values(other)
+            reads.append(time.perf_counter() - begun)
         start = time.perf_counter()
         list(one.chunks())
         middle = time.perf_counter()
@@ -121,8 +130,8 @@ def times_of(problem: Weather, samples: int) -> dict[str, float]:
             one.value_and_gradient(x)
         end = time.perf_counter()
         exchanged = halo.begin + halo.wait
-        rows.append((middle - start, exchanged, end - middle - exchanged))
-    names = ("read_seconds", "halo_seconds", "compute_seconds")
+        rows.append((middle - start, exchanged, end - middle - exchanged, *reads))
+    names = ("read_seconds", "halo_seconds", "compute_seconds", "values_seconds", "values_alone_seconds")
     return {n: min(c) for n, c in zip(names, zip(*rows[1:], strict=True), strict=True)}
 
 
@@ -148,12 +157,16 @@ def worker(options: argparse.Namespace) -> None:
     row |= {"imported_mib": imported, "set_up_mib": resident(), "set_up_seconds": time.perf_counter() - start}
     row |= times_of(problem, 2 if options.quick else options.samples)
     row["gradient_mib"] = resident()
-    solver = MultilevelAdaGrad(
-        problem.hierarchy(LEVELS if not options.quick else 2), AdaGrad(1e-3, 0.05), Recursion(steps=5)
-    )
+    levels, smoother = problem.hierarchy(2 if options.quick else LEVELS), AdaGrad(1e-3, RATE)
+    solver = MultilevelAdaGrad(levels, smoother, Recursion(steps=5))
     stop = Stop(max_steps=3) if options.quick else Stop(max_seconds=options.seconds)
     result = minimise(f, x, solver, stop=stop)
-    row |= {"steps": result.record.step, "train_seconds": result.record.cost.seconds, "trained_mib": resident()}
+    row |= {
+        "status": result.status.name,
+        "steps": result.record.step,
+        "train_seconds": result.record.cost.seconds,
+        "trained_mib": resident(),
+    }
     few = problem.origins["validation"][:: max(len(problem.origins["validation"]) // 4, 1)][:4]
     judged, share = f.over(few), len(problem.origins["train"]) / len(few)
     row |= {name: share * float(judged.value(y)) for name, y in (("persistence", x), ("validation_loss", result.x))}
@@ -176,6 +189,11 @@ def measured(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
     )
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def shown(value: Any) -> Any:
+    """Return a number with four digits, and anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -201,7 +219,7 @@ def main() -> None:
         rows += measured(options, ranks)
         for row in rows[-ranks:]:
             print(row, flush=True)
-    write_table(options.out, rows)
+    write_table(options.out, [{k: shown(v) for k, v in row.items()} for row in rows])
 
 
 if __name__ == "__main__":
