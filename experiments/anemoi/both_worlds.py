@@ -1,6 +1,7 @@
 """2 m temperature over the British Isles 6 h ahead by a network of Anemoi: AdamW beside solvers of mldd.
 
-    PYTHONPATH=. .venv-anemoi/bin/python experiments/anemoi/both_worlds.py --data DATA.zarr --out runs/anemoi/both
+    export PYTHONPATH=.:experiments/anemoi/stubs OMP_NUM_THREADS=1
+    .venv-anemoi/bin/python experiments/anemoi/both_worlds.py --data DATA.zarr --out runs/anemoi/both
 
 The samples are those of experiments/forecasts/era5_uk.py, which trains a network of mldd of about as many parameters:
 the same forecasts in training, validation and test part, and the same way to judge. Every seed trains on the first 60 %
@@ -11,19 +12,18 @@ those of the least validation error in ``--tune``, one seed. Reading and normali
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from experiments.anemoi.runs import HERE, OURS, environment
+from experiments.anemoi.runs import HERE, OURS
 from mldd.anemoi.lightning import Callback
 from mldd.loop import write_table
 from mldd.problems.data import load_series
@@ -57,7 +57,7 @@ METHODS = {
 }
 # Rates and samples per gradient that are tried; the first of them is used.
 TRIED = {
-    "AdamW": [(1e-2, 24), (3e-3, 24), (3e-2, 24)],
+    "AdamW": [(3e-3, 24), (1e-2, 24), (1e-3, 24)],
     "L-BFGS": [(1.0, 96), (1.0, 48)],
     "ASPQN": [(1.0, 96), (1.0, 48)],
     "DD-ADAGB2": [(3e-2, 24), (1e-1, 24), (1e-2, 24)],
@@ -142,24 +142,25 @@ def periods(part):
 
 
 def run(options, method, seed, settings, part, seconds="inf", steps=0):
-    """Train once, and return what Judge has found; what has been run before is read."""
+    """Train once in this process, and return what Judge has found; what has been run before is read."""
+    from anemoi.training.train.train import AnemoiTrainer
+    from hydra import compose, initialize_config_dir
+
     (solver, groups, every), (rate, batch) = METHODS[method], settings
-    out = options.out / f"{part}-{method}-{seed}-{rate:g}-{batch}"
+    out = options.out.absolute() / f"{part}-{method}-{seed}-{rate:g}-{batch}"
     if not (out / "judged.json").exists():
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        judge = f"_target_: experiments.anemoi.both_worlds.Judge, out: {(out / 'judged.json').absolute()}"
+        judge = f"_target_: experiments.anemoi.both_worlds.Judge, out: {out / 'judged.json'}"
         judge = f"{{{judge}, every: {every if not steps else 0}, seconds: {seconds}, steps: {steps}}}"
         grouping = f"{{_target_: mldd.anemoi.Subdomains, groups: {groups}}}," * bool(groups)
         solving = [*OURS, f"+training.optimization.optimizer.solver={solver}"] if solver else []
-        command = [Path(sys.executable).with_name("anemoi-training"), "train", f"--config-path={HERE.absolute()}"]
-        command += ["--config-name=tiny", *NETWORK, *solving, *periods(part)]
-        command += [f"diagnostics.callbacks=[{grouping}{judge}]"]
-        command += [f"dataloader.batch_size.training={batch}", f"training.optimization.lr={rate}"]
-        around = environment(options.data, out) | {"ANEMOI_BASE_SEED": str(1000 + seed)}
-        around["PYTHONPATH"] += os.pathsep + str(ROOT)
-        with (out / "log").open("w") as log:
-            subprocess.run(command, env=around, stdout=log, stderr=log, cwd=out, timeout=900, check=True)
+        words = [*NETWORK, *solving, *periods(part), f"diagnostics.callbacks=[{grouping}{judge}]"]
+        words += [f"dataloader.batch_size.training={batch}", f"training.optimization.lr={rate}"]
+        os.environ |= {"MLDD_ANEMOI_DATA": str(options.data.absolute()), "MLDD_ANEMOI_OUT": str(out)}
+        os.environ["ANEMOI_BASE_SEED"] = str(1000 + seed)
+        with initialize_config_dir(str(HERE.absolute()), version_base=None), contextlib.chdir(out):
+            AnemoiTrainer(compose("tiny", overrides=words)).train()
     return json.loads((out / "judged.json").read_text())
 
 
@@ -204,6 +205,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     rows = tuned(options) if options.tune else compared(options)
     name = "era5_uk_tuning.csv" if options.tune else "era5_uk.csv"
     write_table(options.table / name, rows)
