@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mldd.problems.data import DataError
 from mldd.problems.data.formats import AnemoiStore, damage_said
 from mldd.ranks import SERIAL, Communicator, Halo
 
@@ -59,7 +60,7 @@ class CellReader:
         Raises
         ------
         DataError
-            A chunk is damaged.
+            A chunk is damaged, or has infinite values.
         """
         wanted, places = np.unique(times, return_inverse=True)
         values = np.empty((len(self.own), len(wanted), len(self.names)), np.float32)
@@ -70,6 +71,11 @@ class CellReader:
                 else:
                     values[:, shares[0]] = self._read(wanted[shares[0]], self.own)
         values[:, self.store.missing[wanted]] = np.nan
+        if np.isinf(values).any():
+            name = self.names[int(np.argmax(np.isinf(values).any((0, 1))))]
+            raise DataError(
+                f"{self.store.where}: values must be finite or NaN, got infinite ones of {name}; make them NaN"
+            )
         return values[:, places]
 
     def _rounds(self, wanted: Ints) -> Iterator[list[Ints]]:

@@ -180,6 +180,17 @@ def test_only_what_is_needed_is_read_and_every_chunk_once(store, monkeypatch):
     assert not read  # kept for the step
 
 
+def test_infinite_values_are_refused(tmp_path):
+    values = numbers()
+    values[28, 2, 0, 3] = np.inf
+    path = write_zarr(tmp_path / "set.zarr", values, NAMES, DATES, LATITUDES, LONGITUDES)
+    p = problem(path, variable=("q",))
+    assert np.isfinite(list(p.metrics(p.initial(0)).values())).all()  # nobody reads t
+    p = problem(path)
+    with pytest.raises(DataError, match="values must be finite or NaN, got infinite ones of t; make them NaN"):
+        p.metrics(p.initial(0))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
