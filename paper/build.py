@@ -218,16 +218,15 @@ def anemoi_runs() -> str:
     return table(names, [[row[name] for name in names] for row in rows])
 
 
-def anemoi_renumbering() -> str:
-    """Return the losses of Anemoi before and after a renumbering."""
-    rows = read("anemoi/renumbering.csv")
-    return table(list(rows[0]), [row.values() for row in rows])
+def as_it_is(name: str) -> Callable[[], str]:
+    """Return what gives all columns of a file."""
 
+    def made() -> str:
+        rows = read(name)
+        return table(list(rows[0]), [row.values() for row in rows])
 
-def anemoi_coarse_start() -> str:
-    """Return the validation losses of a training on all cells, and of one that began on a coarser mesh."""
-    rows = read("anemoi/coarse_start.csv")
-    return table(list(rows[0]), [row.values() for row in rows])
+    made.__name__ = Path(name).stem
+    return made
 
 
 def across(name: str, rows: Sequence[str], column: str, cell: str, without: str = "") -> str:
@@ -365,7 +364,7 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "anemoi/renumbering.csv",
         "experiments/anemoi/renumbering.py",
         "AdamW in float32 before and after `mldd anemoi reorder`: sums over nodes are formed in another order.",
-        anemoi_renumbering,
+        as_it_is("anemoi/renumbering.csv"),
     ),
     (
         "Anemoi: a start from a coarser mesh",
@@ -373,7 +372,28 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "experiments/anemoi/coarse_start.py",
         "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh, 240 "
         "steps. One seed, on a busy machine.",
-        anemoi_coarse_start,
+        as_it_is("anemoi/coarse_start.csv"),
+    ),
+    (
+        "Anemoi: 2 m temperature over the British Isles",
+        "anemoi/era5_uk.csv",
+        "experiments/anemoi/both_worlds.py",
+        "Root mean square errors in K, 6 h ahead; mldd's own trainings are in `results/forecasts/era5_uk.csv`.",
+        as_it_is("anemoi/era5_uk.csv"),
+    ),
+    (
+        "Weather on an o96 grid",
+        "forecasts/o96.csv",
+        "experiments/forecasts/o96.py",
+        "A row per rank: what it holds and reads, largest memory, least seconds of a sample, training on three levels.",
+        as_it_is("forecasts/o96.csv"),
+    ),
+    (
+        "Weather on an o320 grid, modelled",
+        "forecasts/o320.csv",
+        "experiments/forecasts/o320.py",
+        "Rows are counted, times are those of the cost model, memory follows from the trainings on o96.",
+        as_it_is("forecasts/o320.csv"),
     ),
     (
         "Kills, signals, time limits, full disks",

@@ -63,6 +63,7 @@ ARROWS = {
     "problems/graphs": {"problems/data", "problems/nets", "problems/nets/layers"},
     "problems/forecasts": {"problems/data", "problems/nets", "problems/nets/layers", "problems/graphs"},
     "problems/verification": {"problems/data", "problems/forecasts"},
+    "problems/weather": {"problems/data", "problems/data/formats", "problems/forecasts", "problems/nets"},
 }
 # The core knows neither solvers nor problems; these do not know each other.
 TOPS = {"mldd": {"mldd"}, "solvers": {"mldd", "solvers"}, "problems": {"mldd", "problems"}}

@@ -15,7 +15,7 @@ pip install numpy scipy scikit-learn matplotlib networkx plotly typeguard "hydra
     "pydantic-settings>=2.14.1" "pyodc>=1.6" pyyaml rich "ruamel-yaml>=0.16" semantic-version tqdm aniso8601 \
     deprecation entrypoints multiurl peekle python-dateutil "pandas<3" "pyproj<3.8" healpy "earthkit-data<1" \
     "earthkit-geo<1" "earthkit-meteo<1" "earthkit-regrid<1" numba nvidia-ml-py pytorch-lightning torchinfo \
-    mlflow-skinny netCDF4 trimesh rtree gitpython nvsmi jinja2 requests datashader distinctipy cartopy \
+    mlflow-skinny netCDF4 h5netcdf h5py trimesh rtree gitpython nvsmi jinja2 requests datashader distinctipy cartopy \
     pymetis lazy_loader pooch mpi4py mpich pytest setuptools wheel
 pip install --no-deps anemoi-utils==0.5.14 anemoi-transform==0.5.1 anemoi-datasets==0.5.47 anemoi-graphs==0.9.8 \
     anemoi-models==0.19.0 anemoi-training==0.17.1

@@ -23,6 +23,7 @@ from .forcings import FORCING_NAMES as FORCING_NAMES
 from .forcings import forcing as forcing
 from .forcings import hour as hour
 from .geography import GraphKind as GraphKind
+from .geography import area_weights as area_weights
 from .geography import connect as connect
 from .geography import nearest as nearest
 from .geography import places_of as places_of
@@ -34,6 +35,7 @@ from .mesh_graph import graph_digest as graph_digest
 from .mesh_graph import mesh_of_graph as mesh_of_graph
 from .mesh_levels import HiddenMesh as HiddenMesh
 from .mesh_levels import Link as Link
+from .mesh_levels import global_mesh as global_mesh
 from .mesh_levels import hidden_mesh as hidden_mesh
 from .mesh_levels import on_sphere as on_sphere
 from .mesh_levels import regional_mesh as regional_mesh

@@ -44,7 +44,7 @@ def _folders(data: str | os.PathLike[str] | None) -> list[Path]:
             if not folder.is_dir():
                 raise DataError(f"{what} must be a folder that exists, got {os.fspath(given)!r}; correct or omit it")
             folders.append(folder)
-    shared = [root.parent / "shared" / "data" for root in (Path(__file__).resolve().parents[1], Path.cwd())]
+    shared = [root.parent / "shared" / "data" for root in (Path(__file__).resolve().parents[2], Path.cwd())]
     return list(dict.fromkeys([*folders, *shared]))
 
 

@@ -247,8 +247,8 @@ class HiddenMesh:
         """The nearest grid node of every mesh node, shape (m,)."""
         return nearest(self.grid, self.points, 1)[:, 0]
 
-    def labels(self, level: int = 0) -> Ints:
-        """Return the nearest mesh node of a level for every grid node, numbered 0, 1, ... without gaps, shape (n,).
+    def nearest_points(self, level: int = 0) -> Ints:
+        """Return the nearest mesh node of a level for every grid node, shape (n,).
 
         Parameters
         ----------
@@ -262,8 +262,17 @@ class HiddenMesh:
         """
         if not 0 <= level < len(self.sizes):
             raise ValueError(f"`level` must be in 0..{len(self.sizes) - 1}, got {level}")
-        near = nearest(self.points[: self.sizes[level]], self.grid, 1)[:, 0]
-        return np.unique(near, return_inverse=True)[1].astype(np.int64)
+        return nearest(self.points[: self.sizes[level]], self.grid, 1)[:, 0]
+
+    def labels(self, level: int = 0) -> Ints:
+        """Return the nearest mesh node as `nearest_points` does, numbered 0, 1, ... without gaps, shape (n,).
+
+        Parameters
+        ----------
+        level : int
+            0 is the finest.
+        """
+        return np.unique(self.nearest_points(level), return_inverse=True)[1].astype(np.int64)
 
     def owners(self, part: Tensor | Ints) -> Ints:
         """Return the part of every mesh node, shape (m,): that of the nearest grid node.

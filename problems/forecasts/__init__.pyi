@@ -1,6 +1,7 @@
 from .daily_climatology import hourly_means as hourly_means
 from .forecast_loss import ForecastLoss as ForecastLoss
 from .forecast_model import ForecastModel as ForecastModel
+from .forecast_model import mesh_of as mesh_of
 from .forecast_network import ForecastNetwork as ForecastNetwork
 from .forecast_options import Batches as Batches
 from .forecast_options import ForecastSpaces as ForecastSpaces

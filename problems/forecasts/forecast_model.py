@@ -137,7 +137,7 @@ class ForecastModel(NetworkModel):
                 "both, or neither"
             )
         wanted = len(self.plan.reached) if steps is None else steps
-        plan = self.plan.reaching(wanted, is_fed_back=not isinstance(self.net, EncodeProcessDecode))
+        plan = self.plan.reaching(wanted)
         series = data
         if not isinstance(series, Series):
             read: dict[str, Any] = {name: self.options[name] for name in ("missing", "stations")}

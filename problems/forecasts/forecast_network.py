@@ -209,6 +209,11 @@ class SampledGraphs:
         if self.turns == 1:
             return self.source.piece(outputs, self.net.layers, targets=targets)
         wanted = self.targets if targets is None else targets
+        if self.mesh is not None:  # every node is fed back, and depends on nearly all others
+            order = np.concatenate([outputs, np.setdiff1d(np.arange(self.graph.nodes), outputs)])
+            counted = np.zeros_like(wanted)
+            counted[outputs] = wanted[outputs]
+            return self.source.piece(order, self.net.layers, targets=counted)
         reach = self.turns * self.net.layers
         mask = np.zeros(self.graph.nodes, dtype=bool)
         mask[outputs] = True
@@ -247,7 +252,7 @@ class SampledGraphs:
         labels : ndarray, shape (n,), int64
             Composite node 0, ..., m - 1 of every node.
         """
-        if self.turns == 1:
+        if self.turns == 1 or self.mesh is not None:
             return self.source.aggregated(labels, self.net.layers)
         n, m = len(labels), int(labels.max()) + 1
         t = sp.csr_matrix((np.ones(n), (labels, np.arange(n))), shape=(m, n))

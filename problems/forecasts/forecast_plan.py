@@ -72,15 +72,13 @@ class Plan:
         """Steps between two values of the history."""
         return self.leads[0] if self.rollout > 1 else 1
 
-    def reaching(self, steps: int, is_fed_back: bool) -> Plan:
+    def reaching(self, steps: int) -> Plan:
         """Return the plan with at least so many lead times, more than it has by feeding forecasts back.
 
         Parameters
         ----------
         steps : int
             Number of lead times.
-        is_fed_back : bool
-            Whether the network may be fed back: not if its outputs are those of a hidden mesh.
 
         Raises
         ------
@@ -92,10 +90,10 @@ class Plan:
         if steps <= len(self.reached):
             return self
         # of a lead time of one step the history has the same spacing with and without a rollout
-        if is_fed_back and (self.rollout > 1 or (self.leads == (1,) and self.base == "persistence")):
+        if self.rollout > 1 or (self.leads == (1,) and self.base == "persistence"):
             return replace(self, rollout=steps)
         raise ValueError(
             f"`steps` must be in 1..{len(self.reached)} for a network of the lead times "
-            f"{' '.join(map(str, self.reached))} that is not fed back, got {steps}; train one by plan.rollout=2 with a "
-            "model other than epd, or by plan.horizon=H1:H2:... for the lead times that are wanted"
+            f"{' '.join(map(str, self.reached))} that is not fed back, got {steps}; train one by plan.rollout=2, "
+            "or by plan.horizon=H1:H2:... for the lead times that are wanted"
         )

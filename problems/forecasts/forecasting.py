@@ -104,8 +104,6 @@ class Forecasting(Problem):
         """Refuse options that make no sense."""
         check_choices(self, {"dtype": ("float64", "float32")})
         model = self.network.model
-        if self.plan.rollout > 1 and model == "epd":
-            raise ValueError(f"`rollout` needs a model other than epd, got rollout={self.plan.rollout}")
         if self.plan.rollout > 1 and self.reading.boundary:
             raise ValueError("`boundary` needs forecasts that are not fed back, got rollout > 1; use horizon=6:12:18")
         if self.spaces.local == "restricted" and model == "epd":

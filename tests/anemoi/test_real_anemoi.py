@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,24 @@ def test_a_model_that_is_cut_takes_the_same_steps(folder):
     cut = values_of(folder / "cut/records/history.csv")
     assert cut[0] == pytest.approx(whole[0], rel=1e-5)
     assert cut == pytest.approx(whole, rel=0.05)  # rounding grows from step to step
+
+
+def test_both_worlds_see_the_same_numbers(folder):
+    """The series as NetCDF and as Anemoi's data set: values, inputs of a network, and what Anemoi itself reads."""
+    from anemoi.datasets import open_dataset
+
+    from mldd.problems.data import load_series
+    from mldd.problems.forecasts import Forecasting, Plan
+
+    data = folder / "runs/anemoi/era5uk.zarr"
+    plain, theirs = load_series(data.with_suffix(".nc")), load_series(data, variables=("2t",))
+    np.testing.assert_array_equal(plain.time, theirs.time)
+    np.testing.assert_allclose(theirs.values, plain.values, rtol=2.0**-23)
+    read = open_dataset(str(data))
+    column = list(read.variables).index("2t")
+    for t in (0, 17, 239):
+        np.testing.assert_array_equal(read[t][column, 0], theirs.values[t, :, 0].astype(np.float32))
+    alike = replace(theirs, supplement=plain.supplement)  # normalised by the training part, not the file's statistics
+    inputs = [Forecasting(series, Plan(stride=5)).local_graphs.features for series in (plain, alike)]
+    np.testing.assert_allclose(*inputs, atol=1e-4)  # increments are in units of 0.5 K, of values near 280 in float32
+    assert np.abs(inputs[0]).max() > 3

@@ -19,7 +19,9 @@ SCRIPT = """
     def same(a, b, what):
         assert torch.allclose(a, b, rtol=1e-11, atol=1e-13), (what, float((a - b).abs().max()))
 
-    for options in ({"batch": 8}, {"horizon": 2, "rollout": 2}, {"model": "epd"}, {"model": "gat", "local": "own"}):
+    fed_back = {"horizon": 2, "rollout": 2}
+    mesh = {"model": "epd"}
+    for options in ({"batch": 8}, fed_back, mesh, mesh | fed_back, {"model": "gat", "local": "own"}):
         made = [mldd.problem(Forecasting, name=series, hidden=4, comm=c, **options) for c in (comm, Forecasting.comm)]
         x = made[0].initial(0) + 0.05
         for step in (None, 3):

@@ -1,3 +1,5 @@
+from .anemoi import AnemoiStore as AnemoiStore
+from .anemoi import damage_said as damage_said
 from .checks import checked_features as checked_features
 from .checks import csr as csr
 from .checks import integers as integers

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,46 +40,78 @@ def is_anemoi(path: Path) -> bool:
 def read_anemoi(file: File) -> SeriesArrays:
     """Return variables of a data set of Anemoi as a series, with the statistics in the file.
 
-    Rows of ``missing_dates`` are gaps. Constant fields are static inputs, of which the geopotential ``z`` at the
-    surface becomes the altitude. Computed forcings are left out, and said: forecasts make theirs from time and place.
-    Variables are normalised by the statistics in the file.
+    Of an ensemble one member is read, ``select=ensemble=0`` the first. Rows of ``missing_dates`` are gaps. Constant
+    fields are static inputs, of which the geopotential ``z`` at the surface becomes the altitude. Computed forcings are
+    left out, and said: forecasts make theirs from time and place. Variables are normalised by the statistics in the
+    file.
 
     Parameters
     ----------
     file : File
-        The store, and the variables that are to be forecast: by default the only one that is neither forcing nor
-        constant.
+        The store, the variables that are to be forecast, by default the only one that is neither forcing nor
+        constant, and the member.
 
     Raises
     ------
     DataError
-        Variables that are not there, or several where none is asked for, several ensemble members, or arrays that do
-        not belong together.
+        Variables or a member that are not there, several where none is asked for, or arrays that do not belong
+        together.
     """
-    import zarr
+    with damage_said(file.name):
+        return AnemoiStore(file).arrays()
 
+
+@contextmanager
+def damage_said(where: str) -> Iterator[None]:
+    """Turn what a damaged store raises into a refusal.
+
+    Parameters
+    ----------
+    where : str
+        The store, for the message.
+
+    Raises
+    ------
+    DataError
+        A damaged chunk, or metadata of another kind.
+    """
     try:
-        return _Store(zarr.open_group(str(file.path), mode="r"), file).arrays()
+        yield
     except (DataError, ImportError, MemoryError):
         raise
     except UntrustedError as error:
         raise DataError(str(error)) from None
-    except Exception as error:  # of a damaged chunk, or of metadata of another kind
+    except Exception as error:  # of whatever zarr and its codecs raise
         raise DataError(
-            f"{file.name}: expected a data set of Anemoi that zarr can read, got {one_line(error)}; write it anew by "
+            f"{where}: expected a data set of Anemoi that zarr can read, got {one_line(error)}; write it anew by "
             "anemoi-datasets"
         ) from None
 
 
-class _Store:
-    """A data set, and which of its variables are to be forecast, forcings, or constant."""
+class AnemoiStore:
+    """A data set, and which of its variables are to be forecast, forcings, or constant.
 
-    def __init__(self, group: Any, file: File) -> None:
+    Parameters
+    ----------
+    file : File
+        The store, the variables that are to be forecast, and the member.
+
+    Raises
+    ------
+    DataError
+        Arrays that do not belong together, or a member that is not there.
+    """
+
+    def __init__(self, file: File) -> None:
+        import zarr
+
+        group: Any = zarr.open_group(str(file.path), mode="r")
         self.group, self.file, self.where = group, file, file.name
         self.names = [str(name) for name in group.attrs["variables"]]
         self.metadata = {str(k): v or {} for k, v in dict(group.attrs.get("variables_metadata", {})).items()}
         self.constant = {str(name) for name in group.attrs.get("constant_fields", ())}
         self._check()
+        self.member = self._member()
         self.time = np.asarray(group["dates"][:]).astype("datetime64[s]")
 
     def _check(self) -> None:
@@ -88,19 +123,50 @@ class _Store:
                 f"{self.where}: expected data of shape {expected} (dates, variables, members, cells), got "
                 f"{tuple(shape)}"
             )
-        if shape[2] != 1:
+
+    def _member(self) -> int:
+        """Return the number of the member that is read, from 0."""
+        members = self.group["data"].shape[2]
+        words = [[word.strip() for word in text.partition("=")[::2]] for text in self.file.select]
+        if [name for name, _ in words] not in ([], ["ensemble"]):
             raise DataError(
-                f"{self.where}: expected one ensemble member, got {shape[2]}; write one of them by anemoi-datasets, "
-                "open_dataset(..., number=1) say"
+                f"{self.where}: `select` must be one member of the data, ensemble=0, got "
+                f"{', '.join(self.file.select)}; correct it"
             )
+        if not words and members > 1:
+            raise DataError(
+                f"{self.where}: expected one ensemble member, got {members}; choose one by select=ensemble=0, or "
+                f"another of 0..{members - 1}"
+            )
+        given = words[0][1] if words else "0"
+        if given not in map(str, range(members)):
+            raise DataError(f"{self.where}: ensemble must be one of 0..{members - 1}, got {given!r}; correct `select`")
+        return int(given)
 
     def is_computed(self, name: str) -> bool:
-        """Say whether a variable is made from time and place, as the sine of the latitude and the insolation."""
+        """Say whether a variable is made from time and place, as the sine of the latitude and the insolation.
+
+        Parameters
+        ----------
+        name : str
+            Of the variable.
+        """
         return bool(self.metadata.get(name, {}).get("computed_forcing"))
 
     def is_constant(self, name: str) -> bool:
-        """Say whether a variable does not change in time."""
+        """Say whether a variable does not change in time.
+
+        Parameters
+        ----------
+        name : str
+            Of the variable.
+        """
         return bool(self.metadata.get(name, {}).get("constant_in_time")) or name in self.constant
+
+    @property
+    def free(self) -> list[str]:
+        """Variables that are neither computed nor constant."""
+        return [name for name in self.names if not self.is_computed(name) and not self.is_constant(name)]
 
     def wanted(self) -> list[str]:
         """Return the variables that are to be forecast."""
@@ -109,7 +175,7 @@ class _Store:
                 no_variable(self.where, name, self.names)
         if self.file.variables:
             return list(self.file.variables)
-        free = [name for name in self.names if not self.is_computed(name) and not self.is_constant(name)]
+        free = self.free
         if len(free) != 1:
             raise DataError(
                 f"{self.where}: expected one variable that is neither forcing nor constant, got "
@@ -123,16 +189,16 @@ class _Store:
         values, notes = self._values(wanted)
         rest = [name for name in self.names if name not in wanted]
         computed = [name for name in rest if self.is_computed(name)]
-        static = {name: self._constant(name) for name in rest if self.is_constant(name) and name not in computed}
+        static = {name: self.constant_field(name) for name in rest if self.is_constant(name) and name not in computed}
         height = static.pop("z", None)
         if computed:
             notes.append(f"forcings are made from time and place, not read: {', '.join(computed)}")
-        statistics = self._statistics(wanted)
+        statistics = self.statistics(wanted)
         if statistics[0] is not None:
             ends = [str(self.group.attrs.get(f"statistics_{end}_date", "?"))[:10] for end in ("start", "end")]
             notes.append(f"normalised by the statistics in the file, of {ends[0]} to {ends[1]}")
-        shape = self._grid()
-        latitude, longitude = (np.asarray(self.group[name][:], np.float64) for name in ("latitudes", "longitudes"))
+        shape = self.grid()
+        latitude, longitude = self.coordinates
         if len(shape) == 2:
             latitude, longitude = latitude.reshape(shape)[:, 0], longitude.reshape(shape)[0]
         return SeriesArrays(
@@ -149,15 +215,13 @@ class _Store:
 
     def _values(self, wanted: list[str]) -> tuple[Array, list[str]]:
         """Return variables over time and cells, shape (T, V, C), float32, and what is to be said of them."""
-        data, columns = self.group["data"], [self.names.index(name) for name in wanted]
-        times, cells = len(self.time), data.shape[3]
+        times, cells = len(self.time), self.cells
         check_fits(times * len(wanted) * cells * 12, self.where, "variables")  # and once more in float64
         values = np.empty((times, len(wanted), cells), np.float32)
-        rows = max(1, data.chunks[0])
+        rows = max(1, self.group["data"].chunks[0])
         for start in range(0, times, rows):  # every chunk is read once
-            values[start : start + rows] = data.oindex[slice(start, start + rows), columns, 0, slice(None)]
-        missing = np.isin(self.time, np.array(self.group.attrs.get("missing_dates", []), dtype="datetime64[s]"))
-        values[missing] = np.nan
+            values[start : start + rows] = self.rows(slice(start, start + rows), wanted)
+        missing = self.missing
         notes = []
         if missing.any():
             notes.append(f"{int(missing.sum())} times are missing_dates of the file: gaps")
@@ -166,17 +230,70 @@ class _Store:
             notes.append(f"{bare} times have no values, and are no missing_dates of the file: gaps")
         return values, notes
 
-    def _constant(self, name: str) -> Array:
-        """Return a constant field at the first time that has it, shape (C,), float64."""
-        data, column = self.group["data"], self.names.index(name)
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return int(self.group["data"].shape[3])
+
+    @cached_property
+    def missing(self) -> NDArray[np.bool_]:
+        """Which times are ``missing_dates`` of the file, shape (T,)."""
+        named = np.array(self.group.attrs.get("missing_dates", []), dtype="datetime64[s]")
+        return np.asarray(np.isin(self.time, named))
+
+    def rows(self, times: Any, names: Sequence[str], cells: Any = slice(None)) -> Array:
+        """Return values of the member as they are in the file, shape (t, v, c), float32; gaps are NaN.
+
+        Parameters
+        ----------
+        times : slice or array of int, shape (t,)
+            Numbers of the times.
+        names : sequence of str
+            Of the v variables.
+        cells : slice or array of int, shape (c,)
+            Numbers of the cells, all by default.
+        """
+        columns = [self.names.index(name) for name in names]
+        return np.asarray(self.group["data"].oindex[times, columns, self.member, cells], np.float32)
+
+    @cached_property
+    def coordinates(self) -> tuple[Array, Array]:
+        """Latitudes and longitudes of the cells in degrees, shape (C,) each."""
+        latitude, longitude = (np.asarray(self.group[name][:], np.float64) for name in ("latitudes", "longitudes"))
+        return latitude, longitude
+
+    def constant_field(self, name: str) -> Array:
+        """Return a constant field at the first time that has it, shape (C,), float64.
+
+        Parameters
+        ----------
+        name : str
+            Of the variable.
+
+        Raises
+        ------
+        DataError
+            There are gaps in it at all times.
+        """
         for row in range(len(self.time)):
-            field = np.asarray(data[row, column, 0, :], np.float64)
+            field = self.rows([row], [name])[0, 0].astype(np.float64)
             if np.isfinite(field).all():
                 return field
         raise DataError(f"{self.where}: expected values of the constant field {name} at some time, got gaps in all")
 
-    def _statistics(self, wanted: list[str]) -> tuple[Array | None, Array | None]:
-        """Return mean and standard deviation of variables, where the file has them."""
+    def statistics(self, wanted: Sequence[str]) -> tuple[Array | None, Array | None]:
+        """Return mean and standard deviation of variables, shape (v,) each, None where the file does not have them.
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            Names of the v variables.
+
+        Raises
+        ------
+        DataError
+            They are not finite, or a deviation is negative.
+        """
         if "mean" not in self.group or "stdev" not in self.group:
             return None, None
         columns = [self.names.index(name) for name in wanted]
@@ -185,12 +302,12 @@ class _Store:
             raise DataError(f"{self.where}: expected finite statistics of {', '.join(wanted)}, got {mean}, {deviation}")
         return mean, deviation
 
-    def _grid(self) -> tuple[int, ...]:
+    def grid(self) -> tuple[int, ...]:
         """Return rows and columns of a latitude-longitude grid, the number of cells otherwise."""
-        cells = self.group["data"].shape[3]
+        cells = self.cells
         shape = tuple(int(n) for n in self.group.attrs.get("field_shape") or ())
         if len(shape) != 2 or shape[0] * shape[1] != cells:
             return (cells,)
-        latitude, longitude = (np.asarray(self.group[name][:]).reshape(shape) for name in ("latitudes", "longitudes"))
+        latitude, longitude = (of.reshape(shape) for of in self.coordinates)
         regular = bool((latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all())
         return shape if regular else (cells,)

@@ -232,6 +232,12 @@ def test_order_of_the_folders(tiny, tmp_path, monkeypatch):
     refused(lambda: load_graph("texas"), "$MLDD_DATA must be a folder")
 
 
+def test_the_folder_beside_the_checkout_is_looked_into_from_anywhere(tiny):
+    tiny[1].unlink()  # nor can it be downloaded
+    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
+    refused(lambda: load_graph("texas"), f"{beside}, ")
+
+
 def test_known_pickles_are_not_opened_with_a_wrong_checksum(tmp_path, monkeypatch):
     for ending in ("x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"):
         (tmp_path / f"ind.cora.{ending}").write_bytes(pickle.dumps({}))

@@ -52,6 +52,7 @@ def written(path, series, **attributes):
         {"horizon": (3, 6), "base": "linear"},
         {"horizon": 6, "rollout": 2},
         {"model": "epd", "hidden": 8},
+        {"model": "epd", "hidden": 8, "horizon": 6, "rollout": 2},
         {"model": "gcn", "weighted": True},
     ],
     ids=str,
@@ -190,7 +191,16 @@ def test_the_series_itself_is_not_in_the_file(tmp_path):
     assert isinstance(whole, Series) and (tmp_path / "model.pt").stat().st_size < whole.values.nbytes / 5
 
 
-@pytest.mark.parametrize("options", [{"horizon": 3, "rollout": 2, "history": 2}, {"horizon": 1, "history": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"horizon": 3, "rollout": 2, "history": 2},
+        {"horizon": 1, "history": 3},
+        {"horizon": 3, "rollout": 2, "history": 2, "model": "epd", "hidden": 8},
+        {"horizon": 1, "history": 3, "model": "epd", "hidden": 8},
+    ],
+    ids=str,
+)
 def test_steps_feed_forecasts_back_as_by_hand(options):
     whole = waves(times=300, variables=2)
     problem, x = trained(whole, **options)
@@ -212,7 +222,7 @@ def test_steps_feed_forecasts_back_as_by_hand(options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"model": "epd", "hidden": 8, "horizon": 1}, {"horizon": 6}, {"horizon": (2, 4)}], ids=str
+    "options", [{"model": "epd", "hidden": 8, "horizon": 2}, {"horizon": 6}, {"horizon": (2, 4)}], ids=str
 )
 def test_steps_beyond_those_that_can_be_reached_are_refused(options):
     problem, x = trained(waves(times=300), **options)

@@ -29,6 +29,7 @@ def last(series, count):
         {"horizon": (3, 6), "base": "linear"},
         {"horizon": 6, "rollout": 4, "history": 3},
         {"model": "epd", "hidden": 8, "climatology": False},
+        {"model": "epd", "hidden": 8, "horizon": 6, "rollout": 3, "history": 3},
         {"forcing": False, "model": "gat"},
     ],
     ids=str,

@@ -20,6 +20,7 @@ from tests.small_series import waves
 SERIES = waves(160, 4, 5)
 GAPPY = waves(160, 4, 5, gaps=0.1, variables=2, seed=1)
 ROLLOUT = {"horizon": 2, "rollout": 3, "history": 2}
+FED_BACK = {"model": "epd", "horizon": 2, "rollout": 2, "history": 2}
 
 
 def problem(series=SERIES, **options):
@@ -59,6 +60,7 @@ OPTIONS = [
     {"series": GAPPY, "horizon": (2, 5)},
     {"series": GAPPY, "horizon": 2, "rollout": 2},
     ROLLOUT,
+    FED_BACK,
     {"decay": 0.0, "stride": 4, "labels": "all"},
     {"edges": "knn", "neighbours": 3, "weighted": True},
 ]
@@ -96,7 +98,7 @@ def test_the_start_is_no_stationary_point(model):
 
 @pytest.mark.parametrize("chunk", [0, 7])
 @pytest.mark.parametrize(
-    "options", [{"decay": 0.1}, {"series": GAPPY, "horizon": (2, 5)}, ROLLOUT, {"model": "epd"}], ids=str
+    "options", [{"decay": 0.1}, {"series": GAPPY, "horizon": (2, 5)}, ROLLOUT, {"model": "epd"}, FED_BACK], ids=str
 )
 def test_gradient_and_hessian_product(options, chunk):
     p = problem(**{"activation": "auto" if options.get("model") == "epd" else "tanh", **options, "chunk": chunk})
@@ -122,7 +124,7 @@ def test_chunks_change_nothing():
         assert torch.allclose(one.objective().gradient(x), other.objective().gradient(x), rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("options", [{"model": "sage"}, {"model": "gat"}, ROLLOUT, {"model": "epd"}], ids=str)
+@pytest.mark.parametrize("options", [{"model": "sage"}, {"model": "gat"}, ROLLOUT, {"model": "epd"}, FED_BACK], ids=str)
 def test_own_nodes_have_an_exact_halo(options):
     p = problem(**options, activation="auto" if options.get("model") == "epd" else "tanh", local="own")
     x, parts = point(p), 3

@@ -89,6 +89,20 @@ def test_cells_of_no_grid(tmp_path):
     assert "2 times have no values, and are no missing_dates" in " ".join(series.notes)
 
 
+def test_a_member_of_an_ensemble_is_read_trained_on_and_predicted_from(tmp_path):
+    both = np.concatenate([numbers(), numbers()[::-1] + 1], axis=2)[:, [0, 2]]
+    path = write_zarr(tmp_path / "both.zarr", both, ["2t", "lsm"], DATES, LATITUDES, LONGITUDES)
+    series = load_series(path, variables=("2t",), select=("ensemble=1",))
+    np.testing.assert_array_equal(series.values[..., 0], both[:, 0, 1])
+    problem = Forecasting(
+        str(path), Plan(horizon=1, history=2), reading=Reading(variable=("2t",), select=("ensemble=1",))
+    )
+    np.testing.assert_array_equal(problem.series.values, series.values)
+    x = problem.initial(0)  # the forecast is the last value
+    made = problem.module(x).predict(path, start=[40])
+    np.testing.assert_allclose(made["2t"].ravel(), both[40, 0, 1], rtol=1e-6)
+
+
 def test_what_cannot_be_read_is_refused_in_one_line(store, tmp_path):
     with pytest.raises(DataError, match="neither forcing nor constant, got 2t, q; choose by variable=NAME"):
         load_series(store)
@@ -96,8 +110,14 @@ def test_what_cannot_be_read_is_refused_in_one_line(store, tmp_path):
         load_series(store, variables=("u",))
     place = LATITUDES, LONGITUDES
     members = write_zarr(tmp_path / "m.zarr", numbers()[:, :1].repeat(2, 2), ["2t"], DATES, *place)
-    with pytest.raises(DataError, match="expected one ensemble member, got 2"):
-        load_series(members)
+    for select, words in (
+        ((), "expected one ensemble member, got 2; choose one by select=ensemble=0, or another of 0..1"),
+        (("ensemble=2",), "ensemble must be one of 0..1, got '2'; correct `select`"),
+        (("level=850",), "`select` must be one member of the data, ensemble=0, got level=850"),
+        (("ensemble=0", "ensemble=1"), "`select` must be one member of the data"),
+    ):
+        with pytest.raises(DataError, match=words):
+            load_series(members, select=select)
     names = write_zarr(tmp_path / "n.zarr", numbers()[:, :1], ["2t", "q"], DATES, *place)
     with pytest.raises(DataError, match=r"expected data of shape \(60, 2, 1, 24\) .*, got \(60, 1, 1, 24\)"):
         load_series(names, variables=("2t",))
