@@ -42,8 +42,8 @@ from mldd.solvers.parts import BatchLBFGS
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.machine import processor  # noqa: E402 (from the folder above)
 from experiments.benchmarks.peers.windows_peers import RATE, Jax, torch_steps  # noqa: E402 (from the folder above)
+from experiments.machine import processor  # noqa: E402 (from the folder above)
 
 BARS = {"float32": 0.30, "float64": 0.60}  # ms per step of Adam
 TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)

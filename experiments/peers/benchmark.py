@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m experiments.peers.NAME [--quick] [--seeds 0 1 2] [--methods adam lbfgs] [--out DIR]
     OMP_NUM_THREADS=1 mpiexec -n 2 python -m mpi4py -m experiments.peers.NAME --out DIR
 
-The CSV is written anew after every run; a file of the same problems, versions and commit is continued, so that a
-benchmark can be made in pieces (``--methods``). ``--quick`` makes small runs that end after so many gradients.
+The CSV is written anew after every run; a file of the same problems, versions and machine is continued, so that a
+benchmark can be made in pieces (``--methods``); every row has the commit of its code. ``--quick`` makes small runs that
+end after so many gradients.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Benchmark:
     ) -> Iterator[list[Row]]:
         """Yield all rows so far, after every run that `done` does not have."""
         rows, limits = list(done or []), measured(comm)
+        commit = last_commit([*CODE, f"experiments/peers/{self.name}.py"])
         there = {(row["problem"], row["method"], str(row["seed"])) for row in rows}
         rates = {(row["problem"], row["method"]): float(row["rate"]) for row in rows if row["rate"]}
         for task in self.tasks:
@@ -117,7 +119,8 @@ class Benchmark:
                 rate = tuned(task, method, seeds[0], comm) if rate is None else rate
                 for seed in left:
                     head = {"problem": task.name, "method": name, "rate": rate, "seed": seed}
-                    rows += [head | row for row in raced(task, method, seed, rate, comm).rows(limits)]
+                    race = raced(task, method, seed, rate, comm)
+                    rows += [head | row | {"commit": commit} for row in race.rows(limits)]
                     yield rows
         recorded = [row for row in self._recorded(checkouts or {}) if (row["problem"], row["method"], "") not in there]
         if recorded:
@@ -132,7 +135,7 @@ class Benchmark:
 
     def _recorded(self, checkouts: dict[str, Path]) -> Iterator[Row]:
         """Yield the recorded rows of absent peers; a method without any is a row that says so."""
-        empty = dict.fromkeys(("rate", "seed", "setup", *COSTS, "share", "status"), "")
+        empty = dict.fromkeys(("rate", "seed", "setup", *COSTS, "share", "status", "commit"), "")
         for name, outside in self.outside.items():
             for row in () if name in checkouts else outside.recorded:
                 yield {"problem": "", "method": "", "rate": "", "seed": "", "target": ""} | empty | row
@@ -147,7 +150,6 @@ class Benchmark:
             "command": f"python -m experiments.peers.{self.name}",
             "problems": json.dumps(tasks),
             "versions": json.dumps({name: version_of(name) for name in PACKAGES}),
-            "commit": last_commit([*CODE, f"experiments/peers/{self.name}.py"]),
             "processor": processor().rpartition(", load")[0],
             "ranks": str(comm.ranks),
         }

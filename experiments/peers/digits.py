@@ -18,8 +18,8 @@ from experiments.machine import dense
 from experiments.peers.benchmark import Benchmark, Outside
 from experiments.peers.dd4ml import METHODS as APTS
 from experiments.peers.dd4ml import apts_d
-from experiments.peers.race import Budget, Method, Task, ours
 from experiments.peers.plain import torch_lbfgs
+from experiments.peers.race import Budget, Method, Task, ours
 from mldd.problems.images import Digits
 from mldd.solvers import LBFGS, AdaGrad, Adam, Apts, DiLoCo, LocalSgd, SchwarzAdaGrad, SchwarzLBFGS, Sgd, TrustRegion
 
@@ -75,6 +75,7 @@ def methods(task: Task) -> dict[str, Method]:
         ),
         "diloco": ours(lambda p, rate: DiLoCo(halves(p), Adam(rate), comm=p.comm), (3e-4, *RATES)),
         "apts": apts(),
+        "apts, float32": ours(lambda p, rate: Apts(halves(p), comm=p.comm), dtype="float32"),
         "apts, sr1": apts(**local["sr1"]),
         "apts, first order": apts(**local["first"]),
         "napts, subspace": apts(**subspace),

@@ -1,4 +1,4 @@
-"""L-BFGS of torch and of SciPy, and Adam of torch with a clamp, on an objective of mldd: the same values and gradients."""
+"""L-BFGS of torch and of SciPy, and torch's Adam with a clamp, on an objective of mldd: same values and gradients."""
 
 from __future__ import annotations
 

@@ -216,6 +216,8 @@ def ours(make: Callable[[Any, float], Any], rates: tuple[float, ...] = (0.0,), *
 
     def run(race: Race, rate: float) -> None:
         race.problem = replace(race.problem, **changes)
+        if "dtype" in changes:
+            race.task = replace(race.task, need=replace(race.task.need, dtype=changes["dtype"]))
         f, x = race.problem.objective(), race.problem.initial(race.seed)
         race.begin()
         solver = make(race.problem, rate)
