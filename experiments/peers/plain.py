@@ -11,12 +11,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from experiments.peers.race import Method, Race
+from experiments.peers.race import Method, OverError, Race
 from mldd.algebra import value_and_gradient
-
-
-class OverError(Exception):
-    """The run is over."""
 
 
 class Watched:

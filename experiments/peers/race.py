@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from experiments.machine import Limits, Need
+from experiments.study import minimise
 from mldd import Stop
 from mldd.algebra import uncounted
-from mldd.loop import Status, minimise
 from mldd.ranks import Communicator
 
 COSTS = ("cpu", "seconds", "gradients", "vectors", "scalars", "accepted")
@@ -94,6 +94,10 @@ class Mark:
     vectors: float = math.nan
     scalars: float = math.nan
     accepted: float = math.nan
+
+
+class OverError(Exception):
+    """The run is over: on all ranks at the same step."""
 
 
 @dataclass
@@ -166,8 +170,8 @@ class Race:
             scalars=record.cost.scalar_synchronisations,
             accepted=record.accepted / tried if tried else math.nan,
         )
-        if over and state.status is None:
-            state.status = Status.target_reached
+        if over:
+            raise OverError
 
     @property
     def goals(self) -> list[float]:
@@ -221,8 +225,11 @@ def ours(make: Callable[[Any, float], Any], rates: tuple[float, ...] = (0.0,), *
         f, x = race.problem.objective(), race.problem.initial(race.seed)
         race.begin()
         solver = make(race.problem, rate)
-        result = minimise(f, x, solver, stop=Stop(10**9), comm=race.comm, values=False, after_step=race.after_step)
-        race.status = "" if result.status is Status.target_reached else result.status.name
+        try:
+            result = minimise(f, x, solver, stop=Stop(10**9), comm=race.comm, values=False, after_step=race.after_step)
+            race.status = result.status.name
+        except OverError:
+            pass
 
     return Method(run, rates)
 
