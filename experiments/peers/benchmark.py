@@ -87,7 +87,7 @@ class Benchmark:
 
     def small(self) -> Benchmark:
         """Return the benchmark of a quick run: the first problem of each kind, few methods and gradients, one rate."""
-        budget = Budget(math.inf, self.quick_gradients, 0.0)
+        budget = Budget(math.inf, self.quick_gradients, 0.0, warm=False)
         tasks = tuple(replace(task, budget=budget) for task in self.tasks[:1])
 
         def methods(task: Task) -> dict[str, Method]:
@@ -195,6 +195,11 @@ def blank(value: Any) -> Any:
     return "" if isinstance(value, float) and math.isnan(value) else value
 
 
+def total(row: Row) -> Any:
+    """Return the CPU seconds of a row with its set-up, "" where it did not reach its target."""
+    return "" if row["cpu"] == "" else float(row["cpu"]) + float(row["setup"] or 0.0)
+
+
 def quartiles(rows: list[Row], column: str, runs: int) -> tuple[float, float, float]:
     """Return the quartiles over all runs; one that did not get there counts as infinitely long."""
     found = [float(row[column]) for row in rows if row[column] not in ("", None)]
@@ -205,13 +210,13 @@ def quartiles(rows: list[Row], column: str, runs: int) -> tuple[float, float, fl
 
 def draw(rows: list[Row], path: Path, axis: str) -> None:
     """Draw time and gradients to every target: a row of panels per problem, medians with quartiles."""
-    rows = [row for row in rows if row["target"] and row["source"] != "absent"]
+    rows = [row | {"total": total(row)} for row in rows if row["target"] and row["source"] != "absent"]
     tasks = list(dict.fromkeys(row["problem"] for row in rows))
     figure = Figure(figsize=(7.5, 1.0 + 2.7 * len(tasks) + 0.16 * len({row["method"] for row in rows}) / 3))
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
-    labels = {"cpu": "CPU time, set-up excluded (s)", "gradients": "gradients of the whole problem"}
+    labels = {"total": "CPU time with set-up (s)", "gradients": "gradients of the whole problem"}
     for line, task in zip(axes, tasks, strict=True):
         for ax, column in zip(line, labels, strict=True):
             of_task = [row for row in rows if row["problem"] == task]

@@ -8,7 +8,7 @@ A row is a method, seed and target. "cpu" is process time summed over all ranks,
 what was spent before the first step (subdomains, levels, the state of the solver) and is *not* part of "cpu".
 "gradients" are those of the whole problem on all ranks together (a part's gradient is worth its share; a value is a
 third of one); "vectors" and "scalars" are collectives on vectors and on a few numbers, counted on one rank as if there
-were several. "share" is the least time of these gradients and messages (`experiments.machine`) over "cpu". Cells are
+were several, where the problem can be divided among ranks. "share" is the least time of these gradients and messages (`experiments.machine`) over "cpu". Cells are
 empty where a target was not reached. "source" is measured, recorded (by us, with the peer's code, on another day and a
 busier machine: "cpu" is wall time there) or absent.
 """
@@ -45,11 +45,14 @@ class Budget:
         Gradients of the whole problem.
     pause : float
         CPU seconds between two looks; 0 looks after every step.
+    warm : bool
+        Two gradients of another run come first and fill buffers and caches of the process.
     """
 
     seconds: float = 5.0
     gradients: float = math.inf
     pause: float = 0.01
+    warm: bool = True
 
 
 @dataclass(frozen=True)
@@ -235,8 +238,8 @@ def ours(make: Callable[[Any, float], Any], rates: tuple[float, ...] = (0.0,), *
 
 
 def raced(task: Task, method: Method, seed: int, rate: float, comm: Communicator) -> Race:
-    """Run a method once, after two steps of another run that fill buffers and caches of the process."""
-    if task.budget.pause:
+    """Run a method once."""
+    if task.budget.warm:
         short = replace(task, budget=Budget(math.inf, 2.0, 0.0))
         method.run(Race(short, task.make(comm), comm, seed), rate)
     race = Race(task, task.make(comm), comm, seed)
