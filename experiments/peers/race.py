@@ -8,9 +8,9 @@ A row is a method, seed and target. "cpu" is process time summed over all ranks,
 what was spent before the first step (subdomains, levels, the state of the solver) and is *not* part of "cpu".
 "gradients" are those of the whole problem on all ranks together (a part's gradient is worth its share; a value is a
 third of one); "vectors" and "scalars" are collectives on vectors and on a few numbers, counted on one rank as if there
-were several, where the problem can be divided among ranks. "share" is the least time of these gradients and messages (`experiments.machine`) over "cpu". Cells are
-empty where a target was not reached. "source" is measured, recorded (by us, with the peer's code, on another day and a
-busier machine: "cpu" is wall time there) or absent.
+were several, where the problem can be divided among ranks. "share" is the least time of these gradients and messages
+(`experiments.machine`) over "cpu". Cells are empty where a target was not reached. "source" is measured, recorded (by
+us, with the peer's code, on another day and a busier machine: "cpu" is wall time there) or absent.
 """
 
 from __future__ import annotations
