@@ -45,11 +45,11 @@ def mesh(nodes: int) -> Graph:
     return Graph.from_edges(torch.stack([rows, (rows + steps) % nodes]), nodes)
 
 
-def csr(graph: Graph, device: Device) -> torch.Tensor:
-    """Return the graph as a matrix of ones with 32-bit indices."""
+def csr(graph: Graph, device: Device, index: torch.dtype = torch.int32) -> torch.Tensor:
+    """Return the graph as a matrix of ones; torch_geometric wants 64-bit indices."""
     ones = torch.ones(graph.edges, device=device.name)
     shape = (graph.nodes, graph.nodes)
-    indptr, indices = (t.int().to(device.name) for t in (graph.indptr, graph.indices))
+    indptr, indices = (t.to(device.name, index) for t in (graph.indptr, graph.indices))
     return torch.sparse_csr_tensor(indptr, indices, ones, shape, check_invariants=False)
 
 
@@ -115,7 +115,7 @@ def geometric_gradient(graph: Graph, kind: str, form: str, device: Device) -> Ro
     random = torch.Generator().manual_seed(0)
     features = torch.randn(graph.nodes, FEATURES, generator=random).to(device.name)
     labels = torch.randint(CLASSES, (graph.nodes,), generator=random).to(device.name)
-    adjacency = csr(graph, device) if form == "csr" else graph.edge_index.to(device.name)
+    adjacency = csr(graph, device, torch.int64) if form == "csr" else graph.edge_index.to(device.name)
     return {"ms": 1e3 * device.seconds(made.evaluation(features, adjacency, labels))}
 
 

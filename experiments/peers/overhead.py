@@ -1,6 +1,6 @@
 """B8: what a step costs beside its gradients: step time / (gradients x time of a bare gradient).
 
-    OMP_NUM_THREADS=1 python -m experiments.peers.overhead [--quick] [--methods aspqn apts] [--sizes 3000 20000]
+    OMP_NUM_THREADS=1 python -m experiments.peers.overhead [--quick] [--methods aspqn apts] [--sizes 3010 17226]
 
 The bare gradient is plain torch on the same data: zero the gradients, forward, loss, backward. Both are timed in turn,
 block by block, in CPU time of one thread, and the ratio is the median over blocks, so that a machine that changes its
@@ -84,12 +84,12 @@ class Size:
 
 
 SIZES = {
-    3_002: Size(32, (48, 24), 1400, 60),
+    3_010: Size(32, (48, 24), 1400, 60),
     17_226: Size(64, (128, 64), 1400, 40),
     235_146: Size(784, (256, 128), 4000, 4),
-    1_986_058: Size(784, (1024, 1024, 128), 4000, 1),
-    10_000_000: Size(784, (2800, 2800), 2000, 1),
-    100_000_000: Size(784, (8192, 8192, 3000), 512, 1),
+    2_110_858: Size(784, (1024, 1024, 128), 4000, 1),
+    10_068_810: Size(784, (2800, 2800), 2000, 1),
+    98_156_786: Size(784, (8192, 8192, 3000), 512, 1),
 }
 ON_A_CPU = list(SIZES)[:4]
 # Solvers whose step does many gradients do fewer steps.
@@ -229,19 +229,20 @@ def ratios(bare: Bare, run: Callable[[int], float], steps: int, repeats: int, de
     return dict(zip(names, (median(column) for column in zip(*blocks, strict=True)), strict=True))
 
 
+def runs_of(f: Classification, half: Classification, bare: Bare) -> dict[str, Callable[[], Callable[[int], float]]]:
+    """Return what makes the runs of all methods."""
+    ours = {name: (lambda make=make: of_mldd(f, make())) for name, make in solvers(f, half).items()}
+    return ours | {name: (lambda run=run: run) for name, run in of_torch(bare).items()}
+
+
 def rows(sizes: list[int], wanted: list[str] | None, repeats: int, device: Device) -> Iterator[Row]:
     """Yield a row per size and method, until the time of the device is up."""
     for key in sizes:
-        size = SIZES[key]
-        f, half = problem(size, device.name)
+        f, half = problem(SIZES[key], device.name)
         bare = Bare.of(f)
-        runs: dict[str, Callable[[], Callable[[int], float]]] = {
-            name: (lambda make=make: of_mldd(f, make())) for name, make in solvers(f, half).items()
-        }
-        runs |= {name: (lambda run=run: run) for name, run in of_torch(bare).items()}
-        for name, make in runs.items():
+        for name, make in runs_of(f, half, bare).items():
             if (wanted is None or name in wanted) and not device.is_late:
-                steps = max(1, size.steps // SLOWER.get(name, 1))
+                steps = max(1, SIZES[key].steps // SLOWER.get(name, 1))
                 row: Row = {"parameters": f.size, "method": name}
                 yield row | ratios(bare, make(), steps, repeats, device) | {"source": "measured"}
 
