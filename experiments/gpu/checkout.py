@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def importable() -> None:
         stand_in = ModuleType("lazy_loader")
         stand_in.attach_stub = attach_stub  # type: ignore[attr-defined]
         sys.modules["lazy_loader"] = stand_in
+    if importlib.util.find_spec("pooch") is None:  # it says where compiled functions are kept
+        os.environ["CC"] = ""
     import mldd
 
     if str(ROOT) not in mldd.__path__:

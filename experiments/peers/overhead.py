@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from experiments.gpu.device import Device
 from experiments.machine import processor
-from experiments.study import PACKAGES, last_commit, shown, version_of, write
+from experiments.study import PACKAGES, last_commit, read, shown, version_of, write
 from mldd import Stop, minimise
 from mldd.algebra import (
     Corrected,
@@ -62,6 +62,12 @@ from mldd.solvers import (
 )
 
 Row = dict[str, Any]
+CODE = ["mldd", "problems", "solvers", "experiments/peers/overhead.py"]
+HEAD = {
+    "command": "python -m experiments.peers.overhead",
+    "processor": processor().rpartition(", load")[0],
+    "versions": json.dumps({name: version_of(name) for name in PACKAGES}),
+}
 
 
 @dataclass(frozen=True)
@@ -235,23 +241,30 @@ def runs_of(f: Classification, half: Classification, bare: Bare) -> dict[str, Ca
     return ours | {name: (lambda run=run: run) for name, run in of_torch(bare).items()}
 
 
-def rows(sizes: list[int], wanted: list[str] | None, repeats: int, device: Device) -> Iterator[Row]:
-    """Yield a row per size and method, until the time of the device is up."""
+def rows(
+    sizes: list[int],
+    wanted: list[str] | None,
+    repeats: int,
+    device: Device,
+    there: Collection[tuple[str, str]] = (),
+) -> Iterator[Row]:
+    """Yield a row per size and method that is not there, until the time of the device is up."""
     for key in sizes:
         f, half = problem(SIZES[key], device.name)
         bare = Bare.of(f)
         for name, make in runs_of(f, half, bare).items():
-            if (wanted is None or name in wanted) and not device.is_late:
+            is_there = (str(f.size), name) in there
+            if (wanted is None or name in wanted) and not is_there and not device.is_late:
                 steps = max(1, SIZES[key].steps // SLOWER.get(name, 1))
                 row: Row = {"parameters": f.size, "method": name}
-                yield row | ratios(bare, make(), steps, repeats, device) | {"source": "measured"}
+                yield row | ratios(bare, make(), steps, repeats, device)
 
 
 def recorded() -> Iterator[Row]:
     """Yield what was recorded of peers."""
     for name, parameters, step, gradients, ratio in RECORDED:
         row: Row = {"parameters": parameters, "method": name, "bare_ms": math.nan, "step_ms": step}
-        yield row | {"gradients_per_step": gradients, "ratio": ratio, "source": "recorded"}
+        yield row | {"gradients_per_step": gradients, "ratio": ratio, "source": "recorded", "commit": ""}
 
 
 def main() -> None:
@@ -261,22 +274,28 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--sizes", nargs="+", type=int, choices=list(SIZES), default=ON_A_CPU)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--fresh", action="store_true", help="do not continue what is there")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     options = parser.parse_args()
     if options.quick:
         options.methods, options.sizes, options.repeats = ["adam", "lbfgs", "torch adam"], ON_A_CPU[:1], 1
     prepare(SERIAL)
     torch.set_num_threads(1)
-    found: list[Row] = []
-    for row in (*rows(options.sizes, options.methods, options.repeats, Device("cpu", end=math.inf)), *recorded()):
-        found.append(row)
-        print("  ".join(f"{name} {shown(value)}" for name, value in row.items()), flush=True)
-    head = {"command": "python -m experiments.peers.overhead", "processor": processor()}
-    head["versions"] = json.dumps({name: version_of(name) for name in PACKAGES})
-    head["commit"] = last_commit(["mldd", "problems", "solvers", "experiments/peers/overhead.py"])
     options.out.mkdir(parents=True, exist_ok=True)
-    write(options.out / "overhead.csv", head, found)
-    print(f"written  {options.out / 'overhead.csv'}")
+    path, commit = options.out / "overhead.csv", last_commit(CODE)
+    found: list[Row] = [] if options.fresh or not path.exists() else measured_in(path)
+    there = {(str(row["parameters"]), row["method"]) for row in found}
+    device = Device("cpu", end=math.inf)
+    for row in rows(options.sizes, options.methods, options.repeats, device, there):
+        found.append(row | {"source": "measured", "commit": commit})
+        write(path, HEAD, [*found, *recorded()])
+        print("  ".join(f"{name} {shown(value)}" for name, value in row.items()), flush=True)
+    print(f"written  {path}")
+
+
+def measured_in(path: Path) -> list[Row]:
+    """Return the rows of a file that were not recorded."""
+    return [row for row in read(path)[1] if row["source"] == "measured"]
 
 
 if __name__ == "__main__":
