@@ -39,8 +39,6 @@ def apts_d(folder: Path, name: str) -> Method:
         race.task = replace(race.task, need=replace(race.task.need, dtype="float32"))
         f = race.problem.objective()
         views = [view.float() for view in f.net.layout.views(race.problem.initial(race.seed))]
-        if views[0].shape[0] == f.inputs.shape[1]:  # weights of ours are kept transposed
-            views = [view.T.contiguous() for view in views]
         data = {"views": views, "inputs": f.inputs.float(), "labels": f.labels}
         run_peer(race, "experiments.peers.dd4ml", data | {"folder": str(folder / "src"), "name": name})
 
