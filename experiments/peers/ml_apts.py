@@ -112,9 +112,7 @@ def prepared(data: dict[str, Any], rank: int) -> Any:
         done += 1
         try:
             trainer.train_step(done, dataset, net, criterion, PrecLBFGS, PrecLBFGS, None, args)
-        except (
-            AttributeError
-        ) as error:  # it ends by turning its loss into a number, which it has in printed steps alone
+        except AttributeError as error:  # at its end, for the loss that it prints
             if "'int' object has no attribute 'item'" not in str(error):
                 raise
         args.use_SPQN = True

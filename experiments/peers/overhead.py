@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -147,11 +148,15 @@ def problem(size: Size, device: str = "cpu") -> tuple[Classification, Classifica
 def halves(f: Classification) -> SharedDecomposition:
     """Return the two halves of the samples as subdomains that update all parameters."""
     inputs, labels = (t.unflatten(0, (2, -1)) for t in (f.inputs, f.labels))
-    both = Classification(f.net, inputs, labels, inputs.shape[1], Price(0.5, fine=False), None)
+
+    @cache
+    def of(parts: range) -> Classification:
+        chosen = slice(parts.start, parts.stop)
+        return Classification(f.net, inputs[chosen], labels[chosen], inputs.shape[1], Price(0.5, fine=False), None)
 
     def build(d: SharedDecomposition, objective: Objective, x: Tensor, g: Tensor | None) -> Objective:
-        y0 = d.gather(x)
-        return both if g is None else Corrected(both, g - both.gradient(y0), y0)
+        y0, local = d.gather(x), of(d.local)
+        return local if g is None else Corrected(local, g - local.gradient(y0), y0)
 
     return SharedDecomposition(f.size, 2, build, None, range(2), blocks=f.net.layout.slices)
 
