@@ -40,13 +40,13 @@ class Outside:
 
     Parameters
     ----------
-    methods : callable
-        ``methods(folder, task)`` returns its methods on a problem.
+    methods : callable or None
+        ``methods(folder, task)`` returns its methods on a problem; None where it is recorded alone.
     recorded : tuple of dict
         Rows that stand in for it where it is absent: problem, method, target, and costs.
     """
 
-    methods: Callable[[Path, Task], dict[str, Method]]
+    methods: Callable[[Path, Task], dict[str, Method]] | None
     recorded: tuple[Row, ...] = ()
 
 
@@ -130,7 +130,8 @@ class Benchmark:
         """Return the methods of peers that a user has brought."""
         found: dict[str, Method] = {}
         for name, folder in checkouts.items():
-            found |= self.outside[name].methods(folder, task)
+            brought = self.outside[name].methods
+            found |= {} if brought is None else brought(folder, task)
         return found
 
     def _recorded(self, checkouts: dict[str, Path]) -> Iterator[Row]:
@@ -160,7 +161,8 @@ class Benchmark:
         comm = world()
         prepare(comm)
         torch.set_num_threads(1)
-        checkouts = {name: getattr(options, name) for name in self.outside if getattr(options, name) is not None}
+        given = {name: getattr(options, name, None) for name in self.outside}
+        checkouts = {name: folder for name, folder in given.items() if folder is not None}
         of = self.small() if options.quick else self
         path, head = options.out / f"{self.name}.csv", of.head(comm)
         done = [] if options.fresh or not path.exists() else comm.gather_items(continued(path, head))[0]
@@ -185,7 +187,7 @@ class Benchmark:
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--methods", nargs="+", help="only these")
         parser.add_argument("--out", type=Path, default=Path("runs/peers"))
-        for name in self.outside:
+        for name in (name for name, outside in self.outside.items() if outside.methods is not None):
             parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=Path, help="a checkout of this peer")
         return parser.parse_args()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,11 @@ class Watched:
             pass
 
 
-def torch_lbfgs() -> Method:
-    """Return torch's L-BFGS: 10 pairs, strong Wolfe conditions, no tolerances."""
+def torch_lbfgs(**changes: Any) -> Method:
+    """Return torch's L-BFGS: 10 pairs, strong Wolfe conditions, no tolerances; `changes` are to the problem."""
 
     def run(race: Race, rate: float) -> None:
+        race.problem = replace(race.problem, **changes)
         f = Watched(race)
         y = f.x.clone().requires_grad_()
         options: dict[str, Any] = {"history_size": 10, "line_search_fn": "strong_wolfe", "max_iter": 10**6}
