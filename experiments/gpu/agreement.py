@@ -142,7 +142,7 @@ def iterates(problem: Any, of: Callable[[Any], dict[str, Callable[[], Any]]], na
 def layers(device: Device) -> list[Row]:
     """Compare gradients of all problems."""
     cases: dict[str, Callable[[], Row]] = {}
-    for name, problem in problems(400 if device.quick else 4000).items():
+    for name, problem in problems(200 if device.quick else 4000).items():
         for dtype in ("float64",) if device.quick else GRADIENTS:
             cases[f"{name}, {dtype}"] = lambda problem=problem, dtype=dtype: gradients(problem, dtype, device)  # type: ignore[misc]
     return attempts(cases, device)
@@ -150,7 +150,7 @@ def layers(device: Device) -> list[Row]:
 
 def solvers(device: Device) -> list[Row]:
     """Compare iterates of all families."""
-    nodes, free = 400 if device.quick else 4000, Bratu(15, upper=math.inf)
+    nodes, free = 200 if device.quick else 4000, Bratu(15, upper=math.inf)
     cases: dict[str, Callable[[], Row]] = {}
     for problem, of in ((graph(nodes), families), (Obstacle(15), grid_families), (free, grid_families)):
         for name in of(problem):

@@ -110,8 +110,8 @@ BENCHMARK = Benchmark(
     __file__,
     (TASK,),
     methods,
-    ("lbfgs", "aspqn, layers", "adam"),
-    150.0,
+    ("lbfgs", "apts", "adam"),
+    60.0,
     {"dd4ml": Outside(by_dd4ml, RECORDED)},
 )
 
