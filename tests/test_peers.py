@@ -1,17 +1,25 @@
 """Benchmarks beside peers: every one runs in its quick form, and one number of each is right."""
 
 import importlib
+import json
 import math
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
-from experiments.peers import overhead
+from experiments.machine import Limits, Need
+from experiments.peers import overhead, profiles
+from experiments.peers.benchmark import Benchmark, Outside, quartiles
 from experiments.peers.discretised import PROBLEMS
 from experiments.peers.multigrid import solve
+from experiments.peers.race import Budget, Mark, Race, Task, ours, raced, tuned
 from mldd import Stop, minimise
-from mldd.ranks import SERIAL
-from mldd.solvers import MultilevelAdaGrad
+from mldd.algebra import ModuleObjective
+from mldd.ranks import SERIAL, Communicator
+from mldd.solvers import LBFGS, Adam, MultilevelAdaGrad
 
 
 def rows_of(name):
@@ -107,15 +115,27 @@ def test_b8_a_step_of_adam_is_a_gradient():
 # ------------------------------------------------------------------------------------------------ what they share
 
 
-def quadratic(**budget):
-    """f(x) = 1/2 sum c_i x_i^2, whose number is the largest |x_i|."""
-    make = lambda comm: Quadratic(4)  # noqa: E731
+@dataclass(frozen=True)
+class Squares:
+    """f(x) = |x|^2 from x = (1, 1, 1, 1)."""
+
+    comm: Communicator = SERIAL
+
+    def objective(self):
+        return ModuleObjective(torch.nn.Linear(4, 1, bias=False).double(), lambda m: m.weight.square().sum())
+
+    def initial(self, seed=0):
+        return torch.ones(4, dtype=torch.float64)
+
+
+def squares(**budget):
+    """The problem, judged by the largest |x_i|."""
     number = lambda problem: lambda x: float(x.abs().max())  # noqa: E731
-    return Task("quadratic", make, number, (0.5, 1e-3), Need(100.0), True, Budget(pause=0.0, warm=False, **budget))
+    return Task("squares", Squares, number, (0.5, 1e-3), Need(100.0), True, Budget(pause=0.0, warm=False, **budget))
 
 
 def test_a_mark_is_the_first_at_or_below_a_target():
-    race = Race(quadratic(), None, SERIAL, 0, [Mark(v, k, k, 10 * k) for k, v in enumerate((4.0, 2.0, 1.0, 0.003))])
+    race = Race(squares(), None, SERIAL, 0, [Mark(v, k, k, 10 * k) for k, v in enumerate((4.0, 2.0, 1.0, 0.003))])
     assert race.goals == [2.0, 0.004]
     rows = list(race.rows(Limits(1e9, {"float64": 1e4})))
     assert [row["gradients"] for row in rows] == [10, 30]
@@ -124,14 +144,14 @@ def test_a_mark_is_the_first_at_or_below_a_target():
 
 
 def test_a_run_ends_with_its_budget_and_its_missed_target_is_empty():
-    race = raced(quadratic(gradients=5), ours(lambda p, rate: Adam(1e-9)), 0, 0.0, SERIAL)
+    race = raced(squares(gradients=5), ours(lambda p, rate: Adam(1e-9)), 0, 0.0, SERIAL)
     assert race.marks[-1].gradients == 5
     assert all(math.isnan(row["cpu"]) for row in race.rows(Limits(1e9, {"float64": 1e9})))
 
 
 def test_the_sweep_takes_the_rate_that_gets_there():
     method = ours(lambda p, rate: Adam(rate), (1e-9, 0.1))
-    assert tuned(quadratic(gradients=100), method, 0, SERIAL) == 0.1
+    assert tuned(squares(gradients=100), method, 0, SERIAL) == 0.1
 
 
 def test_runs_that_miss_a_target_count_as_infinitely_long():
@@ -141,8 +161,8 @@ def test_runs_that_miss_a_target_count_as_infinitely_long():
 
 
 def test_a_benchmark_goes_on_and_names_absent_peers(tmp_path):
-    task = quadratic(gradients=20)
-    recorded = ({"problem": "quadratic", "method": "peer", "target": 0.5, "cpu": 3.0, "source": "recorded"},)
+    task = squares(gradients=20)
+    recorded = ({"problem": "squares", "method": "peer", "target": 0.5, "cpu": 3.0, "source": "recorded"},)
     outside = {"one": Outside(None, recorded), "two": Outside(None)}
     methods = {"lbfgs": ours(lambda p, rate: LBFGS())}
     made = Benchmark(str(tmp_path / "some.py"), (task,), lambda task: methods, ("lbfgs",), outside=outside)
