@@ -19,7 +19,7 @@ from experiments.peers.race import Budget, Mark, Race, Task, ours, raced, tuned
 from mldd import Stop, minimise
 from mldd.algebra import ModuleObjective
 from mldd.ranks import SERIAL, Communicator
-from mldd.solvers import LBFGS, Adam, MultilevelAdaGrad
+from mldd.solvers import LBFGS, Adam
 
 
 def rows_of(name):
@@ -65,17 +65,19 @@ def test_b5_torch_geometric_does_the_same_steps_of_adam():
     rows = rows_of("graphs")
     for target in (0.5, 0.1):
         ours_, theirs = rows["adam", target], rows["torch_geometric adam", target]
-        assert ours_["gradients"] == theirs["gradients"] > 0
+        assert ours_["gradients"] == theirs["gradients"] + 1 > 1  # ours has the gradient of the iterate, too
     assert rows["lbfgs", 0.1]["gradients"] < rows["adam", 0.1]["gradients"]
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
 def test_b6_levels_and_snes_with_multigrid_find_the_same_point(name):
     pytest.importorskip("petsc4py")
+    from experiments.peers.bounds import multilevel
+
     (discretise, make), n = PROBLEMS[name], 31
     problem, here = make(n), discretise(n)
     f, x = problem.objective(), problem.initial()
-    end = minimise(f, x, MultilevelAdaGrad(problem.hierarchy(3)), stop=Stop(50, rtol=1e-9), values=False).x
+    end = minimise(f, x, multilevel(problem, 0.0), stop=Stop(50, rtol=1e-9), values=False).x
     u, _, _ = solve(discretise, n, 1e-9)
     np.testing.assert_allclose(end.numpy().reshape(n, n), u[1:-1, 1:-1], atol=1e-6)
     frame = here.frame.copy()

@@ -86,7 +86,7 @@ RECORDED = (
 )
 BENCHMARK = Benchmark(
     __file__,
-    (task(1, 6.0), task(15, 10.0)),
+    (task(1, 2.0), task(15, 4.0)),
     methods,
     ("lbfgs", "aspqn, 5 and 5"),
     300.0,
