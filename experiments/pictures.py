@@ -9,6 +9,7 @@ import argparse
 import importlib
 import re
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ def style_of(name: str) -> dict[str, str]:
         Such as "aspqn, coarse": the solver first.
     """
     solver = next((known for known in SOLVERS if name.startswith(known)), "")
-    k = sum(name[len(solver) :].encode()) if name != solver else 0
-    return {"color": SOLVERS.get(solver, _OTHERS), "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":")[k % 3]}
+    k = zlib.crc32(name.encode()) if name not in ("adam", "lbfgs", "apts", "aspqn", "dd-adagrad", "ml-adagrad") else 0
+    return {"color": SOLVERS.get(solver, _OTHERS), "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":")[k // 7 % 3]}
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:

@@ -37,7 +37,7 @@ from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion, SchwarzAdaGrad
 from mldd.solvers.petsc import Snes, Tao
 
 SIZES = (63, 127, 255, 511)
-LARGEST = {"adam": 63, "snes": 127, "tao:bnls": 127, "dd-adagrad": 255}  # others: all sizes
+LARGEST = {"ml-adagrad": 511, "snes multigrid": 511, "adam": 63, "snes": 127, "tao:bnls": 127}  # others: 255
 PARTS = 16
 
 
@@ -53,7 +53,7 @@ def grid_task(name: str, n: int) -> Task:
     need = Need(30.0 * n * n, 16.0 * n * n)
     targets = (1e-2, 1e-4, 1e-6, 1e-8)
     return Task(
-        f"{name}, {n}", lambda comm: make(n), measure, targets, need, relative=True, budget=Budget(3.0, pause=0)
+        f"{name}, {n}", lambda comm: make(n), measure, targets, need, relative=True, budget=Budget(1.5, pause=0.0)
     )
 
 
@@ -137,7 +137,7 @@ def boxed_loss(problem: Boxed) -> Callable[[torch.Tensor], float]:
 
 
 FIRST = 6.0 * 1438 * (64 * 32 + 8 * 32 * 32 + 32 * 10)
-BOXED = Task("digits in a box", Boxed, boxed_loss, (1.0, 0.3, 0.1, 0.03), Need(FIRST), budget=Budget(6.0, pause=0.02))
+BOXED = Task("digits in a box", Boxed, boxed_loss, (1.0, 0.3, 0.1, 0.03), Need(FIRST), budget=Budget(3.0, pause=0.02))
 
 
 def smoother(rate: float) -> AdaGrad:
@@ -175,7 +175,7 @@ def methods(task: Task) -> dict[str, Method]:
         "scipy l-bfgs-b": scipy_lbfgs(),
         "adam, clamp (torch)": torch_adam((1e-3, *RATES)),
     }
-    return {key: method for key, method in found.items() if int(n) <= LARGEST.get(key.split(",")[0], max(SIZES))}
+    return {key: method for key, method in found.items() if int(n) <= LARGEST.get(key.split(",")[0], 255)}
 
 
 BENCHMARK = Benchmark(
