@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -55,31 +54,32 @@ class Need:
     dtype: str = "float64"
 
 
-def seconds_of(task: Callable[[], object], repeats: int = 7, calls: int = 1) -> float:
-    """Return the median seconds of a call."""
+def least_seconds(task: Callable[[], object], clock: Callable[[], float], repeats: int = 9, calls: int = 1) -> float:
+    """Return the least seconds of a call: a limit is what nothing disturbs."""
     task()
     found = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(calls):
             task()
-        found.append((time.perf_counter() - begin) / calls)
-    return statistics.median(found)
+        found.append((clock() - begin) / calls)
+    return min(found)
 
 
 def measured(comm: Communicator, size: int = 2**24, side: int = 768) -> Limits:
     """Return the limits of this machine, measured in about a second."""
     a, b, c = (torch.rand(size) for _ in range(3))
-    bandwidth = 3 * a.element_size() * size / seconds_of(lambda: torch.add(a, b, out=c))
+    bandwidth = 3 * a.element_size() * size / least_seconds(lambda: torch.add(a, b, out=c), time.process_time)
     flops = {}
     for name in ("float64", "float32"):
         x, y = (torch.rand(side, side, dtype=getattr(torch, name)) for _ in range(2))
         z = torch.empty_like(x)
-        flops[name] = 2 * side**3 / seconds_of(lambda x=x, y=y, z=z: torch.mm(x, y, out=z))  # type: ignore[misc]
+        seconds = least_seconds(lambda x=x, y=y, z=z: torch.mm(x, y, out=z), time.process_time)  # type: ignore[misc]
+        flops[name] = 2 * side**3 / seconds
     if comm.ranks == 1:
         return Limits(bandwidth, flops)
     with uncounted():
-        return Limits(bandwidth, flops, seconds_of(lambda: comm.sum_scalars([1.0]), calls=50))
+        return Limits(bandwidth, flops, least_seconds(lambda: comm.sum_scalars([1.0]), time.perf_counter, calls=50))
 
 
 def dense(widths: tuple[int, ...], samples: int, streams: int = 1, dtype: str = "float64") -> Need:
