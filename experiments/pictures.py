@@ -42,21 +42,24 @@ SOLVERS = {
     "ml-lbfgs": "#E69F00",
     "mofftr": "#E69F00",
 }
+PEERS = ("torch", "scipy", "tao", "snes", "dd4ml", "ml_apts", "fbpinns")
 _OTHERS = "#8C510A"  # peers from their own code
 REACHED = re.compile("converged|target")
 
 
 def style_of(name: str) -> dict[str, str]:
-    """Return the colour of a solver, and the marker and dashes of its variant.
+    """Return the colour of a solver, the marker of its variant, and dashes where it is not mldd's own.
 
     Parameters
     ----------
     name : str
         Such as "aspqn, coarse": the solver first.
     """
-    solver = next((known for known in SOLVERS if name.startswith(known)), "")
-    k = zlib.crc32(name.encode()) if name not in ("adam", "lbfgs", "apts", "aspqn", "dd-adagrad", "ml-adagrad") else 0
-    return {"color": SOLVERS.get(solver, _OTHERS), "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":")[k // 7 % 3]}
+    solver = next((known for known in SOLVERS if name.startswith(known)), name)
+    variant = name[len(solver) :]
+    marker = MARKERS[zlib.crc32(variant.encode()) % 7 if variant else 0]
+    line = "--" if name.startswith(PEERS) or solver not in SOLVERS else "-"
+    return {"color": SOLVERS.get(solver, _OTHERS), "marker": marker, "linestyle": line}
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:

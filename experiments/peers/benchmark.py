@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.machine import measured, processor
 from experiments.peers.race import COSTS, Budget, Method, Row, Task, raced, tuned
@@ -226,6 +227,7 @@ def draw(rows: list[Row], path: Path, axis: str) -> None:
             for name in dict.fromkeys(row["method"] for row in of_task):
                 _curve(ax, name, [row for row in of_task if row["method"] == name], column)
             ax.set(xscale="log", yscale="log", xlabel=labels[column])
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.grid(color="#dddddd", linewidth=0.6)
         line[0].set(ylabel=f"target: {axis}")
         line[0].set_title(task, loc="left", fontsize=9)
