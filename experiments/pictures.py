@@ -56,8 +56,8 @@ def style_of(name: str) -> dict[str, str]:
         Such as "aspqn, coarse": the solver first.
     """
     solver = next((known for known in SOLVERS if name.startswith(known)), name)
-    variant = name[len(solver) :]
-    marker = MARKERS[zlib.crc32(variant.encode()) % 7 if variant else 0]
+    is_plain = name == solver and name not in ("mspqn", "diloco", "napts")  # these share a colour
+    marker = MARKERS[0 if is_plain else 1 + zlib.crc32(name.encode()) % 6]
     line = "--" if name.startswith(PEERS) or solver not in SOLVERS else "-"
     return {"color": SOLVERS.get(solver, _OTHERS), "marker": marker, "linestyle": line}
 

@@ -93,24 +93,20 @@ def test_b6_levels_solve_to_the_last_target():
     assert rows["scipy l-bfgs-b", 1e-2]["gradients"] > 3
 
 
-def test_b7_burgers_is_measured_on_all_points():
+def test_b7_burgers_runs_for_its_budget():
     rows = rows_of("burgers")
-    problem = importlib.import_module("experiments.peers.burgers").TASK.make(SERIAL)
-    x = problem.initial(0)
-    (u,) = [problem.predict(x, problem.test[0]).flatten()]
-    exact = problem.test[1]
-    number = importlib.import_module("experiments.peers.burgers").TASK.number(problem)(x)
-    assert number == pytest.approx(float((u - exact).norm() / exact.norm()), rel=1e-8)
+    assert rows["lbfgs", 1e-2]["setup"] > 0 and not reached(rows["lbfgs", 1e-2])
     assert rows["ml_apts", ""]["source"] == "absent"
 
 
-def test_b8_a_step_of_adam_is_a_gradient():
+def test_b8_a_step_of_adam_is_a_gradient(monkeypatch):
     from experiments.gpu.device import Device
 
-    found = {row["method"]: row for row in overhead.rows([3010], ["adam", "localsgd", "torch lbfgs"], 1, Device("cpu"))}
-    steps = overhead.SIZES[3010].steps
-    assert found["adam"]["gradients_per_step"] == pytest.approx(1 + 1 / steps)
+    monkeypatch.setattr(overhead, "SIZES", {1: overhead.Size(8, (8,), 64, 20)})
+    found = {row["method"]: row for row in overhead.rows([1], ["adam", "localsgd", "torch lbfgs"], 1, Device("cpu"))}
+    assert found["adam"]["gradients_per_step"] == pytest.approx(1 + 1 / 20)
     assert found["localsgd"]["gradients_per_step"] == pytest.approx(10)
+    assert found["torch lbfgs"]["gradients_per_step"] >= 1
     assert {row["source"] for row in overhead.recorded()} == {"recorded"}
 
 

@@ -58,8 +58,8 @@ BENCHMARK = Benchmark(
     __file__,
     (TASK,),
     methods,
-    ("lbfgs", "aspqn, 2"),
-    8.0,
+    ("lbfgs",),
+    3.0,
     {"ml_apts": Outside(None)},
     "relative error in the 2-norm",
 )
