@@ -9,6 +9,7 @@ import argparse
 import importlib
 import re
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,45 @@ from mldd.loop import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
+# A solver has the same colour in all figures, found by how its name begins; variants differ by marker and dashes.
+SOLVERS = {
+    "adam": "#0072B2",
+    "localsgd": "#56B4E9",
+    "diloco": "#56B4E9",
+    "lbfgs": "#000000",
+    "scipy": "#000000",
+    "torch": "#000000",
+    "trust": "#999999",
+    "tao": "#999999",
+    "snes": "#999999",
+    "apts": "#009E73",
+    "napts": "#009E73",
+    "aspqn": "#D55E00",
+    "mspqn": "#D55E00",
+    "schwarz": "#D55E00",
+    "dd-adagrad": "#CC79A7",
+    "ml-adagrad": "#E69F00",
+    "ml-lbfgs": "#E69F00",
+    "mofftr": "#E69F00",
+}
+PEERS = ("torch", "scipy", "tao", "snes", "dd4ml", "ml_apts", "fbpinns")
+_OTHERS = "#8C510A"  # peers from their own code
 REACHED = re.compile("converged|target")
+
+
+def style_of(name: str) -> dict[str, str]:
+    """Return the colour of a solver, the marker of its variant, and dashes where it is not mldd's own.
+
+    Parameters
+    ----------
+    name : str
+        Such as "aspqn, coarse": the solver first.
+    """
+    solver = next((known for known in SOLVERS if name.startswith(known)), name)
+    is_plain = name == solver and name not in ("mspqn", "diloco", "napts")  # these share a colour
+    marker = MARKERS[0 if is_plain else 1 + zlib.crc32(name.encode()) % 6]
+    line = "--" if name.startswith(PEERS) or solver not in SOLVERS else "-"
+    return {"color": SOLVERS.get(solver, _OTHERS), "marker": marker, "linestyle": line}
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:

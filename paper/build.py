@@ -16,9 +16,14 @@ import math
 import re
 import shutil
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import beside_peers  # noqa: E402 (from this folder)
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -102,13 +107,6 @@ def networks() -> str:
     """Return seconds of two real ranks on emulated networks."""
     rows = read("gnn_decomposition/networks.csv")
     names = "nodes method synchronisations halo_MB infiniband infiniband_speedup sites sites_speedup".split()
-    return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
-
-
-def grids() -> str:
-    """Return CPU seconds of bound-constrained energies over those of SNES with multigrid."""
-    names = ("problem", "n", "solver", "steps", "cpu", "peer_cpu", "ratio", "distance")
-    rows = [row for row in read("peers_pde.json") if row.get("ratio")]
     return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
 
 
@@ -294,14 +292,6 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         full_batch,
     ),
     (
-        "Bound-constrained energies beside SNES with multigrid",
-        "peers_pde.json",
-        "experiments/benchmarks/peers_pde.py",
-        "To 1e-8 of the first projected gradient, one thread, set-up inside, medians of runs that alternate with the "
-        "peer: vinewtonrsls, assembled matrix, Galerkin multigrid, a sequence of grids. Below 1 mldd is faster.",
-        grids,
-    ),
-    (
         "L-BFGS beside SciPy and torch",
         "lbfgs.json",
         "experiments/benchmarks/lbfgs.py",
@@ -447,6 +437,7 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "of arXiv 2211.14780.",
         schwarz_with_bounds,
     ),
+    *beside_peers.sections(table),
 ]
 
 

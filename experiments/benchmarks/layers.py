@@ -44,8 +44,8 @@ from mldd.problems.nets.layers import layer_of
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.benchmarks.peers.geometric_layers import GeometricNetwork  # noqa: E402 (from the folder above)
-from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
 from experiments.benchmarks.peers.plain_layers import network, pair  # noqa: E402 (from the folder above)
+from experiments.machine import processor  # noqa: E402 (from the folder above)
 
 BAR = 0.8
 CLASSES, FEATURES = 16, 64  # of the mesh

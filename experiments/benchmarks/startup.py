@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
+from experiments.machine import processor  # noqa: E402 (from the folder above)
 
 MLDD = [sys.executable, "-m", "mldd"]
 CORA = ["train", "cora", "--solver", "adam", "--quiet", "--steps"]

@@ -1,25 +1,18 @@
-"""Window models of -u'' = (pi w)^2 sin(pi w x), one CPU thread: the time of a step of Adam, and the time to an error.
+"""Window models of -u'' = (pi w)^2 sin(pi w x), one CPU thread: the time of a step of Adam.
 
-    python experiments/benchmarks/windows.py [--frequency 1|15] [--seconds 10] [--solvers adam,lbfgs,...] [--coarse]
-    python experiments/benchmarks/windows.py --steps-only [--jax PYTHON] [--out paper/results/windows.json]
+    python experiments/benchmarks/windows.py [--jax PYTHON] [--out paper/results/windows.json]
 
-First a step of Adam inside `minimise` with 4 windows, and with one network 1-64-64-1, beside the same in plain torch
+A step of Adam inside `minimise` with 4 windows, and with one network 1-64-64-1, beside the same in plain torch
 (derivatives propagated by hand, fused Adam) and, with --jax and a Python that has JAX, in JAX (one compiled step, and
 scans of 100). All are called in turn; what is printed are medians of CPU milliseconds per step and of the ratios of
 mldd's time to the peer's. From the same start all have the same loss after the same steps, which is checked. The bar is
-0.30 ms in float32 and 0.60 in float64, and a ratio of at most 1.
-
-Then, for every solver, the CPU seconds until the relative L2 error is below each target for the first time, from the
-same start: 4 windows of width 0.5 for w = 1, 15 of width 0.15 for w = 15 (``--coarse`` adds a network of the whole
-domain). The error is measured outside the clock. The residual sees low frequencies of the error little, so that the
-error of every method goes up and down while the loss falls.
+0.30 ms in float32 and 0.60 in float64, and a ratio of at most 1. Times to errors are `experiments.peers.windows`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -29,78 +22,26 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mldd import Stop, minimise
-from mldd.loop import History
 from mldd.problems.pinns import PhysicsInformed
-from mldd.problems.pinns.pinn_options import Architecture, Poisson, Windows
+from mldd.problems.pinns.pinn_options import Architecture, Poisson
 from mldd.problems.pinns.window_loss import WindowLoss
 from mldd.ranks import SERIAL, prepare
-from mldd.solvers import LBFGS, Adam, NonlinearSchwarz, SchwarzLBFGS
-from mldd.solvers.parts import BatchLBFGS
+from mldd.solvers import Adam
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.benchmarks.peers.machine import processor  # noqa: E402 (from the folder above)
 from experiments.benchmarks.peers.windows_peers import RATE, Jax, torch_steps  # noqa: E402 (from the folder above)
+from experiments.machine import processor  # noqa: E402 (from the folder above)
 
 BARS = {"float32": 0.30, "float64": 0.60}  # ms per step of Adam
-TARGETS = (1e-1, 1e-2, 3.9e-3, 1e-3)
-PROBLEMS = {
-    1: PhysicsInformed("poisson1d", "windows", poisson=Poisson(unit=True), points=200),
-    15: PhysicsInformed("poisson1d", "windows", points=3000, poisson=Poisson(15.0, True), windows=Windows(15, 2.1)),
-}
-
 STEPS = {
-    "4 windows": PROBLEMS[1],
+    "4 windows": PhysicsInformed("poisson1d", "windows", poisson=Poisson(unit=True), points=200),
     "network 1-64-64-1": PhysicsInformed(
         "poisson1d", network=Architecture("dense", 3, 64), poisson=Poisson(unit=True), points=200
     ),
 }
-
-
-def solvers(problem: PhysicsInformed) -> dict[str, Any]:
-    """Return the solvers; subdomains are the windows."""
-    d = problem.decomposition(len(problem.window_model.blocks))
-    return {
-        "adam": Adam(lr=1e-3),
-        "adam-5e-3": Adam(lr=5e-3),
-        "adam-1e-2": Adam(lr=1e-2),
-        "lbfgs": LBFGS(),
-        "schwarz": NonlinearSchwarz(d, local=BatchLBFGS(), local_steps=10),
-        "aspqn": SchwarzLBFGS(d, local_steps=10),
-        "aspqn-5-5": SchwarzLBFGS(d, local_steps=5, global_steps=5),
-        "aspqn-10-10": SchwarzLBFGS(d, local_steps=10, global_steps=10),
-    }
-
-
-class EnoughError(Exception):
-    """The time is used up, or all targets are reached."""
-
-
-def times(problem: PhysicsInformed, solver: Any, seconds: float, seed: int = 0) -> dict[float, float]:
-    """Return the CPU seconds to every target that was reached."""
-    found: dict[float, float] = {}
-    every = 10 if isinstance(solver, Adam) else 1
-    begin, outside, steps = time.process_time(), 0.0, 0
-
-    def look(x: Tensor, state: Any, history: History) -> None:
-        nonlocal outside, steps
-        now = time.process_time()
-        steps += 1
-        if steps % every == 0:
-            error = problem.metrics(x)["relative_l2"]
-            found.update({t: now - begin - outside for t in TARGETS if error <= t and t not in found})
-        outside += time.process_time() - now
-        if now - begin - outside > seconds or len(found) == len(TARGETS):
-            raise EnoughError
-
-    try:
-        minimise(problem.objective(), problem.initial(seed), solver, stop=Stop(10**9), after_step=look)
-    except EnoughError:
-        pass
-    return found
 
 
 def arrays(problem: PhysicsInformed) -> dict[str, Any]:
@@ -164,13 +105,8 @@ def step_times(name: str, problem: PhysicsInformed, options: Any) -> dict[str, A
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frequency", type=int, choices=tuple(PROBLEMS), default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--solvers", default="adam,adam-5e-3,adam-1e-2,lbfgs,aspqn,aspqn-5-5,aspqn-10-10")
-    parser.add_argument("--coarse", action="store_true")
-    parser.add_argument("--steps-only", action="store_true")
     parser.add_argument("--jax", metavar="PYTHON", help="a Python that has JAX")
     parser.add_argument("--block", type=int, default=100, help="steps per call")
     parser.add_argument("--repeats", type=int, default=15)
@@ -184,14 +120,6 @@ def main() -> None:
     if options.out is not None:
         made = {"processor": processor(), "torch": torch.__version__, "steps": rows}
         options.out.write_text(json.dumps(made, indent=1) + "\n")
-    if options.steps_only:
-        return
-    problem = replace(PROBLEMS[options.frequency], coarse=options.coarse)
-    made = solvers(problem)
-    print(f"{'CPU seconds to':>16}", *(f"{target:9.1e}" for target in TARGETS))
-    for name in options.solvers.split(","):
-        found = times(problem, made[name], options.seconds)
-        print(f"{name:>16}", *(f"{found.get(target, math.inf):9.2f}" for target in TARGETS), flush=True)
 
 
 if __name__ == "__main__":
