@@ -6,7 +6,9 @@
 The plain loop is the usual one (train mode, cross-entropy on the training nodes, backward, torch.optim.Adam), the other
 is `mldd.train(net, data, solver="adam")` with the same start, rate and number of epochs; both full batch, float32. Rows
 have means and deviations of the test accuracy over the seeds, and the median time of an epoch over that of the loop, in
-the same run and with the same threads; on several ranks the loop runs on the first one alone. ``gcn`` is a model of
+the same run and with the same threads; on several ranks the loop runs on the first one alone. Of networks with batch
+normalisation (gatv2, pna) the loop's running averages lag behind after few epochs, and those of mldd fit the last
+parameters: accuracies differ for that reason. ``gcn`` is a model of
 torch_geometric that the built-in layers evaluate, ``gcn, own calls`` the same one by its own calls. With ``--methods``
 other solvers follow, with the synchronisations and the work until the best validation accuracy of Adam is reached (it
 is looked at after every step), and those of Adam. A graph is also the name of a file.
