@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mldd.algebra import Price
 from mldd.compiled import TOLERANCE, library_of
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def library(dtype: torch.dtype) -> Any:
     long, pointer = ctypes.c_long, ctypes.c_void_p
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
     transfer = [long] * 6 + [pointer] * 3
-    arguments = {
+    arguments: dict[str, Sequence[Any]] = {
         "five_points": [long] * 3 + [real] * 3 + [pointer, long] * 2 + [pointer] * 3 + [long] + [pointer] * 4,
         "linked_points": [long] * 6 + [pointer] * 8,
         "surface_gradient": [long] * 4 + [real] + [pointer] * 5,
@@ -275,8 +276,9 @@ def _examples(functions: Any, dtype: torch.dtype) -> list[Tensor]:
     from mldd.problems.grids.pde import Membrane, MinimalSurface
     from mldd.problems.grids.stencils import stencil
 
-    membrane, surface = (kind(n=19, dtype=str(dtype)[6:]) for kind in (Membrane, MinimalSurface))
-    f, area = membrane.objective(), surface.objective()
+    name = str(dtype).removeprefix("torch.")
+    membrane, surface = Membrane(n=19, dtype=name), MinimalSurface(n=19, dtype=name)
+    f, area = membrane.energy(membrane.grid(), Price()), surface.energy(surface.grid(), Price())
     x, y = (torch.arange(3.0 * g.size, dtype=dtype).cos_().view(3, -1) for g in (f, area))
     square, line = y.view(3, 19, 19), y[0, :19].contiguous()
     if functions is None:

@@ -67,6 +67,25 @@ def test_conjugate_gradients_solve_on_the_free_unknowns() -> None:
     assert not s[~kept].any()
 
 
+@pytest.mark.parametrize("n", [15, 63])
+def test_v_cycles_of_a_fourth_order_energy_do_not_grow_with_the_mesh(n: int) -> None:
+    """With splines 11 to 13 of them, on 255 nodes per side too; with hats 18 on 63 and 23 on 255."""
+    problem, calls = MoreBV(n=n), []
+    f, x = problem.objective(), problem.initial()
+    here, hierarchy = hessian(f, x), problem.hierarchy(n.bit_length() - 2)
+    free = torch.ones_like(x)
+    inverse = Multigrid(linear_stages(hierarchy, 0, here, x, 0, [0.0] * len(hierarchy)), free, 2, 20)
+
+    def counted(r: Tensor) -> Tensor:
+        calls.append(r)
+        return inverse(r)
+
+    b = torch.rand(len(x), generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    s = conjugate_gradients(here.product, counted, b, free, 1e-6, 50)
+    assert float(torch.linalg.vector_norm(b - here.product(s))) <= 1.01e-6 * float(torch.linalg.vector_norm(b))
+    assert len(calls) <= 15
+
+
 @pytest.mark.parametrize("problem", [Obstacle(n=15), Ignition(n=15), Bratu(n=15), MinimalSurface(n=15)])
 def test_minimisers_are_those_of_petsc(problem: Any) -> None:
     f, x = problem.objective(), problem.initial()
