@@ -180,18 +180,18 @@ class ForecastModel(NetworkModel):
         """
         domain = self.domain
         is_mesh = isinstance(self.net, EncodeProcessDecode)
-        mesh = mesh_of(domain, self.options) if is_mesh else None
+        mesh = mesh_of(domain.latitude, domain.longitude, self.options) if is_mesh else None
         forecaster = Forecaster(data, self.net, domain.graph, mesh, self.options["weighted"], self.kind)
         return forecaster([p.detach() for p in self.tensors], origins)
 
 
-def mesh_of(place: Series | Domain, options: Mapping[str, Any]) -> HiddenMesh:
+def mesh_of(latitude: Floats, longitude: Floats, options: Mapping[str, Any]) -> HiddenMesh:
     """Return the hidden mesh of a network: that of a graph file, or one that is made for the nodes.
 
     Parameters
     ----------
-    place : Series or Domain
-        Its nodes.
+    latitude, longitude : ndarray, shape (n,)
+        Of the nodes, degrees.
     options : dict
         ``mesh_nodes``, or ``mesh_graph`` (the file) and ``mesh_digest``, its checksum.
 
@@ -202,10 +202,10 @@ def mesh_of(place: Series | Domain, options: Mapping[str, Any]) -> HiddenMesh:
     """
     path = options.get("mesh_graph")
     if not path:
-        return hidden_mesh(place.latitude, place.longitude, options["mesh_nodes"])
+        return hidden_mesh(latitude, longitude, options["mesh_nodes"])
     if options["mesh_digest"] != graph_digest(path):
         raise DataError(f"{path}: expected the graph of the training, got another one; put that one back")
-    return mesh_of_graph(path, place.latitude, place.longitude)
+    return mesh_of_graph(path, latitude, longitude)
 
 
 def _perturbed(values: Floats, deviation: Floats, seed: int, member: int) -> Floats:

@@ -172,7 +172,7 @@ class Forecasting(Problem):
         """The hidden mesh of an encode-process-decode network."""
         if self.network.model != "epd":
             return None
-        return mesh_of(self.series, self.network.mesh_options)
+        return mesh_of(self.series.latitude, self.series.longitude, self.network.mesh_options)
 
     @cached_property
     def kind(self) -> dict[str, Any]:

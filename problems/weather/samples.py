@@ -197,6 +197,6 @@ class CoarseSamples:
         shape, cells = (len(self.counts), len(self.labels)), np.arange(len(self.labels))
         collect = sp.csr_matrix((np.ones(len(cells), inputs.dtype), (self.labels, cells)), shape=shape)
         sums = self.comm.sum(torch.from_numpy(np.concatenate([collect @ inputs, collect @ targets], axis=1)))
-        first, second = sums.split([inputs.shape[1], targets.shape[1]], dim=1)
+        first, second = sums[:, : inputs.shape[1]], sums[:, inputs.shape[1] :]
         mean = first / torch.from_numpy(self.counts).to(first.dtype)[:, None]
         return mean.to(**self.fine.kind), second.contiguous().to(**self.fine.kind)

@@ -19,7 +19,7 @@ from mldd.loop import Problem
 from mldd.problems.data import DataError, File, HiddenMesh, area_weights, on_sphere
 from mldd.problems.data.formats import AnemoiStore, damage_said
 from mldd.problems.forecasts import ForecastNetwork, mesh_of
-from mldd.problems.nets import EncodeProcessDecode, MeshSource, MiniBatches, mesh_shard, stack_meshes
+from mldd.problems.nets import MeshSource, MiniBatches, mesh_shard, stack_meshes
 from mldd.problems.weather.cell_reader import CellReader
 from mldd.problems.weather.samples import CellSamples, CoarseSamples, Kept, Units
 from mldd.problems.weather.streamed_loss import StreamedLoss
@@ -133,7 +133,7 @@ class Weather(Problem):
     @cached_property
     def mesh(self) -> HiddenMesh:
         """The hidden mesh: the icosphere where the cells lie all round the globe."""
-        return mesh_of(self, self.network.mesh_options)
+        return mesh_of(self.latitude, self.longitude, self.network.mesh_options)
 
     @cached_property
     def part(self) -> Ints:
@@ -231,11 +231,9 @@ class Weather(Problem):
         return {"dtype": getattr(torch, self.dtype), "device": pick_device(self.device, self.comm)}
 
     @cached_property
-    def net(self) -> EncodeProcessDecode:
+    def net(self) -> Any:
         """The network."""
-        made = self.network.made(*self.fine.widths)
-        assert isinstance(made, EncodeProcessDecode)
-        return made
+        return self.network.made(*self.fine.widths)
 
     # -------------------------------------------------------------------------------- the problem
 
@@ -268,7 +266,8 @@ class Weather(Problem):
 
     def initial(self, seed: int = 0) -> Tensor:
         """Return Glorot's start with a last layer of zeros, shape (N,): the forecast is persistence."""
-        return self.net.initial(seed).to(**self.kind)
+        x: Tensor = self.net.initial(seed)
+        return x.to(**self.kind)
 
     def hierarchy(self, levels: int) -> Hierarchy:
         """Return the loss and its models on coarser levels of the hidden mesh, with the same parameters and samples.

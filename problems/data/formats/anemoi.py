@@ -276,7 +276,7 @@ class AnemoiStore:
             There are gaps in it at all times.
         """
         for row in range(len(self.time)):
-            field = self.rows([row], [name])[0, 0].astype(np.float64)
+            field: Array = self.rows([row], [name])[0, 0].astype(np.float64)
             if np.isfinite(field).all():
                 return field
         raise DataError(f"{self.where}: expected values of the constant field {name} at some time, got gaps in all")
