@@ -110,6 +110,13 @@ def networks() -> str:
     return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
 
 
+def grids() -> str:
+    """Return CPU seconds of bound-constrained energies over those of SNES with multigrid."""
+    names = ("problem", "n", "solver", "steps", "cpu", "peer_cpu", "ratio", "distance")
+    rows = [row for row in read("peers_pde.json") if row.get("ratio")]
+    return table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+
+
 def lbfgs() -> str:
     """Return evaluations of L-BFGS beside its peers."""
     rows = []
@@ -290,6 +297,14 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "The last of three training losses of every graph; medians over seeds, set-up inside, inf for not reached. "
         "`rows` is L-BFGS scaled by rows, `white` the same with metric=inputs, `white-nested` after nested iteration.",
         full_batch,
+    ),
+    (
+        "Bound-constrained energies beside SNES with multigrid",
+        "peers_pde.json",
+        "experiments/benchmarks/peers_pde.py",
+        "To 1e-8 of the first projected gradient, one thread, set-up inside, medians of runs that alternate with the "
+        "peer: vinewtonrsls, assembled matrix, Galerkin multigrid, a sequence of grids. Below 1 mldd is faster.",
+        grids,
     ),
     (
         "L-BFGS beside SciPy and torch",

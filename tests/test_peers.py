@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.benchmarks.peers_pde import PROBLEMS
+from experiments.benchmarks.snes_multigrid import solve
 from experiments.machine import Limits, Need
 from experiments.peers import overhead, profiles
 from experiments.peers.benchmark import Benchmark, Outside, quartiles
-from experiments.peers.discretised import PROBLEMS
-from experiments.peers.multigrid import solve
 from experiments.peers.race import Budget, Mark, Race, Task, ours, raced, tuned
 from mldd import Stop, minimise
 from mldd.algebra import ModuleObjective

@@ -124,7 +124,8 @@ class Benchmark:
                     race = raced(task, method, seed, rate, comm)
                     rows += [head | row | {"commit": commit} for row in race.rows(limits)]
                     yield rows
-        recorded = [row for row in self._recorded(checkouts or {}) if (row["problem"], row["method"], "") not in there]
+        ran = {(row["problem"], row["method"]) for row in rows}
+        recorded = [row for row in self._recorded(checkouts or {}) if (row["problem"], row["method"]) not in ran]
         if recorded:
             yield rows + recorded
 

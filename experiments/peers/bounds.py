@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m experiments.peers.bounds [--quick] [--seeds 0 1 2] [--methods A B]
 
 Four energies on n x n nodes; the targets are shares of the measure at the start (infinity norm of
-``project(x - g) - x``), which is the same number for all. "snes multigrid" (`experiments.peers.multigrid`) is
-vinewtonrsls with an assembled matrix, Galerkin multigrid and a sequence of grids, one run per target; "snes" is the
-same SNES without these, as mldd's door to PETSc has it; "tao:TYPE" are TAO's solvers on mldd's objective. dd-adagrad
-has 16 subdomains. Seeds repeat the run: the starts are the same. Levels go down to 7 (ml) or 15 (dd) nodes per side.
+``project(x - g) - x``), which is the same number for all. "snes multigrid" is vinewtonrsls with an assembled matrix,
+Galerkin multigrid and a sequence of grids (`experiments/benchmarks/snes_multigrid.py`), one run per target; "snes" is
+the same SNES without these, as mldd's door to PETSc has it; "tao:TYPE" are TAO's solvers on mldd's objective.
+dd-adagrad has 16 subdomains. Seeds repeat the run: the starts are the same. Levels go down to 7 (ml) or 15 (dd) nodes
+per side. Times of mldd and of multigrid that take turns are `experiments/benchmarks/peers_pde.py`.
 
 "digits in a box" is a residual network of 8 blocks of width 32 on images of digits, all weights in [-0.5, 0.5]; the
 targets are training losses, levels are depths, subdomains runs of tensors.
@@ -24,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.benchmarks.peers_pde import PROBLEMS
+from experiments.benchmarks.snes_multigrid import solve
 from experiments.gratton2023multilevel.depth import residual_hierarchy
 from experiments.machine import Need
 from experiments.peers.benchmark import Benchmark
-from experiments.peers.discretised import PROBLEMS
-from experiments.peers.multigrid import solve
 from experiments.peers.plain import scipy_lbfgs, torch_adam
 from experiments.peers.race import Budget, Mark, Method, Race, Task, ours
 from mldd.algebra import Hierarchy, contiguous, index_decomposition

@@ -29,7 +29,7 @@ TASK = Task(
     error,
     (3e-1, 1e-1, 3e-2, 1e-2),
     dense((2, *[20] * 7, 1), POINTS, streams=4),
-    budget=Budget(5.0, pause=0.1),
+    budget=Budget(3.0, pause=0.3),
 )
 PUBLISHED: dict[str, Any] = {"outer": LBFGS(3, momentum=0.9), "local": BatchLBFGS(10), "keep_pairs": False}
 

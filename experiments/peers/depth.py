@@ -135,7 +135,7 @@ TASK = Task(
     loss,
     (1e-1, 1e-2, 2e-3, 1e-4),
     Need(6.0 * POINTS * (STEPS * WIDTH**2 + 2 * WIDTH)),
-    budget=Budget(4.0, pause=0.03),
+    budget=Budget(3.0, pause=0.05),
 )
 RATES = (1e-3, 3e-3, 1e-2)
 ADAGRAD = (0.003, 0.01, 0.03, 0.1)

@@ -1,6 +1,6 @@
-"""The peer of B6: PETSc's SNES vinewtonrsls with an assembled matrix, multigrid and a sequence of grids.
+"""The peer of peers_pde.py: PETSc's SNES vinewtonrsls with an assembled matrix, multigrid and a sequence of grids.
 
-    python -m experiments.peers.multigrid [N]     iterations of every grid for an obstacle problem
+    python experiments/benchmarks/snes_multigrid.py [N]     iterations of every grid for an obstacle problem
 
 Residuals and matrices are written in numpy, without mldd; so is the measure, the infinity norm of
 ``project(x - g) - x``. Grids have their boundary nodes (whose rows are those of the identity), so that DMDA
