@@ -163,6 +163,10 @@ class MeteredHessian:
         """Return the product."""
         return self.meter(self.kind, lambda: self.plain.product(v))
 
+    def defect(self, v: Any, b: Any, weight: Any) -> Any:
+        """Return the defect."""
+        return self.meter(self.kind, lambda: self.plain.defect(v, b, weight))
+
 
 @dataclass(frozen=True)
 class Metered(Around):

@@ -72,6 +72,11 @@ class CalibratedHessian:
         with rescaled(self.factor):
             return self.plain.product(v)
 
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        with rescaled(self.factor):
+            return self.plain.defect(v, b, weight)
+
 
 @dataclass(frozen=True)
 class Calibrated(Around):

@@ -118,4 +118,5 @@ def test_a_sample_counts_what_it_was_measured_to_cost(clock):
     assert cost.work == pytest.approx(10 / 2 + 2)
     with counting() as cost:
         assert torch.equal(hessian(sample, x).product(x), x)
-    assert cost.work == pytest.approx(6 / 2)
+        assert torch.equal(hessian(sample, x).defect(x, 3.0 * x, x), 2.0 * x)
+    assert cost.work == pytest.approx(2 * 6 / 2)
