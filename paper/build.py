@@ -392,7 +392,7 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Weather on an o96 grid",
         "forecasts/o96.csv",
         "experiments/forecasts/o96.py",
-        "A row per rank: what it holds and reads, largest memory, least seconds of a sample, training on three levels.",
+        "A row per rank: what it holds and reads, largest memory, least seconds of a sample, on a busy machine.",
         as_it_is("forecasts/o96.csv"),
     ),
     (

@@ -36,7 +36,7 @@ import torch
 import mldd
 from mldd.loop import Stop, minimise, write_table
 from mldd.problems.weather import Weather
-from mldd.ranks import SERIAL, prepare, timed, world
+from mldd.ranks import SERIAL, Communicator, prepare, timed, world
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 
 OUT = Path(__file__).parents[2] / "paper" / "results" / "forecasts" / "o96.csv"
@@ -143,7 +143,7 @@ def halo_rows(problem: Weather) -> dict[str, int]:
 
 
 def worker(options: argparse.Namespace) -> None:
-    """Set up, time and train on these ranks; rank 0 prints a row for every rank as JSON."""
+    """Set up, time and train on these ranks; rank 0 prints a row for every rank as JSON, the last line is whole."""
     comm = world()
     prepare(comm)
     torch.set_num_threads(1)
@@ -157,6 +157,7 @@ def worker(options: argparse.Namespace) -> None:
     row |= {"imported_mib": imported, "set_up_mib": resident(), "set_up_seconds": time.perf_counter() - start}
     row |= times_of(problem, 2 if options.quick else options.samples)
     row["gradient_mib"] = resident()
+    say(comm, row)  # what is known, should the training be cut off
     levels, smoother = problem.hierarchy(2 if options.quick else LEVELS), AdaGrad(1e-3, RATE)
     solver = MultilevelAdaGrad(levels, smoother, Recursion(steps=5))
     result = minimise(f, x, solver, stop=Stop(max_steps=options.steps), comm=comm)
@@ -169,9 +170,14 @@ def worker(options: argparse.Namespace) -> None:
     few = problem.origins["validation"][:: max(len(problem.origins["validation"]) // 4, 1)][:4]
     judged, share = f.over(few), len(problem.origins["train"]) / len(few)
     row |= {name: share * float(judged.value(y)) for name, y in (("persistence", x), ("validation_loss", result.x))}
+    say(comm, row)
+
+
+def say(comm: Communicator, row: dict[str, Any]) -> None:
+    """Print the rows of all ranks."""
     rows = comm.gather_items(row)
     if comm.rank == 0:
-        print(json.dumps(rows))
+        print(json.dumps(rows), flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ all
