@@ -136,7 +136,7 @@ def sections(table: Table) -> list[Section]:
             "peers/profiles.csv",
             "python -m experiments.peers.profiles",
             "Dolan and More: shares of problems (a target from a start) on which a method is best, within 2 and 10 "
-            "times of the best, and successful; methods that ran on all problems of a set.",
+            "times of the best, and successful. Variants of a solver count as the solver at its best.",
             lambda: profiles(table),
         )
     )

@@ -183,14 +183,15 @@ def test_profiles_agree_with_those_by_hand():
     np.testing.assert_array_equal([counts["a"][0], counts["b"][0]], [1.0, 4.0])
 
 
-def test_only_methods_that_ran_on_all_problems_have_a_profile():
+def test_a_profile_is_of_problems_on_which_all_ran_and_of_the_best_variant():
     def row(method, problem, cpu, setup):
         kind = {"benchmark": "some", "problem": problem, "target": "0.1", "seed": "0", "source": "measured"}
         return kind | {"method": method, "cpu": cpu, "setup": setup}
 
-    rows = [row("a", "p", "1", "1"), row("a", "q", "", "1"), row("b", "p", "3", "0")]
-    found = profiles.costs_of(rows, "total")
-    assert found == {"a": {"some p 0.1 0": 2.0, "some q 0.1 0": math.inf}}
+    rows = [row("aspqn", "p", "1", "1"), row("mspqn, layers", "p", "", "1"), row("lbfgs", "p", "3", "0")]
+    rows += [row("aspqn", "q", "1", "1"), row("adam", "p", "1", "1")]
+    found = profiles.costs_of(rows, ("aspqn", "lbfgs"), "total")
+    assert found == {"aspqn": {"some p 0.1 0": 2.0}, "lbfgs": {"some p 0.1 0": 3.0}}
 
 
 def test_least_seconds_are_those_of_the_slower_limit():

@@ -5,8 +5,10 @@
 A problem is a benchmark's problem, target and seed; a solver's ratio there is its cost over the least of all solvers.
 The profile of a solver is the share of problems on which its ratio is at most tau; where it did not get to the target
 its ratio is infinite. Counts are compared as count + 1, as a method may do without. There are two sets, training
-(losses and errors) and bound-constrained energies, and in each stand the methods that ran on all of its problems. A
-profile says which solver is best where, and not in which order the others are: that changes with who takes part.
+(losses and errors) and bound-constrained energies. Variants of a solver count as the solver at its best ("aspqn" is
+ASPQN and MSPQN); problems are those on which all solvers of the set ran. A solver that counts nothing of a kind has no
+profile of it. A profile says which solver is best where, and not in which order the others are: that changes with who
+takes part.
 
 References: Dolan and More, Math. Program. 91 (2002), 201-213.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,16 @@ COSTS = {
     "scalars": "of scalars",
 }
 COUNTS = ("vectors", "scalars")
-SETS = {"training": ("digits", "poisson", "windows", "depth", "graphs", "burgers"), "bounds": ("bounds",)}
+# Energies on grids are not divided among ranks, so that mldd counts no synchronisations where SciPy's would be counted.
+UNDIVIDED = ("bounds",)
+# Tables and solvers of a set.
+SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "training": (
+        ("digits", "poisson", "windows", "depth", "graphs", "burgers"),
+        ("adam", "lbfgs", "torch lbfgs", "aspqn"),
+    ),
+    "bounds": (("bounds",), ("ml-adagrad", "snes multigrid", "tao:blmvm", "scipy l-bfgs-b")),
+}
 Costs = Mapping[str, Mapping[str, float]]
 
 
@@ -74,24 +85,34 @@ def profile(row: NDArray[np.float64], tau: Iterable[float]) -> NDArray[np.float6
     return np.array([float(np.mean(row <= t)) for t in tau])
 
 
-def costs_of(rows: Iterable[Case], column: str) -> dict[str, dict[str, float]]:
-    """Return the costs by method and problem of the methods that ran on all problems.
+def solver_of(method: str) -> str:
+    """Return the solver that a method is a variant of: "mspqn, layers" is one of aspqn."""
+    return method.partition(", ")[0].replace("mspqn", "aspqn")
+
+
+def costs_of(rows: Iterable[Case], solvers: Collection[str], column: str) -> dict[str, dict[str, float]]:
+    """Return the costs by solver and problem, on the problems on which all solvers ran.
 
     Parameters
     ----------
     rows : iterable of dict
         Rows of tables, with the name of the table in "benchmark".
+    solvers : collection of str
+        Who takes part.
     column : str
         The cost; "total" is that of "setup" and "cpu".
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {solver: {} for solver in solvers}
     for row in rows:
-        if row["source"] == "measured":
+        solver = solver_of(row["method"])
+        if row["source"] == "measured" and solver in found:
             problem = " ".join(row[name] for name in ("benchmark", "problem", "target", "seed"))
             cost = float(row["cpu" if column == "total" else column] or "inf")
-            found.setdefault(row["method"], {})[problem] = cost + (float(row["setup"]) if column == "total" else 0.0)
-    most = max((len(of) for of in found.values()), default=0)
-    return {method: of for method, of in found.items() if len(of) == most}
+            cost += float(row["setup"]) if column == "total" else 0.0
+            found[solver][problem] = min(cost, found[solver].get(problem, math.inf))
+    shared = set.intersection(*(set(of) for of in found.values()))
+    kept = {solver: {problem: of[problem] for problem in sorted(shared)} for solver, of in found.items()}
+    return {solver: of for solver, of in kept.items() if any(map(math.isfinite, of.values()))}
 
 
 def rows_of(folder: Path, names: Iterable[str]) -> list[Case]:
@@ -100,11 +121,16 @@ def rows_of(folder: Path, names: Iterable[str]) -> list[Case]:
     return [row | {"benchmark": path.stem} for path in paths if path.exists() for row in read(path)[1]]
 
 
-def table(rows: list[Case]) -> list[Case]:
-    """Return, by cost and method, the share of problems on which it is best, within 2 and 10 times, and solved."""
+def costs_in(name: str) -> list[str]:
+    """Return the costs that can be compared in a set."""
+    return [column for column in COSTS if name not in UNDIVIDED or column not in COUNTS]
+
+
+def table(name: str, rows: list[Case]) -> list[Case]:
+    """Return, by cost and solver, the share of problems on which it is best, within 2 and 10 times, and solved."""
     found: list[Case] = []
-    for column in COSTS:
-        costs = costs_of(rows, column)
+    for column in costs_in(name):
+        costs = costs_of(rows, SETS[name][1], column)
         for method, row in ratios(costs, float(column in COUNTS)).items() if costs else ():
             best, twice, tenfold = profile(row, (1.0, 2.0, 10.0))
             shares = {"best": best, "within_2": twice, "within_10": tenfold, "solved": float(np.isfinite(row).mean())}
@@ -119,7 +145,10 @@ def draw(sets: Mapping[str, list[Case]], path: Path) -> None:
     panels = figure.subplots(len(sets), len(COSTS), squeeze=False, sharey=True)
     for line, (name, rows) in zip(panels, sets.items(), strict=True):
         for ax, (column, label) in zip(line, COSTS.items(), strict=True):
-            found = ratios(costs_of(rows, column), float(column in COUNTS))
+            if column not in costs_in(name):
+                ax.set_visible(False)
+                continue
+            found = ratios(costs_of(rows, SETS[name][1], column), float(column in COUNTS))
             finite = np.concatenate([row[np.isfinite(row)] for row in found.values()])
             tau = np.geomspace(1.0, max(2.0, float(finite.max())), 200)
             for method, row in found.items():
@@ -139,11 +168,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "paper" / "results" / "peers")
     options = parser.parse_args()
-    sets = {name: rows_of(options.results, names) for name, names in SETS.items()}
+    sets = {name: rows_of(options.results, names) for name, (names, _) in SETS.items()}
     sets = {name: rows for name, rows in sets.items() if rows}
     path = options.results / "profiles.csv"
     head = {"command": "python -m experiments.peers.profiles"}
-    write(path, head, [{"set": name} | row for name, rows in sets.items() for row in table(rows)])
+    write(path, head, [{"set": name} | row for name, rows in sets.items() for row in table(name, rows)])
     draw(sets, path.with_suffix(".png"))
     print(f"written  {path} {path.with_suffix('.png')}")
 
