@@ -116,6 +116,23 @@ def test_aspin_takes_few_steps_to_the_solution_of_newton():
         assert row["largest"] == pytest.approx(newton["largest"], rel=1e-6)
 
 
+def test_the_cavity_takes_as_many_steps_by_aspin_and_its_lid_drives_a_vortex():
+    newton, aspin = rows_of("cai2002aspin.cavity")
+    for row in (newton, aspin):
+        assert row["status"] == "converged_rtol" and row["unsolved"] == 0
+        assert row["slowest"] == pytest.approx(newton["slowest"], rel=1e-6)
+        assert row["slowest"] < 0.0
+    assert aspin["steps"] <= newton["steps"] + 1
+
+
+def test_raspen_takes_fewer_steps_than_newton_in_two_dimensions():
+    rows = by(rows_of("dolean2016raspen.plane"), "problem", "method")
+    for (problem, _), row in rows.items():
+        assert row["status"] == "converged_rtol" and row["unsolved"] == 0
+        assert row["largest"] == pytest.approx(rows[problem, "newton"]["largest"], rel=1e-6)
+    assert rows["forchheimer", "raspen"]["steps"] < rows["forchheimer", "newton"]["steps"]
+
+
 def test_schwarz_with_bounds_is_feasible_and_preconditions_newton():
     rows = by(rows_of("kothari2022bounds.counts"), "method", "parts")
     for row in rows.values():
