@@ -139,21 +139,25 @@ class Window:
         return csc_matrix((values[keep], (where[keep], which[keep])), shape=(size, size))
 
     def newton(self, framed: Tensor, y: Tensor, right: Tensor | float = 0.0) -> tuple[Tensor, bool]:
-        """Solve ``F(y) = right`` by damped Newton steps; return where they end, and whether they converged."""
+        """Solve ``F(y) = right`` by damped Newton steps; return where they end, and whether they converged.
+
+        A step is taken where the next one with the same matrix is shorter (Deuflhard's natural monotonicity test): how
+        the equations are scaled does not matter.
+        """
         r = self.residual(framed, y) - right
         first = norm = float(r.norm())
         for _ in range(50):
             if norm <= LOCAL_RTOL * first or norm <= 1e-14:
                 return y, True
-            d = solved(factors(self.jacobian(framed, y)), -r)
-            t = 1.0
+            lu, t = factors(self.jacobian(framed, y)), 1.0
+            d = solved(lu, -r)
             while t > 1e-4:
                 trial = self.residual(framed, y + t * d) - right
-                if float(trial.norm()) <= (1.0 - 1e-4 * t) * norm:
+                if float(solved(lu, trial).norm()) <= (1.0 - 0.25 * t) * float(d.norm()):
                     break
                 t *= 0.5
             else:
-                return y, norm <= 1e-2 * first
+                break
             y, r, norm = y + t * d, trial, float(trial.norm())
         return y, norm <= 1e-2 * first
 
@@ -451,7 +455,10 @@ def solve(schwarz: Schwarz, u: Tensor, rtol: float, max_steps: int, krylov: Kryl
 
 
 def searched(here: Point, d: Tensor) -> Point | None:
-    """Return the first of the points at step lengths 1, 1/2, 1/4, ... at which the norm is lower; None if none is."""
+    """Return the first of the points at step lengths 1, 1/2, 1/4, ... at which the norm is lower; None if none is.
+
+    Nor is a point taken at which more local problems than here have not been solved: their corrections mean nothing.
+    """
     plain = here.schwarz.method == "newton"
     norm, t = float((here.residual if plain else here.correction).norm()), 1.0
     whole = here.schwarz.whole
@@ -462,7 +469,7 @@ def searched(here: Point, d: Tensor) -> Point | None:
             found = None
         else:
             found = Point(here.schwarz, u)
-            after = float(found.correction.norm())
+            after = float(found.correction.norm()) if found.unsolved <= here.unsolved else np.inf
         if after <= (1.0 - 1e-4 * t) * norm:
             return found or Point(here.schwarz, u)
         t *= 0.5

@@ -173,7 +173,7 @@ def version_of(package: str) -> str:
 
 def commit_of(key: str) -> str:
     """Return the last commit that changed the code behind a paper's experiments, and "+" if it has changed since."""
-    code = ["mldd", "problems", "solvers", "experiments/study.py", f"experiments/{key}/*.py"]
+    code = ["mldd", "problems", "solvers", "experiments/*.py", f"experiments/{key}/*.py"]
     try:
         commit = subprocess.check_output(["git", "log", "-1", "--format=%h", "--", *code], cwd=ROOT, text=True)
         changes = subprocess.check_output(["git", "status", "--porcelain", "--", *code], cwd=ROOT, text=True)

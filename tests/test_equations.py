@@ -1,4 +1,4 @@
-"""Equations on grids that are no gradient: matrices and Jacobians are right, and gradients go as in mldd's own solvers."""
+"""Equations on grids that are no gradient: their matrices are right, and gradients go as in mldd's own solvers."""
 
 from dataclasses import dataclass
 
