@@ -165,6 +165,13 @@ def test_spqn_descends(script):
         assert row["ratio"] > 0.0
 
 
+def test_a_ratio_depends_on_what_a_local_gradient_is_taken_to_cost():
+    row = by(rows_of("kopanicakova2024enhancing.ratios"), "method")["aspqn"]
+    layers, local = 6, 50  # those of table 1
+    assert row["share"] - row["steps"] * local / layers == pytest.approx(row["device"] - row["steps"] * local)
+    assert row["ratio_device"] < row["ratio_share"]
+
+
 def test_overlap_and_a_coarse_step_descend():
     (row,) = rows_of("lee2024twolevel.pinns")
     assert row["loss"] < row["loss_first"] / 2
