@@ -36,7 +36,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     points: int = 1000
     work: float = 6000.0
-    looks: int = 400
+    looks: int = 100
 
 
 def cases(config: Config) -> Iterator[Case]:
@@ -92,7 +92,7 @@ STUDY = Study(
         seeds=(0,),
         points=50,
         work=60.0,
-        looks=40,
+        looks=4,
     ),
     cases,
     run,
