@@ -100,7 +100,7 @@ class Study:
         rows = list(done or [])
         cases = list(self.cases(config))
         for case, row in zip(cases, rows, strict=False):
-            if {name: str(value) for name, value in case.items()} != {name: row[name] for name in case}:
+            if {name: shown(value) for name, value in case.items()} != {name: row[name] for name in case}:
                 raise SystemExit(f"{self.path}: rows of other cases, the first is {row}; expected {case}; give --fresh")
         for case in cases[len(rows) :]:
             rows.append(case | self.run(config, case, comm))

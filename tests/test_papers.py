@@ -4,7 +4,7 @@ import importlib
 import math
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -250,6 +250,16 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path, monkeypatch):
     study(tmp_path, calls).command()
     assert calls == [1, 2, 3, 3]
     assert [row["double"] for row in read(tmp_path / "table.csv")[1]] == ["2", "4", "6"]
+
+
+def test_a_run_whose_cases_are_real_numbers_goes_on(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sys, "argv", ["table", "--out", str(tmp_path)])
+    of_reals = replace(study(tmp_path, calls), cases=lambda config: ({"number": x} for x in (0.0, 100.0, 1e-7)))
+    with pytest.raises(KeyboardInterrupt):
+        of_reals.command()
+    of_reals.command()
+    assert calls == [0.0, 100.0, 1e-7, 1e-7]
 
 
 def test_a_file_of_another_configuration_is_refused_and_can_be_begun_anew(tmp_path, monkeypatch):
