@@ -8,7 +8,8 @@ import torch
 import mldd
 from experiments.cai2002aspin.cavity import Cavity
 from experiments.dolean2016raspen.plane import Diffusion, Forchheimer
-from experiments.equations import Coarse, Point, Schwarz, Window, framed, solve
+from experiments.equations import Coarse, Point, Schwarz, solve
+from experiments.grid_equations import Window, framed
 from experiments.study import minimise
 from mldd import Stop
 from mldd.solvers import Aspin, NewtonCG, Raspen
