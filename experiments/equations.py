@@ -3,7 +3,7 @@
 The formulas are those of `mldd.solvers.Raspen` and `Aspin`. These minimise: their matrices are symmetric, and an energy
 says whether a step is good. Here matrices are factorised by LU, and a step has to lower the norm of what is solved: of
 the sweep's correction, or of the equations for Newton's method itself. Where equations are the gradient of an energy,
-both take the same steps (`tests/test_papers.py`).
+both take the same steps (`tests/test_equations.py`).
 """
 
 from __future__ import annotations
