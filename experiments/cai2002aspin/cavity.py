@@ -131,7 +131,9 @@ STUDY = Study(
     Config(reynolds=(100.0,), n=15, methods=("newton", "aspin"), levels=(1,), overlaps=(2,), parts=(4,)),
     cases,
     run,
-    Picture("parts", "steps", ("method", "levels", "overlap"), ("reynolds",), "xy", ("subdomains", "outer steps")),
+    Picture(
+        "parts", "krylov", ("method", "levels"), ("reynolds", "overlap"), "xy", ("subdomains", "GMRES iterations, sum")
+    ),
 )
 
 

@@ -173,7 +173,9 @@ STUDY = Study(
     Config(n=15, methods=("newton", "raspen", "aspin"), levels=(1,), overlaps=(1,), parts=(4,)),
     cases,
     run,
-    Picture("parts", "steps", ("method", "levels", "overlap"), ("problem",), "xy", ("subdomains", "outer steps")),
+    Picture(
+        "parts", "krylov", ("method", "levels"), ("problem", "overlap"), "xy", ("subdomains", "GMRES iterations, sum")
+    ),
 )
 
 
