@@ -26,12 +26,25 @@ def read_idx(path: Path, header: int) -> torch.Tensor:
         return torch.frombuffer(bytearray(file.read()[header:]), dtype=torch.uint8)
 
 
+def mnist() -> Path:
+    """Return the folder of the files of MNIST."""
+    return Path(os.environ.get("MLDD_DATA", "data")) / "mnist"
+
+
+def known(name: str) -> str:
+    """Return "mnist" where its files are, else "digits", and say so."""
+    if name == "mnist" and not (mnist() / "t10k-images-idx3-ubyte.gz").exists():
+        print(f"no images of mnist in {mnist()}: scikit-learn's digits instead", flush=True)
+        return "digits"
+    return name
+
+
 def images_of(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return images in [0, 1], shape (n, pixels), labels, and the numbers of the test images."""
     if name == "digits":
         images, labels = load_digits_images()
     else:
-        folder = Path(os.environ.get("MLDD_DATA", "data")) / "mnist"
+        folder = mnist()
         if not (folder / "t10k-images-idx3-ubyte.gz").exists():
             raise SystemExit(f"images of mnist expected in {folder}, got none; set MLDD_DATA, or give --data digits")
         sets = [part for part in ("train", "t10k") if (folder / f"{part}-images-idx3-ubyte.gz").exists()]

@@ -11,10 +11,12 @@ import re
 import textwrap
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from experiments.study import ROOT, Case, Picture, Study, read
 from mldd.loop import replacing
@@ -80,6 +82,20 @@ def points(rows: list[Case], picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     return x, np.array([np.median(by_x[value]) for value in x])
 
 
+def scale(ax: Any, log: str, ticks: list[float]) -> None:
+    """Set the scales of both axes, with plain numbers beside them and, where there are few, one for each x."""
+    if "x" in log:
+        ax.set_xscale("log", base=2)
+    if "y" in log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    if len(ticks) <= 8:
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.xaxis.set_minor_locator(NullLocator())
+
+
 def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     """Draw a panel per value of `panels` and a curve per value of `curves`."""
     rows = [row for row in rows if row[picture.y] != "nan"]
@@ -90,6 +106,7 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     names = list(groups(rows, picture.curves))
+    ticks = sorted({float(row[picture.x]) for row in rows})
     for ax, (panel, of_panel) in zip(axes, panels.items(), strict=False):
         for name, of_curve in groups(of_panel, picture.curves).items():
             k = names.index(name)
@@ -97,10 +114,7 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
             ax.plot(*points(of_curve, picture), style, color=COLOURS[k % 7], markersize=4, label=name)
             missed = [row for row in of_curve if not REACHED.match(row.get("status", "converged"))]
             ax.plot(*points(missed, picture), "o", color=COLOURS[k % 7], markersize=9, markerfacecolor="none")
-        if "x" in picture.log:
-            ax.set_xscale("log", base=2)
-        if "y" in picture.log:
-            ax.set_yscale("log")
+        scale(ax, picture.log, ticks)
         ax.set(title=panel, xlabel=picture.labels[0] or picture.x, ylabel=picture.labels[1] or picture.y)
         ax.grid(color="#dddddd", linewidth=0.6)
     for ax in axes[len(panels) :]:

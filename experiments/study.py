@@ -100,7 +100,7 @@ class Study:
         rows = list(done or [])
         cases = list(self.cases(config))
         for case, row in zip(cases, rows, strict=False):
-            if {name: str(value) for name, value in case.items()} != {name: row[name] for name in case}:
+            if {name: shown(value) for name, value in case.items()} != {name: row[name] for name in case}:
                 raise SystemExit(f"{self.path}: rows of other cases, the first is {row}; expected {case}; give --fresh")
         for case in cases[len(rows) :]:
             rows.append(case | self.run(config, case, comm))
@@ -173,7 +173,7 @@ def version_of(package: str) -> str:
 
 def commit_of(key: str) -> str:
     """Return the last commit that changed the code behind a paper's experiments, and "+" if it has changed since."""
-    return last_commit(["mldd", "problems", "solvers", "experiments/study.py", f"experiments/{key}/*.py"])
+    return last_commit(["mldd", "problems", "solvers", "experiments/*.py", f"experiments/{key}/*.py"])
 
 
 def last_commit(code: list[str]) -> str:

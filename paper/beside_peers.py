@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
-Table = Callable[[Sequence[str], Iterable[Sequence[Any]]], str]
+from tables import RESULTS, Row, median_of, read, table
+
 Section = tuple[str, str, str, str, Callable[[], str]]
 
 SAYS = (
@@ -32,17 +29,6 @@ BENCHMARKS = {
 }
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a table."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    return list(csv.DictReader(lines))
-
-
-def middle(rows: list[Row], column: str) -> float:
-    """Return the median of a column, without a number infinite."""
-    return statistics.median(float(row[column]) if row[column] else math.inf for row in rows)
-
-
 def seconds(row: Row) -> Row:
     """Return a row with its CPU seconds, set-up included."""
     return row | {"total": str(float(row["cpu"]) + float(row["setup"] or 0)) if row["cpu"] else ""}
@@ -51,18 +37,18 @@ def seconds(row: Row) -> Row:
 def method_row(rows: list[Row], targets: list[str]) -> list[Any]:
     """Return the cells of one method on one problem."""
     by_target = {target: [row for row in rows if row["target"] == target] for target in targets}
-    times = {target: middle(of, "total") if of else math.inf for target, of in by_target.items()}
+    times = {target: median_of(of, "total") if of else math.inf for target, of in by_target.items()}
     reached = [target for target in targets if math.isfinite(times[target])]
     last = by_target[reached[-1]] if reached else []
-    costs = [middle(last, name) if last else math.inf for name in ("gradients", "vectors", "scalars", "share")]
+    costs = [median_of(last, name) if last else math.inf for name in ("gradients", "vectors", "scalars", "share")]
     rate = rows[0]["rate"] if rows[0]["rate"] not in ("", "0") else ""
     cells = [time if math.isfinite(time) else "\u2013" for time in times.values()]
     return [rate, *cells, *(cost if math.isfinite(cost) else "\u2013" for cost in costs), rows[0]["source"]]
 
 
-def benchmark(name: str, table: Table) -> str:
+def benchmark(name: str) -> str:
     """Return a table per problem, and the figure."""
-    rows, parts = [seconds(row) for row in read(RESULTS / "peers" / f"{name}.csv")], []
+    rows, parts = [seconds(row) for row in read(f"peers/{name}.csv")], []
     for problem in dict.fromkeys(row["problem"] for row in rows):
         of_problem = [row for row in rows if row["problem"] == problem]
         targets = sorted({row["target"] for row in of_problem if row["target"]}, key=float, reverse=True)
@@ -74,25 +60,25 @@ def benchmark(name: str, table: Table) -> str:
     return f"![{BENCHMARKS[name][0]}](results/peers/{name}.png)\n\n" + "\n".join(parts)
 
 
-def overhead(table: Table) -> str:
+def overhead() -> str:
     """Return what steps cost beside their gradients."""
-    rows = read(RESULTS / "peers" / "overhead.csv")
+    rows = read("peers/overhead.csv")
     sizes = sorted({int(row["parameters"]) for row in rows})
     found = {(row["method"], int(row["parameters"])): float(row["ratio"]) for row in rows}
     methods = dict.fromkeys(row["method"] for row in rows)
     return table(["method", *map(str, sizes)], [[m, *(found.get((m, size), "") for size in sizes)] for m in methods])
 
 
-def profiles(table: Table) -> str:
+def profiles() -> str:
     """Return how often each method is best, nearly best, and successful."""
-    rows = read(RESULTS / "peers" / "profiles.csv")
+    rows = read("peers/profiles.csv")
     names = [name for name in rows[0] if name not in ("problems",)]
     made = [[*(row[name] for name in names[:3]), *(float(row[name]) for name in names[3:])] for row in rows]
     picture = "![Performance profiles](results/peers/profiles.png)\n\n"
     return picture + table([name.replace("_", " ") for name in names], made)
 
 
-def card(path: Path, table: Table) -> str:
+def card(path: Path) -> str:
     """Return what was measured on a card, section by section."""
     found, parts = json.loads(path.read_text(encoding="utf-8")), []
     for name, section in found["sections"].items():
@@ -108,26 +94,20 @@ def card(path: Path, table: Table) -> str:
     return "\n".join(parts)
 
 
-def sections(table: Table) -> list[Section]:
-    """Return title, file, command, what is said, and what makes it, of all that is there.
-
-    Parameters
-    ----------
-    table : callable
-        ``table(head, rows)`` returns a table of Markdown.
-    """
+def sections() -> list[Section]:
+    """Return title, file, command, what is said, and what makes it, of all that is there."""
     made: list[Section] = []
     for name, (title, targets) in BENCHMARKS.items():
         says = f"Targets are {targets}. {SAYS}"
         command = f"python -m experiments.peers.{name}"
-        made.append((title, f"peers/{name}.csv", command, says, lambda name=name: benchmark(name, table)))  # type: ignore[misc]
+        made.append((title, f"peers/{name}.csv", command, says, lambda name=name: benchmark(name)))  # type: ignore[misc]
     made.append(
         (
             "B8: what a step costs beside its gradients",
             "peers/overhead.csv",
             "python -m experiments.peers.overhead",
             "Time of a step over that of its gradients, by number of parameters; 1 is nothing beside gradients.",
-            lambda: overhead(table),
+            overhead,
         )
     )
     made.append(
@@ -137,12 +117,12 @@ def sections(table: Table) -> list[Section]:
             "python -m experiments.peers.profiles",
             "Dolan and More: shares of problems (a target from a start) on which a method is best, within 2 and 10 "
             "times of the best, and successful. Variants of a solver count as the solver at its best.",
-            lambda: profiles(table),
+            profiles,
         )
     )
     for path in sorted((RESULTS / "gpu").glob("*.json")):
         name = json.loads(path.read_text(encoding="utf-8"))["card"]
         says = "Everything that needs a graphics card; goals and sizes stand in the script."
         command = "experiments/benchmarks/gpu.py"
-        made.append((f"On {name}", f"gpu/{path.name}", command, says, lambda path=path: card(path, table)))  # type: ignore[misc]
+        made.append((f"On {name}", f"gpu/{path.name}", command, says, lambda path=path: card(path)))  # type: ignore[misc]
     return made

@@ -10,50 +10,18 @@ with the package pypandoc_binary; where it and LaTeX are there, paper.pdf is mad
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
 import re
 import shutil
 import statistics
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import beside_peers  # noqa: E402 (from this folder)
+import beside_peers
+import papers
+from tables import RESULTS, Row, median_of, read, table
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PAGES = ("paper", "methods", "results")
-Row = dict[str, Any]
-
-
-def read(name: str) -> Any:
-    """Return the rows of a file of results; lines that begin with # are its configuration."""
-    path = RESULTS / name
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    return list(csv.DictReader(lines))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table of Markdown; numbers have three digits."""
-    cells = [[shown(cell) for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *cells]) + "\n"
-
-
-def shown(cell: Any) -> str:
-    """Return a cell as text."""
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
-
-
-def median_of(rows: Sequence[Row], column: str) -> float:
-    """Return the median of a column; rows without a number count as infinite."""
-    return statistics.median(float(row[column]) if row[column] not in ("", "nan") else math.inf for row in rows)
 
 
 def full_batch_rows() -> list[Row]:
@@ -234,45 +202,6 @@ def as_it_is(name: str) -> Callable[[], str]:
     return made
 
 
-def across(name: str, rows: Sequence[str], column: str, cell: str, without: str = "") -> str:
-    """Return a table with a row per values of `rows` and a column per value of `column`; runs that missed have a >.
-
-    Rows of the method `without` are left out.
-    """
-    kinds: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in (row for row in read(name) if row.get("method", "-") != without):
-        reached = row["status"].startswith(("converged", "target"))
-        kinds.setdefault(tuple(row[key] for key in rows), {})[row[column]] = ("" if reached else "> ") + row[cell]
-    heads = list(dict.fromkeys(value for found in kinds.values() for value in found))
-    head = [*rows, *(f"{column} {value}" for value in heads)]
-    return table(head, [[*kind, *(found.get(value, "") for value in heads)] for kind, found in kinds.items()])
-
-
-def levels_of_adagrad() -> str:
-    """Return the steps of ML-ADAGB2 on one to five levels."""
-    return across("gratton2025recursive/levels.csv", ("problem", "curvature"), "levels", "steps")
-
-
-def subdomains_of_adagrad() -> str:
-    """Return the steps of DD-ADAGB2 on four to 64 subdomains."""
-    return across("gratton2025recursive/subdomains.csv", ("problem", "levels", "combine"), "parts", "steps")
-
-
-def noise_of_adagrad() -> str:
-    """Return the steps of ADAGB2 with inexact gradients."""
-    return across("gratton2025recursive/noise.csv", ("problem", "levels"), "noise", "steps")
-
-
-def raspen() -> str:
-    """Return the GMRES iterations of RASPEN and ASPIN."""
-    return across("dolean2016raspen/counts.csv", ("problem", "method", "overlap"), "parts", "krylov", without="nras")
-
-
-def schwarz_with_bounds() -> str:
-    """Return the steps of nonlinear Schwarz with bounds."""
-    return across("kothari2022bounds/counts.csv", ("problem", "method"), "parts", "steps")
-
-
 # Sections: title, file, command, what the table says, and what makes it.
 SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
     (
@@ -338,8 +267,8 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Networks of a user's own",
         "user_networks.json",
         "experiments/benchmarks/user_networks.py",
-        "Full-batch training by Adam beside a plain loop of torch_geometric: same start, rate, epochs, threads. gatv2 and "
-        "pna have batch normalisation: the loop's running averages lag behind after few epochs, mldd's fit the last "
+        "Full-batch training by Adam beside a plain loop of torch_geometric: same start, rate, epochs, threads. gatv2 "
+        "and pna have batch normalisation: the loop's running averages lag behind after few epochs, mldd's fit the last "
         "parameters, whence the higher accuracy.",
         user_networks,
     ),
@@ -416,45 +345,8 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "A fault is a crash, a hang, an answer of more than a line, memory without bound, or code that runs.",
         fuzzing,
     ),
-    (
-        "ML-ADAGB2 against levels",
-        "gratton2025recursive/levels.csv",
-        "python -m experiments.gratton2025recursive.levels",
-        "Outer steps until the projected gradient has fallen by 1e-5, 63 x 63 nodes; our reference run of the methods "
-        "of arXiv 2507.11513, with Hessian products and to first order. > is not reached.",
-        levels_of_adagrad,
-    ),
-    (
-        "DD-ADAGB2 against subdomains",
-        "gratton2025recursive/subdomains.csv",
-        "python -m experiments.gratton2025recursive.subdomains",
-        "The same for Schwarz methods on one and two levels, with two layers of nodes around every subdomain.",
-        subdomains_of_adagrad,
-    ),
-    (
-        "Noise and rounding of gradients",
-        "gratton2025recursive/noise.csv",
-        "python -m experiments.gratton2025recursive.noise",
-        "Outer steps until the exact projected gradient has fallen by 1e-3, on one and three levels: gradients rounded "
-        "to bfloat16, and with relative Gaussian noise on every component.",
-        noise_of_adagrad,
-    ),
-    (
-        "RASPEN and ASPIN against subdomains",
-        "dolean2016raspen/counts.csv",
-        "python -m experiments.dolean2016raspen.counts",
-        "GMRES iterations of all Newton steps until the gradient has fallen by 1e-8; our reference run.",
-        raspen,
-    ),
-    (
-        "Nonlinear Schwarz with bounds",
-        "kothari2022bounds/counts.csv",
-        "python -m experiments.kothari2022bounds.counts",
-        "Outer steps until the projected gradient has fallen by 1e-6, 31 x 31 nodes; our reference run of the methods "
-        "of arXiv 2211.14780.",
-        schwarz_with_bounds,
-    ),
-    *beside_peers.sections(table),
+    *papers.SECTIONS,
+    *beside_peers.sections(),
 ]
 
 

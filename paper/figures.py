@@ -19,6 +19,7 @@ from matplotlib import pyplot
 sys.path.insert(0, str(Path(__file__).parent))
 
 import build
+from tables import read
 
 OUT = Path(__file__).parent / "figures"
 # Okabe and Ito's colours: a method has the same one everywhere.
@@ -87,7 +88,7 @@ def data_rich() -> None:
 
 def regions() -> None:
     """Draw where local Adam is faster than synchronous Adam by the cost model, by network, time and devices."""
-    rows = build.read("gnn_decomposition/regions.csv")
+    rows = read("gnn_decomposition/regions.csv")
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure, axes = pyplot.subplots(2, 4, figsize=(6.6, 3.4), sharex=True, sharey=True, layout="constrained")
     levels = [0.0, 0.98, 1.1, 1.5, 2.0, 4.0, 8.0, 16.0, 1e9]

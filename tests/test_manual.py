@@ -134,6 +134,12 @@ def test_every_picture_is_drawn_by_a_function_and_shown_on_a_page():
     assert sorted(drawn) == sorted(shown) == sorted(name.id for name in names)
 
 
+def test_fractions_have_braces():
+    """What makes MathML of formulas takes the digits of a fraction without braces for one number, in silence."""
+    pages = [*FOLDER.glob("*.md"), FOLDER.parent / "methods.md"]
+    assert not [path.name for path in pages if re.search(r"\\[td]?frac\d", path.read_text(encoding="utf-8"))]
+
+
 @pytest.mark.parametrize("page", sorted(set(PATHS) - set(CHECKED)))
 def test_a_page_runs(tried, page):
     tried(page)

@@ -11,12 +11,14 @@ arXiv 2203.01647. Architectures, data and numbers of arXiv 2302.07049 are not at
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from experiments.images import images_of
+from experiments.operators import Residual
 from experiments.study import Case, Picture, Study, minimise
 from mldd import Bounds, Stop
 from mldd.algebra import Hierarchy, Level, MatrixTransfer, ModuleObjective, Noisy, Price
@@ -43,24 +45,7 @@ class Config:
     steps: int = 400
 
 
-class Residual(torch.nn.Module):
-    """Linear, residual steps, linear."""
-
-    def __init__(self, inputs: int, width: int, blocks: int, horizon: float) -> None:
-        super().__init__()
-        self.first, self.last = torch.nn.Linear(inputs, width), torch.nn.Linear(width, 10)
-        self.blocks = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(blocks))
-        self.dt = horizon / blocks
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits."""
-        y = torch.tanh(self.first(x))
-        for block in self.blocks:
-            y = y + self.dt * torch.tanh(block(y))
-        return self.last(y)
-
-
-def copies(fine: Residual, coarse: Residual) -> MatrixTransfer:
+def copies(fine: torch.nn.Module, coarse: torch.nn.Module) -> MatrixTransfer:
     """Return the prolongation that copies every coarse block to two fine ones and keeps the other layers."""
     columns = {name: k for k, (name, _) in enumerate(coarse.named_parameters())}
     starts, at = [], 0
@@ -69,8 +54,7 @@ def copies(fine: Residual, coarse: Residual) -> MatrixTransfer:
         at += parameter.numel()
     found = []
     for name, parameter in fine.named_parameters():
-        kind, number, *rest = name.split(".")
-        of = ".".join([kind, str(int(number) // 2), *rest]) if kind == "blocks" else name
+        of = re.sub(r"blocks\.(\d+)", lambda match: f"blocks.{int(match[1]) // 2}", name)
         found.append(starts[columns[of]] + torch.arange(parameter.numel()))
     column = torch.cat(found)
     entries = torch.stack([torch.arange(len(column)), column])
@@ -78,29 +62,37 @@ def copies(fine: Residual, coarse: Residual) -> MatrixTransfer:
     return MatrixTransfer(torch.sparse_coo_tensor(entries, ones, (len(column), at), check_invariants=True).coalesce())
 
 
+def depth_hierarchy(
+    nets: list[torch.nn.Module], loss: Callable[[torch.nn.Module], torch.Tensor], shares: list[float], box: float
+) -> Hierarchy:
+    """Return the losses of networks, each of half the depth of the one before; all parameters lie in [-box, box]."""
+    made = []
+    for k, (net, share) in enumerate(zip(nets, shares, strict=True)):
+        size = sum(p.numel() for p in net.parameters())
+        bounds = Bounds(*(torch.full((size,), sign * box, dtype=torch.float64) for sign in (-1, 1)), box == math.inf)
+        f = ModuleObjective(net, loss, bounds, Price(share, fine=k == 0))
+        made.append(Level(f, copies(nets[k - 1], net) if k else None, share))
+    return Hierarchy(tuple(made))
+
+
 def residual_hierarchy(
     data: str, sizes: tuple[int, int, float], levels: int, seed: int, box: float = math.inf
 ) -> Hierarchy:
-    """Return the losses of networks of L, L / 2, L / 4, ... residual steps; all parameters lie in [-box, box]."""
+    """Return the losses of residual networks of L, L / 2, L / 4, ... steps on images."""
     width, blocks, horizon = sizes
     images, labels, test = images_of(data)
     train = torch.ones(len(labels), dtype=torch.bool)
     train[test] = False
     x, y = images[train], labels[train]
     torch.manual_seed(seed)
-    nets = [Residual(images.shape[1], width, blocks >> k, horizon).double() for k in range(levels)]
-    made = []
-    for k, net in enumerate(nets):
-        size = sum(p.numel() for p in net.parameters())
-        bounds = Bounds(*(torch.full((size,), sign * box, dtype=torch.float64) for sign in (-1, 1)), box == math.inf)
-        share = (2 + (blocks >> k)) / (2 + blocks)
+    nets: list[torch.nn.Module] = [
+        Residual(images.shape[1], width, blocks >> k, horizon).double() for k in range(levels)
+    ]
 
-        def loss(module: torch.nn.Module) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(module(x), y)
+    def loss(module: torch.nn.Module) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(module(x), y)
 
-        f = ModuleObjective(net, loss, bounds, Price(share, fine=k == 0))
-        made.append(Level(f, copies(nets[k - 1], net) if k else None, share))
-    return Hierarchy(tuple(made))
+    return depth_hierarchy(nets, loss, [(2 + (blocks >> k)) / (2 + blocks) for k in range(levels)], box)
 
 
 def noisy(hierarchy: Hierarchy, noise: float, seed: int) -> Hierarchy:

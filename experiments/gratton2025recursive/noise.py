@@ -19,7 +19,7 @@ import torch
 
 import mldd
 from experiments.gratton2025recursive.levels import smoother_of
-from experiments.study import Case, Study, counts, minimise
+from experiments.study import Case, Picture, Study, counts, minimise
 from mldd import Stop
 from mldd.algebra import Around, Hierarchy, Noisy, uncounted
 from mldd.loop import Status
@@ -106,6 +106,7 @@ STUDY = Study(
     Config(problems=("obstacle",), n=31, kinds=("exact", "bfloat16", "gauss-0.25"), seeds=(0,)),
     cases,
     run,
+    Picture("levels", "steps", ("noise",), ("problem",), "y", ("levels", "outer steps")),
 )
 
 

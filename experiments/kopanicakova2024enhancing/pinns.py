@@ -73,8 +73,8 @@ class Setting:
         """Return the method."""
         if self.method == "adam":
             return Adam(problem.preset.rate)
-        if self.method == "lbfgs":
-            return LBFGS()
+        if "lbfgs" in self.method:
+            return LBFGS(*map(int, self.method.split()[1:]))
         order: Any = "additive" if "aspqn" in self.method else "multiplicative"
         subdomains = problem.decomposition(self.parts or problem.net.layers, 0)
         return SchwarzLBFGS(subdomains, order, comm=comm, **self.options(problem))

@@ -6,7 +6,8 @@
 Subdomains are runs of layers, widened by `overlap` layers on both sides; the coarse step is L-BFGS on the first layer
 of every subdomain, before the sweep. Local corrections are searched along one after the other ("subdomain-wise
 synchronisation" as in the authors' code). Every run may do the same work, of all subdomains together. The tables of
-arXiv 2406.10997 are not at hand: this is our reference run. Its operator networks (DeepONet) are not in mldd.
+arXiv 2406.10997 are not at hand: this is our reference run; its operator networks
+are in `experiments.lee2024twolevel.deeponet`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How Sphinx builds the manual: `make manual`, or `python -m sphinx -W paper/manual build/manual`.
 
-Pages are Markdown, notebooks are Markdown with code cells, and the pages of the interface are written anew by every
-build (`interface.py`). Formulas become MathML, so that a page needs no network when it is read either.
+Pages are Markdown, notebooks are Markdown with code cells; the pages of the interface (`interface.py`) and that of the
+methods (`formulas.py`) are written anew by every build. Formulas become MathML, so that a page needs no
+network when it is read either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from sphinx.writers.html5 import HTML5Translator
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import interface  # noqa: E402 (it stands beside this file)
+import formulas  # noqa: E402 (it stands beside this file)
+import interface  # noqa: E402 (as does this)
 
 import mldd  # noqa: E402
 
@@ -81,7 +83,8 @@ def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lin
 
 
 def setup(app: Sphinx) -> None:
-    """Write the pages of the interface before Sphinx looks for pages; draw formulas as MathML."""
+    """Write the pages of the interface and of the methods before Sphinx looks for pages; draw formulas as MathML."""
     app.connect("autodoc-process-docstring", literal, priority=400)  # before numpydoc, which has 500
     interface.write(HERE / "api")
+    formulas.write(HERE / "formulas")
     app.add_html_math_renderer("mathml", (math, None), (displayed, None))

@@ -25,9 +25,9 @@ from scipy.spatial import Delaunay
 from mldd import Stop, minimise
 from mldd.algebra import Hierarchy
 from mldd.graph import Graph, grow, nested, partition
-from mldd.problems.grids import Obstacle, Quadratic
+from mldd.problems.grids import Forchheimer, Obstacle, Quadratic
 from mldd.problems.nets import composite_labels
-from mldd.solvers import LBFGS, MultilevelAdaGrad, NonlinearSchwarz
+from mldd.solvers import LBFGS, MultilevelAdaGrad, NewtonCG, NonlinearSchwarz, Raspen
 
 # Okabe and Ito's colours, which those who do not see red or green tell apart.
 BLUE, ORANGE, GREEN, RED, BLACK, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000", "#999999"
@@ -216,7 +216,79 @@ def scalable() -> Any:
     return figure
 
 
-PICTURES: tuple[Callable[[], Any], ...] = (subdomains, composite, levels, cycle, combined, scalable)
+def coarse_space() -> Any:
+    """Draw the error that sweeps leave on a line, without and with a coarse space of hats at the interfaces."""
+    problem = Forchheimer(n=119)
+    f, place = problem.objective(), 1.5 * np.arange(1, 120) / 120
+    decomposition, exact = problem.decomposition(parts=6, overlap=3), problem.solution()
+    wave = torch.sin(torch.arange(1, 120, dtype=torch.float64) * 40 * torch.pi / 120)
+    start = 0.2 * wave  # from zero, the error is smooth; this adds one that is not
+    figure, axes = pyplot.subplots(1, 3, figsize=(8.4, 2.9), layout="constrained")
+    axes[0].sharey(axes[1])
+    coarse = problem.coarse_hierarchy(2, 6)
+    for ax, hierarchy, title in ((axes[0], None, "one level"), (axes[1], coarse, "two levels")):
+        solver = NonlinearSchwarz(decomposition, hierarchy, local_steps=30, local_rtol=1e-10, globalisation="none")
+        for sweeps, colour, dashes in ((0, GREY, "-"), (1, RED, "--"), (4, BLUE, "-"), (16, GREEN, "-.")):
+            x = minimise(f, start.clone(), solver, stop=Stop(max_steps=sweeps)).x if sweeps else start
+            ax.plot(place, x - exact, dashes, color=colour, label=f"after {sweeps} sweeps")
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("place")
+    transfer = coarse[1].transfer
+    for k, row in enumerate(torch.eye(transfer.shape[1], dtype=torch.float64)):
+        axes[2].plot(place, transfer.prolong(row), color=(BLUE, RED, GREEN)[k % 3])
+    axes[2].set_title("the coarse space", fontsize=9)
+    axes[2].set_xlabel("place")
+    axes[0].set_ylabel("error")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def preconditioned() -> Any:
+    """Draw how Newton's method, RASPEN and its fixed-point iteration converge, and what RASPEN asks of GMRES."""
+    problem = Forchheimer(n=149)
+    f, stop = problem.objective(), Stop(max_steps=40, rtol=1e-9, norm=2.0)
+    local, parts = NewtonCG(rtol=1e-10), problem.decomposition(5, 3)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
+    runs = (
+        ("Newton", NewtonCG(dense=150), BLACK, "o"),
+        ("sweeps (fixed point)", NonlinearSchwarz(parts, local=local, local_steps=50, globalisation="none"), RED, "s"),
+        ("RASPEN", Raspen(parts, local=local, globalisation="line-search"), BLUE, "^"),
+    )
+    for name, solver, colour, marker in runs:
+        records: list[Any] = []
+        minimise(f, problem.initial(), solver, stop=stop, monitors=[records.append])
+        shown = [r for r in records if r.step <= 14]
+        left.semilogy([r.step for r in shown], [r.measure for r in shown], marker + "-", color=colour, label=name)
+    counts = (2, 5, 10, 15)
+    for name, two, colour, marker in (("one level", False, RED, "s"), ("with hats", True, BLUE, "o")):
+        found = []
+        for count in counts:
+            hierarchy = problem.coarse_hierarchy(2, count) if two else None
+            solver = Raspen(problem.decomposition(count, 3), hierarchy, local=local, globalisation="line-search")
+            result = minimise(f, problem.initial(), solver, stop=stop)
+            found.append(result.state.krylov / result.record.step)
+        right.plot(counts, found, marker + "-", color=colour, label=name)
+    left.set_xlabel("outer iterations")
+    left.set_ylabel("2-norm of the gradient")
+    right.set_xlabel("subdomains")
+    right.set_ylabel("GMRES iterations per Newton step")
+    right.set_xticks(counts)
+    left.set_ylim(bottom=1e-21)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+PICTURES: tuple[Callable[[], Any], ...] = (
+    subdomains,
+    composite,
+    levels,
+    cycle,
+    combined,
+    scalable,
+    coarse_space,
+    preconditioned,
+)
 
 
 def main(folder: Path) -> None:
