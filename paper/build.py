@@ -268,8 +268,8 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "user_networks.json",
         "experiments/benchmarks/user_networks.py",
         "Full-batch training by Adam beside a plain loop of torch_geometric: same start, rate, epochs, threads. gatv2 "
-        "and pna have batch normalisation: the loop's running averages lag behind after few epochs, mldd's fit the last "
-        "parameters, whence the higher accuracy.",
+        "and pna have batch normalisation: the loop's running averages lag behind after few epochs, those of mldd fit "
+        "the last parameters, whence the higher accuracy.",
         user_networks,
     ),
     (
