@@ -41,6 +41,7 @@ SOLVERS = {
     "schwarz": "#D55E00",
     "dd-adagrad": "#CC79A7",
     "ml-adagrad": "#E69F00",
+    "adagrad": "#E69F00",
     "ml-lbfgs": "#E69F00",
     "mofftr": "#E69F00",
 }

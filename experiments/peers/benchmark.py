@@ -32,6 +32,7 @@ from mldd.loop import replacing
 from mldd.ranks import Communicator, prepare, world
 
 CODE = ["mldd", "problems", "solvers", "experiments/peers/race.py", "experiments/machine.py"]
+LABELS = {"total": "CPU time with set-up (s)", "gradients": "gradients of the whole problem"}
 KEYS = ("problem", "method", "rate", "seed")
 
 
@@ -214,24 +215,27 @@ def quartiles(rows: list[Row], column: str, runs: int) -> tuple[float, float, fl
 
 
 def draw(rows: list[Row], path: Path, axis: str) -> None:
-    """Draw time and gradients to every target: a row of panels per problem, medians with quartiles."""
+    """Draw time and gradients to every target, two panels per problem, with quartiles; of many problems time."""
     rows = [row | {"total": total(row)} for row in rows if row["target"] and row["source"] != "absent"]
     tasks = list(dict.fromkeys(row["problem"] for row in rows))
-    figure = Figure(figsize=(7.5, 1.0 + 2.7 * len(tasks) + 0.16 * len({row["method"] for row in rows}) / 3))
-    figure.set_layout_engine("constrained")
+    costs = ("total", "gradients") if len(tasks) <= 4 else ("total",)
+    across = 2 if len(tasks) <= 4 else 4
+    panels = [(task, column) for task in tasks for column in costs]
+    height = 1.0 + 2.7 * -(-len(panels) // across) + 0.16 * len({row["method"] for row in rows}) / 3
+    figure = Figure(figsize=(7.5 if across == 2 else 11.0, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
-    labels = {"total": "CPU time with set-up (s)", "gradients": "gradients of the whole problem"}
-    for line, task in zip(axes, tasks, strict=True):
-        for ax, column in zip(line, labels, strict=True):
-            of_task = [row for row in rows if row["problem"] == task]
-            for name in dict.fromkeys(row["method"] for row in of_task):
-                _curve(ax, name, [row for row in of_task if row["method"] == name], column)
-            ax.set(xscale="log", yscale="log", xlabel=labels[column])
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.grid(color="#dddddd", linewidth=0.6)
-        line[0].set(ylabel=f"target: {axis}")
-        line[0].set_title(task, loc="left", fontsize=9)
+    axes = figure.subplots(-(-len(panels) // across), across, squeeze=False)
+    for ax, (task, column) in zip(axes.ravel(), panels, strict=False):
+        of_task = [row for row in rows if row["problem"] == task]
+        for name in dict.fromkeys(row["method"] for row in of_task):
+            _curve(ax, name, [row for row in of_task if row["method"] == name], column)
+        ax.set(xscale="log", yscale="log", xlabel=LABELS[column])
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(color="#dddddd", linewidth=0.6)
+        ax.set_title(task, loc="left", fontsize=9)
+    for ax in axes.ravel()[len(panels) :]:
+        ax.set_visible(False)
+    figure.supylabel(f"target: {axis}", fontsize=10)
     handles = {text: h for ax in axes.ravel() for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     with replacing(path) as new:
