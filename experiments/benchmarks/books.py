@@ -159,6 +159,11 @@ class MeteredHessian:
         """Return the diagonal."""
         return self.plain.diagonal
 
+    @property
+    def largest(self) -> float:
+        """Return the estimate of the largest eigenvalue."""
+        return self.meter(self.kind, lambda: self.plain.largest)
+
     def product(self, v: Any) -> Any:
         """Return the product."""
         return self.meter(self.kind, lambda: self.plain.product(v))

@@ -67,6 +67,12 @@ class CalibratedHessian:
         """The diagonal."""
         return self.plain.diagonal
 
+    @property
+    def largest(self) -> float:
+        """The estimate of the largest eigenvalue of ``D^-1 H``."""
+        with rescaled(self.factor):
+            return self.plain.largest
+
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         with rescaled(self.factor):
@@ -120,7 +126,13 @@ class Calibrated(Around):
             return super().hessian_product(x, v)
 
     def hessian(self, x: Tensor) -> CalibratedHessian:
-        """Return the Hessian of `f` at a point."""
+        """Return the Hessian of `f` at a point.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,) or (p, m)
+            The point.
+        """
         return CalibratedHessian(hessian(self.f, x), self.factors.product)
 
 

@@ -21,7 +21,7 @@ Pair = tuple[Tensor, Tensor]
 _FORCING = 5  # sine and cosine of the local hour and of the day, height of the sun
 
 
-class Samples(Protocol):
+class StreamedSamples(Protocol):
     """Inputs and targets of the rows that a batch is made of."""
 
     def samples(self, origins: Ints) -> Pair:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mldd.algebra import Price
 from mldd.problems.forecasts import ForecastLoss
 from mldd.problems.nets import MiniBatches
-from mldd.problems.weather.samples import Samples
+from mldd.problems.weather.samples import StreamedSamples
 
 Ints = NDArray[np.int64]
 
@@ -24,7 +24,7 @@ class StreamedLoss(ForecastLoss):
 
     Parameters
     ----------
-    stream : Samples
+    stream : StreamedSamples
         Where the samples are from; ``batch`` has the grid of them alone.
     origins : ndarray, shape (S,), int64
         Of the samples.
@@ -32,7 +32,7 @@ class StreamedLoss(ForecastLoss):
         Which samples a step sees; all of them by default.
     """
 
-    stream: Samples = None  # type: ignore[assignment]  # fields behind those with defaults need one
+    stream: StreamedSamples = None  # type: ignore[assignment]  # fields behind those with defaults need one
     origins: Ints = None  # type: ignore[assignment]
     batches: MiniBatches | None = None
 

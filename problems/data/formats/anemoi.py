@@ -63,7 +63,7 @@ def read_anemoi(file: File) -> SeriesArrays:
 
 @contextmanager
 def damage_said(where: str) -> Iterator[None]:
-    """Turn what a damaged store raises into a refusal.
+    """Return a context that turns what a damaged store raises into a refusal.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class AnemoiStore:
         return int(given)
 
     def is_computed(self, name: str) -> bool:
-        """Say whether a variable is made from time and place, as the sine of the latitude and the insolation.
+        """Return whether a variable is made from time and place, as the sine of the latitude and the insolation.
 
         Parameters
         ----------
@@ -154,7 +154,7 @@ class AnemoiStore:
         return bool(self.metadata.get(name, {}).get("computed_forcing"))
 
     def is_constant(self, name: str) -> bool:
-        """Say whether a variable does not change in time.
+        """Return whether a variable does not change in time.
 
         Parameters
         ----------
@@ -169,7 +169,13 @@ class AnemoiStore:
         return [name for name in self.names if not self.is_computed(name) and not self.is_constant(name)]
 
     def wanted(self) -> list[str]:
-        """Return the variables that are to be forecast."""
+        """Return the variables that are to be forecast.
+
+        Raises
+        ------
+        DataError
+            One that is not there, or several or none where none is asked for.
+        """
         for name in self.file.variables:
             if name not in self.names:
                 no_variable(self.where, name, self.names)
