@@ -44,6 +44,10 @@ SOLVERS = {
     "adagrad": "#E69F00",
     "ml-lbfgs": "#E69F00",
     "mofftr": "#E69F00",
+    "newton": "#999999",
+    "aspin": "#009E73",
+    "raspen": "#0072B2",
+    "nras": "#56B4E9",
 }
 PEERS = ("torch", "scipy", "tao", "snes", "dd4ml", "ml_apts", "fbpinns")
 _OTHERS = "#8C510A"  # peers from their own code
@@ -63,6 +67,24 @@ def style_of(name: str) -> dict[str, str]:
     marker = MARKERS[0 if is_plain else 1 + zlib.crc32(name.encode()) % 6]
     line = "--" if name.startswith(PEERS) or solver not in SOLVERS else "-"
     return {"color": SOLVERS.get(solver, _OTHERS), "marker": marker, "linestyle": line}
+
+
+def curve_style(name: str, names: list[str]) -> dict[str, str]:
+    """Return the style of one of several curves: solvers have their colours, and their variants markers and dashes.
+
+    Parameters
+    ----------
+    name : str
+        Such as "raspen, levels 2": the solver first, if there is one.
+    names : list of str
+        All of them.
+    """
+    solver = name.split(",")[0].split(" ")[0]
+    if solver not in SOLVERS:
+        k = names.index(name)
+        return {"color": COLOURS[k % 7], "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":")[k // 7 % 3]}
+    k = [other for other in names if other.split(",")[0].split(" ")[0] == solver].index(name)
+    return {"color": SOLVERS[solver], "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":", "-.")[k % 4]}
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
@@ -110,14 +132,14 @@ def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     ticks = sorted({float(row[picture.x]) for row in rows})
     for ax, (panel, of_panel) in zip(axes, panels.items(), strict=False):
         for name, of_curve in groups(of_panel, picture.curves).items():
-            k = names.index(name)
-            style = MARKERS[k % 7] + ("-", "--", ":")[k // 7 % 3]
-            ax.plot(*points(of_curve, picture), style, color=COLOURS[k % 7], markersize=4, label=name)
+            style = curve_style(name, names)
+            ax.plot(*points(of_curve, picture), **style, markersize=4, label=name)
             missed = [row for row in of_curve if not REACHED.match(row.get("status", "converged"))]
-            ax.plot(*points(missed, picture), "o", color=COLOURS[k % 7], markersize=9, markerfacecolor="none")
+            ax.plot(*points(missed, picture), "o", color=style["color"], markersize=9, markerfacecolor="none")
         scale(ax, picture.log, ticks)
         ax.set(title=panel, xlabel=picture.labels[0] or picture.x, ylabel=picture.labels[1] or picture.y)
         ax.grid(color="#dddddd", linewidth=0.6)
+        ax.tick_params(labelbottom=True)  # also where the panel below is empty
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     handles = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
