@@ -7,7 +7,7 @@ it; both give the same numbers up to rounding.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -86,30 +86,39 @@ def five_points(
     """
     dim, columns = len(shape), shape[-1]
     rows = shape[0] if dim == 2 else 1
-    out, size, constant = torch.empty_like(values), rows * columns, 0.0
+    out, size, total, constant = torch.empty_like(values), rows * columns, values.numel(), 0.0
+    if values.shape[-1] != size:
+        _check_numbers(values.shape[-dim:].numel(), size)
     if load is not None and load.dim() == 0:
         constant, load = float(load), None
     weights: tuple[Any, ...] = (None, None, None, False)
     if edges is not None:
-        fields = edges.across, edges.down, edges.diagonal
-        weights = (*(t.data_ptr() for t in fields), edges.diagonal.numel() > size)
+        weights = (edges.across.data_ptr(), edges.down.data_ptr(), *_field(edges.diagonal, size, total))
     functions.five_points(
-        values.numel() // size, rows, columns, scale, 2 * dim * scale, constant, *_field(load, size),
-        *_field(bend, size), *weights, *map(_address, goal), values.data_ptr(), out.data_ptr(),
+        total // size, rows, columns, scale, 2 * dim * scale, constant, *_field(load, size, total),
+        *_field(bend, size, total), *weights, *_goal(goal, total), values.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
 
 
-def _address(values: Tensor | None) -> int | None:
-    return None if values is None else values.data_ptr()
+def _check_numbers(got: int, *expected: int) -> None:
+    """Refuse a tensor that is too short or too long: compiled functions would read what lies behind it."""
+    if got not in expected:
+        raise ValueError(f"expected {' or '.join(map(str, expected))} numbers, got {got}; give the values at all nodes")
 
 
-def _field(values: Tensor | None, size: int) -> tuple[int | None, bool]:
+def _goal(goal: Goal, total: int) -> Iterator[int | None]:
+    for values in goal:
+        if values is not None:
+            _check_numbers(values.numel(), total)
+        yield None if values is None else values.data_ptr()
+
+
+def _field(values: Tensor | None, size: int, total: int) -> tuple[int | None, bool]:
     """Return where a field is, and whether every member of a batch has its own."""
     if values is None:
         return None, False
-    if values.numel() % size:
-        raise ValueError(f"a field must have {size} numbers for every member of a batch, got {values.numel()} in all")
+    _check_numbers(values.numel(), size, total)
     return values.data_ptr(), values.numel() > size
 
 
@@ -131,11 +140,13 @@ def linked_points(
     goal : tuple of two Tensors, shape of v
         As for `five_points`.
     """
-    out, n = torch.empty_like(v), v.shape[-1]
+    out, n, total = torch.empty_like(v), v.shape[-1], v.numel()
+    _check_numbers(n, diagonal.shape[-1])
+    where, is_own = _field(diagonal, n, total)
     (k0, w0), (k1, w1), (k2, w2) = links
     functions.linked_points(
-        v.numel() // n, n, diagonal.numel() > n, k0, k1, k2, diagonal.data_ptr(), w0.data_ptr(), w1.data_ptr(),
-        w2.data_ptr(), *map(_address, goal), v.data_ptr(), out.data_ptr(),
+        total // n, n, is_own, k0, k1, k2, where, w0.data_ptr(), w1.data_ptr(), w2.data_ptr(), *_goal(goal, total),
+        v.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -191,7 +202,10 @@ def surface_links(functions: Any, x: Tensor, frame: Tensor, h: float) -> tuple[T
 def _windows(x: Tensor, frame: Tensor) -> tuple[int, int, int]:
     """Return the number of members of a batch, and their rows and columns."""
     rows, columns = (k - 2 for k in frame.shape[-2:])
-    return x.numel() // (rows * columns), rows, columns
+    members = x.numel() // x.shape[-1]
+    _check_numbers(x.shape[-1], rows * columns)
+    _check_numbers(frame.shape[:-2].numel(), 1, members)
+    return members, rows, columns
 
 
 def prolong(functions: Any, e: Tensor, fine: Grid, coarse: Grid) -> Tensor:
@@ -206,6 +220,7 @@ def prolong(functions: Any, e: Tensor, fine: Grid, coarse: Grid) -> Tensor:
     fine, coarse : Grid
         Both grids.
     """
+    _check_numbers(e.numel(), coarse.size)
     out, scratch = e.new_empty(fine.size), e.new_empty(coarse.shape[-1])
     functions.prolong(*_extents(fine, coarse), e.data_ptr(), scratch.data_ptr(), out.data_ptr())
     return out
@@ -223,6 +238,7 @@ def restrict(functions: Any, g: Tensor, fine: Grid, coarse: Grid) -> Tensor:
     fine, coarse : Grid
         Both grids.
     """
+    _check_numbers(g.numel(), fine.size)
     out, scratch = g.new_empty(coarse.size), g.new_empty(fine.shape[-1])
     functions.restrict_to(*_extents(fine, coarse), g.data_ptr(), scratch.data_ptr(), out.data_ptr())
     return out

@@ -1,6 +1,7 @@
 """Compiled stencils: against dense matrices, against operations in torch, and without a compiler."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from mldd.algebra import hessian
 from mldd.problems.grids import Bratu, Membrane, MinimalSurface, MoreBV, Obstacle, Quadratic
 from mldd.problems.grids import compiled_stencils as compiled
+from mldd.problems.grids.grid import Grid, GridTransfer
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 PROBLEMS = [Obstacle, Bratu, Membrane, MinimalSurface, MoreBV, lambda n, dtype: Quadratic(n, dtype, dim=1)]
@@ -90,8 +92,8 @@ def test_what_is_differentiated_or_strided_is_left_to_torch():
 
 
 def test_a_field_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="must have 9 numbers for every member of a batch, got 4"):
-        compiled._field(torch.ones(4), 9)
+    with pytest.raises(ValueError, match="expected 9 or 18 numbers, got 4"):
+        compiled._field(torch.ones(4), 9, 18)
 
 
 @pytest.mark.parametrize("compiler", ["", "false"])
@@ -126,3 +128,24 @@ def test_a_library_with_wrong_numbers_is_not_used(elsewhere, tmp_path, right, wr
     elsewhere.setattr(compiled, "_SOURCE", source)
     with pytest.warns(UserWarning, match="wrong numbers"):
         assert compiled.library(torch.float64) is None
+
+
+def test_vectors_of_another_length_are_refused():
+    zeros = partial(torch.zeros, dtype=torch.float64)
+    f, surface, transfer = Obstacle(n=15).objective(), MinimalSurface(n=15).objective(), GridTransfer(Grid(15))
+    n, bend = 225, zeros(2, 225)
+    for call in (
+        lambda: f.gradient(zeros(n - 1)),
+        lambda: f.gradient(zeros(2 * n)),
+        lambda: f.value_and_gradient(zeros(2, n + 1)),
+        lambda: f.hessian_product(zeros(n), zeros(n - 1)),
+        lambda: hessian(f, zeros(n)).defect(zeros(n), zeros(n - 1), zeros(n)),
+        lambda: f._apply(zeros(3, n), None, bend),
+        lambda: surface.gradient(zeros(n - 1)),
+        lambda: surface.hessian_product(zeros(n), zeros(n + 1)),
+        lambda: hessian(surface, zeros(n)).defect(zeros(n), zeros(n), zeros(n - 1)),
+        lambda: transfer.prolong(zeros(48)),
+        lambda: transfer.restrict(zeros(n - 1)),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            call()
