@@ -203,8 +203,14 @@ class WindowLoss:
         """No bounds."""
         return Bounds.free(*self.shape, dtype=self.frozen.dtype, device=self.frozen.device)
 
+    def _check(self, x: Tensor) -> None:
+        """Refuse a vector of another shape: patches take their parameters by place."""
+        if x.shape != self.shape:
+            raise ValueError(f"`x` must have shape {self.shape}, got {tuple(x.shape)}")
+
     def _start(self, x: Tensor) -> tuple[Tensor, list[Evaluation]]:
         """Return the fields, shape (R, k, M), and the evaluations that they came from."""
+        self._check(x)
         fields, evaluations = self.frozen.clone(), []
         for patch in self.patches:
             evaluations.append(patch.forward(x))
@@ -297,6 +303,8 @@ class WindowLoss:
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``H(x) v`` by differentiating ``<g, v>``."""
+        self._check(x)
+        self._check(v)
         self.price.of_product(self._rows())
         layouts = [patch.streams.net.layout for patch in self.patches]
         leaves = [layout.leaves(patch.of(x)) for layout, patch in zip(layouts, self.patches, strict=True)]

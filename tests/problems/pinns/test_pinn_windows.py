@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -118,6 +119,16 @@ def test_equations_in_two_dimensions(name):
     value, g = f.value_and_gradient(x.detach())
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(g, gradient, rtol=1e-6, atol=1e-7 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("numbers", [-1, 1])
+def test_vectors_of_another_length_are_refused(numbers):
+    f = pinn("poisson1d", "windows", points=40).objective()
+    x = torch.zeros(f.size, dtype=torch.float64)
+    wrong = torch.zeros(f.size + numbers, dtype=torch.float64)
+    for call in (f.value, f.gradient, f.value_and_gradient, partial(f.hessian_product, x)):
+        with pytest.raises(ValueError, match="must have shape"):
+            call(wrong)
 
 
 def test_hessian_product_is_the_difference_of_gradients():
