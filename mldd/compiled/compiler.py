@@ -1,7 +1,7 @@
 """A C source as a shared library for one processor and precision, where there is a C compiler.
 
 It is compiled once with the compiler named by ``CC`` (by default ``cc``) and kept in the user's cache. Without a
-compiler, or with an empty ``CC``, there is none, and operations of torch are used.
+compiler, with an empty ``CC``, or where the cache cannot be written, there is none, and operations of torch are used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def library_of(
 
 
 def _compiled(source: Path, real: str) -> Any:
-    """Return the shared library from the cache, or compiled now; None without a compiler that can."""
+    """Return the shared library from the cache, or compiled now; None without a compiler and a place for the result."""
     compiler = shutil.which(os.environ.get("CC", "cc") or " ")
     if compiler is None:
         return None
@@ -65,7 +65,8 @@ def _compiled(source: Path, real: str) -> Any:
     try:
         file = _cache() / name
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            if not _is_writable(file.parent):
+                return None
             _compile(compiler, source, real, file)
         return ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError) as error:
@@ -85,6 +86,15 @@ def _compile(compiler: str, source: Path, real: str, file: Path) -> None:
         if done.returncode != 0:
             raise OSError(done.stderr.strip()[-300:])
         os.replace(made, file)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether files can be put into a folder, which is made if need be: homes may be read-only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _cache() -> Path:
