@@ -285,7 +285,7 @@ def calibrated_decomposition(
     """
     with uncounted():
         models = decomposition.models(sampled(f, 0), x, None)
-    points = decomposition.gather(x)
+    points = decomposition.gather(x).contiguous()  # in a run each member has values of its own
     factors = factors_of(models, points, unit, agree)
     plain = decomposition.build
     samples = itertools.count()
