@@ -169,10 +169,14 @@ class Linearised:
         """
         return self.product(z).neg_()
 
+    @property
+    def _is_batched(self) -> bool:
+        return bool(getattr(without_memory(self._f), "batched", False))
+
     @cached_property
     def _hessians(self) -> list[Hessian]:
         """The Hessians at the points: one of a batch, or one for each."""
-        if not self._exact or getattr(without_memory(self._f), "batched", False):
+        if not self._exact or self._is_batched:
             return [hessian(self._f, self._points)]
         return [hessian(self._f, point) for point in self._points]
 
@@ -184,7 +188,7 @@ class Linearised:
         if not len(d.local):
             return u.new_zeros(d.indices.shape)
         with on_this_rank():
-            if getattr(without_memory(self._f), "batched", False):
+            if self._is_batched:
                 spread = self._hessians[0].product(u.expand_as(self._points).contiguous())
             else:
                 spread = torch.stack([here.product(u) for here in self._hessians])

@@ -19,7 +19,7 @@ class Hessian(Protocol):
     """The Hessian at one point.
 
     An objective may offer it by a method ``hessian(x)``; it then agrees with ``hessian_product`` and
-    ``hessian_diagonal``.
+    ``hessian_diagonal``. What derives from this class has an estimate and a defect from its products.
     """
 
     @property
@@ -30,7 +30,7 @@ class Hessian(Protocol):
     @property
     def largest(self) -> float:
         """An upper estimate of the largest eigenvalue of ``D^-1 H``, D the diagonal: a smoother damps up to it."""
-        ...
+        return largest_eigenvalue(self)
 
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``, a new tensor.
@@ -54,11 +54,11 @@ class Hessian(Protocol):
         weight : Tensor, shape (n,) or (p, m)
             Factors of the components.
         """
-        ...
+        return torch.sub(b, self.product(v)).mul_(weight)
 
 
 @dataclass(frozen=True)
-class ByProducts:
+class ByProducts(Hessian):
     """The Hessian of an objective that shares nothing between products.
 
     Parameters
@@ -78,21 +78,12 @@ class ByProducts:
         found: Tensor = self.f.hessian_diagonal(self.x)
         return found
 
-    @property
-    def largest(self) -> float:
-        """By Lanczos' method."""
-        return largest_eigenvalue(self)
-
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         if v.dim() > self.x.dim():
             return torch.stack([self.product(row) for row in v])
         found: Tensor = self.f.hessian_product(self.x, v)
         return found
-
-    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-        """Return ``weight (b - H v)``."""
-        return torch.sub(b, self.product(v)).mul_(weight)
 
 
 def largest_eigenvalue(matrix: Hessian) -> float:

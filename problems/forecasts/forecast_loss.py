@@ -168,11 +168,10 @@ class ForecastLoss(NodeLoss):
 
     def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``H(x) v``, chunk by chunk."""
-        parts = [replace(self, batch=part, comm=None, price=_FREE, decay=0.0, chunk=0) for part in self._chunks()]
         self.price.of_product()
-        total = None
-        for part in parts:
-            product = NodeLoss.hessian_product(part, x, v)
+        total, alone = None, self._kept() | {"comm": None, "price": _FREE, "decay": 0.0, "chunk": 0}
+        for part in self._chunks():
+            product = NodeLoss.hessian_product(ForecastLoss(**alone | {"batch": part}), x, v)
             total = product if total is None else total.add_(product)
         assert total is not None
         v = v if self.mask is None else v * self.mask
@@ -189,9 +188,12 @@ class ForecastLoss(NodeLoss):
         if rows is None:
             return self
         price = replace(self.price, gradient=self.price.gradient * len(rows) / self.batch.samples)
-        kept = {f.name: getattr(self, f.name) for f in fields(ForecastLoss)}
-        kept |= {"batch": selected(self.batch, rows), "price": price, "rows": rows}
-        return ForecastLoss(**kept | {"scale": self.batch.samples / len(rows)})
+        drawn = {"batch": selected(self.batch, rows), "price": price, "rows": rows}
+        return ForecastLoss(**self._kept() | drawn | {"scale": self.batch.samples / len(rows)})
+
+    def _kept(self) -> dict[str, Any]:
+        """Return the fields of a loss without further samples."""
+        return {f.name: getattr(self, f.name) for f in fields(ForecastLoss)}
 
 
 @dataclass(frozen=True)

@@ -220,10 +220,7 @@ def prolong(functions: Any, e: Tensor, fine: Grid, coarse: Grid) -> Tensor:
     fine, coarse : Grid
         Both grids.
     """
-    _check_numbers(e.numel(), coarse.size)
-    out, scratch = e.new_empty(fine.size), e.new_empty(coarse.shape[-1])
-    functions.prolong(*_extents(fine, coarse), e.data_ptr(), scratch.data_ptr(), out.data_ptr())
-    return out
+    return _moved(functions.prolong, e, coarse, fine, _extents(fine, coarse))
 
 
 def restrict(functions: Any, g: Tensor, fine: Grid, coarse: Grid) -> Tensor:
@@ -238,9 +235,14 @@ def restrict(functions: Any, g: Tensor, fine: Grid, coarse: Grid) -> Tensor:
     fine, coarse : Grid
         Both grids.
     """
-    _check_numbers(g.numel(), fine.size)
-    out, scratch = g.new_empty(coarse.size), g.new_empty(fine.shape[-1])
-    functions.restrict_to(*_extents(fine, coarse), g.data_ptr(), scratch.data_ptr(), out.data_ptr())
+    return _moved(functions.restrict_to, g, fine, coarse, _extents(fine, coarse))
+
+
+def _moved(function: Any, v: Tensor, source: Grid, target: Grid, extents: tuple[int, ...]) -> Tensor:
+    """Return what a transfer makes of a vector on the grid `source` on the grid `target`."""
+    _check_numbers(v.numel(), source.size)
+    out, scratch = v.new_empty(target.size), v.new_empty(source.shape[-1])
+    function(*extents, v.data_ptr(), scratch.data_ptr(), out.data_ptr())
     return out
 
 

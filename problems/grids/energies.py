@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price, largest_eigenvalue
+from mldd.algebra import Bounds, Hessian, Price
 from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import EdgeWeights, local_price, members, pieces, stencil
@@ -297,7 +297,7 @@ class StencilHessian:
         f = self.energy
         functions = compiled.suited(v, b, weight, self.bend, *f._weights) if f.valid is None else None
         if functions is None:
-            return torch.sub(b, self.product(v)).mul_(weight)
+            return Hessian.defect(self, v, b, weight)
         f.price.of_product(members(f.bounds, v))
         return compiled.five_points(functions, v, f.shape, None, f.scale, self.bend, f.edges, (b, weight))
 
@@ -404,7 +404,7 @@ class BoundaryValueEnergy:
 
 
 @dataclass(frozen=True)
-class BoundaryValueHessian:
+class BoundaryValueHessian(Hessian):
     """The Hessian ``2/h^2 ((A + diag bend)^2 + diag own)`` of a `BoundaryValueEnergy` at one point.
 
     Parameters
@@ -428,11 +428,6 @@ class BoundaryValueHessian:
         squares = (self.bend + 4.0).square_().add_(around).add_(self.own)
         return squares.mul_(2.0 / self.energy.h**2).flatten(-2)
 
-    @property
-    def largest(self) -> float:
-        """By Lanczos' method."""
-        return largest_eigenvalue(self)
-
     def product(self, v: Tensor) -> Tensor:
         """Return ``H v``."""
         f = self.energy
@@ -441,7 +436,3 @@ class BoundaryValueHessian:
         along = stencil(values, 2, bend=self.bend)
         out = stencil(along, 2, bend=self.bend).addcmul_(self.own, values)
         return out.mul_(2.0 / f.h**2).view(v.shape)
-
-    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-        """Return ``weight (b - H v)``."""
-        return torch.sub(b, self.product(v)).mul_(weight)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Price
+from mldd.algebra import Bounds, Hessian, Price
 from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid_windows import GridDecomposition
 from mldd.problems.grids.stencils import PIECE, local_price, members
@@ -281,7 +281,7 @@ class SurfaceHessian:
         f, weights = self.energy, (w for _, w in self.links)
         functions = compiled.suited(v, b, weight, self.diagonal, *weights) if f.valid is None else None
         if functions is None:
-            return torch.sub(b, self.product(v)).mul_(weight)
+            return Hessian.defect(self, v, b, weight)
         f.price.of_product(members(f.bounds, v))
         return compiled.linked_points(functions, self.diagonal, self.links, v, (b, weight))
 

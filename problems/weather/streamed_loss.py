@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.algebra import Price
 from mldd.problems.forecasts import ForecastLoss
 from mldd.problems.nets import MiniBatches
 from mldd.problems.weather.samples import StreamedSamples
@@ -55,16 +54,6 @@ class StreamedLoss(ForecastLoss):
             yield replace(self.batch, features=(inputs,), targets=targets, samples=len(some))
 
     _chunks = chunks  # what the evaluations of the base class go through
-
-    def hessian_product(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return ``H(x) v``, chunk by chunk."""
-        self.price.of_product()
-        kept = {f.name: getattr(self, f.name) for f in fields(ForecastLoss)}
-        kept |= {"comm": None, "price": Price(0.0, fine=False), "decay": 0.0, "chunk": 0}
-        total = x.new_zeros(x.shape)
-        for part in self._chunks():
-            total += ForecastLoss(**kept | {"batch": part}).hessian_product(x, v)
-        return self._decayed(self._summed(total), v)
 
     def drawn(self, rows: Tensor | None) -> StreamedLoss:
         """Return the loss over the samples `rows` in place of all, without a new price.

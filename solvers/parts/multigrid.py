@@ -86,14 +86,14 @@ class Multigrid:
 
     def __init__(self, stages: list[GridStage], free: Tensor, degree: int, last: int) -> None:
         self._stages, self._free, self._steps = stages, [free], []
-        for stage in stages:
-            here = self._free[-1]
-            if stage.transfer is None:
-                self._is_direct = len(here) <= DENSE
-                self._steps.append([stage.factors(here)] if self._is_direct else stage.steps(here, last))
-            else:
-                self._steps.append(stage.steps(here, degree))
-                self._free.append((stage.transfer.inject(here) > 0.5).to(here.dtype))
+        for stage in stages[:-1]:
+            assert stage.transfer is not None  # noqa: S101 (only the last one has none)
+            self._steps.append(stage.steps(free, degree))
+            free = (stage.transfer.inject(free) > 0.5).to(free.dtype)
+            self._free.append(free)
+        is_direct = len(free) <= DENSE
+        self._factors = stages[-1].factors(free) if is_direct else None
+        self._steps.append([] if is_direct else stages[-1].steps(free, last))
 
     def __call__(self, r: Tensor, k: int = 0) -> Tensor:
         """Return an approximation of ``(F H F)^-1 r``, zero at fixed unknowns.
@@ -106,8 +106,8 @@ class Multigrid:
             Number of the stage.
         """
         stage, steps, free = self._stages[k], self._steps[k], self._free[k]
-        if stage.transfer is None and self._is_direct:
-            return torch.cholesky_solve(r[:, None], steps[0])[:, 0].mul_(free)
+        if stage.transfer is None and self._factors is not None:
+            return torch.cholesky_solve(r[:, None], self._factors)[:, 0].mul_(free)
         defect = stage.hessian.defect
         e = torch.mul(r, steps[0])
         for step in steps[1:]:
