@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from mldd import Objective
-from mldd.loop import Result, replacing
+from mldd.loop import Result, Status, replacing
 from mldd.loop import minimise as loop
 from mldd.ranks import Communicator, prepare, world
 
@@ -161,6 +161,16 @@ def minimise(objective: Objective, x: torch.Tensor, solver: Any, **options: Any)
     if result.status.is_unfinished:
         raise SystemExit(result.status.exit_code)
     return result
+
+
+def up_to(work: float) -> Callable[[Any, Any, Any], None]:
+    """Return what ends a run after the step in which it has done so much work on all ranks (its ``after_step``)."""
+
+    def look(x: Any, state: Any, history: Any) -> None:
+        if history.records[-1].cost.work_total >= work:
+            state.status = Status.max_steps
+
+    return look
 
 
 def version_of(package: str) -> str:

@@ -35,6 +35,7 @@ import torch
 
 import mldd
 from mldd.loop import Stop, minimise, write_table
+from mldd.models import replacing_folder
 from mldd.problems.weather import Weather
 from mldd.ranks import SERIAL, Communicator, prepare, timed, world
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
@@ -216,9 +217,8 @@ def main() -> None:
         worker(options)
         return
     if not options.data.exists():
-        partial = options.data.with_name(options.data.name + ".partial")
-        write(partial, *((16, 4, 20) if options.quick else (96, 20, 500)))
-        partial.rename(options.data)
+        with replacing_folder(options.data) as new:
+            write(new, *((16, 4, 20) if options.quick else (96, 20, 500)))
     rows: list[dict[str, Any]] = []
     for ranks in options.ranks:
         rows += measured(options, ranks)

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from experiments.operators import DeepONet, OperatorMisfit, samples
-from experiments.study import Case, Picture, Study, minimise
+from experiments.study import Case, Picture, Study, minimise, up_to
 from mldd import Stop
 from mldd.algebra import Decomposition, ModuleObjective, contiguous, index_decomposition
-from mldd.loop import Status
 from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, CoarseStep, SchwarzLBFGS
 
@@ -79,11 +78,7 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
             comm=comm,
         )
 
-    def enough(x: Any, state: Any, history: Any) -> None:
-        if history.records[-1].cost.work_total >= config.work:
-            state.status = Status.max_steps
-
-    result = minimise(f, f.initial(), solver, stop=Stop(10**9), after_step=enough, comm=comm)
+    result = minimise(f, f.initial(), solver, stop=Stop(10**9), after_step=up_to(config.work), comm=comm)
     new, end = samples(case["operator"], range(config.functions, 2 * config.functions)), result.record
     with torch.no_grad():
         error = new.error(f.load(result.x)(new.functions, new.points))

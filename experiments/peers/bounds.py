@@ -31,7 +31,7 @@ from experiments.gratton2023multilevel.depth import residual_hierarchy
 from experiments.machine import Need
 from experiments.peers.benchmark import Benchmark
 from experiments.peers.plain import scipy_lbfgs, torch_adam
-from experiments.peers.race import Budget, Mark, Method, Race, Task, ours
+from experiments.peers.race import Budget, Mark, Method, Race, Task, first_order, ours
 from mldd.algebra import Hierarchy, contiguous, index_decomposition
 from mldd.ranks import SERIAL, Communicator
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion, SchwarzAdaGrad
@@ -141,21 +141,17 @@ FIRST = 6.0 * 1438 * (64 * 32 + 8 * 32 * 32 + 32 * 10)
 BOXED = Task("digits in a box", Boxed, boxed_loss, (1.0, 0.3, 0.1, 0.03), Need(FIRST), budget=Budget(3.0, pause=0.02))
 
 
-def smoother(rate: float) -> AdaGrad:
-    """Return AdaGrad to first order."""
-    return AdaGrad(varsigma=1e-3, curvature="none", rate=rate)
-
-
 RATES = (0.01, 0.03, 0.1)
 OF_THE_BOX: dict[str, Method] = {
     "adam, clamp (torch)": torch_adam((3e-3, *RATES)),
     "scipy l-bfgs-b": scipy_lbfgs(),
     "tao:blmvm": ours(lambda p, rate: Tao("blmvm")),
     "tao:bqnktr": ours(lambda p, rate: Tao("bqnktr")),
-    "adagrad": ours(lambda p, rate: smoother(rate), RATES),
-    "ml-adagrad": ours(lambda p, rate: MultilevelAdaGrad(p.levels, smoother(rate), Recursion(steps=5)), RATES),
+    "adagrad": ours(lambda p, rate: first_order(rate), RATES),
+    "ml-adagrad": ours(lambda p, rate: MultilevelAdaGrad(p.levels, first_order(rate), Recursion(steps=5)), RATES),
     "dd-adagrad": ours(
-        lambda p, rate: SchwarzAdaGrad(p.decomposition(4), local=smoother(rate), local_steps=5, global_steps=1), RATES
+        lambda p, rate: SchwarzAdaGrad(p.decomposition(4), local=first_order(rate), local_steps=5, global_steps=1),
+        RATES,
     ),
 }
 

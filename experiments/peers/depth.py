@@ -23,7 +23,7 @@ from experiments.gratton2023multilevel.depth import copies
 from experiments.machine import Need
 from experiments.peers.benchmark import Benchmark, Outside
 from experiments.peers.plain import torch_lbfgs
-from experiments.peers.race import Budget, Method, Task, ours
+from experiments.peers.race import Budget, Method, Task, first_order, ours
 from mldd.algebra import (
     Hierarchy,
     Level,
@@ -141,17 +141,12 @@ RATES = (1e-3, 3e-3, 1e-2)
 ADAGRAD = (0.003, 0.01, 0.03, 0.1)
 
 
-def smoother(rate: float) -> AdaGrad:
-    """Return AdaGrad to first order."""
-    return AdaGrad(varsigma=1e-3, curvature="none", rate=rate)
-
-
 def methods(task: Task) -> dict[str, Method]:
     """Return the methods."""
 
     def multilevel(levels: int, **changes: Any) -> Method:
         return ours(
-            lambda p, rate: MultilevelAdaGrad(p.hierarchy(levels), smoother(rate), Recursion(steps=5)),
+            lambda p, rate: MultilevelAdaGrad(p.hierarchy(levels), first_order(rate), Recursion(steps=5)),
             ADAGRAD,
             **changes,
         )
@@ -159,7 +154,7 @@ def methods(task: Task) -> dict[str, Method]:
     full = {"full": True}
     return {
         "adam": ours(lambda p, rate: Adam(rate), RATES),
-        "adagrad": ours(lambda p, rate: smoother(rate), ADAGRAD),
+        "adagrad": ours(lambda p, rate: first_order(rate), ADAGRAD),
         "ml-adagrad, 2 levels": multilevel(2),
         "ml-adagrad, 3 levels": multilevel(3),
         "mofftr, 3 levels": ours(lambda p, rate: Mofftr(p.hierarchy(3), AdaGrad(0.1, rate, curvature="none")), ADAGRAD),

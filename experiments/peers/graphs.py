@@ -19,10 +19,10 @@ import torch
 from experiments.machine import Need
 from experiments.peers.benchmark import Benchmark
 from experiments.peers.plain import Watched, torch_lbfgs
-from experiments.peers.race import Budget, Method, OverError, Race, Task, ours
+from experiments.peers.race import Budget, Method, OverError, Race, Task, first_order, ours
 from mldd.problems.data import load_graph
 from mldd.problems.graphs import Network, NodeClassification, Spaces
-from mldd.solvers import LBFGS, AdaGrad, Adam, LocalSgd, MultilevelLBFGS, SchwarzAdaGrad, SchwarzLBFGS, Whitened
+from mldd.solvers import LBFGS, Adam, LocalSgd, MultilevelLBFGS, SchwarzAdaGrad, SchwarzLBFGS, Whitened
 
 PARTS = 4
 RATES = (1e-2, 3e-2, 1e-1)
@@ -123,7 +123,7 @@ def methods(task: Task) -> dict[str, Method]:
         ),
         "dd-adagrad": ours(
             lambda p, rate: SchwarzAdaGrad(
-                parts(p), local=AdaGrad(1e-3, rate, curvature="none"), local_steps=5, global_steps=1, comm=p.comm
+                parts(p), local=first_order(rate), local_steps=5, global_steps=1, comm=p.comm
             ),
             (0.03, 0.1, 0.3),
         ),

@@ -28,6 +28,7 @@ from experiments.study import minimise
 from mldd import Stop
 from mldd.algebra import uncounted
 from mldd.ranks import Communicator
+from mldd.solvers import AdaGrad
 
 COSTS = ("cpu", "seconds", "gradients", "vectors", "scalars", "accepted")
 Row = dict[str, Any]
@@ -235,6 +236,11 @@ def ours(make: Callable[[Any, float], Any], rates: tuple[float, ...] = (0.0,), *
             pass
 
     return Method(run, rates)
+
+
+def first_order(rate: float) -> AdaGrad:
+    """Return AdaGrad without curvature."""
+    return AdaGrad(1e-3, rate, curvature="none")
 
 
 def raced(task: Task, method: Method, seed: int, rate: float, comm: Communicator) -> Race:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mldd
-from experiments.study import Case, Picture, Study, minimise
+from experiments.study import Case, Picture, Study, minimise, up_to
 from mldd import Stop
-from mldd.loop import Status
 from mldd.ranks import Communicator
 from mldd.solvers import LBFGS, SchwarzLBFGS
 
@@ -57,12 +56,8 @@ def run(config: Config, case: Case, comm: Communicator) -> Case:
         subdomains = problem.decomposition(case["windows"], 0)
         solver = SchwarzLBFGS(subdomains, local_steps=config.local_steps, subspace_steps=subspace, comm=comm)
 
-    def enough(x: Any, state: Any, history: Any) -> None:
-        if history.records[-1].cost.work_total >= config.work:
-            state.status = Status.max_steps
-
     f, x = problem.objective(), problem.initial(case["seed"])
-    result = minimise(f, x, solver, stop=Stop(10**9), after_step=enough, comm=comm)
+    result = minimise(f, x, solver, stop=Stop(10**9), after_step=up_to(config.work), comm=comm)
     end = result.record
     return {
         "steps": end.step,
