@@ -252,7 +252,7 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
     (
         "Window networks beside torch and JAX",
         "windows.json",
-        "experiments/benchmarks/windows.py --steps-only",
+        "experiments/benchmarks/windows.py",
         "A step of Adam, one thread; ratios of CPU time, below 1 mldd is faster.",
         windows,
     ),
