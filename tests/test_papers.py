@@ -76,8 +76,9 @@ def test_noise_and_rounding_are_borne():
 
 
 def test_networks_with_bounded_weights_are_trained():
+    falls = {"residual": 2.0, "deeponet": 1.5}
     for row in rows_of("gratton2025recursive.networks"):
-        assert row["loss"] < row["loss_first"] / 1.5
+        assert row["loss"] < row["loss_first"] / falls[row["network"]]
         assert row["violation"] == 0.0
 
 
