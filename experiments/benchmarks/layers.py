@@ -12,6 +12,9 @@ Two layers, ReLU, cross-entropy over all nodes, float32 on one thread; the same 
 - torch_geometric in the fastest of its public forms (adjacency as edge list or as CSR tensor, normalisation cached;
   features dense or sparse where its layers take them), and the same with A X given to its first layer.
 
+- products (dense features): the dense products that all of them have to do, alone, into arrays that are there. Their
+  share of the time of plain torch is what no arrangement of the rest can come below.
+
 All are called in turn, and what is printed are medians of process time over the repeats; a ratio is mldd's time over
 the peer's; the bar is 0.8 of plain torch. Losses and gradients are compared (relative maximum norm), in float64 on a
 small mesh first. A form whose messages would take more than `--most-gib` is left out and says so.
@@ -28,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,7 @@ from torch import Tensor
 from mldd.graph import Graph
 from mldd.problems.data import from_tensor, grid_mesh, load_graph
 from mldd.problems.graphs import NodeLoss
-from mldd.problems.nets import GraphNet, Source, multiply, stack
+from mldd.problems.nets import GraphNet, Source, add_outer, multiply, stack
 from mldd.problems.nets.layers import layer_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -163,6 +167,26 @@ def check(net: GraphNet, name: str, expected: tuple[Tensor, Tensor], loss: Tenso
         raise RuntimeError(f"{net.kind}, {name}: loss and gradient differ by {apart:.0e} from ours")
 
 
+def products(net: GraphNet, rows: int) -> Callable[[], None]:
+    """Return H W and H^T G of every weight, and G W^T where H is no feature, as one call."""
+    calls: list[Callable[[], Any]] = []
+    for layer in range(net.layers):
+        for name, shape in net.tensors(layer).items():
+            if len(shape) != 2:
+                continue
+            state, g, weight = torch.randn(rows, shape[0]), torch.randn(rows, shape[1]), torch.randn(shape)
+            out, below, of_weight = torch.empty_like(g), torch.empty_like(state), torch.zeros_like(weight)
+            calls += [partial(torch.mm, state, weight, out=out), partial(add_outer, of_weight, state, g)]
+            if layer > 0 or name not in net.layer.inputs:
+                calls.append(partial(torch.mm, g, weight.t(), out=below))
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
 def case(name: str, kind: str, hidden: int, given: Given, options: Any) -> dict[str, Any]:
     """Time ours beside plain torch and the fastest forms of torch_geometric."""
     graph, features, labels = given
@@ -179,17 +203,22 @@ def case(name: str, kind: str, hidden: int, given: Given, options: Any) -> dict[
             best = min(once, key=once.__getitem__)
             calls[way] = found[best]
             notes.append(f"{way}: {best}")
+    if isinstance(features, np.ndarray):
+        calls["products"] = products(net, graph.nodes)
     measured = seconds(calls, options.repeats)
     row: dict[str, Any] = {"data": name, "model": kind, "hidden": hidden, "heads": heads}
     row |= {"ms": {key: round(1e3 * statistics.median(times), 3) for key, times in measured.items()}}
-    row |= {"ratio": {key: round(ratio(measured, key), 3) for key in calls if key != "mldd"}, "notes": notes}
+    peers = [key for key in calls if key not in ("mldd", "products")]
+    row |= {"ratio": {key: round(ratio(measured, "mldd", key), 3) for key in peers}, "notes": notes}
+    if "products" in calls:
+        row["products_of_plain"] = round(ratio(measured, "products", "plain"), 3)
     report(row)
     return row
 
 
-def ratio(measured: dict[str, list[float]], peer: str) -> float:
-    """Return the median over rounds of mldd's time over the peer's."""
-    return statistics.median(a / b for a, b in zip(measured["mldd"], measured[peer], strict=True))
+def ratio(measured: dict[str, list[float]], one: str, peer: str) -> float:
+    """Return the median over rounds of one time over the peer's."""
+    return statistics.median(a / b for a, b in zip(measured[one], measured[peer], strict=True))
 
 
 def report(row: dict[str, Any]) -> None:
@@ -197,6 +226,8 @@ def report(row: dict[str, Any]) -> None:
     times = "  ".join(f"{key} {ms:.1f} ms" for key, ms in row["ms"].items())
     ratios = "  ".join(f"{value:.2f} of {key}" for key, value in row["ratio"].items())
     missed = "" if row["ratio"]["plain"] <= BAR else "  MISSED"
+    if "products_of_plain" in row:
+        missed += f"  (products alone {row['products_of_plain']:.2f} of plain)"
     print(f"{row['data']:<8} {row['model']:<11} {row['hidden']:>4}  {times}\n{'':>26}{ratios}{missed}", flush=True)
 
 
