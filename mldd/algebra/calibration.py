@@ -23,8 +23,11 @@ Decomposed = TypeVar("Decomposed", Decomposition, SharedDecomposition)
 
 _LEAST, _MOST = 3, 25  # evaluations that are timed
 _ENOUGH = 0.05  # seconds of CPU time that they take together
-_VECTORS = 16  # vectors of a solver that go through the caches between evaluations,
-_OTHERS = 2**21  # and numbers of other evaluations at least
+# Numbers (of four bytes) that are written between evaluations, so that these find the caches as cold as in a run, where
+# a solver's vectors and other evaluations go through them: so many vectors, but at least 16 MB and at most 64 MB, which
+# no cache holds. With half of it a stencil on 511 x 511 nodes was measured up to three times too cheap, and a graph
+# network on Cora by a third.
+_VECTORS, _FEWEST_OTHERS, _MOST_OTHERS = 40, 2**22, 2**24
 _LONG = 1.0  # seconds of the first one, which then is the only one
 
 
@@ -180,7 +183,7 @@ def measured(evaluate: Callable[[], Any], size: int, agree: Callable[[float], fl
 
     mine, work = once()
     first, times = agree(mine), [mine]
-    others = torch.zeros(max(_VECTORS * size, _OTHERS))
+    others = torch.zeros(min(max(_VECTORS * size, _FEWEST_OTHERS), _MOST_OTHERS))
     for _ in range(int(min(_MOST, max(_LEAST, _ENOUGH / max(first, 1e-9)))) if first < _LONG else 0):
         others.add_(1.0)
         times.append(once()[0])
