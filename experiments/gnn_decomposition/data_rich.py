@@ -67,6 +67,10 @@ class Method:
         Rings around the parts, and steps between two averages.
     shares : int
         Shares of every part.
+    control : bool
+        Whether local gradients are shifted by control variates.
+    delay : int
+        Local steps by which an average comes late.
     """
 
     name: str
@@ -74,6 +78,13 @@ class Method:
     overlap: int = 0
     local_steps: int = 1
     shares: int = 1
+    control: bool = False
+    delay: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.name + ", control variates" * self.control + f", delay {self.delay}" * (self.delay > 0)
 
     def solver(self, problem: AllenCahnOperator, parts: int, rate: float, steps: int) -> Any:
         """Return the solver; what is averaged lives on."""
@@ -86,7 +97,7 @@ class Method:
             return LocalSgd(cut, Sgd(rate, 0.9), h, "average", rates, together=True)
         if self.name == "diloco":
             return DiLoCo(cut, Adam(rate), local_steps=h, rates=rates, together=True)
-        return LocalAdam(cut, Adam(rate), h, rates=rates, together=True)
+        return LocalAdam(cut, Adam(rate), h, rates=rates, control=self.control, delay=self.delay, together=True)
 
 
 def methods(parts: int, layers: int, quick: bool) -> Iterator[Method]:
@@ -118,17 +129,20 @@ class Case:
         Subdomains, and layers of the network.
     sphere : bool
         Whether it is the vorticity equation.
+    samples : int
+        Of a step; 0 for eight, and for one in every share.
     """
 
     size: int
     parts: int
     layers: int
     sphere: bool
+    samples: int = 0
 
     @property
     def batch(self) -> int:
-        """Samples of a step: one for every share at least."""
-        return max(8, self.parts)
+        """Samples of a step."""
+        return self.samples or max(8, self.parts)
 
     def posed(self, seed: int, method: Method) -> OperatorProblem:
         """Return the problem as a method decomposes it."""
@@ -177,7 +191,7 @@ def run(case: Case, seed: int, method: Method, rate: float, steps: int) -> dict[
         "nodes": problem.domain.nodes,
         "parts": parts,
         "layers": layers,
-        "method": method.name,
+        "method": method.label,
         "subdomains": f"{method.subdomains or 'exact halo'}{f' x {method.shares}' if method.shares > 1 else ''}",
         "overlap": method.overlap if method.subdomains in ("parts", "both") else "",
         "local_steps": method.local_steps,
