@@ -16,12 +16,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mldd.algebra import (
     Around,
-    Hessian,
+    AroundHessian,
     Hierarchy,
     Remembered,
     count,
@@ -147,33 +148,6 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class MeteredHessian:
-    """A Hessian at a point whose products are metered."""
-
-    plain: Hessian
-    meter: Meter
-    kind: str
-
-    @property
-    def diagonal(self) -> Any:
-        """Return the diagonal."""
-        return self.plain.diagonal
-
-    @property
-    def largest(self) -> float:
-        """Return the estimate of the largest eigenvalue."""
-        return self.meter(self.kind, lambda: self.plain.largest)
-
-    def product(self, v: Any) -> Any:
-        """Return the product."""
-        return self.meter(self.kind, lambda: self.plain.product(v))
-
-    def defect(self, v: Any, b: Any, weight: Any) -> Any:
-        """Return the defect."""
-        return self.meter(self.kind, lambda: self.plain.defect(v, b, weight))
-
-
-@dataclass(frozen=True)
 class Metered(Around):
     """An objective whose evaluations are metered."""
 
@@ -201,9 +175,9 @@ class Metered(Around):
         """Return the product."""
         return self.meter(self.kind, lambda: super(Metered, self).hessian_product(x, v))
 
-    def hessian(self, x: Any) -> MeteredHessian:
+    def hessian(self, x: Any) -> AroundHessian:
         """Return the Hessian at a point."""
-        return MeteredHessian(self.meter(self.kind, lambda: hessian(self.f, x)), self.meter, self.kind)
+        return AroundHessian(self.meter(self.kind, lambda: hessian(self.f, x)), partial(self.meter, self.kind))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .cost import is_counted as is_counted
 from .cost import on_this_rank as on_this_rank
 from .cost import uncounted as uncounted
 from .cost import waiting as waiting
+from .curvature import AroundHessian as AroundHessian
 from .curvature import Hessian as Hessian
 from .curvature import hessian as hessian
 from .curvature import largest_eigenvalue as largest_eigenvalue

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.cost import count, counting, rescaled, uncounted
-from mldd.algebra.curvature import Hessian, hessian
+from mldd.algebra.curvature import AroundHessian, hessian
 from mldd.algebra.decompositions import Decomposition, SharedDecomposition
 from mldd.algebra.hierarchy import Hierarchy, Level
 from mldd.algebra.objective import Around, Objective, offers, sampled, value_and_gradient
@@ -48,43 +48,6 @@ class CostFactors:
     value: float
     product: float
     draw: float = 0.0
-
-
-@dataclass(frozen=True)
-class CalibratedHessian:
-    """A Hessian at a point whose products count as what they have been measured to cost.
-
-    Parameters
-    ----------
-    plain : Hessian
-        With estimated prices.
-    factor : float
-        On the work that it counts.
-    """
-
-    plain: Hessian
-    factor: float
-
-    @property
-    def diagonal(self) -> Tensor:
-        """The diagonal."""
-        return self.plain.diagonal
-
-    @property
-    def largest(self) -> float:
-        """The estimate of the largest eigenvalue of ``D^-1 H``."""
-        with rescaled(self.factor):
-            return self.plain.largest
-
-    def product(self, v: Tensor) -> Tensor:
-        """Return ``H v``."""
-        with rescaled(self.factor):
-            return self.plain.product(v)
-
-    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-        """Return ``weight (b - H v)``."""
-        with rescaled(self.factor):
-            return self.plain.defect(v, b, weight)
 
 
 @dataclass(frozen=True)
@@ -128,7 +91,7 @@ class Calibrated(Around):
         with rescaled(self.factors.product):
             return super().hessian_product(x, v)
 
-    def hessian(self, x: Tensor) -> CalibratedHessian:
+    def hessian(self, x: Tensor) -> AroundHessian:
         """Return the Hessian of `f` at a point.
 
         Parameters
@@ -136,7 +99,12 @@ class Calibrated(Around):
         x : Tensor, shape (n,) or (p, m)
             The point.
         """
-        return CalibratedHessian(hessian(self.f, x), self.factors.product)
+
+        def rescale(evaluate: Callable[[], Any]) -> Any:
+            with rescaled(self.factors.product):
+                return evaluate()
+
+        return AroundHessian(hessian(self.f, x), rescale)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -83,6 +84,43 @@ class ByProducts(Hessian):
         if v.dim() > self.x.dim():
             return torch.stack([self.product(row) for row in v])
         found: Tensor = self.f.hessian_product(self.x, v)
+        return found
+
+
+@dataclass(frozen=True)
+class AroundHessian(Hessian):
+    """A Hessian whose evaluations are watched, by one that counts or clocks them, say.
+
+    Parameters
+    ----------
+    plain : Hessian
+        What is watched; a better estimate or defect of its own is used.
+    watch : callable
+        ``watch(evaluate)`` returns what ``evaluate()`` does.
+    """
+
+    plain: Hessian
+    watch: Callable[[Callable[[], Any]], Any]
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal."""
+        return self.plain.diagonal
+
+    @property
+    def largest(self) -> float:
+        """The estimate of the largest eigenvalue of ``D^-1 H``."""
+        found: float = self.watch(lambda: self.plain.largest)
+        return found
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``H v``."""
+        found: Tensor = self.watch(lambda: self.plain.product(v))
+        return found
+
+    def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        """Return ``weight (b - H v)``."""
+        found: Tensor = self.watch(lambda: self.plain.defect(v, b, weight))
         return found
 
 
