@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -56,6 +56,22 @@ class Hessian(Protocol):
             Factors of the components.
         """
         return torch.sub(b, self.product(v)).mul_(weight)
+
+    def relaxed(self, v: Tensor, b: Tensor, steps: Sequence[Tensor]) -> Tensor:
+        """Return what the steps ``v <- v + w (b - H v)`` of a smoother make of v, which may be written to.
+
+        Parameters
+        ----------
+        v : Tensor, shape (n,) or (p, m)
+            Where they begin, of the shape of the point.
+        b : Tensor, shape (n,) or (p, m)
+            The right-hand side.
+        steps : sequence of Tensor, shape (n,) or (p, m)
+            Their factors w, one after the other.
+        """
+        for weight in steps:
+            v.add_(self.defect(v, b, weight))
+        return v
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,11 @@ class AroundHessian(Hessian):
     def defect(self, v: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         """Return ``weight (b - H v)``."""
         found: Tensor = self.watch(lambda: self.plain.defect(v, b, weight))
+        return found
+
+    def relaxed(self, v: Tensor, b: Tensor, steps: Sequence[Tensor]) -> Tensor:
+        """Return what smoothing steps make of v."""
+        found: Tensor = self.watch(lambda: self.plain.relaxed(v, b, steps))
         return found
 
 

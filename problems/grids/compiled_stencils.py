@@ -84,21 +84,73 @@ def five_points(
     goal : tuple of two Tensors, shape of values
         A right-hand side b and factors w: instead of the product, ``w (b - product)`` is returned; no load then.
     """
-    dim, columns = len(shape), shape[-1]
-    rows = shape[0] if dim == 2 else 1
-    out, size, total, constant = torch.empty_like(values), rows * columns, values.numel(), 0.0
-    if values.shape[-1] != size:
-        _check_numbers(values.shape[-dim:].numel(), size)
+    out, total, constant = torch.empty_like(values), values.numel(), 0.0
+    extents, operator = _operator(values, shape, scale, bend, edges)
     if load is not None and load.dim() == 0:
         constant, load = float(load), None
+    linear = constant, *_field(load, total // extents[0], total)
+    functions.five_points(*extents, *linear, *operator, *_goal(goal, total), values.data_ptr(), out.data_ptr())
+    return out
+
+
+def relaxed_five_points(
+    functions: Any,
+    v: Tensor,
+    shape: Sequence[int],
+    scale: float,
+    bend: Tensor | None,
+    edges: EdgeWeights | None,
+    b: Tensor,
+    steps: Sequence[Tensor],
+) -> Tensor:
+    """Return what the steps ``v <- v + w (b - (scale A + diag bend) v)`` make of v, which may be written to.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    v : Tensor
+        Values at the nodes of a grid or of a batch of grids.
+    shape : sequence of int
+        (columns,) or (rows, columns).
+    scale : float
+        Factor of A, where edges have no weights.
+    bend : Tensor, a batch or member of `v`, optional
+        Addition to the diagonal.
+    edges : EdgeWeights, optional
+        Weights of the edges.
+    b : Tensor, shape of v
+        Right-hand side.
+    steps : sequence of Tensor, shape of v
+        The factors w, one after the other.
+    """
+    extents, operator = _operator(v, shape, scale, bend, edges)
+    return _relaxed(functions.relax_five_points, (*extents, *operator), v, b, steps)
+
+
+def _relaxed(function: Any, arguments: Sequence[Any], v: Tensor, b: Tensor, steps: Sequence[Tensor]) -> Tensor:
+    """Return what a function that goes to and fro between two vectors has left in one of them."""
+    total, other = v.numel(), torch.empty_like(v)
+    for given in (b, *steps):
+        _check_numbers(given.numel(), total)
+    factors = (ctypes.c_void_p * len(steps))(*(w.data_ptr() for w in steps))
+    function(*arguments, b.data_ptr(), len(steps), factors, v.data_ptr(), other.data_ptr())
+    return v if len(steps) % 2 == 0 else other
+
+
+def _operator(
+    values: Tensor, shape: Sequence[int], scale: float, bend: Tensor | None, edges: EdgeWeights | None
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return members, rows, columns, scale and diagonal of a five-point matrix, and the fields of its entries."""
+    dim, columns = len(shape), shape[-1]
+    rows = shape[0] if dim == 2 else 1
+    size, total = rows * columns, values.numel()
+    if values.shape[-1] != size:
+        _check_numbers(values.shape[-dim:].numel(), size)
     weights: tuple[Any, ...] = (None, None, None, False)
     if edges is not None:
         weights = (edges.across.data_ptr(), edges.down.data_ptr(), *_field(edges.diagonal, size, total))
-    functions.five_points(
-        total // size, rows, columns, scale, 2 * dim * scale, constant, *_field(load, size, total),
-        *_field(bend, size, total), *weights, *_goal(goal, total), values.data_ptr(), out.data_ptr(),
-    )  # fmt: skip
-    return out
+    return (total // size, rows, columns, scale, 2 * dim * scale), (*_field(bend, size, total), *weights)
 
 
 def _check_numbers(got: int, *expected: int) -> None:
@@ -140,15 +192,41 @@ def linked_points(
     goal : tuple of two Tensors, shape of v
         As for `five_points`.
     """
-    out, n, total = torch.empty_like(v), v.shape[-1], v.numel()
+    out = torch.empty_like(v)
+    functions.linked_points(*_links(diagonal, links, v), *_goal(goal, v.numel()), v.data_ptr(), out.data_ptr())
+    return out
+
+
+def relaxed_linked_points(
+    functions: Any, diagonal: Tensor, links: Sequence[tuple[int, Tensor]], v: Tensor, b: Tensor, steps: Sequence[Tensor]
+) -> Tensor:
+    """Return what the steps ``v <- v + w (b - H v)`` make of v, which may be written to, for the Hessian of an area.
+
+    Parameters
+    ----------
+    functions : object
+        What `suited` has returned.
+    diagonal : Tensor, shape (n,) or (p, n)
+        Of the Hessian.
+    links : sequence of (int, Tensor)
+        Distance and weights of the edges, in three directions.
+    v : Tensor, shape (..., n)
+        Where the steps begin.
+    b : Tensor, shape of v
+        Right-hand side.
+    steps : sequence of Tensor, shape of v
+        The factors w, one after the other.
+    """
+    return _relaxed(functions.relax_linked_points, _links(diagonal, links, v), v, b, steps)
+
+
+def _links(diagonal: Tensor, links: Sequence[tuple[int, Tensor]], v: Tensor) -> tuple[Any, ...]:
+    """Return members, nodes and the entries of the Hessian of an area."""
+    n, total = v.shape[-1], v.numel()
     _check_numbers(n, diagonal.shape[-1])
     where, is_own = _field(diagonal, n, total)
-    (k0, w0), (k1, w1), (k2, w2) = links
-    functions.linked_points(
-        total // n, n, is_own, k0, k1, k2, where, w0.data_ptr(), w1.data_ptr(), w2.data_ptr(), *_goal(goal, total),
-        v.data_ptr(), out.data_ptr(),
-    )  # fmt: skip
-    return out
+    steps, weights = zip(*links, strict=True)
+    return total // n, n, is_own, *steps, where, *(w.data_ptr() for w in weights)
 
 
 def surface_gradient(functions: Any, x: Tensor, frame: Tensor, h: float, value: bool) -> tuple[Tensor, Tensor]:
@@ -264,10 +342,12 @@ def library(dtype: torch.dtype) -> Any:
     """
     long, pointer = ctypes.c_long, ctypes.c_void_p
     real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
-    transfer = [long] * 6 + [pointer] * 3
+    transfer, ends = [long] * 6 + [pointer] * 3, [long, pointer, long, *[pointer] * 3]
     arguments: dict[str, Sequence[Any]] = {
         "five_points": [long] * 3 + [real] * 3 + [pointer, long] * 2 + [pointer] * 3 + [long] + [pointer] * 4,
+        "relax_five_points": [long] * 3 + [real] * 2 + [pointer, long] + [pointer] * 3 + ends,
         "linked_points": [long] * 6 + [pointer] * 8,
+        "relax_linked_points": [long] * 6 + [pointer] * 4 + ends[1:],
         "surface_gradient": [long] * 4 + [real] + [pointer] * 5,
         "surface_links": [long] * 4 + [real] + [pointer] * 7,
         "prolong": transfer,
@@ -300,16 +380,21 @@ def _examples(functions: Any, dtype: torch.dtype) -> list[Tensor]:
     f, area = membrane.energy(membrane.grid(), Price()), surface.energy(surface.grid(), Price())
     x, y = (torch.arange(3.0 * g.size, dtype=dtype).cos_().view(3, -1) for g in (f, area))
     square, line = y.view(3, 19, 19), y[0, :19].contiguous()
+    steps, others = ([0.1 * v, 0.2 * v, 0.1 * v] for v in (x, y))
     if functions is None:
         found = [f._apply(x, f.load, x), stencil(square, 2, square[0], bend=square), stencil(line, 1, scale=0.5)]
         found += [*area.value_and_gradient(y), area.hessian_diagonal(y), area.hessian(y).product(y)]
+        found += [f.hessian(x).relaxed(x.clone(), x, steps), area.hessian(y).relaxed(y.clone(), y, others)]
     else:
         found = [five_points(functions, x, f.shape, f.load, bend=x, edges=f.edges)]
         found.append(five_points(functions, square, (19, 19), square[0], bend=square))
         found.append(five_points(functions, line, (19,), scale=0.5))
         found += reversed(surface_gradient(functions, y, area.frame, area.h, True))
         diagonal, links = surface_links(functions, y, area.frame, area.h)
-        found += [diagonal, linked_points(functions, diagonal, list(zip((1, 19, 18), links, strict=True)), y)]
+        pairs = list(zip((1, 19, 18), links, strict=True))
+        found += [diagonal, linked_points(functions, diagonal, pairs, y)]
+        found.append(relaxed_five_points(functions, x.clone(), f.shape, f.scale, f.hessian(x).bend, f.edges, x, steps))
+        found.append(relaxed_linked_points(functions, diagonal, pairs, y.clone(), y, others))
     for grid, v in ((membrane.grid(), x[0]), (Grid(19), y[0]), (Grid(19, 1), line)):
         transfer = GridTransfer(grid)
         coarse = transfer.restrict(v) if functions is None else restrict(functions, v, grid, transfer.coarse)

@@ -7,7 +7,7 @@ is an energy too: the same stencil on windows of the grid, with what is fixed ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -300,6 +300,16 @@ class StencilHessian:
             return Hessian.defect(self, v, b, weight)
         f.price.of_product(members(f.bounds, v))
         return compiled.five_points(functions, v, f.shape, None, f.scale, self.bend, f.edges, (b, weight))
+
+    def relaxed(self, v: Tensor, b: Tensor, steps: Sequence[Tensor]) -> Tensor:
+        """Return what the steps ``v <- v + w (b - H v)`` make of v."""
+        f = self.energy
+        functions = compiled.suited(v, b, *steps, self.bend, *f._weights) if f.valid is None else None
+        if functions is None:
+            return Hessian.relaxed(self, v, b, steps)
+        for _ in steps:
+            f.price.of_product(members(f.bounds, v))
+        return compiled.relaxed_five_points(functions, v, f.shape, f.scale, self.bend, f.edges, b, steps)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ typedef REAL real;
 #define OUT real *restrict
 
 /* One row of `five_points`: above and below are the neighbouring rows, or c with the weight zero. bend, load, rhs and
-   w, the weights of columns, may be NULL; constants of the caller, so that the loop has no branch. */
+   w, the weights of columns, may be NULL; constants of the caller, as is `adds`, so that the loop has no branch. */
 static inline __attribute__((always_inline)) void row(
     long m, real a, real up, real low, real middle, real constant, IN diagonal, IN bend, IN load, IN w, IN rhs,
-    IN factor, IN c, const real *above, const real *below, OUT to)
+    IN factor, int adds, IN c, const real *above, const real *below, OUT to)
 {
 #define CENTRE(j) \
     (constant + ((diagonal ? diagonal[j] : middle) + (bend ? bend[j] : 0)) * c[j] + (load ? load[j] : 0) - \
      (w ? w[j] : 1) * (up * above[j] + low * below[j]))
-#define PUT(j, value) to[j] = rhs ? factor[j] * (rhs[j] - (value)) : (value)
+#define PUT(j, value) to[j] = (adds ? c[j] : 0) + (rhs ? factor[j] * (rhs[j] - (value)) : (value))
     if (m == 1) {
         PUT(0, CENTRE(0));
         return;
@@ -29,13 +29,13 @@ static inline __attribute__((always_inline)) void row(
 }
 
 /* out = load + (diagonal + bend) v - scale (sum of neighbours): [-1 2 -1] on one row, the five-point matrix on several;
-   or factor times (rhs minus this), where rhs is not NULL.
+   or factor times (rhs minus this), where rhs is not NULL, and v plus that, a Jacobi step, where `adds` is set.
    load, bend and the fields of edges may be NULL; without a field the load is `constant`, and the diagonal `middle`.
    across[i] and down[j] weigh the edges within row i and within column j, and `diagonal` is the sum of a node's edges.
    A member of the batch has fields of its own where their stride is 1, and shares one where it is 0. */
-void five_points(long members, long rows, long m, real scale, real middle, real constant, IN load, long load_stride,
-                 IN bend, long bend_stride, IN across, IN down, IN diagonal, long edge_stride, IN rhs, IN factor, IN v,
-                 OUT out)
+static inline __attribute__((always_inline)) void points(
+    long members, long rows, long m, real scale, real middle, real constant, IN load, long load_stride, IN bend,
+    long bend_stride, IN across, IN down, IN diagonal, long edge_stride, IN rhs, IN factor, int adds, IN v, OUT out)
 {
     for (long p = 0; p < members; p++)
         for (long i = 0; i < rows; i++) {
@@ -45,7 +45,8 @@ void five_points(long members, long rows, long m, real scale, real middle, real 
             IN b = bend ? bend + p * bend_stride * rows * m + at : 0;
             const real up = i ? scale : 0, low = i + 1 < rows ? scale : 0;
             const real *above = i ? c - m : c, *below = i + 1 < rows ? c + m : c;
-#define ROW(a, d, b, l, w, r, f) row(m, a, up, low, middle, constant, d, b, l, w, r, f, c, above, below, out + place)
+#define ROW(a, d, b, l, w, r, f) \
+    row(m, a, up, low, middle, constant, d, b, l, w, r, f, adds, c, above, below, out + place)
             if (diagonal) {
                 IN d = diagonal + p * edge_stride * rows * m + at;
                 IN w = down + p * edge_stride * m;
@@ -65,11 +66,33 @@ void five_points(long members, long rows, long m, real scale, real middle, real 
         }
 }
 
+void five_points(long members, long rows, long m, real scale, real middle, real constant, IN load, long load_stride,
+                 IN bend, long bend_stride, IN across, IN down, IN diagonal, long edge_stride, IN rhs, IN factor, IN v,
+                 OUT out)
+{
+    points(members, rows, m, scale, middle, constant, load, load_stride, bend, bend_stride, across, down, diagonal,
+           edge_stride, rhs, factor, 0, v, out);
+}
+
+/* `count` Jacobi steps v + factor (rhs - A v), with factors of their own, to and fro between v and other: the result is
+   in v after an even number of steps. */
+void relax_five_points(long members, long rows, long m, real scale, real middle, IN bend, long bend_stride, IN across,
+                       IN down, IN diagonal, long edge_stride, IN rhs, long count, const real *const *factors, real *v,
+                       real *other)
+{
+    for (long k = 0; k < count; k++) {
+        points(members, rows, m, scale, middle, 0, 0, 0, bend, bend_stride, across, down, diagonal, edge_stride, rhs,
+               factors[k], 1, v, other);
+        real *swap = v;
+        v = other, other = swap;
+    }
+}
+
 /* out = diagonal v - sum over k of (weight_k[i] v[i + step_k] + weight_k[i - step_k] v[i - step_k]), for three links
-   whose weights stand with the end of the smaller number, n - step_k of them; all members share them where `has_own` is 0; or
-   factor times (rhs minus this), where rhs is not NULL. */
-void linked_points(long members, long n, long has_own, long k0, long k1, long k2, IN diagonal, IN w0, IN w1, IN w2,
-                   IN rhs, IN factor, IN v, OUT out)
+   whose weights stand with the end of the smaller number, n - step_k of them; all members share them where `has_own`
+   is 0; or factor times (rhs minus this), where rhs is not NULL, and v plus that, where `adds` is set. */
+static void links_between(long members, long n, long has_own, long k0, long k1, long k2, IN diagonal, IN w0, IN w1,
+                          IN w2, IN rhs, IN factor, int adds, IN v, OUT out)
 {
     enum { BLOCK = 512 }; /* numbers whose sums stay in the cache between the links */
     const real *links[3] = {w0, w1, w2};
@@ -89,9 +112,30 @@ void linked_points(long members, long n, long has_own, long k0, long k1, long k2
                 for (long i = first; i < end; i++) to[i] -= w[i] * c[i + step];
                 for (long i = begin; i < last; i++) to[i] -= w[i - step] * c[i - step];
             }
-            if (rhs)
-                for (long i = first; i < last; i++) to[i] = factor[p * n + i] * (rhs[p * n + i] - to[i]);
+            IN b = rhs ? rhs + p * n : 0;
+            IN f = rhs ? factor + p * n : 0;
+            if (rhs && adds)
+                for (long i = first; i < last; i++) to[i] = c[i] + f[i] * (b[i] - to[i]);
+            else if (rhs)
+                for (long i = first; i < last; i++) to[i] = f[i] * (b[i] - to[i]);
         }
+}
+
+void linked_points(long members, long n, long has_own, long k0, long k1, long k2, IN diagonal, IN w0, IN w1, IN w2,
+                   IN rhs, IN factor, IN v, OUT out)
+{
+    links_between(members, n, has_own, k0, k1, k2, diagonal, w0, w1, w2, rhs, factor, 0, v, out);
+}
+
+/* Jacobi steps as those of `relax_five_points`. */
+void relax_linked_points(long members, long n, long has_own, long k0, long k1, long k2, IN diagonal, IN w0, IN w1,
+                         IN w2, IN rhs, long count, const real *const *factors, real *v, real *other)
+{
+    for (long k = 0; k < count; k++) {
+        links_between(members, n, has_own, k0, k1, k2, diagonal, w0, w1, w2, rhs, factors[k], 1, v, other);
+        real *swap = v;
+        v = other, other = swap;
+    }
 }
 
 /* Interpolation from k to n nodes of an axis: coarse node i is fine node 2 i + first, and a fine node between two

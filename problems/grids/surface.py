@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -284,6 +284,16 @@ class SurfaceHessian:
             return Hessian.defect(self, v, b, weight)
         f.price.of_product(members(f.bounds, v))
         return compiled.linked_points(functions, self.diagonal, self.links, v, (b, weight))
+
+    def relaxed(self, v: Tensor, b: Tensor, steps: Sequence[Tensor]) -> Tensor:
+        """Return what the steps ``v <- v + w (b - H v)`` make of v."""
+        f, weights = self.energy, (w for _, w in self.links)
+        functions = compiled.suited(v, b, *steps, self.diagonal, *weights) if f.valid is None else None
+        if functions is None:
+            return Hessian.relaxed(self, v, b, steps)
+        for _ in steps:
+            f.price.of_product(members(f.bounds, v))
+        return compiled.relaxed_linked_points(functions, self.diagonal, self.links, v, b, steps)
 
 
 def enneper(grid_n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:

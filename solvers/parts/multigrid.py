@@ -108,17 +108,12 @@ class Multigrid:
         stage, steps, free = self._stages[k], self._steps[k], self._free[k]
         if stage.transfer is None and self._factors is not None:
             return torch.cholesky_solve(r[:, None], self._factors)[:, 0].mul_(free)
-        defect = stage.hessian.defect
-        e = torch.mul(r, steps[0])
-        for step in steps[1:]:
-            e.add_(defect(e, r, step))
+        e = stage.hessian.relaxed(torch.mul(r, steps[0]), r, steps[1:])
         if stage.transfer is None:
             return e
-        coarse = stage.transfer.restrict(defect(e, r, free)).mul_(self._free[k + 1])
+        coarse = stage.transfer.restrict(stage.hessian.defect(e, r, free)).mul_(self._free[k + 1])
         e.addcmul_(stage.transfer.prolong(self(coarse, k + 1)), free)
-        for step in reversed(steps):
-            e.add_(defect(e, r, step))
-        return e
+        return stage.hessian.relaxed(e, r, steps[::-1])
 
 
 def conjugate_gradients(

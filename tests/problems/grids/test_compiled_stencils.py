@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from mldd.algebra import hessian
+from mldd.algebra import counting, hessian
 from mldd.problems.grids import Bratu, Membrane, MinimalSurface, MoreBV, Obstacle, Quadratic
 from mldd.problems.grids import compiled_stencils as compiled
 from mldd.problems.grids.grid import Grid, GridTransfer
@@ -82,6 +82,27 @@ def test_stencils_and_transfers_are_dense_matrices():
     torch.testing.assert_close(transfer.prolong(v[:9].clone()), torch.kron(P, P) @ v[:9], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("compiler", [pytest.param("cc", marks=needs_compiler), ""])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("make", [Obstacle, Bratu, Membrane, MinimalSurface])
+def test_smoothing_steps_are_products_with_the_dense_hessian(elsewhere, make, count, compiler):
+    elsewhere.setenv("CC", compiler)
+    f = make(n=7).objective()
+    x, v, b, *steps = draw(3 + count, f.size)
+    matrix = torch.stack([f.hessian_product(x, e) for e in torch.eye(f.size, dtype=x.dtype)])  # symmetric
+    given, expected = [t.clone() for t in (x, b, *steps)], v.clone()
+    for w in steps:
+        expected = expected + w * (b - matrix @ expected)
+    with counting() as cost:
+        found = hessian(f, x).relaxed(v.clone(), b, steps)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close((x, b, *steps), tuple(given), rtol=0, atol=0)
+    with counting() as products:
+        for _ in steps:
+            hessian(f, x).product(v)
+    assert cost.work == pytest.approx(products.work)
+
+
 @needs_compiler
 def test_what_is_differentiated_or_strided_is_left_to_torch():
     f = MinimalSurface(n=7).objective()
@@ -140,10 +161,14 @@ def test_vectors_of_another_length_are_refused():
         lambda: f.value_and_gradient(zeros(2, n + 1)),
         lambda: f.hessian_product(zeros(n), zeros(n - 1)),
         lambda: hessian(f, zeros(n)).defect(zeros(n), zeros(n - 1), zeros(n)),
+        lambda: hessian(f, zeros(n)).relaxed(zeros(n), zeros(n), [zeros(n), zeros(n - 1)]),
+        lambda: hessian(f, zeros(n)).relaxed(zeros(n), zeros(n + 1), [zeros(n)]),
         lambda: f._apply(zeros(3, n), None, bend),
         lambda: surface.gradient(zeros(n - 1)),
         lambda: surface.hessian_product(zeros(n), zeros(n + 1)),
         lambda: hessian(surface, zeros(n)).defect(zeros(n), zeros(n), zeros(n - 1)),
+        lambda: hessian(surface, zeros(n)).relaxed(zeros(n), zeros(n), [zeros(n + 1)]),
+        lambda: hessian(surface, zeros(n)).relaxed(zeros(n - 1), zeros(n), [zeros(n)]),
         lambda: transfer.prolong(zeros(48)),
         lambda: transfer.restrict(zeros(n - 1)),
     ):
