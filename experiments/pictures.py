@@ -9,7 +9,6 @@ import argparse
 import importlib
 import re
 import textwrap
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from experiments.study import ROOT, Case, Picture, Study, read
 from mldd.loop import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^Dv<>"
-# A solver has the same colour in all figures, found by how its name begins; variants differ by marker and dashes.
+MARKERS = "osD^v<>P*Xhd"
+# A solver has the same colour in all figures, found by the first word of a name; its variants have markers and dashes.
 SOLVERS = {
     "adam": "#0072B2",
+    "torch_geometric": "#0072B2",  # its loop of Adam
+    "local": "#56B4E9",  # local Adam, local SGD
     "localsgd": "#56B4E9",
-    "diloco": "#56B4E9",
+    "diloco": "#882255",
     "lbfgs": "#000000",
     "scipy": "#000000",
     "torch": "#000000",
@@ -47,30 +48,33 @@ SOLVERS = {
     "newton": "#999999",
     "aspin": "#009E73",
     "raspen": "#0072B2",
+    "raspen-2": "#0072B2",
     "nras": "#56B4E9",
+    "nras-b": "#56B4E9",
+    "tl-nras-b": "#CC79A7",
 }
-PEERS = ("torch", "scipy", "tao", "snes", "dd4ml", "ml_apts", "fbpinns")
-_OTHERS = "#8C510A"  # peers from their own code
+OUTSIDE = ("torch", "torch_geometric", "torchbraid", "scipy", "tao", "snes", "dd4ml", "ml_apts", "fbpinns")
+_OTHERS = "#8C510A"  # methods of peers alone
 REACHED = re.compile("converged|target")
 
 
-def style_of(name: str) -> dict[str, str]:
-    """Return the colour of a solver, the marker of its variant, and dashes where it is not mldd's own.
+def colour_of(name: str) -> str:
+    """Return the colour of a solver, "" where a name begins with none.
 
     Parameters
     ----------
     name : str
         Such as "aspqn, coarse": the solver first.
     """
-    solver = next((known for known in SOLVERS if name.startswith(known)), name)
-    is_plain = name == solver and name not in ("mspqn", "diloco", "napts")  # these share a colour
-    marker = MARKERS[0 if is_plain else 1 + zlib.crc32(name.encode()) % 6]
-    line = "--" if name.startswith(PEERS) or solver not in SOLVERS else "-"
-    return {"color": SOLVERS.get(solver, _OTHERS), "marker": marker, "linestyle": line}
+    first = re.split("[ ,:]", name)[0]
+    return SOLVERS.get(first, _OTHERS if first in OUTSIDE else "")
 
 
-def curve_style(name: str, names: list[str]) -> dict[str, str]:
-    """Return the style of one of several curves: solvers have their colours, and their variants markers and dashes.
+def style_of(name: str, names: list[str]) -> dict[str, str]:
+    """Return colour, marker and dashes of one of several curves.
+
+    Solvers have their own colours; those with the same one differ by markers and dashes. What is not mldd's is dashed.
+    Curves of other names take the colours in turn.
 
     Parameters
     ----------
@@ -79,12 +83,11 @@ def curve_style(name: str, names: list[str]) -> dict[str, str]:
     names : list of str
         All of them.
     """
-    solver = name.split(",")[0].split(" ")[0]
-    if solver not in SOLVERS:
-        k = names.index(name)
-        return {"color": COLOURS[k % 7], "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":")[k // 7 % 3]}
-    k = [other for other in names if other.split(",")[0].split(" ")[0] == solver].index(name)
-    return {"color": SOLVERS[solver], "marker": MARKERS[k % 7], "linestyle": ("-", "--", ":", "-.")[k % 4]}
+    colour = colour_of(name)
+    k = [other for other in names if colour_of(other) == colour].index(name)
+    is_outside = re.split("[ ,:]", name)[0] in OUTSIDE or "(torch)" in name
+    line = "--" if is_outside else ("-", "-.", ":")[k % 3 if colour else k // 7 % 3]
+    return {"color": colour or COLOURS[k % 7], "marker": MARKERS[k % len(MARKERS)], "linestyle": line}
 
 
 def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
@@ -97,53 +100,76 @@ def groups(rows: list[Case], names: tuple[str, ...]) -> dict[str, list[Case]]:
 
 
 def points(rows: list[Case], picture: Picture) -> tuple[np.ndarray, np.ndarray]:
-    """Return the medians of y over all rows of the same x; cells without a number leave a gap."""
+    """Return the medians of y over all rows of the same x; a cell without a number counts as infinite.
+
+    Where the median is infinite there is no point.
+    """
     by_x: dict[float, list[float]] = {}
     for row in rows:
-        by_x.setdefault(float(row[picture.x]), []).append(float(row[picture.y] or "nan"))
+        y = float(row[picture.y] or "nan")
+        by_x.setdefault(float(row[picture.x]), []).append(np.inf if np.isnan(y) else y)
     x = np.array(sorted(by_x))
-    return x, np.array([np.median(by_x[value]) for value in x])
+    y = np.array([np.median(by_x[value]) for value in x])
+    return x[np.isfinite(y)], y[np.isfinite(y)]
 
 
-def scale(ax: Any, log: str, ticks: list[float]) -> None:
+def plain(axis: Any) -> None:
+    """Write plain numbers beside a logarithmic axis that has its data, the more the shorter it is."""
+    low, high = axis.get_view_interval()
+    parts = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0) if high > 8 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=parts))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def curve(ax: Any, rows: list[Case], picture: Picture, style: dict[str, str], name: str) -> bool:
+    """Draw a curve through what was reached, circle what was not, and return whether there is such a point."""
+    x, y = points(rows, picture)
+    ends = [float(row[picture.x]) for row in rows if not REACHED.match(row.get("status", "converged"))]
+    missed = np.isin(x, ends)
+    ax.plot(x[~missed], y[~missed], **style, markersize=4, label=name)
+    ax.plot(x[missed], y[missed], **style | {"linestyle": ""}, markersize=4)
+    ax.plot(x[missed], y[missed], "o", color=style["color"], markersize=9, markerfacecolor="none")
+    return bool(missed.any())
+
+
+def scale(ax: Any, picture: Picture, rows: list[Case]) -> None:
     """Set the scales of both axes, with plain numbers beside them and, where there are few, one for each x."""
-    if "x" in log:
-        ax.set_xscale("log", base=2)
-    if "y" in log:
+    if "x" in picture.log:
+        ax.set_xscale("log")
+    if "y" in picture.log:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        plain(ax.yaxis)
+    ticks, _ = points(rows, picture)
     if len(ticks) <= 8:
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
+    elif "x" in picture.log:
+        plain(ax.xaxis)
 
 
 def draw(picture: Picture, rows: list[Case], path: Path, title: str) -> None:
     """Draw a panel per value of `panels` and a curve per value of `curves`."""
-    rows = [row for row in rows if row[picture.y] != "nan"]
-    panels = groups(rows, picture.panels)
+    panels = {name: of for name, of in groups(rows, picture.panels).items() if len(points(of, picture)[0])}
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(1.0 + 3.2 * columns, 1.2 + 2.5 * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
-    names = list(groups(rows, picture.curves))
-    ticks = sorted({float(row[picture.x]) for row in rows})
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    curves = groups(rows, picture.curves)
+    names = [name for name, of in curves.items() if len(points(of, picture)[0])]
+    missed = False
     for ax, (panel, of_panel) in zip(axes, panels.items(), strict=False):
         for name, of_curve in groups(of_panel, picture.curves).items():
-            style = curve_style(name, names)
-            ax.plot(*points(of_curve, picture), **style, markersize=4, label=name)
-            missed = [row for row in of_curve if not REACHED.match(row.get("status", "converged"))]
-            ax.plot(*points(missed, picture), "o", color=style["color"], markersize=9, markerfacecolor="none")
-        scale(ax, picture.log, ticks)
+            if name in names:
+                missed |= curve(ax, of_curve, picture, style_of(name, names), name)
+        scale(ax, picture, of_panel)
         ax.set(title=panel, xlabel=picture.labels[0] or picture.x, ylabel=picture.labels[1] or picture.y)
         ax.grid(color="#dddddd", linewidth=0.6)
-        ax.tick_params(labelbottom=True)  # also where the panel below is empty
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     handles = {text: line for ax in axes for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    says = title + ("; circled: not reached" if "status" in rows[0] else "")
+    says = title + ("; circled: not all runs have reached the target" if missed else "")
     figure.legend(
         handles.values(),
         handles,

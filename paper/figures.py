@@ -16,23 +16,23 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import build
 from tables import read
 
+from experiments.pictures import colour_of
+
 OUT = Path(__file__).parent / "figures"
-# Okabe and Ito's colours: a method has the same one everywhere.
-COLOURS = {
-    "rows": "#000000",
-    "bias": "#56B4E9",
-    "white": "#0072B2",
-    "ml-lbfgs": "#E69F00",
-    "white-nested": "#D55E00",
-    "adam": "#999999",
-    "local adam": "#009E73",
-    "diloco": "#CC79A7",
-    "local sgd": "#E69F00",
+LBFGS, LEVELS, PLAIN = colour_of("lbfgs"), colour_of("ml-lbfgs"), "#FFFFFF"
+# Bars of the methods on a full batch: face, edge and hatches; those with a metric of the inputs are hatched.
+BARS = {
+    "rows": (LBFGS, LBFGS, ""),
+    "bias": ("#999999", "#999999", ""),
+    "white": (PLAIN, LBFGS, "/////"),
+    "ml-lbfgs": (LEVELS, LEVELS, ""),
+    "white-nested": (PLAIN, LEVELS, "/////"),
 }
 
 
@@ -40,14 +40,12 @@ def full_batch() -> None:
     """Draw sums over ranks until the last loss, by graph and method."""
     rows = build.full_batch_rows()
     graphs = list(dict.fromkeys(row["graph"] for row in rows))
-    methods = [name for name in ("rows", "bias", "ml-lbfgs", "white", "white-nested") if name in COLOURS]
     figure, axes = pyplot.subplots(figsize=(6.2, 2.6), layout="constrained")
-    for j, method in enumerate(methods):
+    for j, (method, (face, edge, hatch)) in enumerate(BARS.items()):
         found = {row["graph"]: row["synchronisations"] for row in rows if row["method"] == method}
         places = [(k, found[graph]) for k, graph in enumerate(graphs) if graph in found]
-        bars = axes.bar(
-            [k + 0.16 * (j - 2) for k, _ in places], [y for _, y in places], 0.15, color=COLOURS[method], label=method
-        )
+        x, heights = [k + 0.17 * (j - 2) for k, _ in places], [y for _, y in places]
+        bars = axes.bar(x, heights, 0.13, color=face, edgecolor=edge, hatch=hatch, label=method)
         axes.bar_label(bars, fmt="%g", fontsize=6, padding=1)
     targets = {row["graph"]: row["target"] for row in rows}
     axes.set_xticks(range(len(graphs)), [f"{graph}\nloss {targets[graph]:g}" for graph in graphs])
@@ -73,9 +71,9 @@ def data_rich() -> None:
     figure, axes = pyplot.subplots(figsize=(6.2, 2.9), layout="constrained")
     markers: dict[str, str] = dict(zip(dict.fromkeys(labelled(row) for row in rows), "oDv^<>sP*", strict=False))
     for row in rows:
-        label, colour = labelled(row), COLOURS[row["method"]]
-        axes.plot(row["synchronisations"], row["validation_loss"], markers[label], color=colour, markersize=6)
-    named(figure, markers, {row["method"] for row in rows})
+        mark = markers[labelled(row)]
+        axes.plot(row["synchronisations"], row["validation_loss"], mark, **look(row["method"]), markersize=6)
+    named(figure, markers, list(dict.fromkeys(row["method"] for row in rows)))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks([10, 20, 40, 100, 400], ["10", "20", "40", "100", "400"])
@@ -120,17 +118,22 @@ def regions() -> None:
     written(figure, "regions")
 
 
+def look(method: str) -> dict[str, str]:
+    """Return the colour of a method of local training; marks of local SGD are open."""
+    return {"color": colour_of(method), "markerfacecolor": "none" if method == "local sgd" else colour_of(method)}
+
+
 def named(figure: Any, marks: dict[str, str], methods: Collection[str]) -> None:
     """Add legends beside the axes: what is decomposed by mark, the method by colour."""
-    decomposed = [line(mark, "#555555", name) for name, mark in marks.items()]
-    coloured = [line("s", colour, name) for name, colour in COLOURS.items() if name in methods]
+    decomposed = [line(mark, name, color="#555555") for name, mark in marks.items()]
+    coloured = [line("s", name, **look(name)) for name in methods]
     figure.legend(handles=decomposed, fontsize=6.5, frameon=False, loc="outside right upper")
     figure.legend(handles=coloured, fontsize=6.5, frameon=False, loc="outside right lower")
 
 
-def line(marker: str, colour: str, label: str) -> Any:
+def line(marker: str, label: str, **style: str) -> Any:
     """Return an entry of a legend."""
-    return pyplot.Line2D([], [], ls="", marker=marker, color=colour, label=label)
+    return pyplot.Line2D([], [], ls="", marker=marker, label=label, **style)
 
 
 def written(figure: Any, name: str) -> None:

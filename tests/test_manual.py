@@ -8,7 +8,9 @@ is for other programs the shell checks the syntax, and mldd reads the options of
 """
 
 import ast
+import contextlib
 import csv
+import io
 import json
 import re
 import runpy
@@ -152,6 +154,15 @@ def test_a_first_run(tried):
         and set(of_solvers(compared)) == {"dd-adagrad", "adam"}
         and re.search(r"steps +5\n", shared)
     )
+
+
+def test_a_first_run_in_python_takes_the_steps_that_the_page_says():
+    (block,) = (block.text for block in BLOCKS["first_run.md"] if block.kind == "python")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(block, "first_run.md", "exec"), {})
+    steps = [line.split()[1] for line in said.getvalue().splitlines() if line.startswith("converged_atol ")]
+    stated = re.search(r"takes (\d+) steps instead of (\d+)", PATHS["first_run.md"].read_text(encoding="utf-8"))
+    assert steps == [stated[2], stated[1]]
 
 
 def test_a_network(tried, tmp_path):

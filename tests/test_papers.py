@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
 from experiments.operators import samples
-from experiments.pictures import draw, groups, points
+from experiments.pictures import curve, draw, groups, points, style_of
 from experiments.study import Picture, Study, minimise, read
 from mldd import Stop
 from mldd.problems import PhysicsInformed
@@ -300,3 +301,28 @@ def test_pictures_draw_medians_and_name_numbers_by_their_column(tmp_path):
     assert list(groups(rows, ("parts",))) == ["parts 4"]
     draw(picture, rows, tmp_path / "one.png", "own reference run")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_circle_what_was_not_reached_and_leave_out_what_most_runs_have_missed():
+    axes = Figure().subplots()
+    picture = Picture("n", "work", ("parts",))
+    ends = [("1", "3", "target_reached"), ("1", "5", "converged"), ("2", "8", "max_steps"), ("3", "nan", "stalled")]
+    rows = [{"n": n, "work": work, "parts": "4", "status": status} for n, work, status in ends]
+    assert [list(values) for values in points(rows, picture)] == [[1.0, 2.0], [4.0, 8.0]]
+    assert curve(axes, rows, picture, style_of("parts 4", ["parts 4"]), "parts 4")
+    through, _, circles = (line.get_xydata().tolist() for line in axes.lines)
+    assert through == [[1.0, 4.0]] and circles == [[2.0, 8.0]]
+    assert not curve(axes, rows[:2], picture, style_of("parts 4", ["parts 4"]), "parts 4")
+
+
+def test_a_solver_has_one_colour_and_its_variants_differ():
+    names = ["lbfgs", "torch lbfgs", "aspqn", "mspqn, layers", "aspqn, coarse", "torchbraid", "adam, clamp (torch)"]
+    styles = {name: style_of(name, names) for name in names}
+    assert styles["lbfgs"]["color"] == styles["torch lbfgs"]["color"] != styles["torchbraid"]["color"]
+    assert styles["adam, clamp (torch)"]["color"] == style_of("adam", ["adam"])["color"]
+    dashed = [name for name, style in styles.items() if style["linestyle"] == "--"]
+    assert dashed == ["torch lbfgs", "torchbraid", "adam, clamp (torch)"]
+    same = [tuple(sorted(styles[name].items())) for name in ("aspqn", "mspqn, layers", "aspqn, coarse")]
+    assert len({dict(style)["color"] for style in same}) == 1 and len(set(same)) == 3
+    others = ["ras, levels 1", "wasm, levels 1"]
+    assert len({style_of(name, others)["color"] for name in others}) == 2

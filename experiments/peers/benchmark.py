@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from experiments.machine import measured, processor
 from experiments.peers.race import COSTS, Budget, Method, Row, Task, raced, tuned
-from experiments.pictures import style_of
+from experiments.pictures import plain, style_of
 from experiments.study import PACKAGES, continued, last_commit, read, shown, version_of, write
 from mldd.loop import replacing
 from mldd.ranks import Communicator, prepare, world
@@ -218,6 +217,7 @@ def draw(rows: list[Row], path: Path, axis: str) -> None:
     """Draw time and gradients to every target, two panels per problem, with quartiles; of many problems time."""
     rows = [row | {"total": total(row)} for row in rows if row["target"] and row["source"] != "absent"]
     tasks = list(dict.fromkeys(row["problem"] for row in rows))
+    names = list(dict.fromkeys(row["method"] for row in rows if row["cpu"] != ""))
     costs = ("total", "gradients") if len(tasks) <= 4 else ("total",)
     across = 2 if len(tasks) <= 4 else 4
     panels = [(task, column) for task in tasks for column in costs]
@@ -227,10 +227,15 @@ def draw(rows: list[Row], path: Path, axis: str) -> None:
     axes = figure.subplots(-(-len(panels) // across), across, squeeze=False)
     for ax, (task, column) in zip(axes.ravel(), panels, strict=False):
         of_task = [row for row in rows if row["problem"] == task]
-        for name in dict.fromkeys(row["method"] for row in of_task):
-            _curve(ax, name, [row for row in of_task if row["method"] == name], column)
+        for name in (name for name in names if any(row["method"] == name for row in of_task)):
+            style = style_of(name, names) | {"label": name}
+            _curve(ax, style, [row for row in of_task if row["method"] == name], column)
         ax.set(xscale="log", yscale="log", xlabel=LABELS[column])
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        if ax.lines:
+            plain(ax.xaxis)
+        else:
+            ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+            ax.text(0.5, 0.5, "no method has reached\nthe first target", ha="center", transform=ax.transAxes)
         ax.grid(color="#dddddd", linewidth=0.6)
         ax.set_title(task, loc="left", fontsize=9)
     for ax in axes.ravel()[len(panels) :]:
@@ -242,7 +247,7 @@ def draw(rows: list[Row], path: Path, axis: str) -> None:
         figure.savefig(new, dpi=130)
 
 
-def _curve(ax: Any, name: str, rows: list[Row], column: str) -> None:
+def _curve(ax: Any, style: dict[str, str], rows: list[Row], column: str) -> None:
     """Draw the medians of a method that are finite, and their quartiles."""
     runs = len({row["seed"] for row in rows})
     by_target: dict[float, list[Row]] = {}
@@ -261,6 +266,5 @@ def _curve(ax: Any, name: str, rows: list[Row], column: str) -> None:
         markersize=4,
         linewidth=1.2,
         elinewidth=0.7,
-        label=name,
-        **style_of(name),
+        **style,
     )

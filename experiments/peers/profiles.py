@@ -152,7 +152,7 @@ def draw(sets: Mapping[str, list[Case]], path: Path) -> None:
             finite = np.concatenate([row[np.isfinite(row)] for row in found.values()])
             tau = np.geomspace(1.0, max(2.0, float(finite.max())), 200)
             for method, row in found.items():
-                style = style_of(method) | {"marker": ""}
+                style = style_of(method, list(found)) | {"marker": ""}
                 ax.step(tau, profile(row, tau), where="post", linewidth=1.3, label=method, **style)
             ax.set(xscale="log", xlabel=f"{label}\nover the least", ylim=(0, 1.02))
             ax.grid(color="#dddddd", linewidth=0.6)

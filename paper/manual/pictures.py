@@ -31,6 +31,7 @@ from mldd.solvers import LBFGS, MultilevelAdaGrad, NewtonCG, NonlinearSchwarz, R
 
 # Okabe and Ito's colours, which those who do not see red or green tell apart.
 BLUE, ORANGE, GREEN, RED, BLACK, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000", "#999999"
+SKY = "#56B4E9"
 PARTS = (BLUE, ORANGE, GREEN, "#CC79A7")
 
 
@@ -136,7 +137,7 @@ class Traced:
 
 
 def cycle() -> Any:
-    """Draw where gradients are evaluated in steps of ML-ADAGB2, and its convergence for one to five levels."""
+    """Draw where gradients are evaluated in steps of ML-ADAGB2, and its convergence for one to four levels."""
     problem, visits = Obstacle(n=63), []
     hierarchy = problem.hierarchy(levels=4)
     traced = Hierarchy(
@@ -187,9 +188,9 @@ def combined() -> Any:
     for subdomain in decomposition.subdomains:
         covered = place[subdomain.indices.numpy()]
         left.axvspan(covered.min(), covered.max(), color=GREY, alpha=0.18, linewidth=0)
-    left.set_xlabel("place")
+    left.set_xlabel("position on the line")
     left.set_ylabel("x after one sweep from 0")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper center")
     right.set_xlabel("sweeps")
     right.set_ylabel("measure")
     right.legend(frameon=False, fontsize=8)
@@ -230,15 +231,16 @@ def coarse_space() -> Any:
         solver = NonlinearSchwarz(decomposition, hierarchy, local_steps=30, local_rtol=1e-10, globalisation="none")
         for sweeps, colour, dashes in ((0, GREY, "-"), (1, RED, "--"), (4, BLUE, "-"), (16, GREEN, "-.")):
             x = minimise(f, start.clone(), solver, stop=Stop(max_steps=sweeps)).x if sweeps else start
-            ax.plot(place, x - exact, dashes, color=colour, label=f"after {sweeps} sweeps")
+            ax.plot(place, x - exact, dashes, color=colour, label=f"sweeps: {sweeps}")
         ax.set_title(title, fontsize=9)
-        ax.set_xlabel("place")
+        ax.set_xlabel("position on the line")
     transfer = coarse[1].transfer
     for k, row in enumerate(torch.eye(transfer.shape[1], dtype=torch.float64)):
         axes[2].plot(place, transfer.prolong(row), color=(BLUE, RED, GREEN)[k % 3])
     axes[2].set_title("the coarse space", fontsize=9)
-    axes[2].set_xlabel("place")
-    axes[0].set_ylabel("error")
+    axes[2].set_xlabel("position on the line")
+    axes[2].set_ylabel("value of a function")
+    axes[0].set_ylabel("error of u")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -250,8 +252,8 @@ def preconditioned() -> Any:
     local, parts = NewtonCG(rtol=1e-10), problem.decomposition(5, 3)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
     runs = (
-        ("Newton", NewtonCG(dense=150), BLACK, "o"),
-        ("sweeps (fixed point)", NonlinearSchwarz(parts, local=local, local_steps=50, globalisation="none"), RED, "s"),
+        ("Newton", NewtonCG(dense=150), GREY, "o"),
+        ("sweeps", NonlinearSchwarz(parts, local=local, local_steps=50, globalisation="none"), SKY, "s"),
         ("RASPEN", Raspen(parts, local=local, globalisation="line-search"), BLUE, "^"),
     )
     for name, solver, colour, marker in runs:
@@ -260,21 +262,21 @@ def preconditioned() -> Any:
         shown = [r for r in records if r.step <= 14]
         left.semilogy([r.step for r in shown], [r.measure for r in shown], marker + "-", color=colour, label=name)
     counts = (2, 5, 10, 15)
-    for name, two, colour, marker in (("one level", False, RED, "s"), ("with hats", True, BLUE, "o")):
+    for name, two, look in (("one level", False, "s-"), ("with hats", True, "o--")):
         found = []
         for count in counts:
             hierarchy = problem.coarse_hierarchy(2, count) if two else None
             solver = Raspen(problem.decomposition(count, 3), hierarchy, local=local, globalisation="line-search")
             result = minimise(f, problem.initial(), solver, stop=stop)
             found.append(result.state.krylov / result.record.step)
-        right.plot(counts, found, marker + "-", color=colour, label=name)
+        right.plot(counts, found, look, color=BLUE, label=name)
     left.set_xlabel("outer iterations")
     left.set_ylabel("2-norm of the gradient")
     right.set_xlabel("subdomains")
     right.set_ylabel("GMRES iterations per Newton step")
     right.set_xticks(counts)
-    left.set_ylim(bottom=1e-21)
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    left.set_xticks(range(0, 15, 2))
+    left.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.45, 0.45))
     right.legend(frameon=False, fontsize=8)
     return figure
 
