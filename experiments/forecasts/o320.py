@@ -1,6 +1,6 @@
 """What a training on an o320 grid needs on 64 GPUs: rows counted on grid and mesh, times and memory by a model.
 
-    PYTHONPATH=. python experiments/forecasts/o320.py [--ranks 64] [--measured FILE] [--out FILE]
+    python experiments/forecasts/o320.py [--ranks 64] [--measured FILE] [--out FILE]
 
 The grid has 421,120 cells, the icosahedral mesh 163,842 nodes; METIS cuts it as `Weather` does. For every rank edges,
 rows of the halo and neighbours of encoder, a round and decoder are counted; the slowest rank decides. Times of a
@@ -13,8 +13,9 @@ nodes are those that the trainings of o96.py have taken (``--measured``).
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.forecasts.o96 import NETWORK, octahedral, shown
 from mldd.graph import Graph, Machine, Work, partition
 from mldd.loop import write_table
 from mldd.problems.data import HiddenMesh, global_mesh
 from mldd.problems.nets import EncodeProcessDecode
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.forecasts.o96 import NETWORK, octahedral  # noqa: E402 (from the folder above)
 
 RESULTS = Path(__file__).parents[2] / "paper" / "results" / "forecasts"
 NVLINK = Machine(flops=67e12, bandwidth=3.35e12, network=450e9, latency=5e-6, launch=100e-6, efficiency=0.6)
@@ -105,12 +109,10 @@ def work_of(share: Share, net: EncodeProcessDecode, ranks: int) -> Work:
 def bytes_per_state(path: Path) -> float:
     """Return the bytes that a gradient took per entry of a state in the trainings of o96.py, the most of all ranks."""
     mesh = global_mesh(*octahedral(96), 5)
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
     found = []
-    for row in rows:
-        share = shares_of(mesh, int(row["ranks"]))[int(row["rank"])]
-        taken = (float(row["gradient_mib"]) - float(row["set_up_mib"])) * 2**20
+    for row in (row for run in json.loads(path.read_text(encoding="utf-8"))["runs"].values() for row in run["rows"]):
+        share = shares_of(mesh, row["ranks"])[row["rank"]]
+        taken = (row["gradient_mib"] - row["set_up_mib"]) * 2**20
         found.append(taken / states(share, NETWORK["hidden"], NETWORK["layers"]))
     return max(found)
 
@@ -145,11 +147,16 @@ def rows_of(shares: list[Share], per_state: float) -> list[dict[str, Any]]:
     return rows
 
 
+def shown(value: Any) -> Any:
+    """Return a number with four digits, and anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def main() -> None:
     """Count, model, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--measured", type=Path, default=RESULTS / "o96.csv")
+    parser.add_argument("--measured", type=Path, default=RESULTS / "o96.json")
     parser.add_argument("--out", type=Path, default=RESULTS / "o320.csv")
     options = parser.parse_args()
     per_state = bytes_per_state(options.measured)

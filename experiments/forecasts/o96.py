@@ -14,7 +14,10 @@ coarser levels are the coarse spaces of recursive AdaGrad (three levels). Of som
     halo      packing, sending and waiting for rows of other ranks in a gradient
     compute   the rest of a gradient
 
-Memory is the largest resident set of a rank: as imported, after set-up, and of the training.
+Memory is the largest resident set of a rank: as imported, after set-up, after gradients, and of the training. The
+training has two samples a step; after every step its loss over a few samples of the validation part is evaluated,
+outside of the clock, in units of persistence over the training part. Numbers of ranks must agree in these losses;
+those that are in the file from another call stay there.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -32,15 +36,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import mldd
-from mldd.loop import Stop, minimise, write_table
+from mldd.algebra import uncounted
+from mldd.loop import History, Stop, minimise, replacing
 from mldd.models import replacing_folder
 from mldd.problems.weather import Weather
 from mldd.ranks import SERIAL, Communicator, prepare, timed, world
 from mldd.solvers import AdaGrad, MultilevelAdaGrad, Recursion
 
-OUT = Path(__file__).parents[2] / "paper" / "results" / "forecasts" / "o96.csv"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from experiments.machine import processor  # noqa: E402 (from the folder above)
+
+OUT = Path(__file__).parents[2] / "paper" / "results" / "forecasts" / "o96.json"
 NETWORK = {"hidden": 64, "layers": 4, "mesh_nodes": 10242, "batch": 2, "chunk": 1}
 QUICK = {"hidden": 8, "layers": 2, "mesh_nodes": 162, "batch": 2, "chunk": 1}
 LEVELS, RATE = 3, 0.003
@@ -161,17 +171,28 @@ def worker(options: argparse.Namespace) -> None:
     say(comm, row)  # what is known, should the training be cut off
     levels, smoother = problem.hierarchy(2 if options.quick else LEVELS), AdaGrad(1e-3, RATE)
     solver = MultilevelAdaGrad(levels, smoother, Recursion(steps=5))
-    result = minimise(f, x, solver, stop=Stop(max_steps=options.steps), comm=comm)
-    row |= {
-        "status": result.status.name,
-        "steps": result.record.step,
-        "train_seconds": result.record.cost.seconds,
-        "trained_mib": resident(),
-    }
-    few = problem.origins["validation"][:: max(len(problem.origins["validation"]) // 4, 1)][:4]
-    judged, share = f.over(few), len(problem.origins["train"]) / len(few)
-    row |= {name: share * float(judged.value(y)) for name, y in (("persistence", x), ("validation_loss", result.x))}
+    judge = Judge(problem)
+    # the loss over all training samples would take longer than the training
+    result = minimise(f, x, solver, stop=Stop(max_steps=options.steps), comm=comm, values=0, after_step=judge)
+    row |= {"status": result.status.name, "trained_mib": resident(), "training": judge.rows}
     say(comm, row)
+
+
+class Judge:
+    """The loss over a few samples of the validation part after every step."""
+
+    def __init__(self, problem: Weather) -> None:
+        origins = problem.origins["validation"]
+        few = origins[:: max(len(origins) // 4, 1)][:4]
+        self.loss, self.share = problem.objective().over(few), len(problem.origins["train"]) / len(few)
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, x: Tensor, state: Any, history: History) -> None:
+        """Take the start or an iterate."""
+        record = history.records[-1]
+        with uncounted():
+            loss = self.share * float(self.loss.value(x))
+        self.rows.append({"step": record.step, "validation_loss": loss, "seconds": record.cost.seconds})
 
 
 def say(comm: Communicator, row: dict[str, Any]) -> None:
@@ -197,17 +218,12 @@ def measured(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
     return found
 
 
-def shown(value: Any) -> Any:
-    """Return a number with four digits, and anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else value
-
-
 def main() -> None:
     """Write the data where they are not there, measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the .zarr, written where there is none")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--steps", type=int, default=3, help="of training, default 3")
+    parser.add_argument("--steps", type=int, default=8, help="of training, default 8")
     parser.add_argument("--samples", type=int, default=5, help="that are timed, default 5")
     parser.add_argument("--quick", action="store_true", help="a grid o16 with 4 variables and 20 times")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -219,12 +235,16 @@ def main() -> None:
     if not options.data.exists():
         with replacing_folder(options.data) as new:
             write(new, *((16, 4, 20) if options.quick else (96, 20, 500)))
-    rows: list[dict[str, Any]] = []
+    network = QUICK if options.quick else NETWORK
+    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    runs = found["runs"] if found.get("network") == network else {}
     for ranks in options.ranks:
-        rows += measured(options, ranks)
-        for row in rows[-ranks:]:
+        about = {"command": shlex.join(["python", *sys.argv]), "machine": processor()}
+        runs[str(ranks)] = about | {"rows": measured(options, ranks)}
+        for row in runs[str(ranks)]["rows"]:
             print(row, flush=True)
-    write_table(options.out, [{k: shown(v) for k, v in row.items()} for row in rows])
+        with replacing(options.out) as new:
+            new.write_text(json.dumps({"network": network, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def keys(name: str) -> Iterator[str]:
         yield f"  {key} : {_kind(hint)}, {default}"
         yield from textwrap.wrap(meanings.get(key, ""), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     plain = [key for key in shown if _simple(defaults[key]) and not key.startswith("coarse")]  # those need levels
-    example = next((f"{key}={_text(defaults[key])}" for key in plain), "")
+    needed = [f"{key}=VALUE" for key, value in defaults.items() if value is MISSING]
+    example = ",".join(needed) or next((f"{key}={_text(defaults[key])}" for key in plain), "")
     if any("." in key for key in shown):
         yield "  (a key with a dot may be written by its last word where no other key ends in it)"
     if used := [] if is_problem else _options(spec):

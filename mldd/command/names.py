@@ -42,7 +42,7 @@ FORMATS: dict[str, str] = registered("mldd.problems.data.formats")  # suffix -> 
 _HOLDS = "mldd.problems.data.formats.choice:holds"  # says whether a file is a graph or a series
 FIRST = {"tao": "type", "snes": "type"}  # the key of a value without one: tao:blmvm
 NEEDS = {"tao": ("petsc4py", "greenlet"), "snes": ("petsc4py", "greenlet")}
-PLACES = ("name", "folder", "data", "reader", "reading.reader")  # keys that say where data are, and not what they are
+PLACES = ("name", "path", "folder", "data", "reader", "reading.reader")  # keys that say where data are, not what
 # Solvers by the name of a PETSc option: -tao_python_type mldd.solvers.petsc.petsc_types.ml_adagrad
 PYTHON_TYPES = "mldd.solvers.petsc.petsc_types."
 

@@ -185,7 +185,8 @@ class Problem:
     def identity(self) -> str:
         """Return a checksum of the data, empty where the fields of the problem say all.
 
-        A run is known by it, and not by the fields `name`, `folder`, `data` and `reader`, which say where data lie.
+        A run is known by it, and not by the fields `name`, `path`, `folder`, `data` and `reader`, which say where data
+        lie.
         """
         return ""
 

@@ -1,5 +1,6 @@
 from .arrays import load_array as load_array
 from .calendars import CALENDARS as CALENDARS
+from .calendars import STANDARD as STANDARD
 from .calendars import Calendar as Calendar
 from .checksums import verify as verify
 from .checksums import write_checksum as write_checksum

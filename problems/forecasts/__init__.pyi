@@ -1,4 +1,5 @@
 from .daily_climatology import hourly_means as hourly_means
+from .domain import Domain as Domain
 from .forecast_loss import ForecastLoss as ForecastLoss
 from .forecast_model import ForecastModel as ForecastModel
 from .forecast_model import mesh_of as mesh_of
@@ -12,3 +13,6 @@ from .forecasting import Forecasting as Forecasting
 from .linear_forecast import first_origin as first_origin
 from .linear_forecast import fit_linear as fit_linear
 from .linear_forecast import linear_model as linear_model
+from .predicted import PerturbedStarts as PerturbedStarts
+from .predicted import forecast_of as forecast_of
+from .predicted import starts_of as starts_of

@@ -36,8 +36,8 @@ class Domain:
         Seconds between two times.
     calendar : Calendar
         How times follow each other.
-    graph : Graph
-        Of the network.
+    graph : Graph or None
+        Of the network; None where it has a mesh of its own alone.
     given : Graph, optional
         That came with the series, instead of one from coordinates.
     area : ndarray, shape (n,), optional
@@ -53,7 +53,7 @@ class Domain:
     units: tuple[str, ...]
     step: int
     calendar: Calendar
-    graph: Graph
+    graph: Graph | None
     given: Graph | None
     area: Floats | None = None
 

@@ -196,7 +196,7 @@ class ForecastLoss(NodeLoss):
         return {f.name: getattr(self, f.name) for f in fields(ForecastLoss)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StochasticForecastLoss(ForecastLoss):
     """The loss over all samples; ``sample(step)`` is that over the mini-batch of a step.
 
@@ -206,7 +206,7 @@ class StochasticForecastLoss(ForecastLoss):
         Which samples a step sees.
     """
 
-    batches: MiniBatches = MiniBatches(1, 1)  # noqa: RUF009 (frozen)
+    batches: MiniBatches
 
     def sample(self, step: int) -> ForecastLoss:
         """Return the objective of an outer step: the same samples on all ranks, levels and subdomains.

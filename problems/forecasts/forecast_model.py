@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Prediction, joined
+from mldd.models import Prediction
 from mldd.problems.data import DataError, HiddenMesh, Series, graph_digest, hidden_mesh, load_series, mesh_of_graph
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import FITTED, ForecastData
 from mldd.problems.forecasts.forecast_plan import Plan
 from mldd.problems.forecasts.forecaster import Forecaster
-from mldd.problems.forecasts.predicted import forecast_of
+from mldd.problems.forecasts.predicted import PerturbedStarts, forecast_of, starts_of
 from mldd.problems.nets import EncodeProcessDecode, Ints, NetworkModel, network_of
 
 Floats = NDArray[np.float64]
@@ -84,6 +84,8 @@ class ForecastModel(NetworkModel):
         absent = [name for name in FITTED if name not in fitted] + [name for name in _OPTIONS if name not in options]
         if absent:
             raise ValueError(f"nothing is said of {absent[0]}")
+        if domain.graph is None:
+            raise ValueError("nothing is said of the graph")
         return cls(net, None, plan, domain, _arrays(fitted), options)
 
     def predict(  # type: ignore[override]  # which options there are is said
@@ -131,11 +133,7 @@ class ForecastModel(NetworkModel):
         ValueError
             Lead times that the network cannot reach, or members without perturbations.
         """
-        if members < 1 or (members > 1) != (perturb > 0):
-            raise ValueError(
-                f"an ensemble must have members >= 2 and perturb > 0, got members={members}, perturb={perturb:g}; give "
-                "both, or neither"
-            )
+        ensemble = PerturbedStarts(members, perturb, seed)
         wanted = len(self.plan.reached) if steps is None else steps
         plan = self.plan.reaching(wanted)
         series = data
@@ -146,15 +144,16 @@ class ForecastModel(NetworkModel):
             series = load_series(data, data=folder, sort=sort, reader=reader, **read)
         matched = self._matched(series)
         matched = replace(matched, notes=(*matched.notes, *_filled(matched)))
-        made = []
-        for member in range(members):
-            values = _perturbed(matched.values, perturb * self.fitted["deviation"], seed, member)
+        leads = np.array(plan.reached[:wanted])
+
+        def forecast(values: Floats) -> Prediction:
             of_member = ForecastData(replace(matched, values=values), plan, _reaching(self.fitted, plan))
             chosen = _chosen(of_member, start)
             forecasts = self.forecasts(of_member, chosen)
-            made.append(forecast_of(of_member, chosen, forecasts[:, :, :wanted], self.domain.name))
+            return forecast_of(of_member.series, leads, chosen, forecasts[:, :, :wanted], self.domain.name)
+
+        one = ensemble.predicted(matched.values, self.fitted["deviation"], forecast)
         about = {"data": series.name, "data_checksum": f"sha256:{series.digest}"}
-        one = made[0] if members == 1 else joined(made)
         return replace(one, attributes={**one.attributes, **about})
 
     def _matched(self, series: Series) -> Series:
@@ -180,6 +179,7 @@ class ForecastModel(NetworkModel):
         """
         domain = self.domain
         is_mesh = isinstance(self.net, EncodeProcessDecode)
+        assert domain.graph is not None  # `of` refuses others
         mesh = mesh_of(domain.latitude, domain.longitude, self.options) if is_mesh else None
         forecaster = Forecaster(data, self.net, domain.graph, mesh, self.options["weighted"], self.kind)
         return forecaster([p.detach() for p in self.tensors], origins)
@@ -208,14 +208,6 @@ def mesh_of(latitude: Floats, longitude: Floats, options: Mapping[str, Any]) -> 
     return mesh_of_graph(path, latitude, longitude)
 
 
-def _perturbed(values: Floats, deviation: Floats, seed: int, member: int) -> Floats:
-    """Return values with independent normal errors, those of the first member as they are."""
-    if member == 0:
-        return values
-    random = np.random.default_rng([seed, member])
-    return values + deviation * random.standard_normal(values.shape)
-
-
 def _reaching(fitted: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """Return what was fitted, with units of outputs for all lead times: those of a rollout are of any size."""
     scales = fitted["scales"]
@@ -240,27 +232,7 @@ def _chosen(data: ForecastData, start: Any) -> Ints:
     """Return the numbers of the times that are asked for."""
     known = np.flatnonzero(data.observed[:, data.inner].any((1, 2)))  # what lies behind is known ahead only
     last = int(known[-1]) if len(known) else data.series.times - 1
-    if not isinstance(start, str):
-        return np.asarray(start)
-    if start == "last":
-        return np.array([last])
-    if start == "all":
-        return np.arange(data.first, last + 1)
-    begin, two, end = start.partition("..")
-    try:
-        dates = np.datetime64(begin, "s"), np.datetime64(end or begin, "s")
-    except ValueError:
-        raise DataError(
-            f"`start` must be last, all, a date or two, as in 2019-03-30T06..2019-03-31, got {start!r}; correct it"
-        ) from None
-    moments = data.series.moments(np.arange(last + 1))
-    found = np.flatnonzero((moments >= dates[0]) & (moments <= dates[1]))
-    if len(found) == 0 or (not two and found[0] < data.first):
-        raise DataError(
-            f"{data.series.name}: `start` must lie in {moments[data.first]}..{moments[last]}, got {start}; choose "
-            "others"
-        )
-    return found[found >= data.first]
+    return starts_of(start, data.series.name, data.series.moments(np.arange(last + 1)), data.first)
 
 
 def _tensors(value: Any) -> Any:

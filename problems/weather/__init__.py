@@ -6,3 +6,6 @@ Series that fit, with observations, gaps and baselines, stand in `mldd.problems.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+REGISTERED = {"weather": "mldd.problems.weather.weather:Weather"}
+MODELS = {"weather": "mldd.problems.weather.weather_model:WeatherModel"}

@@ -83,6 +83,25 @@ class Units:
     scales: Floats
 
 
+def cell_inputs(past: Any, units: Units, static: Floats, sun: Floats) -> Any:
+    """Return the inputs of the network, shape (c, S, F): those of the past, of the place, and of the sun.
+
+    Parameters
+    ----------
+    past : ndarray, shape (c, S, history, V)
+        Values at the origin and before it, newest first; gaps become the mean.
+    units : Units
+        Of the variables.
+    static : ndarray, shape (c, k)
+        Place and constant fields of the cells.
+    sun : ndarray, shape (c, S, 5)
+        Hour, day and height of the sun at the time of the forecast.
+    """
+    cells, count = past.shape[:2]
+    normal = np.nan_to_num((past - units.mean) / units.deviation).reshape(cells, count, -1)
+    return np.concatenate([normal, np.broadcast_to(static[:, None], (cells, count, static.shape[1])), sun], axis=2)
+
+
 @dataclass(frozen=True, eq=False)
 class CellSamples:
     """Samples of the own cells of a rank.
@@ -130,24 +149,18 @@ class CellSamples:
 
     def _made(self, origins: Ints) -> Pair:
         values = self.values(origins)
-        now, cells, count = values[:, :, 0], len(values), len(origins)
-        past = (values[:, :, : self.history] - self.units.mean) / self.units.deviation
         store = self.reader.store
         latitude, longitude = (of[self.reader.own] for of in store.coordinates)
         step = store.time[1] - store.time[0]
         sun = forcing(store.time[origins] + self.lead * step, latitude, longitude).transpose(1, 0, 2)
-        inputs = np.concatenate(
-            [
-                np.nan_to_num(past.reshape(cells, count, -1)),
-                np.broadcast_to(self.static[:, None], (cells, count, self.static.shape[1])),
-                sun,
-            ],
-            axis=2,
-        )
-        change = (values[:, :, -1] - now) / self.units.scales
+        inputs = cell_inputs(values[:, :, : self.history], self.units, self.static, sun)
+        change = (values[:, :, -1] - values[:, :, 0]) / self.units.scales
         weights = np.where(np.isnan(change), 0.0, self.weights[:, None, None])
         targets = np.concatenate([np.nan_to_num(change) * weights, weights], axis=2)
-        made = [torch.from_numpy(np.ascontiguousarray(a.reshape(cells, -1))).to(**self.kind) for a in (inputs, targets)]
+        made = [
+            torch.from_numpy(np.ascontiguousarray(a.reshape(len(values), -1))).to(**self.kind)
+            for a in (inputs, targets)
+        ]
         return made[0], made[1]
 
     def values(self, origins: Ints) -> Any:

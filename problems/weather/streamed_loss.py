@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mldd.algebra import check_least
 from mldd.problems.forecasts import ForecastLoss
 from mldd.problems.nets import MiniBatches
 from mldd.problems.weather.samples import StreamedSamples
@@ -18,6 +20,37 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class StreamedBatches:
+    """Samples that are read and evaluated together.
+
+    Parameters
+    ----------
+    batch : int
+        Samples per gradient, drawn anew for every step; 0: all.
+    chunk : int
+        Samples that are evaluated at once, which bounds memory; 0: all of the batch.
+    shown : int
+        Samples, evenly spread over the training part, by which a run with mini-batches shows its loss, at either end at
+        least; 0: all of them.
+
+    Raises
+    ------
+    ValueError
+        Values out of range.
+    """
+
+    batch: int = 2
+    chunk: int = 1
+    shown: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check_least(self, {"batch": 0, "chunk": 0, "shown": 0})
+        if self.shown and not self.batch:
+            raise ValueError(f"`shown` needs mini-batches, got shown={self.shown} and batch=0; leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamedLoss(ForecastLoss):
     """Weighted squares as in `ForecastLoss`, over samples of which only those of a chunk are in memory.
 
@@ -29,11 +62,24 @@ class StreamedLoss(ForecastLoss):
         Of the samples.
     batches : MiniBatches, optional
         Which samples a step sees; all of them by default.
+    whole : StreamedLoss, optional
+        The loss that the samples of a step are drawn from, where this one is an estimate of it; itself by default.
     """
 
-    stream: StreamedSamples = None  # type: ignore[assignment]  # fields behind those with defaults need one
-    origins: Ints = None  # type: ignore[assignment]
+    stream: StreamedSamples
+    origins: Ints
     batches: MiniBatches | None = None
+    whole: StreamedLoss | None = None
+
+    def estimated(self, rows: Ints) -> StreamedLoss:
+        """Return the loss over some of the samples, whose mini-batches are drawn from all.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (k,), int64
+            Numbers of the samples.
+        """
+        return replace(self.drawn(torch.from_numpy(rows)), batches=self.batches, whole=self)
 
     def over(self, origins: Ints) -> StreamedLoss:
         """Return the loss over other samples, without weight decay.
@@ -43,7 +89,7 @@ class StreamedLoss(ForecastLoss):
         origins : ndarray, shape (S,), int64
             Of the samples.
         """
-        return replace(self, origins=origins, decay=0.0, batches=None)
+        return replace(self.whole or self, origins=origins, decay=0.0, batches=None, whole=None)
 
     def chunks(self) -> Iterator[Any]:
         """Yield the batches of its samples, a chunk at a time; all ranks do so together."""
@@ -68,7 +114,7 @@ class StreamedLoss(ForecastLoss):
         share = len(rows) / len(self.origins)
         price = replace(self.price, gradient=self.price.gradient * share)
         some = self.origins[rows.numpy()]
-        return replace(self, origins=some, price=price, rows=rows, scale=self.scale / share, batches=None)
+        return replace(self, origins=some, price=price, rows=rows, scale=self.scale / share, batches=None, whole=None)
 
     def sample(self, step: int) -> StreamedLoss:
         """Return the objective of an outer step: the same samples on all ranks and levels.
@@ -78,4 +124,4 @@ class StreamedLoss(ForecastLoss):
         step : int
             Number of the step.
         """
-        return self if self.batches is None else self.drawn(self.batches.rows(step))
+        return self if self.batches is None else (self.whole or self).drawn(self.batches.rows(step))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from torch import Tensor
 from mldd.algebra import Hierarchy, Identity, Level, Price, check_choices, check_least
 from mldd.graph import Graph, partition
 from mldd.loop import Problem
-from mldd.problems.data import DataError, File, HiddenMesh, area_weights, on_sphere
+from mldd.problems.data import STANDARD, DataError, File, HiddenMesh, area_weights, checksum, on_sphere
 from mldd.problems.data.formats import AnemoiStore, damage_said
-from mldd.problems.forecasts import ForecastNetwork, mesh_of
+from mldd.problems.forecasts import Domain, ForecastNetwork, mesh_of
 from mldd.problems.nets import MeshSource, MiniBatches, mesh_shard, stack_meshes
 from mldd.problems.weather.cell_reader import CellReader
 from mldd.problems.weather.samples import CellSamples, CoarseSamples, Kept, Units
-from mldd.problems.weather.streamed_loss import StreamedLoss
+from mldd.problems.weather.streamed_loss import StreamedBatches, StreamedLoss
+from mldd.problems.weather.weather_model import WeatherModel
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
 
@@ -30,6 +31,11 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _CUTS = 0.6, 0.8  # of the times: ends of training and validation part
 _FEW = 16  # forecasts that scales are estimated from, and that a part is judged by
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.005},
+    "adagrad": {"rate": 0.003, "varsigma": 1e-3},
+    "ml-adagrad": {"smoother.rate": 0.003, "smoother.varsigma": 1e-3, "coarse.steps": 5},
+}
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,8 @@ class Weather(Problem):
         Steps ahead, and values up to the origin that are inputs.
     network : ForecastNetwork
         An encode-process-decode network.
-    batch : int
-        Samples per gradient, drawn anew for every step; 0: all.
-    chunk : int
-        Samples that are evaluated at once, which bounds memory; 0: all of the batch.
+    batches : StreamedBatches
+        Samples per gradient, at once, and of the loss that is shown.
     seed : int
         Of mini-batches and partition.
     dtype : {"float32", "float64"}
@@ -79,8 +83,7 @@ class Weather(Problem):
     horizon: int = 1
     history: int = 2
     network: ForecastNetwork = ForecastNetwork(model="epd", hidden=64, layers=4)  # noqa: RUF009 (frozen)
-    batch: int = 2
-    chunk: int = 1
+    batches: StreamedBatches = StreamedBatches()
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
@@ -89,7 +92,7 @@ class Weather(Problem):
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
         check_choices(self, {"dtype": ("float32", "float64")})
-        check_least(self, {"member": 0, "horizon": 1, "history": 1, "batch": 0, "chunk": 0})
+        check_least(self, {"member": 0, "horizon": 1, "history": 1})
         if self.network.model != "epd":
             raise ValueError(f"the network must be an encode-process-decode one, epd, got {self.network.model}")
 
@@ -97,9 +100,22 @@ class Weather(Problem):
 
     @cached_property
     def store(self) -> AnemoiStore:
-        """The data set."""
+        """The data set.
+
+        Raises
+        ------
+        DataError
+            No data set of Anemoi, or one whose times have several steps.
+        """
         with damage_said(os.fspath(self.path)):
-            return AnemoiStore(File(Path(self.path), select=(f"ensemble={self.member}",)))
+            made = AnemoiStore(File(Path(self.path).expanduser(), select=(f"ensemble={self.member}",)))
+        steps = np.unique(np.diff(made.time))
+        if len(steps) != 1 or steps[0] <= np.timedelta64(0, "s"):
+            raise DataError(
+                f"{made.where}: expected times one step apart, got {len(made.time)} times with {len(steps)} different "
+                "steps; write it anew by anemoi-datasets"
+            )
+        return made
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -189,14 +205,15 @@ class Weather(Problem):
         mean, deviation = self._statistics()
         plain = Units(mean, deviation, np.ones(len(mean)))
         weights, times = area[self.own] / total, (self.horizon, self.history)
-        few = CellSamples(reader, plain, self._static(), weights, *times, self.kind, Kept())
+        few = CellSamples(reader, plain, self._static(self.own), weights, *times, self.kind, Kept())
         units = Units(mean, deviation, self._scales(few, area[self.own]))
         return CellSamples(reader, units, few.static, weights, *times, self.kind, Kept(self._kept))
 
     @property
     def _kept(self) -> int:
         """Chunks of a mini-batch, which a step may evaluate several times; of a full batch only one is kept."""
-        return -(-self.batch // self.chunk) if self.batch and self.chunk else 1
+        batch, chunk = self.batches.batch, self.batches.chunk
+        return -(-batch // chunk) if batch and chunk else 1
 
     def _statistics(self) -> tuple[Floats, Floats]:
         mean, deviation = self.store.statistics(self.names)
@@ -204,19 +221,19 @@ class Weather(Problem):
             raise DataError(f"{self.store.where}: expected mean and stdev, got none; write it anew by anemoi-datasets")
         return mean, np.where(deviation > 0, deviation, 1.0)
 
-    def _static(self) -> Floats:
-        """Place and constant fields of the own cells, those normalised over all cells."""
+    def _static(self, cells: Ints) -> Floats:
+        """Place and constant fields of cells, those normalised over all cells."""
         store, columns = self.store, [*on_sphere(self.latitude, self.longitude).T]
         for name in store.names:
             if store.is_constant(name) and not store.is_computed(name) and name not in self.names:
                 of_all = store.constant_field(name)
                 columns.append((of_all - of_all.mean()) / (of_all.std() or 1.0))
-        return np.stack(columns, axis=1)[self.own]
+        return np.stack(columns, axis=1)[cells]
 
     def _scales(self, samples: CellSamples, area: Floats) -> Floats:
         """Root mean squares of changes over the lead time, over a few samples of the training part."""
         squares = np.zeros((2, len(self.names)))
-        for origin in _spread(self.origins["train"]):
+        for origin in _spread(self.origins["train"], _FEW):
             values = samples.values(np.array([origin]))[:, 0]
             change = (values[:, -1] - values[:, 0]).astype(np.float64)
             there = ~np.isnan(change)
@@ -250,10 +267,12 @@ class Weather(Problem):
         return self.comm.sum_scalars([self._shard.work(self.net.widths)])[0]
 
     def _loss(self, batch: Any, price: Price, stream: Any, comm: Communicator | None) -> StreamedLoss:
-        origins = self.origins["train"]
-        drawn = MiniBatches(len(origins), min(self.batch, len(origins)), key=(self.seed % 2**64,))
-        given: dict[str, Any] = {"comm": comm, "chunk": self.chunk, "stream": stream, "origins": origins}
-        return StreamedLoss(self.net, batch, self.network.decay, price, **given, batches=drawn if self.batch else None)
+        origins, wanted = self.origins["train"], self.batches
+        drawn = MiniBatches(len(origins), min(wanted.batch, len(origins)), key=(self.seed % 2**64,))
+        given: dict[str, Any] = {"comm": comm, "chunk": wanted.chunk, "stream": stream, "origins": origins}
+        given |= {"batches": drawn if wanted.batch else None}
+        made = StreamedLoss(self.net, batch, self.network.decay, price, **given)
+        return made.estimated(_spread(np.arange(len(origins)), wanted.shown)) if wanted.shown else made
 
     @cached_property
     def _objective(self) -> StreamedLoss:
@@ -304,7 +323,7 @@ class Weather(Problem):
     def _squares(self, x: Tensor, part: str) -> Floats:
         """Mean squares of errors of network and persistence in units of `Units.scales`, shape (2, V)."""
         parameters, total = self.net.layout.views(x.to(**self.kind)), np.zeros((3, len(self.names)))
-        for f in (self._objective.over(np.array([origin])) for origin in _spread(self.origins[part])):
+        for f in (self._objective.over(np.array([origin])) for origin in _spread(self.origins[part], _FEW)):
             for batch in f.chunks():
                 moment, weight = batch.targets.double().chunk(2, dim=1)
                 change = moment / weight.clamp(min=1e-300)
@@ -327,17 +346,54 @@ class Weather(Problem):
         rows = zip(whose, errors, strict=True)
         return {f"{of}_{name}": float(e) for of, row in rows for name, e in zip(self.names, row, strict=True)}
 
+    def settings(self, solver: str) -> dict[str, Any]:
+        """Return hyper-parameters of a solver of the command line that suit this problem."""
+        return dict(_SETTINGS.get(solver, {}))
+
+    def module(self, x: Tensor) -> WeatherModel:
+        """Return the forecaster with these parameters, which needs no data of the training."""
+        store, units, shape = self.store, self.fine.units, self.store.grid()
+        grid = (shape[0], shape[1]) if len(shape) == 2 else None
+        said = tuple(str(store.metadata.get(name, {}).get("units", "")) for name in self.names)
+        place = self.latitude, self.longitude, None, grid
+        domain = Domain(store.where, *place, self.names, said, self.step, STANDARD, None, None)
+        fitted = asdict(units) | {"static": self._static(np.arange(store.cells))}
+        times = {"horizon": self.horizon, "history": self.history, "member": self.member}
+        return WeatherModel(self.net, x, domain, fitted, times | self.network.mesh_options)
+
+    def identity(self) -> str:
+        """Return a checksum of times, cells, statistics, and the values of the first and the last training sample.
+
+        All values would have to be read for one of them.
+        """
+        store, ends = self.store, self.origins["train"][[0, -1]]
+        arrays = store.time.astype(np.int64), *store.coordinates, *self._statistics()
+        return checksum(*arrays, store.rows(np.unique(ends), self.names))
+
+    @property
+    def step(self) -> int:
+        """Seconds between two times."""
+        return int((self.store.time[1] - self.store.time[0]) / np.timedelta64(1, "s"))
+
     def details(self) -> dict[str, Any]:
-        """Return sizes of the problem."""
+        """Return sizes of the problem, and what was done to the data."""
+        store = self.store
+        missing, computed = int(store.missing.sum()), [name for name in store.names if store.is_computed(name)]
+        notes = [f"{missing} times are missing_dates of the file: no forecast reads them"] * (missing > 0)
+        made = [name for name in computed if name not in self.names]
+        notes += [f"forcings are made from time and place, not read: {', '.join(made)}"] * bool(made)
+        notes.append("normalised by the statistics in the file")
         return {
             "cells": self.store.cells,
             "own_cells": len(self.own),
             "mesh_nodes": len(self.mesh.points),
             "samples": {part: len(origins) for part, origins in self.origins.items()},
             "variables": list(self.names),
+            "lead_seconds": [self.horizon * self.step],
+            "notes": notes,
         }
 
 
-def _spread(origins: Ints) -> Ints:
+def _spread(origins: Ints, few: int) -> Ints:
     """Return a few of the origins, evenly spread."""
-    return origins[np.linspace(0, len(origins) - 1, min(_FEW, len(origins))).round().astype(np.int64)]
+    return origins[np.linspace(0, len(origins) - 1, min(few, len(origins))).round().astype(np.int64)]

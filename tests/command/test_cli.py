@@ -317,6 +317,7 @@ def test_list_of_a_name_explains_its_keys(run):
     assert (code, err) == (0, "")
     assert "  n : whole number, default 63\n      Interior nodes per side." in out
     assert "example: mldd train obstacle:n=63 --solver adam" in out
+    assert "example: mldd train weather:path=VALUE --solver adam" in run("list weather")[1]
     out = run("list cora")[1]
     assert "  network.hidden : whole number, default 16\n" in out
     assert "  name :" not in out, "what the name sets is no key"
