@@ -6,6 +6,7 @@ entry by entry and so work on batches of subdomains too, and honour bounds by pr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,10 +19,12 @@ from mldd.solvers.parts import LearningRate
 
 
 def _positive(**settings: float) -> None:
-    """Refuse hyper-parameters that are not positive."""
+    """Refuse hyper-parameters that are not positive, or not finite."""
     for name, value in settings.items():
         if not value > 0:
             raise ValueError(f"`{name}` must be > 0, got {value}")
+        if value == math.inf:
+            raise ValueError(f"`{name}` must be finite, got {value}")
 
 
 def _fractions(**settings: float) -> None:

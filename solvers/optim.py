@@ -20,7 +20,7 @@ from mldd.algebra import (
     did_you_mean,
     local_restrictions,
 )
-from mldd.loop import CheckpointError, Solver, State, Status, is_resumable, is_solver, pack, restore
+from mldd.loop import CheckpointError, Solver, State, Status, check_solver, is_resumable, is_solver, pack, restore
 from mldd.solvers.parts import (
     ClosureObjective,
     Span,
@@ -97,7 +97,8 @@ class Optimizer(torch.optim.Optimizer):
     for L-BFGS of memory 10); a gradient is gathered once. The module, its gradients and activations stay in pieces.
 
     A parameter without a gradient has a gradient of zero and no decay; its part of the solver's memory goes on, which
-    the optimizers of torch leave out.
+    the optimizers of torch leave out. One that is frozen (``requires_grad_(False)``) stays where it is; solvers that
+    move all unknowns together start anew when parameters are frozen or trained again.
 
     Buffers that change with every evaluation, as the running statistics of BatchNorm, are kept as the first evaluation
     of a step leaves them.
@@ -134,6 +135,7 @@ class Optimizer(torch.optim.Optimizer):
         self._state: State | None = None
         self._loaded: dict[str, Any] | None = None
         self._status: Status | None = None
+        self._trained: list[bool] = []
         self._building = True
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "lower": -math.inf, "upper": math.inf})
         self._building = False
@@ -182,6 +184,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _box(self) -> Bounds:
         self._limits = self._limits_of_groups()
+        for shape in (tuple(torch.as_tensor(limit).shape) for pair in self._limits for limit in pair):
+            if shape:
+                raise ValueError(f"`lower` and `upper` of a group must be numbers, got shape {shape}; make more groups")
         x = self._unknowns.vector
         lower, upper = (
             torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes, self.param_groups, strict=True)])
@@ -196,6 +201,8 @@ class Optimizer(torch.optim.Optimizer):
     def _made(self) -> Solver:
         """Return the solver, made for the groups as subdomains if it is to be made."""
         solver, layout = self._given, self._unknowns.layout
+        if isinstance(solver, type) and hasattr(solver, "step"):
+            check_solver(solver)
         if not is_solver(solver) and callable(solver):
             owners = torch.repeat_interleave(torch.arange(len(self.param_groups)), torch.tensor(self._sizes))
             indices = [(owners == k).nonzero().flatten() for k in range(len(self.param_groups))]
@@ -290,6 +297,7 @@ class Optimizer(torch.optim.Optimizer):
                 elif self.entrywise or spans[0].moves:
                     self._good.copy_(x)
                     self._advance(f, x, g, spans)
+                    self._unknowns.hold(x, self._good)
                     self._examine(f, value, g)
             finally:
                 self._unknowns.write(x)
@@ -350,10 +358,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _ready(self, objective: Remembered, x: Tensor) -> Any:
         """Return the state to go on with: as it is or was loaded, or a fresh one where the solver could not go on."""
-        state = self._state
+        state, before, self._trained = self._state, self._trained, self._unknowns.trained
+        is_other = before != self._trained and not self.entrywise  # its memory is of another function
         if state is None and self._loaded is not None:
             state, self._loaded = restore(self._solver.init(objective, x), self._loaded), None
-        if state is None or state.status is not None:
+        if state is None or state.status is not None or (before and is_other):
             steps, state = (0 if state is None else state.step), self._solver.init(objective, x)
             state.step = steps
         return state

@@ -25,7 +25,19 @@ class Bounds:
     is_free: bool = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        """Look whether there is a bound where that is not said."""
+        """Look whether there is a bound where that is not said.
+
+        Raises
+        ------
+        ValueError
+            Bounds that are no tensors.
+        """
+        for name, bound in (("lower", self.lower), ("upper", self.upper)):
+            if not isinstance(bound, Tensor):
+                raise ValueError(
+                    f"`{name}` must be a tensor with a bound for every unknown, got {type(bound).__name__}; take "
+                    "torch.full((n,), bound, dtype=x.dtype)"
+                )
         if self.is_free is None:
             lower, upper = self.lower, self.upper  # on the meta device there are no values to look at
             none = not lower.is_meta and bool(torch.isneginf(lower).all() & torch.isposinf(upper).all())

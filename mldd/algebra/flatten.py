@@ -129,13 +129,19 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     Raises
     ------
     ValueError
-        It has none, or some that a first call makes.
+        It has none, some that a first call makes, or complex ones.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if any(isinstance(p, UninitializedParameter) for p in parameters):
         raise ValueError(f"parameters must have shapes, got lazy ones in {type(module).__name__}; call it once before")
     if not parameters:
         raise ValueError(f"`module` must have a trainable parameter, got none in {type(module).__name__}")
+    for p in parameters:
+        if not p.dtype.is_floating_point:
+            raise ValueError(
+                f"trainable parameters must be real floating point numbers, got {p.dtype} in {type(module).__name__}; "
+                "keep real and imaginary parts (torch.view_as_real), and join them in forward"
+            )
     return parameters
 
 
@@ -177,7 +183,7 @@ def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
     Raises
     ------
     ValueError
-        Several dtypes or devices, or tensors of a kind that has no flat memory of its own.
+        Several dtypes or devices, one parameter twice, or tensors of a kind that has no flat memory of its own.
     """
     for parameter in parameters:
         kind = type(parameter.data)
@@ -187,6 +193,8 @@ def joined(parameters: Sequence[nn.Parameter]) -> Tensor:
                 f"parameters must be ordinary dense tensors, whole on every rank, got {what}; leave out fully_shard or "
                 "quantisation (DistributedDataParallel works), or use an optimizer of torch.optim"
             )
+    if len(set(map(id, parameters))) < len(parameters):
+        raise ValueError("parameters must be there once each, got one several times; give it once")
     kinds = {(p.dtype, p.device) for p in parameters}
     if len(kinds) > 1:
         raise ValueError(f"parameters must be of one dtype and on one device, got {sorted(map(str, kinds))}; use .to()")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mldd.algebra.bounds import Bounds
+from mldd.algebra.contract import as_value, check_gradient, check_left, version_of
 
 
 @runtime_checkable
@@ -359,7 +360,7 @@ class Remembered(Around):
 
     values: bool = False
     source: Objective | None = None
-    _last: list[Any] = field(default_factory=lambda: [None, -1, None, None], repr=False, compare=False)
+    _last: list[Any] = field(default_factory=lambda: [None, -1, None, None, -1], repr=False, compare=False)
 
     def _known(self, x: Tensor) -> bool:
         return x is self._last[0] and bool(x._version == self._last[1])
@@ -379,8 +380,15 @@ class Remembered(Around):
         if not self._known(x):
             if self.values:
                 return self.value_and_gradient(x)[1]
-            self.keep(x, self.f.gradient(x))
+            version = x._version
+            self.keep(x, self._checked(x, version, self.f.gradient(x), "gradient(x)"))
         g: Tensor = self._last[2]
+        return g
+
+    def _checked(self, x: Tensor, version: int, g: Tensor, what: str) -> Tensor:
+        """Return a gradient, refusing what is none; that of the point before is still held."""
+        check_left(self.f, x, version, what)
+        check_gradient(self.f, x, g, (self._last[2], self._last[4]))
         return g
 
     def value(self, x: Tensor) -> Tensor:
@@ -388,12 +396,18 @@ class Remembered(Around):
         if self._known(x) and self._last[3] is not None:
             value: Tensor = self._last[3]
             return value.clone()
-        return self.f.value(x)
+        version = x._version
+        found = as_value(self.f.value(x), x)
+        check_left(self.f, x, version, "value(x)")
+        return found
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return value and gradient, and remember both."""
+        version = x._version
         value, g = value_and_gradient(self.f, x)
-        self._last[:] = x, x._version, g, value.clone()
+        value = as_value(value, x)
+        self._checked(x, version, g, "value(x) or gradient(x)")
+        self._last[:] = x, x._version, g, value.clone(), version_of(g)
         return value, g
 
     def keep(self, x: Tensor, g: Tensor) -> None:
@@ -406,7 +420,7 @@ class Remembered(Around):
         g : Tensor, shape (n,)
             The gradient there.
         """
-        self._last[:] = x, x._version, g, None
+        self._last[:] = x, x._version, g, None, version_of(g)
 
 
 def remember(f: Objective, x: Tensor, g: Tensor) -> None:

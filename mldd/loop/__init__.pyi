@@ -39,6 +39,7 @@ from .signals import deferred as deferred
 from .signals import terminable as terminable
 from .solver import Solver as Solver
 from .solver import State as State
+from .solver import check_solver as check_solver
 from .solver import is_solver as is_solver
 from .status import Status as Status
 from .stop import Stop as Stop

@@ -13,7 +13,7 @@ from mldd.loop.clock import Clock
 from mldd.loop.monitor import Cost, History, Record
 from mldd.loop.packing import recognised
 from mldd.loop.rise import Rise
-from mldd.loop.solver import Solver, State
+from mldd.loop.solver import Solver, State, checked_state, checked_step
 from mldd.loop.status import Status
 from mldd.loop.stop import Stop
 from mldd.loop.totals import Totals
@@ -109,7 +109,7 @@ class Course:
     def begin(self) -> None:
         """Make a state, or give one from a checkpoint the gradient at its iterate."""
         if self.state is None:
-            self.state = self.solver.init(self.f, self.x)
+            self.state = checked_state(self.solver, self.solver.init(self.f, self.x))
         elif self.again:
             recognised(self.state, self.f.gradient(self.x))
 
@@ -180,7 +180,7 @@ class Course:
         """Do one step of the solver."""
         self.good.copy_(self.x)
         self.done = done = self.state.step
-        self.x, self.state = self.solver.step(self.f, self.x, self.state)
+        self.x, self.state = checked_step(self.solver, self.solver.step(self.f, self.x, self.state), self.good)
         self.state.step = done + 1  # also where the solver has counted this step, or returns a new state
 
     def give_up(self, copy: tuple[Tensor, Any] | None) -> None:

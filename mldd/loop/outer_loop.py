@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import Objective, attended, counting
+from mldd.algebra import Objective, attended, check_objective, counting
 from mldd.loop import summary
 from mldd.loop.course import Course
 from mldd.loop.guards import Detection, Detector, Ending
 from mldd.loop.monitor import Cost, History, Monitor, Record
 from mldd.loop.schedule import Evaluations, Overdue, Schedule
 from mldd.loop.signals import deferred
-from mldd.loop.solver import Solver
+from mldd.loop.solver import Solver, check_solver
 from mldd.loop.status import Status
 from mldd.loop.stop import Stop
 from mldd.loop.totals import Spoken, summed
@@ -83,8 +83,13 @@ def check_start(objective: Objective, x: Tensor) -> None:
     Raises
     ------
     ValueError
-        Shape, dtype or device do not fit, a NaN, or bounds that are no box.
+        No objective, no tensor; shape, dtype or device do not fit, a NaN, or bounds that are no box.
     """
+    check_objective(objective)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"`x` must be a tensor of shape ({objective.size},), got {type(x).__name__}; use torch.as_tensor"
+        )
     if x.shape != (objective.size,):
         raise ValueError(f"`x` must have shape ({objective.size},), got {tuple(x.shape)}")
     like = objective.bounds.lower
@@ -163,9 +168,10 @@ def minimise(
     Raises
     ------
     ValueError
-        A start that does not fit the objective.
+        A start that does not fit the objective, or what is no objective or solver.
     """
     check_start(objective, x)
+    check_solver(solver)
     start, projected = _project_start(objective, x)
     history = History(list(past.records) if past else [], stop.norm)
     eyes = Evaluations(1 if stop.target > -math.inf and values in (None, 0, "auto") else values)
@@ -253,7 +259,7 @@ def _keeps(spoken: Spoken, status: Status | None) -> bool:
 
 def _project_start(objective: Objective, x: Tensor) -> tuple[Tensor, bool]:
     infeasible = objective.bounds.violation(x) > 0
-    return objective.bounds.project(x), infeasible
+    return objective.bounds.project(x.detach()), infeasible
 
 
 def _tell(record: Record, *monitors: Monitor) -> None:

@@ -108,3 +108,75 @@ def is_solver(thing: object) -> bool:
         Anything.
     """
     return hasattr(thing, "init") and hasattr(thing, "step") and not isinstance(thing, type)
+
+
+def check_solver(thing: object) -> None:
+    """Refuse what is no solver.
+
+    Parameters
+    ----------
+    thing : object
+        Anything.
+
+    Raises
+    ------
+    ValueError
+        It lacks `init` or `step`, or is a class.
+    """
+    if isinstance(thing, type):
+        raise ValueError(f"`solver` must be an object, got the class {thing.__name__}; write {thing.__name__}(...)")
+    if not is_solver(thing):
+        got = repr(thing) if isinstance(thing, str) else type(thing).__name__
+        raise ValueError(
+            f"`solver` must have init(objective, x) and step(objective, x, state), got {got}; take LBFGS()"
+        )
+
+
+def checked_state(solver: object, state: Any) -> Any:
+    """Return what `init` of a solver has returned, refusing what the loop can keep no books with.
+
+    Parameters
+    ----------
+    solver : Solver
+        Whose state it is.
+    state : object
+        What it has returned.
+
+    Raises
+    ------
+    ValueError
+        It is no `State`.
+    """
+    if not all(hasattr(state, name) for name in State.__dataclass_fields__):
+        raise ValueError(
+            f"init of {type(solver).__name__} must return a mldd.State, got {type(state).__name__}; return State(), or "
+            "a dataclass that derives from it"
+        )
+    return state
+
+
+def checked_step(solver: object, made: object, x: Tensor) -> tuple[Tensor, Any]:
+    """Return what `step` of a solver has returned, refusing anything but an iterate and a state.
+
+    Parameters
+    ----------
+    solver : Solver
+        Whose step it was.
+    made : object
+        What it has returned.
+    x : Tensor, shape (n,)
+        An iterate before it.
+
+    Raises
+    ------
+    ValueError
+        It is no pair, or the iterate no tensor like x.
+    """
+    name = type(solver).__name__
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError(f"step of {name} must return iterate and state, got {type(made).__name__}; return x, state")
+    y, state = made
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
+        got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(f"step of {name} must return an iterate of {x.dtype} {tuple(x.shape)}, got {got}")
+    return y, checked_state(solver, state)

@@ -144,6 +144,26 @@ class FlatParameters:
         pairs = zip(self.parameters, self.layout.views(x), strict=True)
         return [view for p, view in pairs if p.grad is None]
 
+    @property
+    def trained(self) -> list[bool]:
+        """Whether each parameter is trained now, or frozen."""
+        return [p.requires_grad for p in self.parameters]
+
+    def hold(self, x: Tensor, before: Tensor) -> None:
+        """Put frozen parameters back: a solver's memory of the gradients that they had would go on moving them.
+
+        Parameters
+        ----------
+        x : Tensor, shape (n,)
+            Values after a step, written to.
+        before : Tensor, shape (n,)
+            Values before it.
+        """
+        pairs = zip(self.layout.views(x), self.layout.views(before), strict=True)
+        for (now, old), trained in zip(pairs, self.trained, strict=True):
+            if not trained:
+                now.copy_(old)
+
     def spoil_gradients(self) -> None:
         """Set all gradients to NaN, which shows through where the next ones are added to them."""
         for p in self.parameters:

@@ -269,3 +269,43 @@ def test_a_compiled_module_is_compiled_once():
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(buffers, kept)
     assert int(buffers[2]) == 4  # once a step
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Adam(0.05), lambda p: torch.optim.Adam(p, 0.05)),
+        (Sgd(0.1, 0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=Sgd(0.1, 0.9).nesterov)),
+    ],
+)
+def test_parameters_that_are_frozen_on_the_way_stay_as_with_torch(ours, theirs):
+    module = network()
+    twin = copy.deepcopy(module)
+    pairs = [(module, Optimizer(module.parameters(), ours)), (twin, theirs(twin.parameters()))]
+    for step in range(8):
+        for net, optimizer in pairs:
+            next(net.children()).requires_grad_(step < 4)
+            optimizer.step(closure_of(net, optimizer, *data(net)))
+        torch.testing.assert_close(flat(module), flat(twin), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), TrustRegion()])
+def test_solvers_of_all_unknowns_start_anew_where_parameters_are_frozen(solver):
+    """Behind the freezing, steps are those of a new optimizer of the other parameters alone."""
+    module = network()
+    optimizer = Optimizer(module.parameters(), solver, check=False)
+    train(module, optimizer, 3)
+    frozen = next(module.children()).requires_grad_(False)
+    before = flat(frozen).clone()
+    twin = copy.deepcopy(module)
+    other = Optimizer([p for p in twin.parameters() if p.requires_grad], solver, check=False)
+    for net, its in ((module, optimizer), (twin, other)):
+        train(net, its, 4)
+    assert torch.equal(flat(frozen), before) and optimizer.solver_state.step == 7
+    torch.testing.assert_close(flat(module), flat(twin), rtol=1e-9, atol=1e-11)
+
+
+def test_a_parameter_in_two_groups_is_refused():
+    weight = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="parameters must be there once each, got one several times"):
+        Optimizer([weight, weight], Adam())
