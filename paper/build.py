@@ -244,7 +244,7 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "gnn_decomposition/growth.csv",
         "experiments/gnn_decomposition/growth.py",
         "Parts whose overlap makes local losses exact, eight samples per step, 400 gradient steps; synchronous Adam "
-        "is the same run for any number of parts. Control variates and averages that come five local steps late beside them.",
+        "is the same run for any number of parts. Control variates and averages five local steps late beside them.",
         growth,
     ),
     (
