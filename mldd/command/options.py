@@ -101,6 +101,12 @@ def _long_options(parser: argparse.ArgumentParser) -> set[str]:
     return below | {option for option in parser._option_string_actions if option.startswith("--")}
 
 
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
+    return Path(text)
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def whole(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
@@ -237,16 +243,16 @@ def _add_anemoi(parser: argparse.ArgumentParser) -> None:
         return new
 
     add = action("reorder", "renumber graph and data, so that ranks read little of each other").add_argument
-    add("graph", type=Path, metavar="GRAPH.pt", help="a graph file of Anemoi (system.input.graph)")
-    add("data", nargs="*", type=Path, metavar="DATA.zarr", help="the data sets whose cells are nodes of the graph")
+    add("graph", type=_path, metavar="GRAPH.pt", help="a graph file of Anemoi (system.input.graph)")
+    add("data", nargs="*", type=_path, metavar="DATA.zarr", help="the data sets whose cells are nodes of the graph")
     add("--ranks", type=_counts, required=True, metavar="2,4,8", help="over which a model is cut; one file serves all")
     add("--seed", type=_seed, default=0, metavar="S", help="of the partitioner; default 0")
-    add("--out", type=Path, required=True, metavar="DIR", help="a new folder for graph, data and rows.csv")
+    add("--out", type=_path, required=True, metavar="DIR", help="a new folder for graph, data and rows.csv")
     thin = action("thin", "write a data set with the cells nearest to a coarser mesh, for nested iteration")
-    thin.add_argument("data", type=Path, metavar="DATA.zarr", help="a data set of Anemoi")
+    thin.add_argument("data", type=_path, metavar="DATA.zarr", help="a data set of Anemoi")
     cut = "of the icosahedral mesh: how often its triangles are cut into four"
     thin.add_argument("--resolution", type=_at_least(0), required=True, metavar="R", help=cut)
-    thin.add_argument("--out", type=Path, required=True, metavar="NEW.zarr", help="a new folder")
+    thin.add_argument("--out", type=_path, required=True, metavar="NEW.zarr", help="a new folder")
 
 
 def _counts(text: str) -> list[int]:
@@ -260,11 +266,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--seed", type=_seed, default=0, metavar="S", help="default 0")
     start.add_argument("--seeds", type=_seeds, metavar="0-9", help="a run each, in DIR/SEED, and their quartiles")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="written at intervals and at the end")
+    parser.add_argument("--checkpoint", type=_path, metavar="FILE", help="written at intervals and at the end")
     every = "30s, 5m, 2h of wall time, 100steps, or auto: 5m, more where writing takes over 2 %% of the time"
     parser.add_argument("--checkpoint-every", type=_read_by(Interval.of), metavar="T", help=every)
     resume = "go on from a checkpoint; auto: from that of --checkpoint if there is one"
-    parser.add_argument("--resume", type=Path, metavar="FILE|auto", help=resume)
+    parser.add_argument("--resume", type=_path, metavar="FILE|auto", help=resume)
     _add_options(parser)
 
 
@@ -277,9 +283,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="DIR")
+    add("folders", nargs="+", type=_path, metavar="DIR")
     written = "the figure, as PDF and PNG or as its suffix says; default: convergence or compare in the first DIR"
-    add("--out", type=Path, metavar="FILE", help=written)
+    add("--out", type=_path, metavar="FILE", help=written)
     add("--overwrite", action="store_true", help="replace a figure that is there")
     add("--against", type=_words, metavar="A,B", help="costs: step seconds work_units synchronisations ...")
     add("--show", type=_words, metavar="A,B", help="quantities: value gap measure validation_loss ...")
@@ -295,12 +301,12 @@ def _add_advise(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_seed, default=0, metavar="S", help="default 0")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
-    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--data", type=_path, metavar="DIR", help="where data sets are")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, nargs="+", metavar="RUN", help="folders of runs, or their model.pt; several: an ensemble")
+    add("run", type=_path, nargs="+", metavar="RUN", help="folders of runs, or their model.pt; several: an ensemble")
     add("of", metavar="DATA", help="a name or file, with keys as in FILE.txt:reader=my.py:read")
     add(
         "--start", metavar="T", help="of forecasts: last (default), all, a date, or two as in 2019-03-30..2019-03-31T06"
@@ -310,24 +316,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     perturb = "errors of observations in perturbed starts, in standard deviations of the variables"
     add("--perturb", type=_positive, metavar="E", help=perturb)
     add("--seed", type=_seed, metavar="S", help="of the perturbations, default 0")
-    add("--out", type=Path, required=True, metavar="FILE", help="a new file .nc, .zarr, .npz or .csv")
+    add("--out", type=_path, required=True, metavar="FILE", help="a new file .nc, .zarr, .npz or .csv")
     add("--overwrite", action="store_true", help="replace a file that is there")
-    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--data", type=_path, metavar="DIR", help="where data sets are")
     add("--quiet", action="store_true", help="no summary")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("forecast", type=Path, metavar="FORECAST", help="a file .nc or .zarr of forecasts, those of predict or others")
+    add("forecast", type=_path, metavar="FORECAST", help="a file .nc or .zarr of forecasts, those of predict or others")
     add("truth", metavar="TRUTH", help="what happened: a name or file, with keys as in FILE.txt:reader=my.py:read")
     past = "a series for climatology and linear model; default: the truth before the first forecast"
     add("--past", metavar="SERIES", help=past)
     overlap = "starts that are drawn together for the intervals; default: as many as forecasts overlap"
     add("--block", type=_at_least(0), default=0, metavar="N", help=overlap)
     add("--seed", type=_seed, default=0, metavar="S", help="of the intervals, default 0")
-    add("--out", type=Path, metavar="DIR", help="receives verification.csv, lead_times.png, map.png")
+    add("--out", type=_path, metavar="DIR", help="receives verification.csv, lead_times.png, map.png")
     add("--overwrite", action="store_true", help="replace what is there")
-    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--data", type=_path, metavar="DIR", help="where data sets are")
 
 
 def _add_partition(parser: argparse.ArgumentParser) -> None:
@@ -351,11 +357,11 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
         default="estimated",
         help="work of coarse levels and subdomains: by count of operations, or by their CPU time before the run",
     )
-    add("--data", type=Path, metavar="DIR", help="where data sets are")
-    add("--out", type=Path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
+    add("--data", type=_path, metavar="DIR", help="where data sets are")
+    add("--out", type=_path, metavar="DIR", help="receives partition.json, partition.csv, partition.png")
     add(
         "--write",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="receives the data, one file per part: fewest halo rows of all methods",
     )
@@ -389,10 +395,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     delayed = "hold messages between ranks back as on " + ", ".join(NETWORKS) + " or latency=10ms,bandwidth=1Gb/s"
     add("--network", type=_read_by(Interconnect.of), metavar="NETWORK", help=delayed)
-    add("--data", type=Path, metavar="DIR", help="where data sets are")
+    add("--data", type=_path, metavar="DIR", help="where data sets are")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
-    add("--out", type=Path, metavar="DIR", help="receives result.json, history.csv, convergence.png, model.pt")
+    add("--out", type=_path, metavar="DIR", help="receives result.json, history.csv, convergence.png, model.pt")
     add("--overwrite", action="store_true", help="replace the results of another run in DIR")
     add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
     add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")

@@ -130,8 +130,16 @@ def report(run: Run, result: Result, *, brief: bool = False) -> dict[str, Any]:
         "versions": info.versions(),
         **({"validation": _of_validation(run, result.validation, brief)} if result.validation is not None else {}),
         **({"network": _network(run.comm)} if isinstance(run.comm, EmulatedCommunicator) else {}),
-        **({"details": details} if (details := run.problem.details()) else {}),
+        **_details(run),
     }
+
+
+def _details(run: Run) -> dict[str, Any]:
+    """Return what else is to be known of the run; a problem that cannot say has no details, which is said."""
+    details, error = attempt(run.comm, lambda: dict(run.problem.details()))
+    if details is None:
+        warnings.warn(f"the details of the problem could not be told: {error}", stacklevel=2)
+    return {"details": details} if details else {}
 
 
 def _network(comm: EmulatedCommunicator) -> dict[str, float]:
@@ -149,10 +157,18 @@ def _identity(run: Run) -> dict[str, str]:
 
 def _metrics(run: Run, x: Tensor) -> dict[str, float]:
     """Return the metrics of an iterate; a problem whose metrics fail has none, which is said."""
-    metrics, error = attempt(run.comm, lambda: {name: float(v) for name, v in run.problem.metrics(x).items()})
+    metrics, error = attempt(run.comm, lambda: {k: _number(k, v) for k, v in run.problem.metrics(x).items()})
     if metrics is None:
         warnings.warn(f"the metrics could not be computed: {error}", stacklevel=2)
     return metrics or {}
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a metric as a number of Python."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be one number, got {type(value).__name__}: {error}") from None
 
 
 def _of_validation(run: Run, validation: Validation, brief: bool) -> dict[str, Any]:
@@ -383,7 +399,8 @@ def keep(run: Run, result: Result, content: dict[str, Any], out: Path) -> list[P
         with replacing(out / SOLUTION) as new:
             np.savez(new, x=x.cpu().numpy(), shape=np.array(run.problem.array_shape() or x.shape))
         return [out / SOLUTION]
-    of_run = {key: content[key] for key in ("problem", "solver", "options", "seed", "status", "ranks", "versions")}
+    told = ("problem", "solver", "options", "seed", "status", "ranks", "versions", "details")
+    of_run = {key: content[key] for key in told if key in content}
     of_x = {"step": content["steps"], "kept": "last", "metrics": content["metrics"]}
     if x is not result.x and best is not None:
         metrics = content["validation"]["metrics_of_best"]

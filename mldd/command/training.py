@@ -6,18 +6,20 @@ import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mldd.algebra import loaded
+from mldd.algebra import did_you_mean, loaded
 from mldd.command import report as reports
 from mldd.command import run as runs
 from mldd.command.builder import check_options
+from mldd.command.keys import keys_of, short
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
 from mldd.command.options import parse
-from mldd.loop import History, Problem, Result, deferred, summary
+from mldd.loop import History, Problem, Result, completed, deferred, summary
 from mldd.ranks import Communicator, prepare, world
 
 # Problems around a network: what is no single graph are samples.
@@ -27,6 +29,8 @@ _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
 _NOT_HERE = "command problem solver seed seeds device dtype data network petsc debug began supervised".split()
 _PATHS = ("out", "checkpoint", "resume")
+_WHOLE = ("parts", "overlap", "levels", "local_steps", "steps", "validate_every", "patience", "verify")
+_REAL = ("atol", "rtol", "target", "max_seconds", "watchdog")
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,11 +59,13 @@ class Training:
 
     def _lines(self) -> list[tuple[str, str]]:
         numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items())
-        more = [("metrics", numbers), ("written", " ".join(map(str, self.written)))]
+        notes = self.content.get("details", {}).get("notes", [])
+        more = [("metrics", numbers), *(("data", note) for note in notes)]
+        more.append(("written", " ".join(map(str, self.written))))
         return [*summary.of_result(self.result), *((name, text) for name, text in more if text)]
 
     def __repr__(self) -> str:
-        """Return a screen at most: what the result says, metrics and files."""
+        """Return a screen at most: what the result says, metrics, what of the data is not used, and files."""
         return summary.as_text("Training", self._lines())
 
     def _repr_html_(self) -> str:
@@ -127,7 +133,8 @@ def train(
     Parameters
     ----------
     what : nn.Module, Problem or str
-        A network, with `data`; a problem; or a PROBLEM of the command line.
+        A network, with `data`, whose parameters are the trained ones afterwards; a problem; or a PROBLEM of the command
+        line.
     data : object, optional
         For a network: a graph (a torch_geometric ``Data``, or a dict with ``edge_index``), or samples as
         `SupervisedProblem` takes them, many graphs among them.
@@ -161,12 +168,24 @@ def train(
     for key, value in chosen.items():
         if key not in known:
             raise ValueError(f"mldd.train has no option {key!r}; its options are {' '.join(known)}")
+        _check_number(key, value)
         setattr(given, key, Path(value) if key in _PATHS and value is not None else value)
     given.seed = seed
     comm = world() if comm is None else comm
     prepare(comm)
     check_options(given, [solver_spec(solver)])
-    return _trained(_problem_of(what, data, seed, comm, keys), given, comm)
+    made = _trained(_problem_of(what, data, seed, comm, keys), given, comm)
+    if isinstance(what, nn.Module):
+        _ = made.model  # what the caller holds is the trained network from here on
+    return made
+
+
+def _check_number(key: str, value: Any) -> None:
+    """Refuse a number of another kind than the option has; the command line reads them from text."""
+    whole = key in _WHOLE
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if value is not None and (whole or key in _REAL) and not fits:
+        raise ValueError(f"`{key}` must be a {'whole ' * whole}number, got {value!r}")
 
 
 def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[str, Any]) -> Problem:
@@ -176,9 +195,13 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
             raise ValueError("a network needs `data` to be trained on, got None; write mldd.train(net, data)")
         graph: Any = loaded(_ONE_GRAPH, "function")(data)
         kind = loaded(_SAMPLES if graph is None else _GRAPH, "class")
+        _check_keys(kind, keys)
         return problem(kind, net=what, data=data if graph is None else graph, seed=seed, comm=comm, **keys)
+    if isinstance(what, type):
+        raise ValueError(f"mldd.train needs an object, got the class {what.__name__}; write {what.__name__}(...)")
     if data is not None:
-        raise ValueError(f"`data` go with a network, got them with {what!r}; leave them out")
+        got = repr(what) if isinstance(what, str) else type(what).__name__
+        raise ValueError(f"`data` go with a network (nn.Module), got them with {got}; leave them out, or swap the two")
     if isinstance(what, str):
         has = problem_spec(what).has
         return problem(what, **{key: v for key, v in (("seed", seed), ("comm", comm)) if has(key)}, **keys)
@@ -186,8 +209,22 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
         raise ValueError(
             f"keys of a problem that is made already cannot be set, got {' '.join(keys)}; make it with them"
         )
+    if not isinstance(what, completed(type(what))):
+        kind = type(what).__name__
+        raise ValueError(f"a problem must derive from mldd.Problem, got {kind}; write class {kind}(mldd.Problem)")
     made: Problem = what
     return made
+
+
+def _check_keys(kind: type, keys: Mapping[str, Any]) -> None:
+    """Refuse keys that a problem around a network does not have, and say where those of solvers are."""
+    spec = Spec(kind.__name__, kind.__name__, kind)
+    for key in keys:
+        if not spec.has(key) and key not in short(keys_of(kind)).values() and key not in keys_of(kind):
+            raise ValueError(
+                f"mldd.train and {kind.__name__} have no key {key!r}{did_you_mean(key, [*_WHOLE, *_REAL])}; those of "
+                f'solvers stand behind their name: solver="adam:lr=0.1"; others are {" ".join(keys_of(kind))}'
+            )
 
 
 def _trained(made: Problem, options: Namespace, comm: Communicator) -> Training:

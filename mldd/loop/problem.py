@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -259,7 +260,7 @@ def completed(kind: type) -> type[Problem]:
     Raises
     ------
     ValueError
-        It lacks one of these.
+        It lacks one of these, or its start takes no seed.
     """
     for method in ("objective()", "initial(seed)"):
         name = method.partition("(")[0]
@@ -267,6 +268,12 @@ def completed(kind: type) -> type[Problem]:
             raise ValueError(
                 f"a problem must have `{method}`, which {kind.__name__} does not have; add it to the class"
             )
+    try:
+        inspect.signature(kind.initial).bind(None, 0)  # type: ignore[attr-defined]
+    except TypeError:
+        raise ValueError(
+            f"`initial` of {kind.__name__} must take a seed; write def initial(self, seed=0), used or not"
+        ) from None
     if issubclass(kind, Problem):
         return kind
     return type(kind.__name__, (kind, Problem), {"__module__": kind.__module__, "__doc__": kind.__doc__})

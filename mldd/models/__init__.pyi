@@ -2,6 +2,7 @@ from .model import Model as Model
 from .model_file import MODEL as MODEL
 from .model_file import SOLUTION as SOLUTION
 from .model_file import ModelError as ModelError
+from .model_file import about as about
 from .model_file import found as found
 from .model_file import load as load
 from .model_file import save as save

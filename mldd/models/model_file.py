@@ -105,6 +105,23 @@ def load(path: str | os.PathLike[str], module: nn.Module | None = None) -> Any:
     return module.eval()
 
 
+def about(path: Path | str) -> dict[str, Any]:
+    """Return what a file says of the run that its model is from: problem, options, metrics, details.
+
+    Parameters
+    ----------
+    path : path
+        A file of `save`, or the folder of a run.
+
+    Raises
+    ------
+    ModelError
+        It is no whole model.
+    """
+    said: dict[str, Any] = _read(found(Path(path).expanduser()))["about"]
+    return said
+
+
 def found(path: Path) -> Path:
     """Return the file of a model.
 

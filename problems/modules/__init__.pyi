@@ -3,13 +3,14 @@ from .module_layers import ModuleLayers as ModuleLayers
 from .module_scores import settled as settled
 from .one_graph import Division as Division
 from .one_graph import GraphProblem as GraphProblem
-from .part_functions import Draws as Draws
 from .part_functions import Noise as Noise
 from .part_functions import PartFunctions as PartFunctions
 from .physics_problem import PhysicsProblem as PhysicsProblem
 from .sample_loss import SampleLoss as SampleLoss
 from .samples import Samples as Samples
 from .supervised_problem import SupervisedProblem as SupervisedProblem
+from .user_modules import check_log_probabilities as check_log_probabilities
+from .user_modules import check_pairs as check_pairs
 from .user_modules import check_uncached as check_uncached
 from .user_modules import explained as explained
 from .user_modules import first_linear as first_linear
@@ -17,4 +18,5 @@ from .user_modules import first_parameter as first_parameter
 from .user_modules import has_statistics as has_statistics
 from .user_modules import initialise as initialise
 from .user_modules import is_loss_of_network as is_loss_of_network
+from .user_modules import left_alone as left_alone
 from .user_modules import restarted as restarted

@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mldd.problems.modules.one_graph import Task, names_of_arguments, takes_graph, task_of
-from mldd.problems.modules.samples import is_plain
+from mldd.problems.modules.graph_checks import check_graphs
+from mldd.problems.modules.one_graph import Task, names_in_order, names_of_arguments, takes_graph, task_of
+from mldd.problems.modules.samples import is_plain, kept_of
 from mldd.problems.modules.user_modules import check_uncached, explained
 
 _AT_ONCE = 1024  # graphs that a network is called with together
@@ -96,6 +97,7 @@ class GraphSamples:
     batch: int = 0
 
     in_batches: ClassVar[bool] = False
+    inputs: ClassVar[int] = 0
     units: ClassVar[str] = "graphs"
 
     @staticmethod
@@ -119,17 +121,18 @@ class GraphSamples:
         ImportError
             torch_geometric is missing.
         """
-        size = 0
+        count, size = None, 0
         if isinstance(data, DataLoader):
             if not is_plain(data):
                 raise ValueError(
                     "a loader of graphs must take each of them once, got one with a sampler of its own; give the graphs"
                 )
-            data, size = data.dataset, data.batch_size or 0
-        graphs = tuple(_data(data[k]) for k in range(len(data)))
-        _check(graphs)
+            count, data, size = kept_of(data), data.dataset, data.batch_size or 0
+        graphs = tuple(_data(data[k]) for k in range(len(data) if count is None else count))
+        check_graphs(graphs)
         if net is not None:
             check_uncached(net, "the others")
+            inputs = tuple(inputs) or names_in_order(net)
         made = GraphSamples(graphs, (), bool(inputs), size)
         if net is None or (not inputs and takes_graph(net)):
             return made
@@ -215,16 +218,17 @@ class GraphSamples:
             )
         return made
 
-    def predicted(self, net: nn.Module) -> Tensor:
+    def predicted(self, net: nn.Module, inputs: int = 0) -> Tensor:
         """Return what a network returns for all graphs, one after the other.
 
         Parameters
         ----------
         net : nn.Module
             The network, in the mode it has.
+        inputs : int
+            Of no use: labels of graphs may always be missing.
         """
-        rows = torch.split(torch.arange(len(self)), _AT_ONCE)
-        return torch.cat([self.outputs(net, self.take(of)) for of in rows])
+        return torch.cat([self.outputs(net, self.take(of)) for of in torch.split(torch.arange(len(self)), _AT_ONCE)])
 
     def targets(self, batch: Any) -> Tensor:
         """Return the labels of a batch; a column alone is dropped.
@@ -395,25 +399,6 @@ def _data(graph: Any) -> Any:
         graph = graph.clone()
         graph.y = torch.as_tensor(y)
     return graph
-
-
-def _check(graphs: Sequence[Any]) -> None:
-    """Refuse graphs of different fields, and features that are not finite."""
-    fields = sorted(graphs[0].keys())
-    for k, graph in enumerate(graphs):
-        if sorted(graph.keys()) != fields:
-            raise ValueError(
-                f"graphs must have the same fields, got {' '.join(fields)} in the first and "
-                f"{' '.join(sorted(graph.keys()))} in number {k}"
-            )
-        x, edges = graph.get("x"), graph.get("edge_index")
-        if isinstance(x, Tensor) and not bool(x.isfinite().all()):
-            raise ValueError(f"`x` must be finite, got another value in graph {k}; fill it in, or leave the graph out")
-        if edges is not None and edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < graph.num_nodes:
-            raise ValueError(
-                f"`edge_index` must have nodes 0..{graph.num_nodes - 1} in graph {k}, got {int(edges.min())}.."
-                f"{int(edges.max())}"
-            )
 
 
 def _rows(graph: Any) -> int:

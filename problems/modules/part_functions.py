@@ -33,9 +33,9 @@ class PartFunctions(TorchFunctionMode):
     """Lets dropout depend on the global numbers of nodes and edges, and batch statistics on the nodes of all ranks.
 
     Inside of the context ``torch.nn.functional.dropout`` drops the same entries of a node on any number of ranks, and
-    ``batch_norm`` takes mean and variance over the nodes that the ranks own. Tensors that have a row for neither nodes
-    nor edges, nor for edges and a loop at every node as attention has, get torch's own functions, with the same
-    generator on all ranks.
+    ``batch_norm`` takes mean and variance over the nodes that the ranks own, or over the edges that lead to these. For
+    tensors that have a row for neither nodes nor edges, nor for edges and a loop at every node as attention has,
+    dropout is torch's own with the same generator on all ranks, and batch statistics of several ranks are refused.
 
     Parameters
     ----------
@@ -133,10 +133,9 @@ class PartFunctions(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        own = self._counted(x) if training else None
-        if own is None:
+        if not training:
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-        count, mean, variance = self._statistics(own)
+        count, mean, variance = self._statistics(self._counted(x))
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.detach().to(running_mean), momentum)
             unbiased = variance.detach() * count.detach() / (count.detach() - 1).clamp(min=1)
@@ -147,9 +146,22 @@ class PartFunctions(TorchFunctionMode):
         y = y if weight is None else y * weight.view(shape)
         return y if bias is None else y + bias.view(shape)
 
-    def _counted(self, x: Tensor) -> Tensor | None:
-        """Return the rows that count in batch statistics, None where those of torch are to be taken."""
-        return x[: self.owned] if x.dim() == 2 and len(x) == self.nodes else None
+    def _counted(self, x: Tensor) -> Tensor:
+        """Return the rows that count in batch statistics: of nodes the own ones, of edges those that lead to them."""
+        if len(x) == self.nodes:
+            return x[: self.owned]
+        nodes, edges, ends = self.looped
+        if ends is not None:
+            own = ends[1] < self.owned
+            if len(x) == len(edges):
+                return x[own]
+            own = own if len(x) == len(edges) + len(nodes) else own[ends[0] != ends[1]]
+            if len(x) == len(own) + len(nodes):
+                return x[torch.cat([own, torch.arange(len(nodes), device=own.device) < self.owned])]
+        raise ValueError(
+            f"batch normalisation on several ranks must have a row for every node or edge, got {len(x)} rows where "
+            f"there are {len(nodes)} nodes and {len(edges)} edges; use one rank, or another norm (nn.LayerNorm)"
+        )
 
     def _statistics(self, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return how many entries a column has on all ranks, their means, and their variances."""
@@ -196,7 +208,7 @@ class SampleFunctions(PartFunctions):
     def _has_statistics(self) -> bool:
         return self.comm is not None or self.fixed is not None
 
-    def _counted(self, x: Tensor) -> Tensor | None:
+    def _counted(self, x: Tensor) -> Tensor:
         return x
 
     def _statistics(self, own: Tensor) -> Statistics:
@@ -207,23 +219,6 @@ class SampleFunctions(PartFunctions):
             count, mean, variance = super()._statistics(own.detach())
             self.fixed.append((count, mean, variance))
         return self.fixed[self.norms - 1]
-
-
-class Draws(TorchFunctionMode):
-    """Notices whether dropout is drawn."""
-
-    def __init__(self) -> None:
-        """Start with nothing noticed."""
-        super().__init__()
-        self.drawn = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`, whose arguments are `args` and `kwargs`."""
-        kwargs = kwargs or {}
-        if func in (functional.dropout, functional.alpha_dropout, functional.feature_alpha_dropout):
-            bound = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-            self.drawn = self.drawn or (bound.get("p", 0.5) > 0 and bool(bound.get("training", True)))
-        return func(*args, **kwargs)
 
 
 class _Summed(torch.autograd.Function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from mldd.algebra import Bounds, FirstLayer, FlatModule, Modes, Price, StackedModules, uncounted
 from mldd.problems.modules.part_functions import Noise, SampleFunctions, Statistics
-from mldd.problems.modules.user_modules import first_linear, has_statistics
+from mldd.problems.modules.user_modules import first_linear, has_statistics, left_alone
 from mldd.problems.nets import Draw
 from mldd.ranks import Communicator
 
@@ -104,7 +102,7 @@ class SampledModule:
         batch, numbers = self.samples.take(rows), self.samples.numbers(rows)
 
         def loss(module: nn.Module) -> Tensor:
-            with SampleFunctions(numbers, Noise(noise, 0), None, fixed):
+            with SampleFunctions(numbers, Noise(noise, 0), None, fixed), left_alone("`loss`", batch):
                 return self.loss(module, batch)
 
         with uncounted():
@@ -348,40 +346,6 @@ class SampleLoss:
         for options in self._evaluations():
             total.add_(self.model.flat.hessian_product(x, v, **options))
         return total if self.comm is None else self.comm.sum(total)
-
-
-def check_evaluates(model: SampledModule, comm: Communicator) -> None:
-    """Evaluate a loss once: say in words where that is impossible, and warn where ranks cannot share its samples.
-
-    Parameters
-    ----------
-    model : SampledModule
-        Module, loss and samples.
-    comm : Communicator
-        Ranks that are to share the samples.
-
-    Raises
-    ------
-    ValueError
-        The module does not take the samples, or the loss does not take what it returns.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Using a target size", UserWarning)  # it would pair every output with all
-            kind = model.kind
-    except (RuntimeError, UserWarning, TypeError, IndexError) as error:
-        like, shown = model.flat.flat, model.samples.take(torch.zeros(1, dtype=torch.int64))
-        tensors = [t for t in pytree.tree_leaves(shown) if isinstance(t, Tensor)]
-        kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in tensors) or type(shown).__name__
-        raise ValueError(
-            f"`loss` cannot be evaluated: {error}; a sample is {kinds}, parameters are {like.dtype} on {like.device}"
-        ) from error
-    if kind == "whole" and comm.ranks > 1:
-        warnings.warn(
-            f"the {model.samples.units} of a batch are coupled (a loss that is no mean?), so that ranks cannot share "
-            "them: the first one evaluates the whole batch; ranks share subdomains only",
-            stacklevel=4,
-        )
 
 
 def _combined(parts: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -121,15 +121,20 @@ def divided(data: Any, split: Mapping[str, Any], read: Callable[[Any], Any]) -> 
     Raises
     ------
     ValueError
-        Another name, numbers that there are none of, or both data by name and a split.
+        Another name, numbers that there are none of or several times, or both data by name and a split.
     """
     if is_divided(data):
         if split:
             raise ValueError(f"`split` divides data, got {' '.join(split)} with data that are divided; leave it out")
         return {name: read(data[name]) for name in SPLITS if data.get(name) is not None}
+    if isinstance(data, Mapping) and "train" in data:
+        raise ValueError(f"data by name must be those for {', '.join(SPLITS)}, got {' '.join(map(str, data))}")
     samples = read(data)
     n = len(samples)
     chosen = {name: _numbers(name, which, n) for name, which in split.items()}
+    given = torch.cat(list(chosen.values())) if chosen else torch.zeros(0)
+    if len(torch.unique(given)) < len(given):
+        raise ValueError(f"`split` must name every sample once, got one for several of {', '.join(chosen)}")
     if "train" not in chosen:
         others = torch.ones(n, dtype=torch.bool)
         for rows in chosen.values():
@@ -142,6 +147,8 @@ def divided(data: Any, split: Mapping[str, Any], read: Callable[[Any], Any]) -> 
 
 def _numbers(name: str, which: Any, n: int) -> Tensor:
     """Return numbers of samples that are given so or as a mask."""
+    if isinstance(which, slice):
+        which = range(n)[which]
     rows = torch.as_tensor(which)
     if name not in SPLITS:
         raise ValueError(f"`split` must be of {', '.join(SPLITS)}, got {name!r}")

@@ -138,16 +138,29 @@ class Samples:
         with explained(net, given):
             return net(*given)
 
-    def predicted(self, net: nn.Module) -> Tensor:
+    @property
+    def inputs(self) -> int:
+        """Number of tensors of a sample that are inputs; 0 where the last one is not known to be the target."""
+        first = self.take(torch.zeros(1, dtype=torch.int64))
+        return len(first) - 1 if isinstance(first, tuple | list) else 0
+
+    def predicted(self, net: nn.Module, inputs: int = 0) -> Tensor:
         """Return what a module returns for all samples, one after the other.
 
         Parameters
         ----------
         net : nn.Module
             The module, in the mode it has.
+        inputs : int
+            How many tensors of a sample are inputs, where the targets may be missing; 0: all but the last one.
+
+        Raises
+        ------
+        ValueError
+            Samples of more or fewer tensors.
         """
         rows = torch.split(torch.arange(len(self)), 1 if self.in_batches else _AT_ONCE)
-        return torch.cat([self.outputs(net, self.take(of)) for of in rows])
+        return torch.cat([self.outputs(net, _completed(self.take(of), inputs)) for of in rows])
 
     def targets(self, batch: Any) -> Any:
         """Return the targets of a batch.
@@ -190,7 +203,7 @@ class Samples:
         return {} if self.in_batches else {len(rows): rows}
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return the accuracy where targets are classes, else nothing.
+        """Return the accuracy where targets are classes, else nothing, and so where the axis of classes is not known.
 
         Parameters
         ----------
@@ -201,8 +214,12 @@ class Samples:
         """
         if targets.dtype != torch.int64 or outputs.dim() != targets.dim() + 1 or not outputs.is_floating_point():
             return {}
+        # Classes are along the second axis, as the losses of torch have them, or along the last one.
+        axes = [axis for axis in {1, outputs.dim() - 1} if outputs.select(axis, 0).shape == targets.shape]
         known = targets >= 0  # negative ones are left out by the losses of torch
-        return {"accuracy": float((outputs.argmax(1) == targets)[known].double().mean())}
+        if len(axes) != 1 or not bool(known.any()):
+            return {}
+        return {"accuracy": float((outputs.argmax(axes[0]) == targets)[known].double().mean())}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -214,6 +231,16 @@ class Samples:
         for tensor in _tensors(self.batches if self.in_batches else self.stacked):
             plain = tensor.detach().cpu()
             yield (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _completed(batch: Any, inputs: int) -> Any:
+    """Return a batch with something in the place of its targets, which may be missing."""
+    given = (batch,) if isinstance(batch, Tensor) else batch
+    if not inputs or not isinstance(given, tuple | list):
+        return batch
+    if len(given) not in (inputs, inputs + 1):
+        raise ValueError(f"samples must have {inputs} inputs, and targets or none, got {len(given)} tensors")
+    return (*given[:inputs], None)
 
 
 def _pair(batch: Any) -> Any:
@@ -273,7 +300,8 @@ def _of_loader(loader: DataLoader[Any]) -> Samples:
         made = _of_batches(list(loader), f"a loader with {why} was asked once", apart=not own)
         return replace(made, batch=0 if made.in_batches else loader.batch_size or 0)
     if is_plain(loader):
-        return Samples(_of_dataset(loader.dataset), batch=loader.batch_size or 0)
+        stacked, kept = _of_dataset(loader.dataset), kept_of(loader)
+        return Samples(_mapped(lambda t: t[:kept], stacked), batch=loader.batch_size or 0)
     made = _of_batches(list(loader), "a loader with a sampler of its own was asked once", apart=True)
     return replace(made, batch=loader.batch_size or 0)
 
@@ -295,6 +323,19 @@ def is_plain(loader: DataLoader[Any]) -> bool:
             and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
         )
     )
+
+
+def kept_of(loader: DataLoader[Any]) -> int:
+    """Return how many of the first samples a plain loader ever gives: those of whole batches with drop_last in order.
+
+    Parameters
+    ----------
+    loader : DataLoader
+        Which one.
+    """
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    in_order = loader.drop_last and isinstance(loader.sampler, SequentialSampler)
+    return count - count % (loader.batch_size or 1) if in_order else count
 
 
 def _of_batches(batches: list[Any], why: str, *, apart: bool = False) -> Samples:

@@ -28,7 +28,8 @@ from mldd.loop import Problem
 from mldd.problems.data import checksum
 from mldd.problems.modules.module_layers import Group, ModuleLayers
 from mldd.problems.modules.module_scores import Score, scored, settled
-from mldd.problems.modules.sample_loss import SampledModule, SampleLoss, check_evaluates, first_of_samples
+from mldd.problems.modules.sample_checks import check_evaluates
+from mldd.problems.modules.sample_loss import SampledModule, SampleLoss, first_of_samples
 from mldd.problems.modules.sample_parts import SampleParts
 from mldd.problems.modules.sample_sets import divided, hold_graphs, is_divided, reader_of, same_on_all_ranks, weights_in
 from mldd.problems.modules.user_modules import is_loss_of_network, restarted
@@ -140,7 +141,7 @@ class SupervisedProblem(Problem):
         if self.batch is not None and not 0 <= self.batch <= self._total:
             raise ValueError(f"`batch` must be in 0..{self._total} (0: all samples), got {self.batch}")
         same_on_all_ranks(self.comm, (self._total, self.flat.size, self.identity()))
-        check_evaluates(self.model, self.comm)
+        check_evaluates(self.model, self.comm, None if self._sees_module else self.loss)
 
     def make(self) -> tuple[Any, ...]:
         """Return net, data and loss; torch's generator has the seed.
@@ -372,7 +373,7 @@ class SupervisedProblem(Problem):
     def _pass(self, net: nn.Module) -> None:
         """Let the module see all training samples, in batches as in training."""
         size = 1 if self.samples.in_batches else self._batch or self._total
-        for rows in torch.split(torch.arange(self._total), size):
+        for rows in torch.tensor_split(torch.arange(self._total), -(-self._total // size)):  # none of one sample
             self._of_batch(net, self.samples.take(rows))
 
     def _scores(self, x: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -415,7 +416,7 @@ class SupervisedProblem(Problem):
         x : Tensor, shape (n,)
             Parameters.
         data : object, optional
-            Samples as in the training, targets of graphs may be missing; by default the data of the training, in their
+            Samples as in the training, or their inputs alone; by default the data of the training, in their
             order: those for training where there are several.
         """
         given = self.data if data is None else data
@@ -424,7 +425,7 @@ class SupervisedProblem(Problem):
         with self.flat.at(x), torch.no_grad():
             settled(self.net, self._modes, lambda: self._pass(self.net))
             self.net.eval()
-            return samples.predicted(self.net)
+            return samples.predicted(self.net, self.samples.inputs)
 
     def settings(self, solver: str) -> dict[str, Any]:
         """Return hyper-parameters of a solver of the command line that lead somewhere for most networks."""

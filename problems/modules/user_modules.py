@@ -38,20 +38,64 @@ def explained(net: nn.Module, given: Mapping[str, Any] | Sequence[Any]) -> Itera
     Raises
     ------
     ValueError
-        It cannot be called with them.
+        It cannot be called with them, or has written to one of them.
     """
     try:
-        yield
+        with left_alone(f"forward of {type(net).__name__}", given):
+            yield
     except torch.OutOfMemoryError:
         raise
     except _UNFIT as error:
         listed = given.items() if isinstance(given, Mapping) else (("", value) for value in given)
-        own = next((f" with {_kind(p)} parameters" for p in net.parameters()), "")
+        own = f" with {_kind(first_parameter(net))} parameters" if any(True for _ in net.parameters()) else ""
         raise ValueError(
             f"{type(net).__name__}{own} must take "
             f"{', '.join(f'{name} {_shape(value)}'.strip() for name, value in listed)}, "
             f"got {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+@contextmanager
+def left_alone(what: str, given: Any) -> Iterator[None]:
+    """Return a context that refuses what writes to tensors: evaluations share them, and the next one would see others.
+
+    Parameters
+    ----------
+    what : str
+        What is evaluated inside, in words.
+    given : object
+        Tensors, by name, in nests of tuples, lists and dicts, or as a graph of torch_geometric.
+
+    Yields
+    ------
+    None
+        To evaluate in between.
+
+    Raises
+    ------
+    ValueError
+        A tensor was written to.
+    """
+    before = [(name, value, value._version) for name, value in _tensors("", given) if not value.is_inference()]
+    yield
+    for name, value, version in before:
+        if value._version != version:
+            raise ValueError(
+                f"{what} must leave its arguments as they are, got one that writes to {name or 'them'} in place; let "
+                "it write to a copy (x = x.clone() first, or inplace=False)"
+            )
+
+
+def _tensors(name: str, given: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in a nest with their names, as far as they have any."""
+    if isinstance(given, Tensor):
+        yield name, given
+    elif isinstance(given, Mapping) or hasattr(given, "to_dict"):
+        for key, value in (given if isinstance(given, Mapping) else given.to_dict()).items():
+            yield from _tensors(str(key), value)
+    elif isinstance(given, tuple | list):
+        for value in given:
+            yield from _tensors(name, value)
 
 
 def _shape(value: Any) -> str:
@@ -82,7 +126,9 @@ def is_loss_of_network(loss: Any) -> bool:
 
 
 def first_parameter(net: nn.Module) -> Tensor:
-    """Return a parameter of a network, which has the device and the precision of the others.
+    """Return a trainable parameter of a network, which has the device and the precision of the others.
+
+    Counts and other whole numbers among the parameters say nothing of the precision, nor do frozen ones.
 
     Parameters
     ----------
@@ -94,7 +140,9 @@ def first_parameter(net: nn.Module) -> Tensor:
     ValueError
         It has none.
     """
-    for p in net.parameters():
+    parameters = list(net.parameters())
+    real = [p for p in parameters if p.dtype.is_floating_point]
+    for p in (*(p for p in real if p.requires_grad), *real, *parameters):
         return p
     raise ValueError(f"the network must have a trainable parameter, got none in {type(net).__name__}")
 
@@ -146,6 +194,67 @@ def check_uncached(net: nn.Module, other: str) -> None:
                 f"layer {name!r} of {type(net).__name__} keeps the edges of the first graph that it sees, got "
                 f"{type(module).__name__} with cached=True, which would be wrong on {other}; make it with cached=False"
             )
+
+
+def check_pairs(loss: Callable[..., Tensor], outputs: Any, targets: Any, whole: Any) -> None:
+    """Refuse a loss that pairs every output with all targets, where outputs are a column and targets are none.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(outputs, targets)``.
+    outputs : Tensor, shape (m, 1)
+        Others are fine.
+    targets : Tensor, shape (m,)
+        Others are fine.
+    whole : Tensor, shape ()
+        The loss.
+
+    Raises
+    ------
+    ValueError
+        It is another one for outputs of shape (m,).
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not isinstance(whole, Tensor):
+        return
+    if outputs.shape != (*targets.shape, 1) or targets.dim() != 1 or len(targets) < 2 or whole.numel() != 1:
+        return
+    try:
+        with torch.no_grad():
+            found = loss(outputs[:, 0], targets)
+    except (*_UNFIT, ValueError):
+        return
+    if isinstance(found, Tensor) and found.numel() == 1 and not torch.allclose(found, whole.detach(), 1e-3, 1e-6):
+        raise ValueError(
+            f"`loss` must pair every output with its target, got outputs of shape {tuple(outputs.shape)} and targets "
+            f"of {tuple(targets.shape)}, which it pairs each with all; take outputs[:, 0] in it, or targets[:, None]"
+        )
+
+
+def check_log_probabilities(loss: Any, outputs: Any) -> None:
+    """Refuse outputs that are no logarithms of probabilities for the loss of torch that takes these.
+
+    Parameters
+    ----------
+    loss : callable
+        Others than `NLLLoss` and its function take what they are given.
+    outputs : Tensor, shape (m, C, ...)
+        Of the network.
+
+    Raises
+    ------
+    ValueError
+        Their exponentials do not sum to one.
+    """
+    of_logarithms = isinstance(loss, nn.NLLLoss) or getattr(loss, "func", loss) is functional.nll_loss
+    if not of_logarithms or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        return
+    total = outputs.detach().float().logsumexp(1)
+    if not bool((total.abs() < 0.05).all()):
+        raise ValueError(
+            "nll_loss takes logarithms of probabilities, got outputs whose exponentials sum to "
+            f"{float(total.exp().flatten()[0]):.3g}; end the network with log_softmax, or take cross_entropy"
+        )
 
 
 def weights_of(loss: Any, targets: Any) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mldd.algebra import FirstLayer, Hierarchy
 from mldd.loop import Problem
-from mldd.models import Field, Prediction, load
+from mldd.models import Field, Prediction, about, load
 from mldd.problems.data import graph_fields, many_graphs
 from mldd.problems.modules.graph_samples import GraphSamples
 from mldd.problems.modules.one_graph import Division, GraphProblem, arguments_of, nodes_of, task_of
@@ -211,6 +211,8 @@ class UserNetwork(Problem):
         with torch.no_grad():
             if self._graphs is None:
                 arguments = arguments_of(net, self._fields, self.inputs, first_parameter(net).device)
+                if trained := about(model).get("details", {}).get("arguments"):
+                    arguments = replace(arguments, names=tuple(trained)).alike(arguments)
                 return _predicted(arguments.call(net, arguments.whole), "node", self.name, ())
             parts = tuple(self._graphs) if isinstance(self._graphs, Mapping) else ()
             samples = GraphSamples.of(_all(self._graphs), net, self.inputs)

@@ -100,6 +100,23 @@ def test_problems_by_name_and_made_ones_are_solved():
         _ = by_name.model
 
 
+class Plain:
+    """A problem that does not derive from that of mldd."""
+
+    def objective(self):
+        return mldd.problem("quadratic:n=4").objective()
+
+    def initial(self, seed=0):
+        return mldd.problem("quadratic:n=4").initial(seed)
+
+
+class Unseeded(mldd.Problem):
+    objective = Plain.objective
+
+    def initial(self):
+        return Plain().initial()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -112,6 +129,14 @@ def test_problems_by_name_and_made_ones_are_solved():
         (lambda: mldd.train(net(), data(), parts=4), "--parts is of no use to solver adam"),
         (lambda: mldd.train(net(), data(), dtype="float64"), "no key 'dtype'"),
         (lambda: mldd.train(net(), data(), solver="addam"), "did you mean adam"),
+        (lambda: mldd.train(net(), data(), lr=0.1), r"no key 'lr'; .* behind their name: solver=\"adam:lr=0.1\""),
+        (lambda: mldd.train(type(net()), data()), r"got the class \w+; write \w+\(...\)"),
+        (lambda: mldd.train(data(), net()), "go with a network .* got them with .*; leave them out, or swap the two"),
+        (lambda: mldd.train(net(), data(), steps=2.5), "`steps` must be a whole number, got 2.5"),
+        (lambda: mldd.train(net(), data(), steps="5"), "`steps` must be a whole number, got '5'"),
+        (lambda: mldd.train(net(), data(), options={"max_seconds": "5"}), "`max_seconds` must be a number, got '5'"),
+        (lambda: mldd.train(Plain(), steps=1), r"must derive from mldd.Problem, got Plain; write class Plain\(mldd"),
+        (lambda: mldd.train(Unseeded(), steps=1), r"`initial` of Unseeded must take a seed; write def initial"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
@@ -304,3 +329,66 @@ def test_lists_of_graphs_are_validated_on_and_decomposed(run, folder, many):
 def test_many_graphs_that_cannot_be_used_are_refused_in_words(run, folder, many, line, message):
     code, _, error = run(line.format(tmp=folder))
     assert code == 2 and error.count("\n") == 1 and message in error
+
+
+def test_what_is_not_used_is_shown_in_python_too():
+    given = {**data(), "sign_of_edges": torch.ones(3)}
+    assert "not used: sign_of_edges" in repr(mldd.train(net("by hand"), given, steps=1)).replace("edge_attr, ", "")
+
+
+class Told(Plain, mldd.Problem):
+    """A problem whose metrics and details cannot be told."""
+
+    def metrics(self, x):
+        return {"size": len(x), "entries": x}
+
+    def details(self):
+        raise RuntimeError("nobody knows")
+
+
+def test_details_and_metrics_that_fail_cost_themselves():
+    with pytest.warns(UserWarning) as seen:
+        found = mldd.train(Told(), steps=1, solver="lbfgs")
+    words = [str(w.message) for w in seen]
+    assert any("entries must be one number, got Tensor" in text for text in words)
+    assert any("the details of the problem could not be told: RuntimeError: nobody knows" in text for text in words)
+    assert found.result.record.step == 1
+
+
+def test_a_network_is_trained_in_place():
+    """The parameters are those of the result without anybody asking for the model."""
+    module = net()
+    found = mldd.train(module, data(), steps=3)
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in module.parameters()]), found.x)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(data()["x"].shape[1], 3)
+
+    def forward(self, x, edge_index, scale=None):
+        return self.map(x if scale is None else x * scale)
+
+
+def test_predictions_on_another_graph_take_the_fields_of_the_training():
+    plain = data()
+    scaled = {**plain, "scale": torch.full((len(plain["x"]), 1), 2.0)}
+    found = mldd.train(Scaled(), scaled, steps=1)
+    with pytest.raises(ValueError, match="must have x, edge_index, scale as in the training, .* add scale"):
+        found.predict(plain)
+    other = mldd.train(Scaled(), plain, steps=1)
+    torch.testing.assert_close(other.predict(scaled), other.model(plain["x"], plain["edge_index"]).detach())
+
+
+def test_predictions_on_the_command_line_take_the_fields_of_the_training(run, folder):
+    plain = geometric.data.Data(**data())
+    del plain.edge_weight
+    torch.save(plain, folder / "plain.pt")
+    assert run("train graph.pt:model=net.py:Net --solver adam --steps 1 --out weighted --quiet")[0] == 0
+    code, _, said = run("predict weighted plain.pt:model=net.py:Net --out p.npz")
+    assert code == 2 and "must have x, edge_index, edge_weight as in the training" in said and said.count("\n") == 1
+    assert run("train plain.pt:model=net.py:Net --solver adam --steps 1 --out without --quiet")[0] == 0
+    for name in ("graph", "plain"):
+        assert run(f"predict without {name}.pt:model=net.py:Net --out {name}.npz")[0] == 0
+    assert np.array_equal(np.load("graph.npz")["output"], np.load("plain.npz")["output"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mldd.graph import Graph
-from mldd.problems.data import checksum
 from mldd.problems.modules import explained, first_parameter, initialise
+from mldd.problems.modules.one_graph.argument_names import names_in_order, names_of_arguments, takes_graph
 from mldd.problems.modules.one_graph.graph_task import READ
 
 Of = Literal["edges", "nodes", "index", "all"]  # what an argument has a row for
 Ints = NDArray[np.int64]
 _WEIGHTS = "edge_weight"
-_GRAPHS = ("data", "batch", "graph", "graphs", "g")  # a forward with this argument alone is called with the graph
 _NO_INPUT = frozenset(READ) - {"edge_index"}
 
 
@@ -52,30 +50,10 @@ def fields_of_data(data: Any) -> dict[str, Any]:
     edges = found["edge_index"]
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
         what = f"{edges.dtype} of shape {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
-        raise ValueError(f"`edge_index` must be int64 of shape (2, E), got {what}")
+        raise ValueError(
+            f"`edge_index` must be a tensor of int64 and shape (2, E), got {what}; take .long(), .T or torch.from_numpy"
+        )
     return found
-
-
-def checksum_of(data: Any) -> str:
-    """Return the checksum of all tensors of a graph, and of their names.
-
-    Parameters
-    ----------
-    data : torch_geometric.data.Data, or mapping
-        The graph.
-    """
-    fields = {key: value for key, value in sorted(fields_of_data(data).items()) if isinstance(value, Tensor)}
-    tensors = (part for value in fields.values() for part in _stored(value.detach().cpu()))
-    arrays = (part.float() if part.dtype is torch.bfloat16 else part for part in tensors)
-    return checksum(np.array(list(fields)), *(part.numpy() for part in arrays))
-
-
-def _stored(value: Tensor) -> tuple[Tensor, ...]:
-    """Return what a tensor consists of: of a sparse one places and entries, for all its entries may be too many."""
-    if value.layout is torch.strided:
-        return (value.resolve_conj().resolve_neg(),)
-    entries = value.to_sparse(layout=torch.sparse_coo).coalesce()
-    return entries.indices(), entries.values()
 
 
 def nodes_of(fields: Mapping[str, Any]) -> int:
@@ -97,58 +75,6 @@ def nodes_of(fields: Mapping[str, Any]) -> int:
     if highest > nodes or (edges.numel() and int(edges.min()) < 0):
         raise ValueError(f"`edge_index` must have nodes 0..{nodes - 1}, got {int(edges.min())}..{highest - 1}")
     return nodes
-
-
-def takes_graph(net: nn.Module) -> bool:
-    """Return whether a network is called with the graph itself, as in ``forward(self, data)``.
-
-    Parameters
-    ----------
-    net : nn.Module
-        The network.
-    """
-    return [p.name for p in _needed(net)] in [[name] for name in _GRAPHS]
-
-
-def _needed(net: nn.Module) -> list[inspect.Parameter]:
-    """Return the parameters of ``forward`` that have no default."""
-    parameters = inspect.signature(net.forward).parameters.values()
-    return [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-
-
-def names_of_arguments(net: nn.Module, fields: Mapping[str, Any], given: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return which fields of a graph a network is called with: the names of the parameters of its ``forward``.
-
-    Parameters
-    ----------
-    net : nn.Module
-        The network.
-    fields : dict
-        Of the graph, by name.
-    given : sequence of str
-        Names that the user has said, in the order in which ``forward`` takes them.
-
-    Raises
-    ------
-    ValueError
-        A field that the network needs and the graph does not have, or parameters without names.
-    """
-    parameters = list(inspect.signature(net.forward).parameters.values())
-    if not given and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise ValueError(
-            f"`forward` of {type(net).__name__} must name its parameters, got {inspect.signature(net.forward)}; say "
-            "inputs=(names of fields in the order of forward), and give a network before it is compiled"
-        )
-    needed = given or [p.name for p in _needed(net)]
-    lacking = [name for name in needed if name not in fields]
-    if lacking:
-        raise ValueError(
-            f"`data` must have {', '.join(needed)} for {type(net).__name__}, got {' '.join(fields)}; add "
-            f"{', '.join(lacking)}, or say inputs=(names of fields in the order of forward)"
-        )
-    if given:
-        return tuple(given)
-    return tuple(p.name for p in parameters if p.name in fields and p.kind is not p.VAR_KEYWORD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +161,27 @@ class Arguments:
 
         counted = next((len(values[name]) for name in self.names if self.of(name) == "nodes"), self.nodes)
         return net(Data(**values, num_nodes=counted))
+
+    def alike(self, other: Arguments) -> Arguments:
+        """Return the arguments on another graph, of the same names as these ones.
+
+        Parameters
+        ----------
+        other : Arguments
+            What the network would be called with there.
+
+        Raises
+        ------
+        ValueError
+            A field is missing that the network was trained with.
+        """
+        lacking = [name for name in self.names if name not in other.fields]
+        if self.by != "graph" and lacking:
+            raise ValueError(
+                f"`data` must have {', '.join(self.names)} as in the training, got {' '.join(other.fields)}; add "
+                f"{', '.join(lacking)}"
+            )
+        return other if self.by == "graph" else replace(other, names=self.names)
 
     @cached_property
     def whole(self) -> dict[str, Any]:
@@ -412,10 +359,7 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
     nodes_of(fields)
     dtype = first_parameter(net).dtype
     moved = {key: _to(value, device, dtype) for key, value in fields.items()}
-    x = moved.get("x")
-    if isinstance(x, Tensor) and not bool(x.isfinite().all()):
-        row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"`x` must be finite, got another value at node {row}; fill it in, or leave the node out")
+    given = given or names_in_order(net)
     if not given and takes_graph(net):
         dense = [name for name in sorted(moved.keys() - _NO_INPUT) if not _is_sparse(moved[name])]
         made = Arguments(tuple(dense), moved, "graph")
@@ -423,10 +367,24 @@ def arguments_of(net: nn.Module, data: Any, given: Sequence[str], device: torch.
         made = Arguments(names_of_arguments(net, moved, given), moved, "position" if given else "name")
     if sparse := [name for name in made.names if _is_sparse(moved[name])]:
         raise ValueError(
-            f"`{sparse[0]}` of {type(net).__name__} must be no sparse matrix, got one; call layers with edge_index"
+            f"`{sparse[0]}` of {type(net).__name__} must be no sparse matrix, got one; call layers with edge_index, "
+            "and make features dense by to_dense()"
         )
+    for name in made.names:
+        _check_finite(name, made.of(name), moved[name])
     initialise(net, lambda: made.call(net, made.whole))
     return made
+
+
+def _check_finite(name: str, of: Of, value: Any) -> None:
+    """Refuse what is no number among the arguments of a network: all outputs that depend on it would be none."""
+    if not isinstance(value, Tensor) or not value.dtype.is_floating_point or bool(value.isfinite().all()):
+        return
+    where = int((~value.isfinite()).nonzero()[0, 0]) if value.dim() else 0
+    what = {"nodes": "node", "edges": "edge"}.get(of, "entry")
+    raise ValueError(
+        f"`{name}` must be finite, got another value at {what} {where}; fill it in, or leave the {what} out"
+    )
 
 
 def _is_sparse(value: Any) -> bool:

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from mldd.algebra import Bounds, FlatModule, Price
-from mldd.problems.modules import Noise, PartFunctions, has_statistics
+from mldd.algebra import Bounds, FlatModule, ModuleObjective, Price
+from mldd.problems.modules import Noise, PartFunctions, has_statistics, left_alone
 from mldd.problems.modules.one_graph.graph_arguments import Arguments
 from mldd.problems.modules.one_graph.graph_task import Task
 from mldd.problems.nets import Batch, BuiltIn, Fetching, Wanted, built_in, stored
@@ -301,6 +301,36 @@ class GraphLoss:
         ]
         product = self._shaped(made)
         return product if self.comm is None else self.comm.sum(product)
+
+
+def loss_of_network(net: nn.Module, loss: Any, data: Any, comm: Communicator) -> ModuleObjective:
+    """Return a loss of the user's own that is given the network and the graph.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network.
+    loss : callable
+        ``loss(net, data)``.
+    data : torch_geometric.data.Data, or mapping
+        The graph.
+    comm : Communicator
+        Of one rank.
+
+    Raises
+    ------
+    ValueError
+        Several ranks, to which the loss cannot be shared out.
+    """
+    if comm.ranks > 1:
+        raise ValueError(f"loss(net, data) needs one rank, got {comm.ranks}; give loss(outputs, targets) for several")
+
+    def alone(net: nn.Module) -> Tensor:
+        with left_alone("`loss`", data):
+            made: Tensor = loss(net, data)
+            return made
+
+    return ModuleObjective(net, alone)
 
 
 def modes(net: nn.Module, noisy: bool) -> dict[nn.Module, bool]:

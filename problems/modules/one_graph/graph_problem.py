@@ -14,7 +14,6 @@ from mldd.algebra import (
     FirstLayer,
     FlatModule,
     Hierarchy,
-    ModuleObjective,
     Objective,
     Price,
     Stochastic,
@@ -24,7 +23,6 @@ from mldd.algebra import (
 )
 from mldd.loop import Problem
 from mldd.problems.modules import (
-    Draws,
     ModuleLayers,
     Noise,
     check_uncached,
@@ -35,14 +33,24 @@ from mldd.problems.modules import (
     restarted,
     settled,
 )
-from mldd.problems.modules.one_graph.graph_arguments import Arguments, arguments_of, checksum_of
-from mldd.problems.modules.one_graph.graph_loss import FastPath, GraphLoss, GraphPiece, fast_path, modes
+from mldd.problems.modules.one_graph.graph_arguments import Arguments, arguments_of
+from mldd.problems.modules.one_graph.graph_checksum import checksum_of
+from mldd.problems.modules.one_graph.graph_loss import (
+    FastPath,
+    GraphLoss,
+    GraphPiece,
+    fast_path,
+    loss_of_network,
+    modes,
+)
+from mldd.problems.modules.one_graph.graph_notes import notes_of
 from mldd.problems.modules.one_graph.graph_options import Division, settings_of
 from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
 from mldd.problems.modules.one_graph.graph_spaces import GraphSpaces
-from mldd.problems.modules.one_graph.graph_task import READ, Task, check_loss, measured, task_of
+from mldd.problems.modules.one_graph.graph_task import Task, check_loss, measured, task_of
 from mldd.problems.modules.one_graph.halo_choice import Shares
-from mldd.problems.modules.one_graph.locality import hops_of, ignored
+from mldd.problems.modules.one_graph.locality import hops_of
+from mldd.problems.modules.one_graph.training_mode import check_shared_noise, is_noisy
 from mldd.problems.nets import MiniBatches, is_model
 from mldd.ranks import SERIAL, Communicator
 from mldd.ranks import device as pick_device
@@ -54,8 +62,9 @@ class GraphProblem(Problem):
 
     The network is called on the whole graph, on the part of a rank with the nodes around it that its outputs depend on,
     on parts of subdomains and on aggregated graphs; how many hops its outputs reach is measured. The loss is the mean
-    over the labelled training nodes. Dropout is drawn anew for every outer step, the same on any number of ranks; batch
-    normalisation takes the statistics of all nodes at hand, of all ranks together.
+    over the labelled training nodes. Dropout is drawn anew for every outer step, the same on any number of ranks, and
+    so are other random numbers of the training mode, which several ranks refuse; batch normalisation takes the
+    statistics of all nodes, or edges, at hand, of all ranks together.
 
     Parameters
     ----------
@@ -177,11 +186,11 @@ class GraphProblem(Problem):
 
     @cached_property
     def _noisy(self) -> bool:
-        """Whether the network draws dropout: it is looked for in a call in training mode."""
-        seen = Draws()
-        with self.model.at(self._start, modes=modes(self.net, True)), torch.no_grad(), seen:
-            self.arguments.call(self.net, self.arguments.whole)
-        return seen.drawn
+        """Whether the network draws random numbers in training."""
+        noisy = is_noisy(self.model, self.arguments, self._start)
+        if noisy and self.comm.ranks > 1:
+            check_shared_noise(self.model, self.arguments, self._start)
+        return noisy
 
     @cached_property
     def pieces(self) -> GraphPieces:
@@ -233,7 +242,7 @@ class GraphProblem(Problem):
     @cached_property
     def _plain(self) -> Objective:
         if self._whole_loss:
-            return self._of_network()
+            return loss_of_network(self.net, self.loss, self.data, self.comm)
         fitted = self.task.outputs(self.outputs(self._tried), self.task.items[..., self.task.fitted])
         check_loss(self.task, fitted, shared=self.comm.ranks > 1 or self.batch > 0)
         return self._loss_of(self.shares.piece(self.task.fitted))
@@ -241,15 +250,6 @@ class GraphProblem(Problem):
     def _loss_of(self, piece: GraphPiece) -> GraphLoss:
         price = Price(self.pieces.work(piece))
         return GraphLoss(self.model, self.arguments, self.task, (piece,), price, comm=self.comm, fast=self.fast)
-
-    def _of_network(self) -> Objective:
-        if self.comm.ranks > 1:
-            raise ValueError(
-                f"loss(net, data) needs one rank, got {self.comm.ranks}; give loss(outputs, targets) for several"
-            )
-        loss, data = self.loss, self.data
-        assert loss is not None
-        return ModuleObjective(self.net, lambda net: loss(net, data))
 
     @cached_property
     def _objective(self) -> Objective:
@@ -388,7 +388,7 @@ class GraphProblem(Problem):
         """
         if data is not None:
             check_uncached(self.net, "another one")
-        arguments = self.arguments if data is None else replace(self, data=data).arguments
+        arguments = self.arguments if data is None else self.arguments.alike(replace(self, data=data).arguments)
         net = self.module(x)
         with self.model.at(x, modes=dict.fromkeys(net.modules(), False)), torch.no_grad():
             return arguments.call(net, arguments.whole)
@@ -428,11 +428,10 @@ class GraphProblem(Problem):
         return checksum_of(self.data)
 
     def details(self) -> dict[str, Any]:
-        """Return what the network is called with, how far it reaches, and which fields of the data are not used."""
-        lost = self.arguments.unused(READ)
-        with self.model.at(self._start + 0.01, modes=modes(self.net, False)):
-            lost += ignored(self.net, self.arguments)
-        notes = [f"not used: {', '.join(lost)}"] if lost else []
+        """Return what the network is called with, how far it reaches, and what of the data is not used."""
+        task = None if self._whole_loss else self.task
+        noisy = task is not None and self._noisy
+        notes = notes_of(self.model, self.arguments, self._start + 0.01, task, noisy=noisy)
         if self.comm.ranks > 1 and "shares" in vars(self):
             notes.append(f"halos of ranks are {self.shares.told}")
         if "spaces" in vars(self) and self.batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from mldd.algebra import check_choices
 from mldd.problems.data import SPLITS
+from mldd.problems.modules import check_log_probabilities, check_pairs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["classification", "labels", "regression", "links"]
@@ -53,7 +55,12 @@ class Task:
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a kind that there is none of, and nothing to fit to."""
+        """Refuse a kind that there is none of, a loss that is no function, and nothing to fit to."""
+        if self.loss is not None and not callable(self.loss):
+            raise ValueError(
+                f"`loss` must be a function of outputs and targets, got {self.loss!r}; give torch.nn.functional."
+                "mse_loss, say, or leave it out"
+            )
         check_choices(self, {"kind": ("classification", "labels", "regression", "links")})
         if not bool(self.masks["train"].any()):
             raise ValueError("`data` must have a labelled training node, got none; set train_mask and y (-1: no label)")
@@ -137,7 +144,7 @@ def task_of(fields: Mapping[str, Any], nodes: int, loss: Loss | None = None, lab
         No labels, or too few.
     """
     if "y" not in fields or ("edge_label_index" in fields and "edge_label" in fields):
-        return _links(fields, loss)
+        return _links(fields, nodes, loss)
     y = fields["y"]
     if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != nodes:
         what = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
@@ -145,6 +152,8 @@ def task_of(fields: Mapping[str, Any], nodes: int, loss: Loss | None = None, lab
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     kind: Kind = "regression"
+    if loss is None:
+        _check_signs(y)
     if not y.dtype.is_floating_point and y.dim() == 1:
         kind, there, y = "classification", y >= 0, y.long()
     elif y.dim() == 2 and bool(((y == 0) | (y == 1) | (y != y)).all()):
@@ -160,6 +169,18 @@ def task_of(fields: Mapping[str, Any], nodes: int, loss: Loss | None = None, lab
     if labels == "all":
         masks["train"] = ~masks["test"] if "test" in masks else torch.ones_like(masks["train"])
     return Task(kind, items, y[items], masks, loss)
+
+
+def _check_signs(y: Tensor) -> None:
+    """Refuse a matrix of -1, 0 and 1: several labels per node with unknown ones, or numbers to be fitted."""
+    signs = y.dim() == 2 and y.dtype != torch.bool and bool(((y == 0) | (y.abs() == 1) | (y != y)).all())
+    if signs and bool((y < 0).any()):
+        raise ValueError(
+            "`y` with several labels per node must have zeros and ones, and NaN where nothing is known, got -1; write "
+            "torch.where(y < 0, torch.nan, y.float()), or give the loss that they are meant for"
+        )
+    if y.dtype.is_floating_point and bool(y.isinf().any()):
+        raise ValueError("`y` must be finite, or NaN where nothing is known, got infinity; clean it")
 
 
 def _masks(fields: Mapping[str, Any], nodes: int) -> dict[str, Tensor]:
@@ -189,14 +210,31 @@ def _numbered(name: str, given: Tensor, nodes: int) -> Tensor:
     return torch.zeros(nodes, dtype=torch.bool, device=given.device).index_fill_(0, given.long(), True)
 
 
-def _links(fields: Mapping[str, Any], loss: Loss | None) -> Task:
+def _links(fields: Mapping[str, Any], nodes: int, loss: Loss | None) -> Task:
     pairs, targets = fields.get("edge_label_index"), fields.get("edge_label")
     if pairs is None or targets is None:
         raise ValueError(
             f"`data` must have labels y of the nodes, or edge_label_index and edge_label, got {' '.join(fields)}; add "
             "them, or give loss(net, data)"
         )
+    _check_links(pairs, targets, nodes, loss)
     return Task("links", pairs, targets, {"train": torch.ones(pairs.shape[1], dtype=torch.bool)}, loss)
+
+
+def _check_links(pairs: Any, targets: Any, nodes: int, loss: Loss | None) -> None:
+    """Refuse pairs of nodes that are not there, and targets that do not say of each pair whether it is linked."""
+    fits = isinstance(pairs, Tensor) and pairs.dim() == 2 and pairs.shape[0] == 2 and pairs.dtype == torch.int64
+    if not fits or (pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < nodes):
+        what = f"{pairs.dtype} {tuple(pairs.shape)}" if isinstance(pairs, Tensor) else type(pairs).__name__
+        what += f" of {int(pairs.min())}..{int(pairs.max())}" if fits else ""
+        raise ValueError(
+            f"`edge_label_index` must have shape (2, m) and nodes 0..{nodes - 1}, got {what}; correct or transpose it"
+        )
+    if not isinstance(targets, Tensor) or targets.dim() == 0 or len(targets) != pairs.shape[1]:
+        what = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(f"`edge_label` must have a row for each of {pairs.shape[1]} pairs, got {what}; correct it")
+    if loss is None and not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise ValueError("`edge_label` must be in [0, 1] for links, got other values; correct it, or give a loss")
 
 
 def check_outputs(task: Task, outputs: Tensor) -> None:
@@ -214,15 +252,23 @@ def check_outputs(task: Task, outputs: Tensor) -> None:
     ValueError
         They do not fit the default loss.
     """
-    if task.loss is not None or task.kind in ("regression", "links"):
+    if task.loss is not None or task.kind == "links":
         return
     targets = task.targets[task.fitted]
+    if task.kind != "classification" and _width(targets) != _width(outputs):
+        raise ValueError(
+            f"the network must return as many numbers per node as y has, {_width(targets)}, got {_width(outputs)}; "
+            "change its last layer, or give classes as whole numbers (y.long())"
+        )
+    if task.kind == "regression":
+        return
     if task.kind == "classification":
         classes = outputs.shape[-1] if outputs.dim() > 1 else 1
         if outputs.dim() != 2 or int(targets.max()) >= classes:
             raise ValueError(
                 f"labels y must be in 0..{classes - 1} for the {classes} outputs of the network, got "
-                f"{int(targets.min())}..{int(targets.max())}; make it as many outputs, or number the classes from 0"
+                f"{int(targets.min())}..{int(targets.max())}; make it as many outputs, number the classes from 0, or "
+                "give numbers that are no classes as y.float()"
             )
     inside = bool(((outputs >= 0) & (outputs <= 1)).all()) and not bool((outputs == 0).all())
     if inside and (task.kind == "labels" or bool(((outputs.sum(-1) - 1).abs() < 1e-3).all())):
@@ -230,6 +276,10 @@ def check_outputs(task: Task, outputs: Tensor) -> None:
             "the default loss takes logits, got outputs that look like probabilities; leave out the last softmax or "
             "sigmoid, or give loss=(outputs, targets) -> mean"
         )
+
+
+def _width(rows: Tensor) -> int:
+    return rows[0].numel() if len(rows) else 0
 
 
 def check_loss(task: Task, outputs: Tensor, shared: bool) -> None:
@@ -252,16 +302,35 @@ def check_loss(task: Task, outputs: Tensor, shared: bool) -> None:
     check_outputs(task, outputs)
     targets, m = task.targets[task.fitted], len(outputs)
     half = m // 2
-    if task.loss is None or half == 0 or not shared:
+    if task.loss is None:
+        return
+    whole = _evaluated(task.loss, outputs, targets)
+    if half == 0 or not shared:
         return
     with torch.no_grad():
         pieces = [task.mean(outputs[a:b], targets[a:b]) * (b - a) / m for a, b in ((0, half), (half, m))]
-        whole = task.mean(outputs, targets)
     if not bool((pieces[0] + pieces[1] - whole).abs() <= 1e-4 * whole.abs() + 1e-7):
         raise ValueError(
             "`loss` must be a mean over rows to be shared out to parts, ranks and batches, got another (a sum, or "
             "weights by class?); divide by the number of rows, or use one rank and subdomains=layers"
         )
+
+
+def _evaluated(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return a loss, refusing in words outputs and targets that it does not take, or pairs each with all."""
+    given = f"outputs {outputs.dtype} {tuple(outputs.shape)} and targets {targets.dtype} {tuple(targets.shape)}"
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size", UserWarning)
+            whole = loss(outputs, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UserWarning) as error:
+        raise ValueError(
+            f"`loss` must take {given}, got {type(error).__name__}: {' '.join(str(error).split())[:200]}; give "
+            "one that brings them together: lambda outputs, targets: ..."
+        ) from error
+    check_pairs(loss, outputs, targets, whole)
+    check_log_probabilities(loss, outputs)
+    return whole
 
 
 def measured(task: Task, states: Tensor, parts: Sequence[str] = SPLITS) -> dict[str, float]:

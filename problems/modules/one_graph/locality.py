@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,10 +21,10 @@ class NotLocalError(ValueError):
 def hops_of(net: nn.Module, arguments: Arguments, seed: int = 0) -> int:
     """Return how many edges away a node may be that the output at a node depends on.
 
-    First a node without edges is added, which may not change any output. Then the support of derivatives by the
-    features is measured at a few nodes, and the outputs of a part of the graph with so many hops around it are
-    compared with those of the whole graph; hops are added until they agree: a layer that divides by degrees needs one
-    more, as the degrees of the outermost nodes have to be right.
+    First nodes are added that the others do not hear of, which may not change any output. Then the support of
+    derivatives by the features is measured at a few nodes, and the outputs of parts of the graph with so many hops
+    around them are compared with those of the whole graph; hops are added until they agree: a layer that divides by
+    degrees needs one more, as the degrees of the outermost nodes have to be right.
 
     Parameters
     ----------
@@ -49,7 +51,8 @@ def hops_of(net: nn.Module, arguments: Arguments, seed: int = 0) -> int:
     _check_indifferent(net, arguments, whole)
     hops = max(_support(net, arguments, int(node)) for node in nodes[:_TRIED])
     for more in range(3):
-        if agrees(net, arguments, whole, nodes, hops + more):
+        several = [nodes, *nodes[:_TRIED, None]]  # a part of many nodes may have the extremes of the whole graph
+        if all(agrees(net, arguments, whole, some, hops + more) for some in several):
             return hops + more
     raise NotLocalError(
         f"outputs of {type(net).__name__} on a part with {hops + 2} hops around it must be those on the whole graph, "
@@ -81,24 +84,59 @@ def _support(net: nn.Module, arguments: Arguments, node: int) -> int:
 
 
 def _check_indifferent(net: nn.Module, arguments: Arguments, whole: Tensor) -> None:
-    """Refuse a network whose outputs change when a node without edges is added."""
-    values = {}
-    for name, value in arguments.whole.items():
-        values[name] = value
-        if arguments.of(name) == "nodes":
-            more = value[-1:] * 3 + 1 if value.dtype.is_floating_point else value[-1:]
-            values[name] = torch.cat([value, more])
+    """Refuse a network whose outputs change when nodes are added that the others do not hear of."""
+    if _changed(net, arguments, whole, heard=False):
+        raise NotLocalError(
+            f"outputs of {type(net).__name__} must not change when a node without edges is added, or two that are "
+            "joined to each other alone, but they do: a layer looks at all nodes or edges (GraphNorm, global "
+            "attention, pooling, a virtual node, tensors of its own per node); decompose its parameters: "
+            "subdomains=layers"
+        )
+    if _is_directed(arguments) and _changed(net, arguments, whole, heard=True):
+        raise NotLocalError(
+            f"outputs of {type(net).__name__} must not change when a node is added that others send to, but they do: a "
+            "layer sends against the edges (flow='target_to_source'?); give edge_index.flip(0) instead, or edges in "
+            "both directions, or decompose its parameters: subdomains=layers"
+        )
+
+
+def _changed(net: nn.Module, arguments: Arguments, whole: Tensor, *, heard: bool) -> bool:
+    """Return whether outputs change where nodes are added: by themselves, or ones that hear of the others."""
     with torch.no_grad():
         try:
-            found = arguments.call(net, values)[: len(whole)]
-        except ValueError:  # tensors of its own with a row per node
-            found = torch.full_like(whole, torch.inf)
-    if not close(found, whole):
-        raise NotLocalError(
-            f"outputs of {type(net).__name__} must not change when a node without edges is added, but they do: a layer "
-            "looks at all nodes (GraphNorm, global attention, pooling, a virtual node, tensors of its own per node); "
-            "decompose its parameters: subdomains=layers"
-        )
+            found = arguments.call(net, _with_more(arguments, heard=heard))[: len(whole)]
+        except ValueError:  # tensors of its own with a row per node or edge
+            return True
+    return not close(found, whole)
+
+
+def _is_directed(arguments: Arguments) -> bool:
+    """Return whether some edge goes one way only."""
+    source, target = arguments.edge_index
+    there, back = (torch.unique(a * arguments.nodes + b) for a, b in ((source, target), (target, source)))
+    return not torch.equal(there, back)
+
+
+def _with_more(arguments: Arguments, *, heard: bool) -> dict[str, Any]:
+    """Return the arguments on a graph with a node without edges, and two more.
+
+    These are joined to each other, or get an edge from two nodes of the graph each. Their rows are larger and smaller
+    than the last one, for layers that take a maximum or the first of all.
+    """
+    nodes, values = arguments.nodes, {}
+    signs = {"nodes": (1, -1, -1), "edges": (1, -1)}
+    for name, value in arguments.whole.items():
+        of = arguments.of(name)
+        if of == "index":
+            ends = [[0, nodes - 1] if heard else [nodes + 2, nodes + 1], [nodes + 1, nodes + 2]]
+            values[name] = torch.cat([value, torch.tensor(ends, device=value.device)], 1)
+        elif of in signs and len(value):
+            last = value[-1:]
+            more = [sign * (3 * last + 1) if value.dtype.is_floating_point else last for sign in signs[of]]
+            values[name] = torch.cat([value, *more])
+        else:
+            values[name] = value
+    return values
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -168,6 +206,8 @@ def ignored(net: nn.Module, arguments: Arguments) -> list[str]:
         for name, value in arguments.whole.items()
         if isinstance(value, Tensor) and value.dtype.is_floating_point
     }
+    if not floats:
+        return []
     with torch.enable_grad():
         made = arguments.call(net, arguments.whole | floats).square().sum()
         found = torch.autograd.grad(made, list(floats.values()), allow_unused=True) if made.requires_grad else ()

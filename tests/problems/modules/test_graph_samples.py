@@ -251,6 +251,18 @@ def changed(data, **fields):
             {},
             "the same fields, got edge_index x y in the first and .* number 3",
         ),
+        (
+            Net(),
+            changed(graphs(), x=torch.ones(7, 4)),
+            {},
+            r"must be of one kind .* got float \(\*, 3\) .* \(\*, 4\)",
+        ),
+        (
+            Net(),
+            changed(graphs(), x=torch.ones(7, 3).long()),
+            {},
+            r"`x` must be of one kind .* int64 .* in number 3",
+        ),
         (Net(), changed(graphs(), edge_index=torch.full((2, 1), 7)), {}, r"nodes 0\.\.6 in graph 3, got 7\.\.7"),
         (Net(), [Data(x=g.x, edge_index=g.edge_index) for g in graphs()], {}, "must have labels y, got edge_index x"),
         (nn.Bilinear(3, 3, 1).double(), graphs(), {}, "`data` must have input1, input2 for Bilinear"),

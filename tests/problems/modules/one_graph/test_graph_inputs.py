@@ -138,3 +138,90 @@ def test_several_kinds_of_nodes_are_refused_with_a_way_out():
 def test_outputs_that_would_be_paired_with_all_targets_are_refused():
     with pytest.raises(ValueError, match="target size"):
         SupervisedProblem(nn.Linear(5, 1), (X, X[:, 0]), functional.mse_loss)
+
+
+LABELS = torch.stack([CLASSES == k for k in range(3)], 1).float()
+PAIRS = torch.tensor([[0, 1, 2], [3, 4, 5]])
+
+
+def links(**more):
+    return {"y": None, "edge_label_index": PAIRS, "edge_label": torch.tensor([1.0, 0.0, 1.0]), **more}
+
+
+@pytest.mark.parametrize(
+    ("net", "more", "said"),
+    [
+        (Net(), {"y": torch.where(LABELS > 0, LABELS, -LABELS - 1)}, "zeros and ones, and NaN where nothing is known"),
+        (Net(), {"y": torch.where(LABELS > 0, 1, -1)}, "zeros and ones, and NaN where nothing is known"),
+        (Net(), {"y": X[:, :2]}, "as many numbers per node as y has, 2, got 3; .* classes as whole numbers"),
+        (Net(), {"y": CLASSES.float()}, r"as many numbers per node as y has, 1, got 3; .*\(y.long\(\)\)"),
+        (Net(outputs=1), {"y": CLASSES}, r"in 0\.\.0 for the 1 outputs .* numbers that are no classes as y.float\(\)"),
+        (Net(outputs=1), {"y": X[:, 0] / 0}, "`y` must be finite, or NaN where nothing is known, got infinity"),
+        (Net(), {"x": X.to_sparse()}, "`x` of Net must be no sparse matrix, got one; .* to_dense"),
+        (Net(), {"edge_index": EDGES.int()}, r"must be a tensor of int64 .* got torch.int32 .* \.long\(\)"),
+        (Net(), links(edge_label_index=torch.tensor([[0, 1, -1], [3, 4, 5]])), r"nodes 0\.\.39, got .* of -1\.\.5"),
+        (Net(), links(edge_label_index=PAIRS + 40), r"nodes 0\.\.39, got .* of 40\.\.45"),
+        (Net(), links(edge_label_index=PAIRS.T), r"shape \(2, m\) .* got torch.int64 \(3, 2\)"),
+        (Net(), links(edge_label=torch.ones(2)), r"a row for each of 3 pairs, got shape \(2,\)"),
+        (Net(), links(edge_label=torch.tensor([0, 1, 2])), r"`edge_label` must be in \[0, 1\] for links"),
+    ],
+)
+def test_labels_that_would_be_misread_are_refused_in_a_line(net, more, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        value(net, graph(**more))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["edge_weight", "edge_attr"])
+def test_attributes_of_edges_are_finite(name):
+    class Taking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(5, 3)
+
+        def forward(self, x, edge_index, edge_weight=None, edge_attr=None):
+            return self.last(x) * (edge_weight if edge_attr is None else edge_attr).sum()
+
+    spoilt = torch.ones(160)
+    spoilt[7] = torch.inf
+    with pytest.raises(ValueError, match=f"`{name}` must be finite, got another value at edge 7; fill it in"):
+        value(Taking(), graph(**{name: spoilt}))
+
+
+def flat(outputs, targets):
+    return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets.float())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("mse", "`loss` must be a function of outputs and targets, got 'mse'"),
+        (
+            nn.BCEWithLogitsLoss(),
+            r"must take outputs torch.float32 \(40, 1\) and targets torch.int64 \(40,\), got",
+        ),
+        (functional.mse_loss, "Using a target size"),
+        (lambda outputs, targets: (outputs - targets).square().mean(), "pairs each with all; take outputs"),
+    ],
+)
+def test_losses_that_do_not_fit_outputs_and_labels_are_refused_in_a_line(loss, said):
+    given = graph(y=CLASSES % 2)
+    with pytest.raises(ValueError, match=said) as refused:
+        value(Net(outputs=1), given, loss=loss)
+    assert "\n" not in str(refused.value)
+    net = Net(outputs=1)
+    expected = flat(net(X, EDGES), CLASSES % 2)
+    torch.testing.assert_close(value(net, given, loss=flat), expected.detach())
+
+
+def test_what_of_labels_and_masks_is_not_used_or_used_twice_is_said():
+    first, second = torch.arange(N) < 30, torch.arange(N) >= 25
+    masks = GraphProblem(Net(), graph(train_mask=first, val_mask=~first, test_mask=second)).details()["notes"]
+    assert "5 nodes are for test and for train, too: their scores are of no use" in masks
+    assert "10 nodes are for test and for validation, too: their scores are of no use" in masks and len(masks) == 2
+    some = torch.where(torch.arange(N)[:, None] < torch.tensor([4, 4, 10]), torch.nan, LABELS)
+    notes = GraphProblem(Net(), graph(y=some)).details()["notes"]
+    assert "6 nodes of which only some numbers of y are known are left out" in notes
+    assert any("for classes give y.argmax(1)" in note for note in notes)
+    pairs = GraphProblem(Net(), graph(**links(y=CLASSES), train_mask=first)).details()["notes"]
+    assert pairs == ["not used: y, train_mask"]

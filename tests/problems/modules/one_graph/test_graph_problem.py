@@ -77,6 +77,18 @@ class Single(nn.Module):
         return self.conv(self.norm(x), edge_index)
 
 
+class OfEdges(nn.Module):
+    """Messages that are normalised over all edges."""
+
+    def __init__(self):
+        super().__init__()
+        message = nn.Sequential(nn.Linear(2 * F, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.conv, self.last = gnn.EdgeConv(message, aggr="mean"), nn.Linear(4, C)
+
+    def forward(self, x, edge_index):
+        return self.last(self.conv(x, edge_index))
+
+
 NETS = {
     "gatv2": Attention,
     "by hand": Messages,
@@ -84,6 +96,7 @@ NETS = {
     "transformer": lambda: gnn.TransformerConv(F, C, edge_dim=2),
     "pna": Single,
     "sage": lambda: models.GraphSAGE(F, 8, 2, C, norm="batch_norm"),
+    "edge norm": OfEdges,
 }
 
 
