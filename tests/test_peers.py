@@ -194,6 +194,17 @@ def test_a_profile_is_of_problems_on_which_all_ran_and_of_the_best_variant():
     assert found == {"aspqn": {"some p 0.1 0": 2.0}, "lbfgs": {"some p 0.1 0": 3.0}}
 
 
+def test_profiles_of_synchronisations_leave_out_problems_that_are_not_divided():
+    def row(benchmark, method, vectors):
+        kind = {"problem": "p", "target": "0.1", "seed": "0", "source": "measured", "cpu": "1", "setup": "0"}
+        return kind | {"benchmark": benchmark, "method": method, "vectors": vectors}
+
+    rows = [row(name, method, "7") for name in ("digits", "depth") for method in ("aspqn", "lbfgs")]
+    assert set(profiles.costs_of(rows, ("aspqn", "lbfgs"), "cpu")["aspqn"]) == {"digits p 0.1 0", "depth p 0.1 0"}
+    assert profiles.costs_of(rows, ("aspqn", "lbfgs"), "vectors")["aspqn"] == {"digits p 0.1 0": 7.0}
+    assert "vectors" in profiles.costs_in("training") and "vectors" not in profiles.costs_in("bounds")
+
+
 def test_least_seconds_are_those_of_the_slower_limit():
     limits = Limits(1e9, {"float64": 1e10}, latency=1e-3)
     assert limits.least(Need(1e7, 5e6), 10, 2) == pytest.approx(10 * 5e-3 + 2e-3)

@@ -37,8 +37,8 @@ COSTS = {
     "scalars": "of scalars",
 }
 COUNTS = ("vectors", "scalars")
-# Energies on grids are not divided among ranks, so that mldd counts no synchronisations where SciPy's would be counted.
-UNDIVIDED = ("bounds",)
+# Tables of problems that are not divided among ranks: mldd counts no synchronisations where SciPy's would be counted.
+UNDIVIDED = ("bounds", "depth")
 # Tables and solvers of a set.
 SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "training": (
@@ -105,6 +105,8 @@ def costs_of(rows: Iterable[Case], solvers: Collection[str], column: str) -> dic
     found: dict[str, dict[str, float]] = {solver: {} for solver in solvers}
     for row in rows:
         solver = solver_of(row["method"])
+        if column in COUNTS and row["benchmark"] in UNDIVIDED:
+            continue
         if row["source"] == "measured" and solver in found:
             problem = " ".join(row[name] for name in ("benchmark", "problem", "target", "seed"))
             cost = float(row["cpu" if column == "total" else column] or "inf")
@@ -123,7 +125,8 @@ def rows_of(folder: Path, names: Iterable[str]) -> list[Case]:
 
 def costs_in(name: str) -> list[str]:
     """Return the costs that can be compared in a set."""
-    return [column for column in COSTS if name not in UNDIVIDED or column not in COUNTS]
+    divided = set(SETS[name][0]) - set(UNDIVIDED)
+    return [column for column in COSTS if divided or column not in COUNTS]
 
 
 def table(name: str, rows: list[Case]) -> list[Case]:
