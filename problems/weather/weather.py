@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +14,13 @@ from torch import Tensor
 from mldd.algebra import Hierarchy, Identity, Level, Price, check_choices, check_least
 from mldd.graph import Graph, partition
 from mldd.loop import Problem
-from mldd.problems.data import STANDARD, DataError, File, HiddenMesh, area_weights, checksum, on_sphere
-from mldd.problems.data.formats import AnemoiStore, damage_said
+from mldd.problems.data import STANDARD, DataError, HiddenMesh, area_weights, checksum, on_sphere
+from mldd.problems.data.formats import AnemoiStore
 from mldd.problems.forecasts import Domain, ForecastNetwork, mesh_of
 from mldd.problems.nets import MeshSource, MiniBatches, mesh_shard, stack_meshes
 from mldd.problems.weather.cell_reader import CellReader
 from mldd.problems.weather.samples import CellSamples, CoarseSamples, Kept, Units
+from mldd.problems.weather.stores import opened
 from mldd.problems.weather.streamed_loss import StreamedBatches, StreamedLoss
 from mldd.problems.weather.weather_model import WeatherModel
 from mldd.ranks import SERIAL, Communicator
@@ -100,22 +99,8 @@ class Weather(Problem):
 
     @cached_property
     def store(self) -> AnemoiStore:
-        """The data set.
-
-        Raises
-        ------
-        DataError
-            No data set of Anemoi, or one whose times have several steps.
-        """
-        with damage_said(os.fspath(self.path)):
-            made = AnemoiStore(File(Path(self.path).expanduser(), select=(f"ensemble={self.member}",)))
-        steps = np.unique(np.diff(made.time))
-        if len(steps) != 1 or steps[0] <= np.timedelta64(0, "s"):
-            raise DataError(
-                f"{made.where}: expected times one step apart, got {len(made.time)} times with {len(steps)} different "
-                "steps; write it anew by anemoi-datasets"
-            )
-        return made
+        """The data set."""
+        return opened(self.path, self.member)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mldd.models import Prediction
-from mldd.problems.data import DataError, File, Series, forcing
-from mldd.problems.data.formats import AnemoiStore, damage_said
+from mldd.problems.data import DataError, Series, forcing
+from mldd.problems.data.formats import damage_said
 from mldd.problems.forecasts import Domain, PerturbedStarts, forecast_of, mesh_of, starts_of
 from mldd.problems.nets import EncodeProcessDecode, MeshSource, NetworkModel, stack_meshes
 from mldd.problems.weather.samples import Units, cell_inputs
+from mldd.problems.weather.stores import opened
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -160,11 +160,9 @@ class WeatherModel(NetworkModel):
 
     def _read(self, path: str | os.PathLike[str], member: str, start: Any) -> tuple[Series, Ints, int]:
         """Return the times of a data set that forecasts need, where they begin, and how many cannot."""
-        where, domain = os.fspath(path), self.domain
+        store = opened(path, member or self.options["member"], self.domain.variables)
+        where, names = store.where, store.wanted()
         with damage_said(where):
-            chosen = (f"ensemble={member or self.options['member']}",)
-            store = AnemoiStore(File(Path(path).expanduser(), domain.variables, chosen))
-            names = store.wanted()
             origins, left = self._begun(where, store.time, store.missing, start)
             first = max(min(origins.min() - self.options["history"] + 1, len(store.time) - 2), 0)
             end = max(origins.max() + 1, first + 2)  # a series has two times

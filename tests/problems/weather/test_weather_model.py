@@ -257,7 +257,7 @@ def test_forecasts_begin_where_nothing_is_missing(gappy, tmp_path):
         ({"start": [40]}, "numbers 1 to 39, got number 40; choose others"),
         ({"start": [1.5]}, "`start` must be whole numbers"),
         ({"members": 2}, "an ensemble must have members >= 2 and perturb > 0, got members=2, perturb=0"),
-        ({"member": "1"}, r"ensemble must be one of 0..0, got '1'"),
+        ({"member": "1"}, r"ensemble must be one of 0..0, got '1'; correct `member`"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(store, tmp_path, options, words):
@@ -288,6 +288,15 @@ def test_other_data_are_refused_in_one_line(store, tmp_path):
         with pytest.raises(DataError, match=words) as error:
             model.predict(path)
         assert "\n" not in str(error.value)
+
+
+def test_a_member_of_an_ensemble_is_read(tmp_path):
+    values = np.concatenate([numbers(), numbers() + 1], axis=2)
+    path = write_zarr(tmp_path / "set.zarr", values, NAMES, DATES, LATITUDES, LONGITUDES)
+    p = problem(path, member=1)
+    made = kept(tmp_path, p, p.initial(0))  # persistence
+    first, second = (made.predict(path, start=[7], **more)["t"] for more in ({"member": "0"}, {}))
+    np.testing.assert_allclose(second, first + 1, rtol=1e-6)
 
 
 def test_a_checksum_knows_the_data_and_not_where_they_lie(store, tmp_path):
