@@ -72,6 +72,40 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def read(command: str, name: str, value: object) -> object:
+    """Return the value of an option that was given in Python, checked as on the command line.
+
+    Parameters
+    ----------
+    command : str
+        Whose option it is.
+    name : str
+        As Python has it: ``max_seconds``.
+    value : object
+        A text is read as the command line does; None stays.
+
+    Raises
+    ------
+    ValueError
+        No such choice, a text that cannot be read, or a flag that is neither True nor False.
+    """
+    action = next(action for action in _commands(_parser())[command]._actions if action.dest == name)
+    if value is None:
+        return None
+    if action.nargs == 0 and not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}")
+    if action.choices is not None:
+        if str(value) not in action.choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(action.choices)}, got {value!r}")
+        return str(value)
+    if not isinstance(value, str) or not callable(action.type):
+        return value
+    try:
+        return action.type(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"`{name}` {error}") from None
+
+
 def _until_dashes(words: Sequence[str]) -> tuple[Sequence[str], list[str]]:
     """Split at the first word ``--``: behind it is the command that is supervised."""
     end = list(words).index("--") if "--" in words else len(words)

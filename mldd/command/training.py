@@ -18,7 +18,7 @@ from mldd.command import run as runs
 from mldd.command.builder import check_options
 from mldd.command.keys import keys_of, short
 from mldd.command.names import Spec, problem, problem_spec, solver_spec
-from mldd.command.options import parse
+from mldd.command.options import parse, read
 from mldd.loop import History, Problem, Result, completed, deferred, summary
 from mldd.ranks import Communicator, prepare, world
 
@@ -169,8 +169,10 @@ def train(
         if key not in known:
             raise ValueError(f"mldd.train has no option {key!r}; its options are {' '.join(known)}")
         _check_number(key, value)
-        setattr(given, key, Path(value) if key in _PATHS and value is not None else value)
-    given.seed = seed
+        setattr(given, key, Path(value) if key in _PATHS and value is not None else read("train", key, value))
+    if not isinstance(seed, Integral):
+        raise ValueError(f"`seed` must be a whole number, got {seed!r}")
+    given.seed = int(seed)
     comm = world() if comm is None else comm
     prepare(comm)
     check_options(given, [solver_spec(solver)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -181,6 +182,27 @@ def _without_remarks(arrays: SeriesArrays) -> SeriesArrays:
 # ---------------------------------------------------------------------------------------------------- series
 
 
+def _like_missing(name: str, values: Any) -> list[str]:
+    """Return a sentence on a lowest or highest value that looks as if it stood for missing ones: -999, 9999, 1e20."""
+    found: list[str] = []
+    if not np.isfinite(values).any():
+        return found
+    for extreme in (np.nanmin(values), np.nanmax(values)):
+        others = values[np.isfinite(values) & (values != extreme)] if _is_mark(abs(extreme)) else values[:0]
+        if others.size < 2:
+            continue
+        low, high = others.min(), others.max()
+        if max(low - extreme, extreme - high) > 3 * (high - low):
+            times = int((values == extreme).sum())
+            found.append(f"{name} is {extreme:g} {times} times, far from all else; missing={extreme:g} leaves that out")
+    return found
+
+
+def _is_mark(size: float) -> bool:
+    """Return whether a number is written for missing ones: nines, the limits of 16 bits, or beyond all measurements."""
+    return size in (32767, 32768) or size >= 1e15 or re.fullmatch(r"9{2,6}", f"{size:.15g}") is not None
+
+
 def _series(
     key: str, arrays: SeriesArrays, wanted: tuple[str, ...] = (), sort: bool = False, missing: float | None = None
 ) -> Series:
@@ -211,6 +233,8 @@ def _series(
         taken = values == missing
         values[taken] = np.nan
         notes.append(f"{int(taken.sum())} values equal to {missing:g} were taken for missing")
+    else:
+        notes += [note for k, name in enumerate(names) for note in _like_missing(name, values[..., k])]
     unused = arrays.unused + tuple(name for name in arrays.variables if name not in names)
     return arranged(
         key,

@@ -152,6 +152,28 @@ class Arguments:
             raise ValueError(f"{type(net).__name__} must return one tensor, got {type(made).__name__}; wrap it")
         return made
 
+    def outputs(self, net: nn.Module) -> Tensor:
+        """Return the outputs of a network on the whole graph, a row per node.
+
+        Parameters
+        ----------
+        net : nn.Module
+            The network.
+
+        Raises
+        ------
+        ValueError
+            It cannot be called with the arguments, or returns more or fewer rows.
+        """
+        made = self.call(net, self.whole)
+        if made.dim() == 0 or len(made) != self.nodes:
+            got = f"shape {tuple(made.shape)}"
+            raise ValueError(
+                f"{type(net).__name__} must return a row for each of {self.nodes} nodes, got {got}; "
+                "leave out the pooling, or give a list of graphs with a label each: [data]"
+            )
+        return made
+
     def _called(self, net: nn.Module, values: Mapping[str, Any]) -> Any:
         if self.by == "position":
             return net(*(values[name] for name in self.names))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mldd.algebra import FlatModule
+from mldd.problems.modules import has_statistics
 from mldd.problems.modules.one_graph.graph_arguments import Arguments
 from mldd.problems.modules.one_graph.graph_loss import modes
 from mldd.problems.modules.one_graph.graph_task import READ, Task
@@ -38,6 +39,8 @@ def notes_of(model: FlatModule, arguments: Arguments, at: Tensor, task: Task | N
     notes = [f"not used: {', '.join(lost)}"] if lost else []
     if task is None:
         return notes
+    if any(has_statistics(module) and not module.training for module in model.module.modules()):
+        notes.append("batch normalisation in evaluation mode is trained by the statistics of the graph all the same")
     if not noisy and is_two_faced(model, arguments, at):
         notes.append(
             f"{type(model.module).__name__} returns something else in training mode, without random numbers: it is "

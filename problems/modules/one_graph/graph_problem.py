@@ -402,7 +402,7 @@ class GraphProblem(Problem):
             Parameters.
         """
         with self.model.at(x, modes=modes(self.net, False)), torch.no_grad():
-            return self.arguments.call(self.net, self.arguments.whole)
+            return self.arguments.outputs(self.net)
 
     def validation(self, x: Tensor) -> dict[str, float]:
         """Return loss and accuracy, or the root mean square of errors, on the validation items.

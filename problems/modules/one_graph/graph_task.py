@@ -148,7 +148,10 @@ def task_of(fields: Mapping[str, Any], nodes: int, loss: Loss | None = None, lab
     y = fields["y"]
     if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != nodes:
         what = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"`y` must have a row for each of {nodes} nodes, got {what}")
+        raise ValueError(
+            f"`y` must have a row for each of {nodes} nodes, got {what}; for labels of whole graphs give a list of "
+            "them: [data], or data.to_data_list() of a batch"
+        )
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     kind: Kind = "regression"

@@ -322,6 +322,19 @@ def test_zeros_are_missing_if_the_user_says_so(tmp_path):
     assert f"{series.gaps} values equal to 0 were taken for missing" in series.notes
 
 
+@pytest.mark.parametrize("mark", [-999.0, 9999.0, -32767.0, 1e20])
+def test_numbers_that_look_like_missing_ones_are_said_and_their_way_out_works(tmp_path, mark):
+    """In files without an attribute that says so, nothing but the user's word tells."""
+    gone = FIELD > 285
+    path = written(dataset(np.where(gone, mark, FIELD)), tmp_path / "file")
+    (note,) = load_series(path).notes
+    assert note == f"t2m is {mark:g} {gone.sum()} times, far from all else; missing={mark:g} leaves that out"
+    series = load_series(path, missing=mark)
+    assert np.array_equal(series.values, np.where(gone, np.nan, FIELD).reshape(T, 12, 1), equal_nan=True)
+    near = np.where(gone, 99.0, FIELD - 180)  # between other values nothing is suspicious
+    assert load_series(written(dataset(near), tmp_path / "near")).notes == ()
+
+
 def test_what_is_not_used_and_what_was_inserted_is_said(tmp_path):
     made = dataset().isel(time=np.delete(HOUR, [3, 30])).assign(u10=2 * dataset()["t2m"], crs=0)
     made = made.assign_coords(altitude=2.0)

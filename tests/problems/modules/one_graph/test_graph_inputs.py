@@ -225,3 +225,22 @@ def test_what_of_labels_and_masks_is_not_used_or_used_twice_is_said():
     assert any("for classes give y.argmax(1)" in note for note in notes)
     pairs = GraphProblem(Net(), graph(**links(y=CLASSES), train_mask=first)).details()["notes"]
     assert pairs == ["not used: y, train_mask"]
+
+
+@pytest.mark.parametrize("rows", [lambda z: z.mean(0, keepdim=True), lambda z: z[:30], lambda z: torch.cat([z, z])])
+def test_more_or_fewer_rows_than_nodes_are_refused(rows):
+    class Rows(nn.Module):
+        def forward(self, z):
+            return rows(z)
+
+    with pytest.raises(ValueError, match=r"must return a row for each of 40 nodes, got shape .*: \[data\]"):
+        value(Net(Rows()), graph())
+    with pytest.raises(ValueError, match=r"`y` must have a row for each of 40 nodes, got shape \(1,\); .* \[data\]"):
+        value(Net(Rows()), graph(y=CLASSES[:1]))
+
+
+def test_that_frozen_statistics_are_not_kept_is_said():
+    net = Net(nn.BatchNorm1d(3))
+    assert GraphProblem(net, graph()).details().get("notes") is None
+    net.last.eval()
+    assert "batch normalisation in evaluation mode is trained" in GraphProblem(net, graph()).details()["notes"][0]
