@@ -212,8 +212,9 @@ class NonlinearSchwarz:
             moving |= self._move(objective, x, s, state)
         if self.local_steps:
             moving |= self._sweep_once(objective, x, state)
-        state.refused = 0 if state.accepted > accepted or not moving else state.refused + 1
-        if state.refused > (_RETRIES if self._is_proximal else 0) and state.status is None:
+        # Without any correction nothing changes either, unless the next sample of the objective differs.
+        state.refused = 0 if state.accepted > accepted else state.refused + 1
+        if state.refused > (_RETRIES if self._is_proximal or not moving else 0) and state.status is None:
             state.status = Status.stalled
         return x, state
 

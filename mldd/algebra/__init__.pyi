@@ -8,6 +8,7 @@ from .calibration import unit_of as unit_of
 from .checks import check_choices as check_choices
 from .checks import check_least as check_least
 from .contract import check_objective as check_objective
+from .contract import check_rows as check_rows
 from .coordinates import InCoordinates as InCoordinates
 from .coordinates import coordinates_of as coordinates_of
 from .coordinates import in_coordinates as in_coordinates

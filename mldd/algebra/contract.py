@@ -65,6 +65,36 @@ def check_left(f: Any, x: Tensor, version: int, what: str) -> None:
         )
 
 
+def check_rows(f: Any, x: Tensor, values: Any, g: Any) -> None:
+    """Refuse what an objective that is ``batched`` returns for several points, where it is not one result per point.
+
+    Parameters
+    ----------
+    f : Objective
+        The objective.
+    x : Tensor, shape (p, n)
+        The points.
+    values : Tensor, shape (p,), or None
+        Their values; None where they were not asked for.
+    g : Tensor, shape (p, n), or None
+        Their gradients, likewise.
+
+    Raises
+    ------
+    ValueError
+        Other shapes.
+    """
+    for name, found, shape in (("value", values, x.shape[:1]), ("gradient", g, x.shape)):
+        if found is not None and getattr(found, "shape", None) != shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            while not hasattr(type(f), "batched") and hasattr(f, "f"):
+                f = f.f  # what others wrap
+            raise ValueError(
+                f"{name}(x) of {type(f).__name__}, which says batched = True, must have shape {tuple(shape)} for x of "
+                f"shape {tuple(x.shape)}, got {got}; sum over the last axes alone, or leave `batched` out"
+            )
+
+
 def version_of(x: Tensor) -> int:
     """Return how often a tensor was written to, -1 where torch does not count.
 

@@ -134,6 +134,7 @@ class Run:
         return {
             "problem": described(self.problem, type(self.problem).__name__ if data else self.specs[0].name, places),
             "data": data,
+            "network": self.problem.fingerprint(),
             "solver": described(self.solver, self.specs[1].name),
             "seed": self.seed,
             "size": self.objective.size,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -191,6 +193,14 @@ class Problem:
         """
         return ""
 
+    def fingerprint(self) -> str:
+        """Return in a few words which network and loss a run is of; empty where the fields of the problem say all.
+
+        By default it is of a module ``net`` and a function ``loss``, where there is such a module.
+        """
+        net = getattr(self, "net", None)
+        return _known(net, getattr(self, "loss", None)) if isinstance(net, nn.Module) else ""
+
     def pictures(self, folder: Path, x: Tensor, parts: int) -> Sequence[Path]:
         """Write pictures of the result to `folder` and return their paths; rank 0 calls it.
 
@@ -247,6 +257,15 @@ def has(problem: Problem, method: str) -> bool:
         Its name, as in ``hierarchy``.
     """
     return getattr(type(problem), method) is not getattr(Problem, method)
+
+
+def _known(net: nn.Module, loss: Any) -> str:
+    """Return the names of a network and a loss, and a checksum of what its modules say of themselves."""
+    shapes = [(name, tuple(p.shape)) for name, p in net.named_parameters()]
+    said = re.sub(r" at 0x[0-9a-f]+", "", f"{net!r} {shapes}")  # addresses are others in the next process
+    of = getattr(loss, "func", loss)
+    named = repr(of) if isinstance(of, nn.Module) else getattr(of, "__name__", "")
+    return " ".join([type(net).__name__, hashlib.sha256(said.encode()).hexdigest()[:12], *([named] if named else [])])
 
 
 def completed(kind: type) -> type[Problem]:

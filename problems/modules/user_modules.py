@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -234,6 +235,8 @@ def check_pairs(loss: Callable[..., Tensor], outputs: Any, targets: Any, whole: 
 def check_log_probabilities(loss: Any, outputs: Any) -> None:
     """Refuse outputs that are no logarithms of probabilities for the loss of torch that takes these.
 
+    Of probabilities where logits are taken it warns: such a loss is flat, but it is a function of the parameters.
+
     Parameters
     ----------
     loss : callable
@@ -246,8 +249,17 @@ def check_log_probabilities(loss: Any, outputs: Any) -> None:
     ValueError
         Their exponentials do not sum to one.
     """
-    of_logarithms = isinstance(loss, nn.NLLLoss) or getattr(loss, "func", loss) is functional.nll_loss
-    if not of_logarithms or not isinstance(outputs, Tensor) or outputs.dim() < 2:
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2:
+        return
+    of = getattr(loss, "func", loss)
+    if isinstance(loss, nn.CrossEntropyLoss) or of is functional.cross_entropy:
+        inside = bool(((outputs >= 0) & (outputs <= 1)).all()) and outputs.shape[1] > 1
+        if inside and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
+            warnings.warn(
+                "cross_entropy takes logits, got outputs that look like probabilities; leave out the last softmax",
+                stacklevel=2,
+            )
+    if not isinstance(loss, nn.NLLLoss) and of is not functional.nll_loss:
         return
     total = outputs.detach().float().logsumexp(1)
     if not bool((total.abs() < 0.05).all()):

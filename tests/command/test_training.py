@@ -398,3 +398,21 @@ def test_predictions_on_the_command_line_take_the_fields_of_the_training(run, fo
     for name in ("graph", "plain"):
         assert run(f"predict without {name}.pt:model=net.py:Net --out {name}.npz")[0] == 0
     assert np.array_equal(np.load("graph.npz")["output"], np.load("plain.npz")["output"])
+
+
+def test_a_checkpoint_of_another_network_or_loss_is_refused(tmp_path):
+    """Layers of the same shapes with another function between them, or with another loss, are another run."""
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+
+    def run(between, loss, steps):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 8), between, nn.Linear(8, 3))
+        path = tmp_path / "c"
+        return mldd.train(module, (x, y), loss=loss, steps=steps, options={"checkpoint": path, "resume": "auto"})
+
+    ce = nn.functional.cross_entropy
+    run(nn.Tanh(), ce, 2)
+    for between, loss in ((nn.ReLU(), ce), (nn.Tanh(), nn.CrossEntropyLoss())):
+        with pytest.raises(FileExistsError, match=r"another run \(network Sequential .* in place of Sequential"):
+            run(between, loss, 4)
+    assert run(nn.Tanh(), ce, 4).result.record.step == 4

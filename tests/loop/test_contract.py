@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mldd.algebra import Bounds
-from mldd.loop import State, Stop, minimise
-from mldd.solvers import LBFGS, AdaGrad, Adam, Optimizer
+from mldd.algebra import Bounds, contiguous, index_decomposition
+from mldd.loop import State, Status, Stop, minimise
+from mldd.solvers import LBFGS, AdaGrad, Adam, NonlinearSchwarz, Optimizer
 from tests.helpers import quadratic
 
 N = 6
@@ -155,3 +155,39 @@ def test_what_is_no_solver_of_an_optimizer_is_refused():
         Optimizer(parameters, Adam)
     with pytest.raises(ValueError, match=r"`lower` and `upper` of a group must be numbers, got shape \(3,\)"):
         Optimizer([{"params": parameters, "lower": torch.zeros(3)}], AdaGrad())
+
+
+class Batched(Own):
+    """What takes several points at once, or says so."""
+
+    batched = True
+
+    def value(self, x):
+        return self.changed_value((0.5 * self.a * x * x - x).sum(-1), x)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"value": lambda v, x: v.sum()}, r"value\(x\) of Batched, which says batched = True, must have shape \(\d,\)"),
+        (
+            {"gradient": lambda g, x: g.reshape(-1, N)[:1].squeeze(0)},
+            r"gradient\(x\) of Batched must be .* \(6,\)",
+        ),
+    ],
+)
+def test_what_says_that_it_takes_several_points_returns_a_result_for_each(changed, said):
+    subdomains = contiguous([1] * N, 2, 1)
+    solver = NonlinearSchwarz(index_decomposition(Batched(), subdomains), local=LBFGS())
+    torch.testing.assert_close(minimised(Batched(), solver).x, 1 / torch.arange(1.0, N + 1, dtype=torch.float64))
+    spoilt = Batched(**changed)
+    with pytest.raises(ValueError, match=said):
+        minimised(spoilt, NonlinearSchwarz(index_decomposition(spoilt, subdomains), local=LBFGS()))
+
+
+def test_schwarz_that_cannot_move_has_stalled():
+    """A gradient that is not that of the value lets no local search find a step."""
+    wrong = Own(lambda g, x: -g)
+    solver = NonlinearSchwarz(index_decomposition(wrong, contiguous([1] * N, 2, 1)), local=LBFGS())
+    found = minimised(wrong, solver)
+    assert found.status is Status.stalled and found.record.step < 10 and not found.x.any()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mldd.algebra import Bounds, Corrected, Objective, on_this_rank, value_and_gradient
+from mldd.algebra import Bounds, Corrected, Objective, check_rows, on_this_rank, value_and_gradient
 from mldd.algebra.decompositions.decomposition import Build, Decomposition, Subdomain
 
 
@@ -73,13 +73,18 @@ class LocalRestrictions:
         """Return the values, shape (p,)."""
         points = self._points(y)
         with on_this_rank():
-            return self.f.value(points) if _batched(self.f) else torch.stack([self.f.value(p) for p in points])
+            if not _batched(self.f):
+                return torch.stack([self.f.value(p) for p in points])
+            values = self.f.value(points)
+        check_rows(self.f, points, values, None)
+        return values
 
     def gradient(self, y: Tensor) -> Tensor:
         """Return the gradients of all local models, shape (p, m)."""
         points = self._points(y)
         with on_this_rank():
             g = self.f.gradient(points) if _batched(self.f) else torch.stack([self.f.gradient(p) for p in points])
+        check_rows(self.f, points, None, g)
         return self._rows(g)
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,6 +96,7 @@ class LocalRestrictions:
             else:
                 pairs = [value_and_gradient(self.f, p) for p in points]
                 values, g = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
+        check_rows(self.f, points, values, g)
         return values, self._rows(g)
 
     def hessian_product(self, y: Tensor, v: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Samples, losses and predictions as users bring them: the numbers of a plain loop, or a line that says what to do."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -154,6 +155,14 @@ def test_logits_are_no_logarithms_of_probabilities(loss):
     problem = SupervisedProblem(net, (X, Y), loss)
     expected = float(functional.cross_entropy(net[0](X), Y).detach())
     assert float(problem.objective().value(problem.initial())) == pytest.approx(expected, rel=1e-6)
+
+
+def test_probabilities_in_the_place_of_logits_are_said():
+    with pytest.warns(UserWarning, match="takes logits, got outputs that look like probabilities"):
+        SupervisedProblem(nn.Sequential(network(), nn.Softmax(1)), (X, Y), functional.cross_entropy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SupervisedProblem(nn.Sequential(network(), nn.LogSoftmax(1)), (X, Y), functional.cross_entropy)
 
 
 @pytest.mark.parametrize("place", [0, 1])

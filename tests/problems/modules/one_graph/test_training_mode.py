@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from mldd.problems.modules import GraphProblem
+from mldd.problems.modules.one_graph.training_mode import check_shared_noise, is_noisy
 from tests.problems.modules.one_graph.test_graph_problem import NETS, C, F, data
 
 pytest.importorskip("torch_geometric")
@@ -55,9 +56,31 @@ def test_random_numbers_of_any_kind_are_drawn_for_every_step(own):
     for sample, value in zip(samples, values, strict=True):
         torch.manual_seed(hash((sample.noise.seed, sample.noise.step)) % 2**63)
         expected = functional.cross_entropy(net(given["x"].double(), given["edge_index"])[train], given["y"][train])
-        assert value == pytest.approx(float(expected), rel=1e-12)
+        assert value == pytest.approx(float(expected.detach()), rel=1e-12)
     quiet = functional.cross_entropy(net.eval()(given["x"].double(), given["edge_index"])[train], given["y"][train])
     assert p.metrics(x)["train_loss"] == pytest.approx(float(quiet), rel=1e-12)
+
+
+def of_rows(net, x, edge_index):
+    return functional.dropout(x, 0.5, net.training), edge_index
+
+
+def of_weights(net, x, edge_index):
+    """Drop features as a whole: as many numbers are drawn whatever the graph."""
+    return x * functional.dropout(torch.ones(F - 1), 0.5, net.training).sum(), edge_index
+
+
+@pytest.mark.parametrize("own", [without_edges, with_noise, of_rows, of_weights])
+def test_random_numbers_that_ranks_would_draw_differently_are_refused(own):
+    """On several ranks those are the same that are drawn by node or edge, or whose number is that of one rank."""
+    p = GraphProblem(Linear(own).double(), data())
+    given = (p.model, p.arguments, p.initial())
+    assert is_noisy(*given)
+    if own in (of_rows, of_weights):
+        check_shared_noise(*given)
+    else:
+        with pytest.raises(ValueError, match="to be the same on several ranks, got others .* use one rank"):
+            check_shared_noise(*given)
 
 
 def test_a_network_that_is_another_one_in_training_mode_is_said():
