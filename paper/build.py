@@ -351,8 +351,16 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Anemoi: 2 m temperature over the British Isles",
         "anemoi/era5_uk.csv",
         "experiments/anemoi/both_worlds.py",
-        "Root mean square errors in K, 6 h ahead; mldd's own trainings are in `results/forecasts/era5_uk.csv`.",
+        "Root mean square errors in K, 6 h ahead, in equal process time; rows `mldd: ...` are of mldd's own network in "
+        "the same run, whose longer trainings are in `results/forecasts/era5_uk.csv`.",
         as_it_is("anemoi/era5_uk.csv"),
+    ),
+    (
+        "Anemoi: rates and batches that were tried",
+        "anemoi/era5_uk_tuning.csv",
+        "experiments/anemoi/both_worlds.py",
+        "The least validation error in K of one seed, each in the same process time; L-BFGS and ASPQN have no rate.",
+        as_it_is("anemoi/era5_uk_tuning.csv"),
     ),
     (
         "Weather on an o96 grid",
