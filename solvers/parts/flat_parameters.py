@@ -159,6 +159,8 @@ class FlatParameters:
         before : Tensor, shape (n,)
             Values before it.
         """
+        if all(self.trained):
+            return
         pairs = zip(self.layout.views(x), self.layout.views(before), strict=True)
         for (now, old), trained in zip(pairs, self.trained, strict=True):
             if not trained:
