@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -145,6 +146,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Flatten the parameters of all groups, in their order."""
+        for key, value in ((key, group[key]) for group in self.param_groups for key in _OPTIONS[:4]):
+            is_one = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+            if not is_one and (key != "lr" or value is not None):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"`{key}` of a group must be a number, got {got}; make a group for each number")
         self._sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
         self._unknowns = flattened([p for group in self.param_groups for p in group["params"]])
         self._x, self._good = self._unknowns.vector.clone(), self._unknowns.vector.clone()
@@ -184,9 +190,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _box(self) -> Bounds:
         self._limits = self._limits_of_groups()
-        for shape in (tuple(torch.as_tensor(limit).shape) for pair in self._limits for limit in pair):
-            if shape:
-                raise ValueError(f"`lower` and `upper` of a group must be numbers, got shape {shape}; make more groups")
         x = self._unknowns.vector
         lower, upper = (
             torch.cat([x.new_full((n,), g[k]) for n, g in zip(self._sizes, self.param_groups, strict=True)])

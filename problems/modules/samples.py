@@ -23,6 +23,7 @@ from torch.utils.data import (
 from mldd.problems.modules.user_modules import explained
 
 _AT_ONCE = 1024  # samples that a module is called with together
+_MANY = 10_000  # batches after which it is said that there are many
 _KINDS = "a tuple of tensors, a Dataset, a DataLoader, or batches one after the other"
 
 
@@ -265,7 +266,7 @@ def _read(data: Any) -> Samples:
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return Samples(_of_dataset(data))
     if isinstance(data, Iterable):
-        return _of_batches(list(data), "data that are no Dataset come in batches")
+        return _of_batches(_all(data), "data that are no Dataset come in batches")
     raise ValueError(f"the data must be {_KINDS}, got {type(data).__name__}")
 
 
@@ -297,12 +298,12 @@ def _of_loader(loader: DataLoader[Any]) -> Samples:
     own = loader.collate_fn is not default_collate
     if own or isinstance(loader.dataset, IterableDataset):
         why = "a collate_fn of your own" if own else "an IterableDataset"
-        made = _of_batches(list(loader), f"a loader with {why} was asked once", apart=not own)
+        made = _of_batches(_all(loader), f"a loader with {why} was asked once", apart=not own)
         return replace(made, batch=0 if made.in_batches else loader.batch_size or 0)
     if is_plain(loader):
         stacked, kept = _of_dataset(loader.dataset), kept_of(loader)
         return Samples(_mapped(lambda t: t[:kept], stacked), batch=loader.batch_size or 0)
-    made = _of_batches(list(loader), "a loader with a sampler of its own was asked once", apart=True)
+    made = _of_batches(_all(loader), "a loader with a sampler of its own was asked once", apart=True)
     return replace(made, batch=loader.batch_size or 0)
 
 
@@ -336,6 +337,20 @@ def kept_of(loader: DataLoader[Any]) -> int:
     count = len(loader.dataset)  # type: ignore[arg-type]
     in_order = loader.drop_last and isinstance(loader.sampler, SequentialSampler)
     return count - count % (loader.batch_size or 1) if in_order else count
+
+
+def _all(batches: Iterable[Any]) -> list[Any]:
+    """Return all batches, which have to be held; of many it is said, for there may be no end of them."""
+    found = []
+    for batch in batches:
+        found.append(batch)
+        if len(found) == _MANY:
+            warnings.warn(
+                f"the data have given {_MANY} batches and go on, all of which are kept; if they have no end, give a "
+                "part of them (itertools.islice)",
+                stacklevel=6,
+            )
+    return found
 
 
 def _of_batches(batches: list[Any], why: str, *, apart: bool = False) -> Samples:

@@ -159,11 +159,12 @@ class FlatParameters:
         before : Tensor, shape (n,)
             Values before it.
         """
-        frozen = [k for k, trained in enumerate(self.trained) if not trained]
-        if frozen:
-            now, old = self.layout.views(x), self.layout.views(before)
-            for k in frozen:
-                now[k].copy_(old[k])
+        if all(self.trained):
+            return
+        pairs = zip(self.layout.views(x), self.layout.views(before), strict=True)
+        for (now, old), trained in zip(pairs, self.trained, strict=True):
+            if not trained:
+                now.copy_(old)
 
     def spoil_gradients(self) -> None:
         """Set all gradients to NaN, which shows through where the next ones are added to them."""

@@ -153,8 +153,14 @@ def test_what_is_no_solver_of_an_optimizer_is_refused():
     parameters = [torch.nn.Parameter(torch.ones(3))]
     with pytest.raises(ValueError, match=r"got the class Adam; write Adam\(...\)"):
         Optimizer(parameters, Adam)
-    with pytest.raises(ValueError, match=r"`lower` and `upper` of a group must be numbers, got shape \(3,\)"):
-        Optimizer([{"params": parameters, "lower": torch.zeros(3)}], AdaGrad())
+    for options, said in (
+        ({"lower": torch.zeros(3)}, r"`lower` of a group must be a number, got shape \(3,\)"),
+        ({"upper": "1"}, "`upper` of a group must be a number, got '1'"),
+        ({"weight_decay": None}, "`weight_decay` of a group must be a number, got None"),
+        ({"lr": "0.1"}, "`lr` of a group must be a number, got '0.1'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Optimizer([{"params": parameters, **options}], AdaGrad())
 
 
 class Batched(Own):

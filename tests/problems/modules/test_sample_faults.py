@@ -180,3 +180,12 @@ def test_samples_whose_loss_is_no_number_are_counted(place):
         problem = SupervisedProblem(network(outputs=1), tuple(data), known)
         expected = float(known(problem.net(X), data[1]).detach())
         assert float(problem.objective().value(problem.initial())) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "said"), [(9_999, 1), (10_001, 2)])
+def test_data_that_go_on_and_on_are_said(count, said):
+    batches = ((X[:1], Y[:1]) for _ in range(count))
+    with pytest.warns(UserWarning) as seen:
+        problem = SupervisedProblem(network(), batches, functional.cross_entropy)
+    assert len(problem.samples) == count and len(seen) == said
+    assert said == 1 or "have given 10000 batches and go on" in str(seen[0].message)
