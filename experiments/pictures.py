@@ -127,7 +127,7 @@ def curve(ax: Any, rows: list[Case], picture: Picture, style: dict[str, str], na
     x, y = points(rows, picture)
     ends = [float(row[picture.x]) for row in rows if not REACHED.match(row.get("status", "converged"))]
     missed = np.isin(x, ends)
-    ax.plot(x[~missed], y[~missed], **style, markersize=4, label=name)
+    ax.plot(x, np.where(missed, np.nan, y), **style, markersize=4, label=name)
     ax.plot(x[missed], y[missed], **style | {"linestyle": ""}, markersize=4)
     ax.plot(x[missed], y[missed], "o", color=style["color"], markersize=9, markerfacecolor="none")
     return bool(missed.any())
