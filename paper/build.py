@@ -343,14 +343,14 @@ SECTIONS: list[tuple[str, str, str, str, Callable[[], str]]] = [
         "Anemoi: a start from a coarser mesh",
         "anemoi/coarse_start.csv",
         "experiments/anemoi/coarse_start.py",
-        "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh, 240 "
+        "Validation losses on all cells; seconds and synchronisations include the training on the coarser mesh, 60 "
         "steps. One seed, on a busy machine.",
         as_it_is("anemoi/coarse_start.csv"),
     ),
     (
         "Anemoi: 2 m temperature over the British Isles",
         "anemoi/era5_uk.csv",
-        "experiments/anemoi/both_worlds.py",
+        "experiments/anemoi/both_worlds.py --methods AdamW L-BFGS DD-ADAGB2 --seeds 0 1",
         "Root mean square errors in K, 6 h ahead, in equal process time; rows `mldd: ...` are of mldd's own network in "
         "the same run, whose longer trainings are in `results/forecasts/era5_uk.csv`.",
         as_it_is("anemoi/era5_uk.csv"),

@@ -2,21 +2,26 @@
 
     PYTHONPATH=. .venv-anemoi/bin/python experiments/anemoi/coarse_start.py --data DATA --out runs/anemoi/coarse
 
-Both ways train with AdamW at the same rate and batches; the validation loss is that on all cells. Seconds are those of
-the steps without validations, the coarse training's with those of the fine one; synchronisations are the sums of
-gradients. Writes a row for every validation to ``--table``, and says when each way has first reached the losses.
+All ways train with AdamW at the same rate and batches; the validation loss is that on all cells. The mesh of all 1,617
+cells has resolution 8; coarse levels have the mesh of a lower one and the cells nearest to its nodes. Seconds are those
+of the steps without validations, coarse trainings' with those of the fine one; synchronisations are the sums of
+gradients. Writes a row for every validation to ``--table``, and says when each way has first reached the losses; what
+has been run before is read.
 """
 
 import argparse
-import csv
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from experiments.anemoi.runs import BIN, environment, train
-from mldd.loop import read_csv
+from mldd.loop import read_csv, write_table
 
+WAYS = {  # resolutions and steps of the coarse levels
+    "all cells": (),
+    "from 7": ((7, 60),),
+}
 LOSS = "val_multi_dataset_loss_epoch"
 DATES = "dataloader.{part}.datasets.data.{end}={date}"
 TASK = [  # six hours ahead, three weeks to train on
@@ -32,11 +37,11 @@ TASK = [  # six hours ahead, three weeks to train on
 ]
 
 
-def settings(steps, every, coarse=False):
+def settings(steps, every, resolution=8):
     """Words for a training of so many steps, validated after every so many."""
     words = [f"training.max_steps={steps}", f"dataloader.limit_batches.training={every}", "training.max_epochs=1000"]
     words += ["dataloader.limit_batches.validation=6", "training.optimization.lr=3.0e-3"]
-    return [*words, *TASK, *["graph.nodes.hidden.node_builder.resolution=7"] * coarse]
+    return [*words, *TASK, f"graph.nodes.hidden.node_builder.resolution={resolution}"]
 
 
 def keep(path):
@@ -72,17 +77,36 @@ def cost_of(out):
     return last.cost.seconds, last.cost.synchronisations
 
 
-def both(seed, options):
-    """Rows of both ways from one seed."""
+def trained(out, data, words, callbacks):
+    """Train in a folder unless this has been done, and return seconds and steps."""
+    if not (out / "complete").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        train("AdamW", out, data, more=words, limit=900, callbacks=callbacks)
+        (out / "complete").touch()
+    return cost_of(out)
+
+
+def thinned(resolution, options):
+    """The data set with the cells of a coarse level."""
+    path = options.out / f"{resolution}.zarr"
+    if not path.exists():
+        words = ["anemoi", "thin", options.data, "--resolution", str(resolution), "--out", path]
+        subprocess.run([BIN / "mldd", *words], env=environment(options.data, options.out), check=True)
+    return path
+
+
+def rows_of(way, seed, options):
+    """Rows of one way from one seed."""
     os.environ["ANEMOI_BASE_SEED"] = str(1000 + seed)
-    thinned, weights = options.out / "coarse.zarr", options.out / f"{seed}.pt"
-    fine, coarse, nested = (options.out / f"{seed}-{name}" for name in ("fine", "coarse", "nested"))
-    words = settings(options.steps, options.every)
-    train("AdamW", fine, options.data, more=words, limit=900)
-    coarse_words = settings(options.coarse_steps, options.every, coarse=True)
-    train("AdamW", coarse, thinned, more=coarse_words, limit=900, callbacks=[keep(weights)])
-    train("AdamW", nested, options.data, more=words, limit=900, callbacks=[start(weights)])
-    return curve("all cells", seed, fine) + curve("coarse start", seed, nested, cost_of(coarse))
+    name, seconds, steps, callbacks = way.replace(" ", "-"), 0.0, 0, []
+    for resolution, count in WAYS[way]:
+        out = options.out / f"{seed}-{name}-{resolution}"
+        words, kept = settings(count, count, resolution), out.with_suffix(".pt")
+        spent = trained(out, thinned(resolution, options), words, [*callbacks, keep(kept)])
+        seconds, steps, callbacks = seconds + spent[0], steps + spent[1], [start(kept)]
+    out = options.out / f"{seed}-{name}"
+    trained(out, options.data, settings(options.steps, options.every), callbacks)
+    return curve(way, seed, out, (seconds, steps))
 
 
 def reached(rows, way, seed, target):
@@ -96,27 +120,21 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="what era5_uk.py --hours 744 writes")
     parser.add_argument("--out", type=Path, required=True, help="a folder for runs")
     parser.add_argument("--table", type=Path, default=Path("paper/results/anemoi/coarse_start.csv"))
-    parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--coarse-steps", type=int, default=240)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
-    thin = ["anemoi", "thin", options.data, "--resolution", "7", "--out", options.out / "coarse.zarr"]
-    subprocess.run([BIN / "mldd", *thin], env=environment(options.data, options.out), check=True)
-    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(options.seeds):  # what is done is written, should a later one be cut off
-        rows += both(seed, options)
-        with options.table.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        for way in options.ways:
+            rows += rows_of(way, seed, options)
+            write_table(options.table, rows)
     for seed in range(options.seeds):
-        ends = [row["validation loss"] for row in rows if (row["way"], row["seed"]) == ("all cells", seed)]
+        ends = [row["validation loss"] for row in rows if (row["way"], row["seed"]) == (options.ways[0], seed)]
         target = 1.02 * min(ends)
-        for way in ("all cells", "coarse start"):
+        for way in options.ways:
             print(f"seed {seed}, loss {target:.5g}, {way}: {reached(rows, way, seed, target)}")
 
 
