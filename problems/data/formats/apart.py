@@ -101,19 +101,16 @@ def read_apart(file: File, options: Mapping[str, Any]) -> SeriesArrays:
     asked |= {"select": file.select, "static": file.static}
     try:
         with _LOCK:
-            pipe, until = _SERVER.ask(json.dumps(asked).encode() + b"\n"), time.monotonic() + limit
-            head = json.loads(_line(pipe, until))
-            arrays = [_array(pipe, entry, until) for entry in head.get("arrays", ())]
+            head, arrays = _answered(json.dumps(asked).encode() + b"\n", limit)
     except TimeoutError:
         _SERVER.stop()
         raise DataError(
             f"{file.name}: expected a file that can be read in {limit:.0f} s, got one on which its library hangs; get "
             "it anew from its source"
         ) from None
-    except EOFError:
-        status = _SERVER.stop(patience=5.0)
+    except EOFError as error:
         raise DataError(
-            f"{file.name}: expected a whole file, got one on which its library crashes (status {status}); get it anew "
+            f"{file.name}: expected a whole file, got one on which its library crashes (status {error}); get it anew "
             "from its source"
         ) from None
     except BaseException:
@@ -122,6 +119,19 @@ def read_apart(file: File, options: Mapping[str, Any]) -> SeriesArrays:
     if "error" in head:
         raise DataError(head["error"])
     return _joined(head, arrays)
+
+
+def _answered(request: bytes, limit: float, again: bool = True) -> tuple[dict[str, Any], list[Any]]:
+    """Return what the process answers within so many seconds; its exit status is that of the EOFError."""
+    try:
+        pipe, until = _SERVER.ask(request), time.monotonic() + limit
+        head: dict[str, Any] = json.loads(_line(pipe, until))
+        return head, [_array(pipe, entry, until) for entry in head.get("arrays", ())]
+    except EOFError:
+        status = _SERVER.stop(patience=5.0)
+        if again and status == 0:  # it was about to end, being idle, when it was asked
+            return _answered(request, limit, again=False)
+        raise EOFError(status) from None
 
 
 def _joined(head: dict[str, Any], arrays: list[Any]) -> SeriesArrays:

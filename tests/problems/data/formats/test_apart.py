@@ -87,6 +87,32 @@ def test_a_process_that_has_ended_being_idle_is_started_again(file):
     load_series(file)
 
 
+def test_a_process_that_ends_when_it_is_asked_is_started_again_once(file, monkeypatch):
+    expected, program, start = load_series(file), apart._PROGRAM, apart._Server.start
+    started = []
+
+    def ending(count):
+        """Let so many processes take their request and end well, as one does that has been idle."""
+        started.clear()
+        apart._SERVER.stop()
+
+        def start_one(server):
+            ends = len(started) < count
+            monkeypatch.setattr(apart, "_PROGRAM", "import sys; sys.stdin.buffer.readline()" if ends else program)
+            started.append(ends)
+            start(server)
+
+        monkeypatch.setattr(apart._Server, "start", start_one)
+
+    ending(1)
+    assert np.array_equal(load_series(file).values, expected.values, equal_nan=True) and started == [True, False]
+    ending(9)
+    with pytest.raises(DataError, match=r"f.nc: expected a whole file, got one .* library crashes \(status 0\); get"):
+        load_series(file)
+    assert started == [True, True]
+    apart._SERVER.stop()
+
+
 def test_a_fork_has_a_process_of_its_own(file):
     load_series(file)
     reading, writing = os.pipe()
