@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from mldd.algebra import FlatModule
 from mldd.problems.modules.one_graph.graph_loss import GraphPiece
 from mldd.problems.modules.one_graph.graph_pieces import GraphPieces
-from mldd.problems.modules.one_graph.locality import close
+from mldd.problems.modules.one_graph.locality import NotLocalError, close
 from mldd.problems.nets import Fetching, OneLayer, Seen, one_layer
 
 HALOS = ("auto", "deep", "exchange")
@@ -107,9 +108,12 @@ class Shares:
         return found, f"exchanged, {rows}: {costs}"
 
     def _costs(self, found: Fetching) -> tuple[float, float]:
-        """Return the costs of a sweep of the busiest rank with deep halos and with an exchange."""
+        """Return the costs of a sweep of the busiest rank with deep halos, infinite if none is exact, and exchanges."""
         layers, halo = len(found.shapes), found.layer.halo
-        deep = layers * self.pieces.share(self.pieces.task.fitted).work
+        try:
+            deep = layers * self.pieces.share(self.pieces.task.fitted).work
+        except NotLocalError:  # it reads degrees of nodes that others send to, say, which an exchange keeps
+            deep = math.inf
         fetched = found.exchanges * (_ROW * (halo.size + len(halo.index)) + _CALL)
         every = self.pieces.comm.gather_items((deep, layers * found.layer.work + fetched))
         return max(a for a, _ in every), max(b for _, b in every)
