@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from mldd.algebra import IndexTransfer, MatrixTransfer, Transfer, way_to_install
+from mldd.ranks.launchers import announced
 
 
 @dataclass
@@ -72,6 +73,10 @@ def load_petsc() -> Any:
         # PETSc calls BLAS on vectors: several threads of OpenBLAS only get into each other's way (three times slower at
         # 261 thousand unknowns on two cores). It reads this when it is loaded.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        if announced() == 1:
+            # UCX, through which MPI sends, notes all memory that is unmapped until a message is sent: a process without
+            # other ranks would grow for ever.
+            os.environ.setdefault("UCX_MEM_EVENTS", "n")
         import petsc4py
 
         printing: AbstractContextManager[list[str]] = _printed() if _arguments else nullcontext([])

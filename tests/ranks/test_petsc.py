@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import builtins
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,6 +230,33 @@ def test_the_exception_of_a_callback_comes_out_as_it_was(kind, type, capfd):
     with pytest.raises(kind, match="mine"):
         tao_minimise(f, torch.zeros(6, dtype=torch.float64), type=type)
     assert "PETSC ERROR" not in "".join(capfd.readouterr())
+
+
+UNMAPPING = """
+    import mmap
+    from mldd.ranks import load_petsc
+
+    def mapped():
+        lines = open("/proc/self/status").read().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmData"))  # KiB
+
+    load_petsc()
+    found = []
+    for _ in range(2):
+        for _ in range(20000):
+            mmap.mmap(-1, 16384).close()
+        found.append(mapped())
+    assert found[1] - found[0] < 512, found
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by /proc, of Linux")
+def test_a_process_alone_does_not_grow_by_what_is_unmapped():
+    """Python maps and unmaps pieces of its stack all the time."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("UCX_", "PMI", "MPI"))}
+    words = [sys.executable, "-c", textwrap.dedent(UNMAPPING)]
+    done = subprocess.run(words, env=alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_petsc_objects_do_not_pile_up():
