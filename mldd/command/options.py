@@ -7,11 +7,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn
 
 from mldd.algebra import did_you_mean
-from mldd.command.values import check_seed
+from mldd.command.values import AtLeast, check_seed
 from mldd.loop import Interval, seconds_of
 from mldd.ranks import NETWORKS, Interconnect
 
@@ -82,12 +84,12 @@ def read(command: str, name: str, value: object) -> object:
     name : str
         As Python has it: ``max_seconds``.
     value : object
-        A text is read as the command line does; None stays.
+        A text is read as the command line does where no number is asked for; None stays.
 
     Raises
     ------
     ValueError
-        No such choice, a text that cannot be read, or a flag that is neither True nor False.
+        No such choice, a text that cannot be read, no number, or a flag that is neither True nor False.
     """
     action = next(action for action in _commands(_parser())[command]._actions if action.dest == name)
     if value is None:
@@ -98,6 +100,9 @@ def read(command: str, name: str, value: object) -> object:
         if str(value) not in action.choices:
             raise ValueError(f"`{name}` must be one of {', '.join(action.choices)}, got {value!r}")
         return str(value)
+    kind = Integral if isinstance(action.type, AtLeast) else Real if action.type in (_number, _positive) else object
+    if not isinstance(value, kind) or (kind is not object and isinstance(value, bool)):
+        raise ValueError(f"`{name}` must be a {'whole ' * (kind is Integral)}number, got {value!r}")
     if not isinstance(value, str) or not callable(action.type):
         return value
     try:
@@ -141,17 +146,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
-        return int(text)
-
-    return whole
-
-
 def _seed(text: str) -> int:
-    return check_seed(_at_least(0)(text), "a seed", argparse.ArgumentTypeError)
+    return check_seed(AtLeast(0)(text), "a seed", argparse.ArgumentTypeError)
 
 
 def _number(text: str) -> float:
@@ -233,6 +229,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+@cache
 def _parser() -> _Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
@@ -254,7 +251,7 @@ def _parser() -> _Parser:
     _add_compare(command("compare", "several solvers from the same starts"))
     supervise = command("supervise", "run what is behind -- again from its last checkpoint until it has ended")
     limit = "restarts in a row without a step forward after which it is given up; default 3"
-    supervise.add_argument("--restarts", type=_at_least(0), default=3, metavar="N", help=limit)
+    supervise.add_argument("--restarts", type=AtLeast(0), default=3, metavar="N", help=limit)
     _add_predict(command("predict", "classes of nodes or forecasts by a trained network, with coordinates and units"))
     _add_verify(command("verify", "errors and skill of forecasts in a file, beside those that need no model"))
     _add_plot(command("plot", "compare the results in folders in a figure"))
@@ -285,13 +282,13 @@ def _add_anemoi(parser: argparse.ArgumentParser) -> None:
     thin = action("thin", "write a data set with the cells nearest to a coarser mesh, for nested iteration")
     thin.add_argument("data", type=_path, metavar="DATA.zarr", help="a data set of Anemoi")
     cut = "of the icosahedral mesh: how often its triangles are cut into four"
-    thin.add_argument("--resolution", type=_at_least(0), required=True, metavar="R", help=cut)
+    thin.add_argument("--resolution", type=AtLeast(0), required=True, metavar="R", help=cut)
     thin.add_argument("--out", type=_path, required=True, metavar="NEW.zarr", help="a new folder")
 
 
 def _counts(text: str) -> list[int]:
     """Read numbers of ranks."""
-    return [_at_least(2)(word) for word in _words(text)]
+    return [AtLeast(2)(word) for word in _words(text)]
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -328,7 +325,7 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
 def _add_advise(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("problem", metavar="PROBLEM")
-    add("--ranks", type=_at_least(2), required=True, metavar="P", help="processes that are to share the problem")
+    add("--ranks", type=AtLeast(2), required=True, metavar="P", help="processes that are to share the problem")
     text = f"between them: {', '.join(NETWORKS)} or latency=10ms,bandwidth=1Gb/s; default infiniband"
     add("--network", type=_read_by(Interconnect.of), default="infiniband", metavar="NETWORK", help=text)
     add("--seconds", type=_positive, default=10.0, metavar="S", help="for measuring a gradient; default 10")
@@ -345,8 +342,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add(
         "--start", metavar="T", help="of forecasts: last (default), all, a date, or two as in 2019-03-30..2019-03-31T06"
     )
-    add("--steps", type=_at_least(1), metavar="N", help="lead times; more than trained on: forecasts are fed back")
-    add("--members", type=_at_least(2), metavar="M", help="an ensemble from perturbed starts, the first one from true")
+    add("--steps", type=AtLeast(1), metavar="N", help="lead times; more than trained on: forecasts are fed back")
+    add("--members", type=AtLeast(2), metavar="M", help="an ensemble from perturbed starts, the first one from true")
     perturb = "errors of observations in perturbed starts, in standard deviations of the variables"
     add("--perturb", type=_positive, metavar="E", help=perturb)
     add("--seed", type=_seed, metavar="S", help="of the perturbations, default 0")
@@ -363,7 +360,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     past = "a series for climatology and linear model; default: the truth before the first forecast"
     add("--past", metavar="SERIES", help=past)
     overlap = "starts that are drawn together for the intervals; default: as many as forecasts overlap"
-    add("--block", type=_at_least(0), default=0, metavar="N", help=overlap)
+    add("--block", type=AtLeast(0), default=0, metavar="N", help=overlap)
     add("--seed", type=_seed, default=0, metavar="S", help="of the intervals, default 0")
     add("--out", type=_path, metavar="DIR", help="receives verification.csv, lead_times.png, map.png")
     add("--overwrite", action="store_true", help="replace what is there")
@@ -374,7 +371,7 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.set_defaults(device="cpu", dtype=None)
     add("problem", metavar="PROBLEM")
-    add("--parts", type=_at_least(1), required=True, metavar="N")
+    add("--parts", type=AtLeast(1), required=True, metavar="N")
     add(
         "--methods",
         type=_words,
@@ -404,12 +401,12 @@ def _add_partition(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--parts", type=_at_least(1), metavar="N", help="subdomains; default 4, or what the problem advises")
-    add("--overlap", type=_at_least(0), metavar="K", help="layers added to every subdomain; default 1")
-    add("--levels", type=_at_least(1), metavar="L", help="default 3 for multilevel solvers, 1 for the others")
+    add("--parts", type=AtLeast(1), metavar="N", help="subdomains; default 4, or what the problem advises")
+    add("--overlap", type=AtLeast(0), metavar="K", help="layers added to every subdomain; default 1")
+    add("--levels", type=AtLeast(1), metavar="L", help="default 3 for multilevel solvers, 1 for the others")
     add("--combine", choices=("asm", "ras", "wasm"), help="how corrections are combined")
-    add("--local-steps", type=_at_least(0), metavar="M", help="steps on each subdomain")
-    add("--steps", type=_at_least(0), default=200, metavar="N", help="default 200")
+    add("--local-steps", type=AtLeast(0), metavar="M", help="steps on each subdomain")
+    add("--steps", type=AtLeast(0), default=200, metavar="N", help="default 200")
     add("--atol", type=_number, default=0.0, metavar="A", help="stop at this measure; default 0")
     add("--rtol", type=_number, default=0.0, metavar="R", help="stop at this fraction of the first measure; default 0")
     add("--target", type=_number, default=-math.inf, metavar="LOSS", help="stop at this loss")
@@ -434,11 +431,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "float64"), help="default: the problem's")
     add("--out", type=_path, metavar="DIR", help="receives result.json, history.csv, convergence.png, model.pt")
     add("--overwrite", action="store_true", help="replace the results of another run in DIR")
-    add("--validate-every", type=_at_least(1), metavar="K", help="steps between two validations; default: none")
-    add("--patience", type=_at_least(1), metavar="P", help="stop after P validations in a row without a lower loss")
+    add("--validate-every", type=AtLeast(1), metavar="K", help="steps between two validations; default: none")
+    add("--patience", type=AtLeast(1), metavar="P", help="stop after P validations in a row without a lower loss")
     add("--keep", type=_kept, default="last", metavar="WHICH", help="model.pt: last (default), best, best:NAME")
     verify = "every K steps, evaluate the gradient again and against values; check iterate and state at every step"
-    add("--verify", type=_at_least(1), default=0, metavar="K", help=verify)
+    add("--verify", type=AtLeast(1), default=0, metavar="K", help=verify)
     loggers = "tensorboard, mlflow, wandb: in folders of their names in DIR; csv is there anyway"
     add("--log", type=_words, default=[], metavar="A,B", help=loggers)
     add("--quiet", action="store_true", help="neither progress bar nor summary")

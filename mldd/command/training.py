@@ -6,7 +6,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ _GRAPH = "mldd.problems.modules.one_graph.graph_problem:GraphProblem"
 _SAMPLES = "mldd.problems.modules.supervised_problem:SupervisedProblem"
 # Options of the command line that are arguments of `train`, keys of the problem, or of several runs.
 _NOT_HERE = "command problem solver seed seeds device dtype data network petsc debug began supervised".split()
-_PATHS = ("out", "checkpoint", "resume")
-_WHOLE = ("parts", "overlap", "levels", "local_steps", "steps", "validate_every", "patience", "verify")
-_REAL = ("atol", "rtol", "target", "max_seconds", "watchdog")
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,36 +165,29 @@ def train(
     for key, value in chosen.items():
         if key not in known:
             raise ValueError(f"mldd.train has no option {key!r}; its options are {' '.join(known)}")
-        _check_number(key, value)
-        setattr(given, key, Path(value) if key in _PATHS and value is not None else read("train", key, value))
+        setattr(given, key, read("train", key, value))
     if not isinstance(seed, Integral):
         raise ValueError(f"`seed` must be a whole number, got {seed!r}")
     given.seed = int(seed)
     comm = world() if comm is None else comm
     prepare(comm)
     check_options(given, [solver_spec(solver)])
-    made = _trained(_problem_of(what, data, seed, comm, keys), given, comm)
+    made = _trained(_problem_of(what, data, seed, comm, keys, known), given, comm)
     if isinstance(what, nn.Module):
         _ = made.model  # what the caller holds is the trained network from here on
     return made
 
 
-def _check_number(key: str, value: Any) -> None:
-    """Refuse a number of another kind than the option has; the command line reads them from text."""
-    whole = key in _WHOLE
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if value is not None and (whole or key in _REAL) and not fits:
-        raise ValueError(f"`{key}` must be a {'whole ' * whole}number, got {value!r}")
-
-
-def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[str, Any]) -> Problem:
+def _problem_of(
+    what: Any, data: Any, seed: int, comm: Communicator, keys: dict[str, Any], options: list[str]
+) -> Problem:
     """Return the problem around a network, one by name, or the given one."""
     if isinstance(what, nn.Module):
         if data is None:
             raise ValueError("a network needs `data` to be trained on, got None; write mldd.train(net, data)")
         graph: Any = loaded(_ONE_GRAPH, "function")(data)
         kind = loaded(_SAMPLES if graph is None else _GRAPH, "class")
-        _check_keys(kind, keys)
+        _check_keys(kind, keys, options)
         return problem(kind, net=what, data=data if graph is None else graph, seed=seed, comm=comm, **keys)
     if isinstance(what, type):
         raise ValueError(f"mldd.train needs an object, got the class {what.__name__}; write {what.__name__}(...)")
@@ -218,13 +208,13 @@ def _problem_of(what: Any, data: Any, seed: int, comm: Communicator, keys: dict[
     return made
 
 
-def _check_keys(kind: type, keys: Mapping[str, Any]) -> None:
-    """Refuse keys that a problem around a network does not have, and say where those of solvers are."""
+def _check_keys(kind: type, keys: Mapping[str, Any], options: list[str]) -> None:
+    """Refuse keys that neither a problem around a network nor `train` has, and say where those of solvers are."""
     spec = Spec(kind.__name__, kind.__name__, kind)
     for key in keys:
         if not spec.has(key) and key not in short(keys_of(kind)).values() and key not in keys_of(kind):
             raise ValueError(
-                f"mldd.train and {kind.__name__} have no key {key!r}{did_you_mean(key, [*_WHOLE, *_REAL])}; those of "
+                f"mldd.train and {kind.__name__} have no key {key!r}{did_you_mean(key, options)}; those of "
                 f'solvers stand behind their name: solver="adam:lr=0.1"; others are {" ".join(keys_of(kind))}'
             )
 

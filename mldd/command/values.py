@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
 _LONGEST = 1200  # letters of a message: the list of all problems or keys fits
@@ -111,6 +112,36 @@ def convert(value: str, hint: Any, what: str) -> Any:
     if hint is int and not -(2**63) <= made < 2**63:
         raise ValueError(f"`{what}` must be a whole number of at most 64 bits, got {value!r}")
     return check_seed(made, f"`{what}`") if hint is int and re.search(r"[:.]seed$", what) else made
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """What reads a whole number that may not be too small.
+
+    Parameters
+    ----------
+    least : int
+        The smallest one that is allowed.
+    """
+
+    least: int
+
+    def __call__(self, text: str) -> int:
+        """Return the number in a text.
+
+        Parameters
+        ----------
+        text : str
+            Its digits.
+
+        Raises
+        ------
+        ArgumentTypeError
+            No whole number, or one that is too small.
+        """
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < self.least:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {self.least}, got {text!r}")
+        return int(text)
 
 
 def check_seed(value: int, what: str, error: type[Exception] = ValueError) -> int:
