@@ -1,4 +1,5 @@
 from .model import Model as Model
+from .model import check_said as check_said
 from .model_file import MODEL as MODEL
 from .model_file import SOLUTION as SOLUTION
 from .model_file import ModelError as ModelError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -56,3 +57,23 @@ class Model(nn.Module):
             Data of another kind than those of the training.
         """
         raise NotImplementedError(f"{type(self).__name__} needs `predict(data)`")
+
+
+def check_said(said: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Refuse a part of a configuration that lacks what this version writes.
+
+    Parameters
+    ----------
+    said : mapping of str
+        The part.
+    needed : sequence of str
+        Names that it must have.
+
+    Raises
+    ------
+    ValueError
+        One of them is missing.
+    """
+    for name in needed:
+        if name not in said:
+            raise ValueError(f"nothing is said of {name}")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Prediction
+from mldd.models import Prediction, check_said
 from mldd.problems.data import DataError, HiddenMesh, Series, graph_digest, hidden_mesh, load_series, mesh_of_graph
 from mldd.problems.forecasts.domain import Domain
 from mldd.problems.forecasts.forecast_data import FITTED, ForecastData
@@ -81,9 +81,8 @@ class ForecastModel(NetworkModel):
         plan = Plan(**dict(config["plan"], horizon=tuple(horizon) if isinstance(horizon, list) else horizon))
         domain = Domain.from_config(config["domain"])
         fitted, options = config["fitted"], config["options"]
-        absent = [name for name in FITTED if name not in fitted] + [name for name in _OPTIONS if name not in options]
-        if absent:
-            raise ValueError(f"nothing is said of {absent[0]}")
+        check_said(fitted, FITTED)
+        check_said(options, _OPTIONS)
         if domain.graph is None:
             raise ValueError("nothing is said of the graph")
         return cls(net, None, plan, domain, _arrays(fitted), options)

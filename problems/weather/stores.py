@@ -32,13 +32,7 @@ def opened(path: str | os.PathLike[str], member: int | str, names: tuple[str, ..
     if not folder.is_dir():
         raise DataError(f"{path}: expected a data set of Anemoi that zarr can read, got no folder; check the path")
     with damage_said(os.fspath(path)):
-        store = AnemoiStore(File(folder, names, ("ensemble=0",)))
-        members = store.group["data"].shape[2]
-        if str(member) not in map(str, range(members)):
-            raise DataError(
-                f"{store.where}: ensemble must be one of 0..{members - 1}, got '{member}'; correct `member`"
-            )
-        store = AnemoiStore(File(folder, names, (f"ensemble={member}",)))
+        store = AnemoiStore(File(folder, names, (f"ensemble={member}",)), "member")
     steps = np.unique(np.diff(store.time))
     if len(steps) != 1 or steps[0] <= np.timedelta64(0, "s"):
         raise DataError(

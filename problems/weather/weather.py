@@ -185,7 +185,7 @@ class Weather(Problem):
     def fine(self) -> CellSamples:
         """Samples of the own cells."""
         reader = CellReader(self.store, self.names, self.own, self.comm)
-        area = area_weights(self.latitude) if len(self.store.grid()) == 2 else np.ones(self.store.cells)
+        area = area_weights(self.latitude) if self.store.grid() else np.ones(self.store.cells)
         total = area.sum() * len(self.origins["train"]) * len(self.names)
         mean, deviation = self._statistics()
         plain = Units(mean, deviation, np.ones(len(mean)))
@@ -337,10 +337,9 @@ class Weather(Problem):
 
     def module(self, x: Tensor) -> WeatherModel:
         """Return the forecaster with these parameters, which needs no data of the training."""
-        store, units, shape = self.store, self.fine.units, self.store.grid()
-        grid = (shape[0], shape[1]) if len(shape) == 2 else None
-        said = tuple(str(store.metadata.get(name, {}).get("units", "")) for name in self.names)
-        place = self.latitude, self.longitude, None, grid
+        store, units = self.store, self.fine.units
+        said = tuple(store.unit(name) for name in self.names)
+        place = self.latitude, self.longitude, None, store.grid()
         domain = Domain(store.where, *place, self.names, said, self.step, STANDARD, None, None)
         fitted = asdict(units) | {"static": self._static(np.arange(store.cells))}
         times = {"horizon": self.horizon, "history": self.history, "member": self.member}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mldd.models import Prediction
+from mldd.models import Prediction, check_said
 from mldd.problems.data import DataError, Series, forcing
 from mldd.problems.data.formats import damage_said
 from mldd.problems.forecasts import Domain, PerturbedStarts, forecast_of, mesh_of, starts_of
@@ -75,9 +75,8 @@ class WeatherModel(NetworkModel):
             It lacks what this version fits.
         """
         fitted, options = config["fitted"], config["options"]
-        absent = [name for name in _FITTED if name not in fitted] + [name for name in _OPTIONS if name not in options]
-        if absent:
-            raise ValueError(f"nothing is said of {absent[0]}")
+        check_said(fitted, _FITTED)
+        check_said(options, _OPTIONS)
         arrays = {name: of.numpy() for name, of in fitted.items()}
         domain = Domain.from_config(config["domain"])
         return cls(EncodeProcessDecode(**config["network"]), None, domain, arrays, options)
@@ -168,10 +167,7 @@ class WeatherModel(NetworkModel):
             end = max(origins.max() + 1, first + 2)  # a series has two times
             values = store.rows(slice(first, end), names).transpose(0, 2, 1).astype(np.float64)
             values[store.missing[first:end]] = np.nan
-            shape = store.grid()
-            grid = (shape[0], shape[1]) if len(shape) == 2 else None
-            units = tuple(str(store.metadata.get(name, {}).get("units", "")) for name in names)
-            given: dict[str, Any] = {"grid": grid, "units": units}
+            given: dict[str, Any] = {"grid": store.grid(), "units": tuple(store.unit(name) for name in names)}
             series = Series(where, values, store.time[first:end], *store.coordinates, tuple(names), **given)
         return series, origins - first, left
 

@@ -95,6 +95,8 @@ class AnemoiStore:
     ----------
     file : File
         The store, the variables that are to be forecast, and the member.
+    key : str
+        Where the user has said the member, for messages.
 
     Raises
     ------
@@ -102,7 +104,7 @@ class AnemoiStore:
         Arrays that do not belong together, or a member that is not there.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, key: str = "select") -> None:
         import zarr
 
         group: Any = zarr.open_group(str(file.path), mode="r")
@@ -111,7 +113,7 @@ class AnemoiStore:
         self.metadata = {str(k): v or {} for k, v in dict(group.attrs.get("variables_metadata", {})).items()}
         self.constant = {str(name) for name in group.attrs.get("constant_fields", ())}
         self._check()
-        self.member = self._member()
+        self.member = self._member(key)
         self.time = np.asarray(group["dates"][:]).astype("datetime64[s]")
 
     def _check(self) -> None:
@@ -124,7 +126,7 @@ class AnemoiStore:
                 f"{tuple(shape)}"
             )
 
-    def _member(self) -> int:
+    def _member(self, key: str) -> int:
         """Return the number of the member that is read, from 0."""
         members = self.group["data"].shape[2]
         words = [[word.strip() for word in text.partition("=")[::2]] for text in self.file.select]
@@ -140,8 +142,18 @@ class AnemoiStore:
             )
         given = words[0][1] if words else "0"
         if given not in map(str, range(members)):
-            raise DataError(f"{self.where}: ensemble must be one of 0..{members - 1}, got {given!r}; correct `select`")
+            raise DataError(f"{self.where}: ensemble must be one of 0..{members - 1}, got {given!r}; correct `{key}`")
         return int(given)
+
+    def unit(self, name: str) -> str:
+        """Return the unit of a variable as the metadata say it, empty where they do not.
+
+        Parameters
+        ----------
+        name : str
+            The variable.
+        """
+        return str(self.metadata.get(name, {}).get("units", ""))
 
     def is_computed(self, name: str) -> bool:
         """Return whether a variable is made from time and place, as the sine of the latitude and the insolation.
@@ -203,16 +215,17 @@ class AnemoiStore:
         if statistics[0] is not None:
             ends = [str(self.group.attrs.get(f"statistics_{end}_date", "?"))[:10] for end in ("start", "end")]
             notes.append(f"normalised by the statistics in the file, of {ends[0]} to {ends[1]}")
-        shape = self.grid()
+        grid = self.grid()
+        shape = grid or (self.cells,)
         latitude, longitude = self.coordinates
-        if len(shape) == 2:
-            latitude, longitude = latitude.reshape(shape)[:, 0], longitude.reshape(shape)[0]
+        if grid:
+            latitude, longitude = latitude.reshape(grid)[:, 0], longitude.reshape(grid)[0]
         return SeriesArrays(
             self.time,
             latitude,
             longitude,
             {name: values[:, k].reshape(-1, *shape) for k, name in enumerate(wanted)},
-            {name: str(self.metadata.get(name, {}).get("units", "")) for name in wanted},
+            {name: self.unit(name) for name in wanted},
             None if height is None else (height / _GRAVITY).reshape(shape),
             unused=tuple(name for name in rest if name not in computed and not self.is_constant(name)),
             notes=tuple(notes),
@@ -308,12 +321,11 @@ class AnemoiStore:
             raise DataError(f"{self.where}: expected finite statistics of {', '.join(wanted)}, got {mean}, {deviation}")
         return mean, deviation
 
-    def grid(self) -> tuple[int, ...]:
-        """Return rows and columns of a latitude-longitude grid, the number of cells otherwise."""
-        cells = self.cells
+    def grid(self) -> tuple[int, int] | None:
+        """Return rows and columns of a latitude-longitude grid, None where the cells are no such grid."""
         shape = tuple(int(n) for n in self.group.attrs.get("field_shape") or ())
-        if len(shape) != 2 or shape[0] * shape[1] != cells:
-            return (cells,)
+        if len(shape) != 2 or shape[0] * shape[1] != self.cells:
+            return None
         latitude, longitude = (of.reshape(shape) for of in self.coordinates)
         regular = bool((latitude == latitude[:, :1]).all() and (longitude == longitude[:1]).all())
-        return shape if regular else (cells,)
+        return shape if regular else None
